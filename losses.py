@@ -1,0 +1,152 @@
+"""Losses of semantic segmentation: a list of logits and a mask in, one scalar out.
+
+    loss = segmentation_loss(head(feats), mask, head.loss_weights, {'ce': 1.0, 'lovasz': 0.5})
+
+All are averaged over the pixels that are not ignored, in fp32 whatever the logits are in, and finite, with a
+gradient, where a batch lacks a class or is ignored altogether. They are ours because smp 0.6.0's Dice lets a
+class that is absent from the batch pass, its Lovász loss of a batch that is all ignored is no scalar, and its
+focal loss is that of K sigmoids.
+
+Shapes: N batch, K classes, H W input, h w = H/4, W/4, P pixels that are not ignored.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = 255
+
+
+def segmentation_loss(
+    outputs: list[Tensor],
+    mask: Tensor,
+    loss_weights: list[float],
+    terms: dict[str, float] | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Sum over the outputs of a head, (N, K, h, w) each, of their weight times the weighted sum of the terms.
+
+    Each output is resized to the mask, (N, H, W) ids, 255 ignored. `terms` are weights of keys of LOSSES, by
+    default {'ce': 1}; label_smoothing and class_weights, (K,), are the cross entropy's: of 'ce' and 'ohem'.
+    Raises ValueError where outputs and loss_weights differ in number, and for an unknown term.
+    """
+    terms = {'ce': 1.0} if terms is None else {name: weight for name, weight in terms.items() if weight}
+    if unknown := terms.keys() - LOSSES.keys():
+        raise ValueError(f'loss: found {", ".join(sorted(unknown))}, expected of {", ".join(LOSSES)}')
+    mask = mask.long()
+    options = {'label_smoothing': label_smoothing, 'class_weights': class_weights}
+    total = torch.zeros((), device=mask.device)
+    with torch.autocast(mask.device.type, enabled=False):
+        for output, output_weight in zip(outputs, loss_weights, strict=True):
+            logits = F.interpolate(output.float(), size=mask.shape[-2:], mode='bilinear', align_corners=False)
+            for name, weight in terms.items():
+                extra = options if name in CROSS_ENTROPIES else {}
+                total = total + output_weight * weight * LOSSES[name](logits, mask, **extra)
+    return total
+
+
+def cross_entropy(
+    logits: Tensor, mask: Tensor, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    """Mean cross entropy; with class weights the weighted mean, as torch's; 0 where all is ignored."""
+    weights = (
+        None
+        if class_weights is None
+        else torch.as_tensor(class_weights, dtype=logits.dtype, device=logits.device)
+    )
+    loss = F.cross_entropy(
+        logits, mask, weight=weights, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction='sum'
+    )
+    valid = mask != IGNORED
+    return _ratio(loss, valid.sum() if weights is None else weights[mask.where(valid, 0)].mul(valid).sum())
+
+
+def ohem(
+    logits: Tensor,
+    mask: Tensor,
+    *,
+    prob: float = 0.7,
+    min_share: float = 1 / 16,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Online hard example mining, arXiv:1604.03540: the cross entropy of hard pixels alone.
+
+    Hard are the pixels whose true class has less than `prob`, and in any case the hardest `min_share` of all.
+    """
+    with torch.no_grad():
+        pixel_loss = F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction='none')  # (N, H, W)
+        hardness = pixel_loss[mask != IGNORED]  # (P,)
+        limit = torch.tensor(-math.log(prob), device=logits.device)
+        if len(hardness):
+            kept = math.ceil(min_share * len(hardness))
+            limit = torch.minimum(limit, hardness.topk(kept).values[-1])
+        hard_mask = mask.where(pixel_loss >= limit, IGNORED)
+    return cross_entropy(logits, hard_mask, label_smoothing=label_smoothing, class_weights=class_weights)
+
+
+def dice(logits: Tensor, mask: Tensor) -> Tensor:
+    """Soft Dice loss over the batch, arXiv:1606.04797, mean over all K classes.
+
+    Of a class without a pixel Dice is 0 whatever is predicted: its loss is then its mean probability, all of
+    which is false positives.
+    """
+    probs, truth = _probs_and_truth(logits, mask)
+    both = (probs * truth).sum(dim=1)
+    sizes = truth.sum(dim=1)
+    present = 1 - _ratio(2 * both, probs.sum(dim=1) + sizes)
+    absent = probs.sum(dim=1) / max(probs.shape[1], 1)
+    return torch.where(sizes > 0, present, absent).mean()
+
+
+def lovasz(logits: Tensor, mask: Tensor) -> Tensor:
+    """Lovász-softmax, arXiv:1705.08790, a surrogate of 1 - IoU of the batch, mean over its classes."""
+    probs, truth = _probs_and_truth(logits, mask)
+    losses = []
+    for class_probs, class_truth in zip(probs, truth):
+        if not class_truth.any():
+            continue
+        errors, order = torch.where(class_truth, 1 - class_probs, class_probs).sort(descending=True)
+        true = class_truth[order]
+        # IoU were the pixels up to here all wrong: true ones leave the intersection, others enter the union
+        count = true.sum()
+        inter = count - true.cumsum(0)  # int64, which can count more pixels than fp32
+        union = count + (~true).cumsum(0)
+        # what this pixel adds to 1 - IoU; as a difference of quotients it would drown in rounding
+        steps = torch.where(true, 1 / union, inter / (union * (union - 1)).clamp(min=1))
+        losses.append((errors * steps).sum())
+    return torch.stack(losses).mean() if losses else logits.sum() * 0
+
+
+def focal(logits: Tensor, mask: Tensor, *, gamma: float = 2.0) -> Tensor:
+    """Focal loss of the softmax, arXiv:1708.02002: cross entropy times (1 - true class's prob) ** gamma."""
+    pixel_loss = F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction='none')
+    focus = (1 - (-pixel_loss).exp()) ** gamma
+    return _ratio((focus * pixel_loss).sum(), (mask != IGNORED).sum())
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """A quotient whose denominator counts as 1 where it is 0."""
+    return numerator / torch.where(denominator == 0, 1, denominator)
+
+
+def _probs_and_truth(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the pixels that are not ignored: probabilities (K, P), and which class is true (K, P)."""
+    valid = mask != IGNORED
+    probs = logits.softmax(dim=1).movedim(1, 0)[:, valid]  # (N, K, H, W) -> (K, P)
+    return probs, mask[valid] == torch.arange(len(probs), device=mask.device)[:, None]
+
+
+CROSS_ENTROPIES = ('ce', 'ohem')
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    'ce': cross_entropy,
+    'ohem': ohem,
+    'dice': dice,
+    'lovasz': lovasz,
+    'focal': focal,
+}

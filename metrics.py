@@ -1,0 +1,97 @@
+"""The score: confusion matrix → IoU of each class → mIoU, as the organiser computes them.
+
+confusion (K, K): rows are true classes, columns predicted ones. Counts of images are added up, not averaged.
+"""
+
+import numpy as np
+
+IGNORED = 255  # in the truth: these pixels do not count
+CHUNK = 1 << 18  # pixels at a time: their codes stay in the processor's cache
+
+
+def confusion_matrix(truth: np.ndarray, pred: np.ndarray, num_classes: int) -> np.ndarray:
+    """(K, K) int64 pixel counts of two id arrays of one shape; IGNORED pixels of the truth are left out.
+
+    Raises ValueError for any other id that is not a class.
+    """
+    if truth.shape != pred.shape:
+        raise ValueError(f'truth is {truth.shape}, pred is {pred.shape}; expected one shape')
+    truth, pred = _as_bytes(truth, 'truth'), _as_bytes(pred, 'pred')
+    # codes are truth * K + pred; of IGNORED they are beyond K * K, modulo 256 too, up to 15 classes
+    dtype = np.uint8 if num_classes <= 15 else np.uint16
+    counts = np.zeros(np.iinfo(dtype).max + 1, np.int64)
+    for start in range(0, truth.size, CHUNK):
+        true, guess = truth[start : start + CHUNK], pred[start : start + CHUNK]
+        if (true + np.uint8(1)).max() > num_classes:  # modulo 256 IGNORED becomes 0
+            wrong = true[(true >= num_classes) & (true != IGNORED)][0]
+            raise ValueError(
+                f'truth has the id {wrong}, expected 0 to {num_classes - 1}, or {IGNORED} to ignore'
+            )
+        if guess.max() >= num_classes:
+            raise ValueError(f'pred has the id {guess.max()}, expected 0 to {num_classes - 1}')
+        _count(true.astype(dtype, copy=False) * dtype(num_classes) + guess, counts)
+    return counts[: num_classes**2].reshape(num_classes, num_classes)
+
+
+def class_iou(confusion: np.ndarray) -> np.ndarray:
+    """(K,) intersection over union; nan for a class that is neither in the truth nor predicted."""
+    return iou_of_counts(np.diag(confusion), confusion.sum(0), confusion.sum(1))
+
+
+def iou_of_counts(hits: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """(..., K) IoU of pixel counts (..., K): those that are right, those predicted, those of the truth."""
+    union = predicted + true - hits
+    return np.divide(hits, union, out=np.full(union.shape, np.nan), where=union > 0)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """Mean IoU over the classes that are in the truth or predicted; nan where there are none."""
+    return float(mean_of_iou(class_iou(confusion)))
+
+
+def mean_of_iou(iou: np.ndarray) -> np.ndarray:
+    """(...) mean over the last axis of (..., K), nan left out; nan where all are."""
+    present = ~np.isnan(iou)
+    total = np.where(present, iou, 0.0).sum(-1)
+    return np.divide(total, present.sum(-1), out=np.full(total.shape, np.nan), where=present.any(-1))
+
+
+def pixel_accuracy(confusion: np.ndarray) -> float:
+    """Share of the pixels that are right; nan where there are no pixels."""
+    total = confusion.sum()
+    return float(np.trace(confusion) / total) if total else float('nan')
+
+
+def format_table(confusion: np.ndarray, classes: tuple[str, ...]) -> str:
+    """A line a class: IoU, pixels of the truth and their share; then pixel accuracy and mIoU."""
+    width = max(map(len, classes), default=0)
+    pixels = confusion.sum(1)
+    lines = [f'{"class":<{width}}     IoU        pixels   share']
+    for name, iou, count in zip(classes, class_iou(confusion), pixels, strict=True):
+        share = count / max(1, pixels.sum())
+        lines.append(
+            f'{name:<{width}}  {"-" if np.isnan(iou) else f"{iou:.4f}":>6}  {count:>12,}  {share:>6.2%}'
+        )
+    lines.append(f'pixel accuracy {pixel_accuracy(confusion):.4f}')
+    lines.append(f'mIoU {mean_iou(confusion):.4f}')
+    return '\n'.join(lines)
+
+
+def _as_bytes(ids: np.ndarray, name: str) -> np.ndarray:
+    """The ids, flat, as uint8."""
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f'{name} is {ids.dtype}, expected ids of an integer type')
+    if ids.dtype != np.uint8 and ids.size and not 0 <= ids.min() <= ids.max() <= 255:
+        raise ValueError(f'{name} has ids from {ids.min()} to {ids.max()}, expected 0 to 255')
+    return ids.astype(np.uint8, copy=False).ravel()
+
+
+def _count(codes: np.ndarray, counts: np.ndarray) -> None:
+    """Adds up how often each code is there; by runs of one code where they are long, as in masks they are."""
+    changes = codes[1:] != codes[:-1]
+    if np.count_nonzero(changes) > len(codes) // 16:
+        counts += np.bincount(codes, minlength=len(counts))
+        return
+    starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
+    lengths = np.diff(starts, append=len(codes))
+    counts += np.bincount(codes[starts], lengths, len(counts)).astype(np.int64)

@@ -1,0 +1,145 @@
+"""Prediction: views of test-time augmentation, probabilities, board-sized ids, and the one evaluator that all scripts share.
+
+Shapes: N batch, K classes, S cache_size, B side of what is kept of a prediction (256 as a rule; see submission.reduce_probs).
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import ttach
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from config import Config
+from dataset import Cache, WholePhotos, make_loader, normalize
+from metrics import confusion_matrix
+from models import SegModel
+from submission import board_ids, board_probs
+from utils import Ranks
+
+STRIDE = 32  # views have sides that are multiples of it
+
+
+class Flip(ttach.base.DualTransform):
+    """One view a mode: '' as it is, 'h' left to right, 'v' upside down, 'hv' both."""
+
+    identity_param = ''
+
+    def __init__(self, modes: tuple[str, ...]) -> None:
+        super().__init__('mode', modes)
+
+    def apply_aug_image(self, image: Tensor, mode: str = '', **_) -> Tensor:
+        image = ttach.functional.hflip(image) if 'h' in mode else image
+        return ttach.functional.vflip(image) if 'v' in mode else image
+
+    apply_deaug_mask = apply_aug_image  # each flip undoes itself
+
+    def apply_deaug_label(self, label, **_):
+        return label
+
+
+class Rescale(ttach.base.DualTransform):
+    """One view a scale, its sides rounded to the stride, bilinear; back to exactly `size` (H, W). ttach's own Scale is nearest."""
+
+    identity_param = 1.0
+
+    def __init__(self, scales: tuple[float, ...], size: tuple[int, int]) -> None:
+        super().__init__('scale', scales)
+        self.size = size
+
+    def apply_aug_image(self, image: Tensor, scale: float = 1.0, **_) -> Tensor:
+        sides = [max(STRIDE, round(side * scale / STRIDE) * STRIDE) for side in image.shape[-2:]]
+        return resize(image, (sides[0], sides[1]))
+
+    def apply_deaug_mask(self, mask: Tensor, **_) -> Tensor:
+        return resize(mask, self.size)
+
+    def apply_deaug_label(self, label, **_):
+        return label
+
+
+def resize(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, C, h, w) → (N, C, H, W), bilinear; averaged where it shrinks."""
+    if values.shape[-2:] == size:
+        return values
+    return F.interpolate(
+        values, size, mode='bilinear', align_corners=False, antialias=size[0] < values.shape[-2]
+    )
+
+
+def predict_probs(
+    model: SegModel,
+    images: Tensor,
+    cfg: Config,
+    device: torch.device,
+    size: tuple[int, int],
+    tta: bool = True,
+) -> Tensor:
+    """(N, 3, H, W) uint8 → (N, K, *size) float32 probabilities on the device, averaged over the config's views."""
+    flips, scales = (('', *cfg.tta_flips), cfg.tta_scales) if tta else (('',), (1.0,))
+    views = ttach.Compose([Flip(flips), Rescale(scales, size)])
+    images = normalize(images.to(device, non_blocking=True), model.mean, model.std)
+    total = torch.zeros((), device=device)
+    for view in views:
+        inputs = view.augment_image(images)
+        if cfg.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with autocast(cfg, device):
+            logits = model(inputs)[-1]
+        total = total + view.deaugment_mask(logits.float()).softmax(dim=1)
+    return total / len(views)
+
+
+def predict_rows(
+    model: SegModel,
+    photos: np.ndarray,
+    rows: np.ndarray,
+    cfg: Config,
+    device: torch.device,
+    tta: bool = True,
+    desc: str | None = None,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches of (rows, (N, K, S, S) probabilities at the cache's own size) for those rows of (n, S, S, 3) photos."""
+    size = photos.shape[1:3]
+    loader = make_eval_loader(photos, rows, cfg)
+    model.eval()
+    for images, batch in tqdm(loader, desc=desc, unit='batch', leave=False, disable=None if desc else True):
+        with torch.inference_mode():
+            yield batch.tolist(), predict_probs(model, images, cfg, device, size, tta)
+
+
+def make_eval_loader(photos: np.ndarray, rows: np.ndarray, cfg: Config) -> DataLoader:
+    workers = min(cfg.workers, -(-len(rows) // cfg.infer_batch_size))
+    return make_loader(WholePhotos(photos, rows, cfg.image_size), workers, batch_size=cfg.infer_batch_size)
+
+
+def evaluate(
+    model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config, ranks: Ranks, tta: bool = False
+) -> np.ndarray:
+    """(K, K) confusion matrix of the board's own 256x256 masks, over all ranks, each photo once."""
+    confusion = np.zeros((len(cfg.classes), len(cfg.classes)), np.int64)
+    for batch, probs in predict_rows(
+        model, cache.photos, rows[ranks.rank :: ranks.world], cfg, ranks.device, tta, desc='valid'
+    ):
+        pred = board_ids(board_probs(probs, cfg.downsample), cfg.downsample)
+        for row, ids in zip(batch, pred.to(torch.uint8).cpu().numpy(), strict=True):
+            confusion += confusion_matrix(cache.truth(row), ids, len(cfg.classes))
+    return ranks.sum(torch.from_numpy(confusion).to(ranks.device)).cpu().numpy()
+
+
+def amp_dtype(cfg: Config, device: torch.device) -> torch.dtype:
+    """float32 is off. bf16 where the device computes in it (Ampere on; AVX-512 BF16 or AMX), fp16 on other GPUs."""
+    if cfg.amp != 'auto':
+        return {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': torch.float32}[cfg.amp]
+    if device.type == 'cuda':
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def autocast(cfg: Config, device: torch.device) -> torch.autocast:
+    """The one mixed-precision path of training, validation and inference."""
+    dtype = amp_dtype(cfg, device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

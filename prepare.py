@@ -1,0 +1,228 @@
+"""Stage 0: looks at a data set, draws its masks, caches it, assigns folds; makes the demo set; converts TACO.
+
+python prepare.py check --data input/data
+python prepare.py masks --data input/data --out output/masks
+python prepare.py folds --cfg configs/convnext.yaml             # the cache and folds.csv, which train.py makes too
+python prepare.py demo --out input/demo --train 120 --test 40 --seed 0
+python prepare.py taco --annotations annotations.json --out input/taco
+"""
+
+import csv
+import json
+import os
+from argparse import Namespace
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from coco import CocoSet, Photo, annotation_files, draw_mask, load_json, read_coco, read_photo
+from config import CLASSES, ArgumentParser, BadInput, add_config_arguments, load_config, run_script
+from dataset import folds_path, make_folder, near_duplicates, open_cache, read_folds, resize_image
+
+TACO_TABLE = Path(__file__).with_name('taco.csv')  # category,class: read it, change it
+TACO_SIDE = 512
+
+
+def check(data: Path, classes: tuple[str, ...] = CLASSES) -> None:
+    """Reads every record and decodes every photo, and prints what there is. Raises BadInput naming what is wrong."""
+    splits = [read_coco(data, 'train', classes)]
+    if (data / 'test.json').is_file():
+        splits.append(read_coco(data, 'test', classes))
+    thumbs, names = [], []
+    for coco in splits:
+        print(f'{coco.split}: {len(coco.photos)} photos, {", ".join(str(path) for path in coco.files)}')
+        thumbs += decode_all(coco)
+        names += [photo.file_name for photo in coco.photos]
+    print_classes(splits[0], classes)
+    groups = near_duplicates(np.stack(thumbs))
+    repeated = [
+        np.flatnonzero(groups == group) for group, count in Counter(groups.tolist()).items() if count > 1
+    ]
+    across = sum(rows[0] < len(splits[0].photos) <= rows[-1] for rows in repeated)
+    print(f'near-duplicates: {len(repeated)} groups of photos, {across} of them between train and test')
+    for rows in repeated[:20]:
+        print('  ' + ', '.join(names[row] for row in rows))
+    if len(splits) == 1:
+        print(f'{data / "test.json"} is not there: nothing can be submitted')
+    print(f'{data}: nothing wrong found')
+
+
+def decode_all(coco: CocoSet) -> list[np.ndarray]:
+    """Decodes every photo and draws its mask; (32, 32, 3) thumbnails. Raises BadInput with the first fault and how many there are."""
+    faults: list[str] = []
+
+    def look(photo: Photo) -> np.ndarray | None:
+        try:
+            draw_mask(photo)
+            return resize_image(read_photo(coco, photo), 32)
+        except BadInput as error:
+            faults.append(str(error))
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = pool.map(look, coco.photos)
+        thumbs = list(
+            tqdm(
+                jobs,
+                total=len(coco.photos),
+                desc=f'check {coco.split}',
+                unit='photo',
+                leave=False,
+                disable=None,
+            )
+        )
+    if faults:
+        more = (
+            f' (and {len(faults) - 1} more photos like it, of {len(coco.photos)})' if len(faults) > 1 else ''
+        )
+        raise BadInput(min(faults) + more)
+    return thumbs
+
+
+def print_classes(coco: CocoSet, classes: tuple[str, ...]) -> None:
+    """Photos, annotations and pixels of each class."""
+    photos, annotations, pixels = Counter(), Counter(), np.zeros(256, np.int64)
+    for photo in coco.photos:
+        ids = [a.category_id for a in photo.annotations]
+        photos.update(set(ids))
+        annotations.update(ids)
+        pixels += np.bincount(draw_mask(photo).ravel(), minlength=256)
+    print(f'{"class":<16}{"photos":>8}{"objects":>9}{"pixels":>9}')
+    for k, name in enumerate(classes):
+        print(
+            f'{name:<16}{photos[k] if k else "":>8}{annotations[k] if k else "":>9}{pixels[k] / pixels.sum():>9.2%}'
+        )
+
+
+def write_masks(data: Path, out: Path, classes: tuple[str, ...] = CLASSES) -> None:
+    """The masks of a data set's training photos, at their own size, as PNG ids: out/<file_name>.png."""
+    coco = read_coco(data, 'train', classes)
+    make_folder(out)
+    for photo in tqdm(coco.photos, desc='masks', unit='mask', disable=None):
+        path = out / f'{photo.file_name}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_mask(photo)).save(path, compress_level=1)
+    print(f'wrote {len(coco.photos)} masks under {out}')
+
+
+def print_folds(args: Namespace) -> None:
+    """Builds the cache and assigns folds where that is not done yet, and prints the folds."""
+    cfg = load_config(args.cfg, args.set)
+    cache = open_cache(cfg, 'train')
+    folds = read_folds(cfg, cache)
+    counts = np.zeros((cfg.folds, len(cfg.classes)), int)
+    for fold, photo in zip(folds, cache.coco.photos, strict=True):
+        for k in {a.category_id for a in photo.annotations}:
+            counts[fold, k] += 1
+    print(f'{folds_path(cfg)}: photos of each class in each fold')
+    print(f'{"class":<16}' + ''.join(f'{f"fold {k}":>8}' for k in range(cfg.folds)))
+    print(f'{"all":<16}' + ''.join(f'{(folds == k).sum():>8}' for k in range(cfg.folds)))
+    for k, name in enumerate(cfg.classes):
+        if k:
+            print(f'{name:<16}' + ''.join(f'{n:>8}' for n in counts[:, k]))
+
+
+def convert_taco(annotations: Path, out: Path) -> None:
+    """TACO's annotations as a train_all.json of this competition: 60 categories to its classes, every polygon scaled to 512x512."""
+    try:
+        data = load_json(annotations, annotations.read_bytes())
+        table = {
+            row['category']: row['class']
+            for row in csv.DictReader(TACO_TABLE.read_text(encoding='utf-8').splitlines())
+        }
+        names = {category['id']: category['name'] for category in data['categories']}
+        sizes = {image['id']: (image['width'], image['height']) for image in data['images']}
+        images = [{**image, 'width': TACO_SIDE, 'height': TACO_SIDE} for image in data['images']]
+        objects = [
+            scale_annotation(a, sizes[a['image_id']], to_class(names[a['category_id']], table))
+            for a in data['annotations']
+        ]
+    except OSError as error:
+        raise BadInput(f'{annotations}: cannot be read: {error.strerror}') from None
+    except (KeyError, TypeError) as error:
+        raise BadInput(f'{annotations}: not the annotations of TACO: {error!r}') from None
+    make_folder(out)
+    categories = [{'id': k, 'name': name, 'supercategory': name} for k, name in enumerate(CLASSES) if k]
+    content = {'images': images, 'categories': categories, 'annotations': objects}
+    (out / 'train_all.json').write_text(json.dumps(content), encoding='utf-8')
+    coco = read_coco(out, 'train', CLASSES)
+    print(
+        f'wrote {out / "train_all.json"}: {len(coco.photos)} images, {len(objects)} annotations; its photos are not downloaded'
+    )
+
+
+def to_class(category: str, table: dict[str, str]) -> int:
+    """The class id of a TACO category. Raises BadInput where the table has none."""
+    if table.get(category) not in CLASSES[1:]:
+        raise BadInput(
+            f'{TACO_TABLE}: category {category!r} has the class {table.get(category)!r}, expected one of {CLASSES[1:]}'
+        )
+    return CLASSES.index(table[category])
+
+
+def scale_annotation(annotation: dict, size: tuple[int, int], category_id: int) -> dict:
+    """A polygon annotation of a (width, height) image as one of the 512x512 image."""
+    fx, fy = TACO_SIDE / size[0], TACO_SIDE / size[1]
+    x, y, w, h = annotation['bbox']
+    polygons = [
+        [round(v * (fy if i % 2 else fx), 3) for i, v in enumerate(p)] for p in annotation['segmentation']
+    ]
+    return {
+        'id': annotation['id'], 'image_id': annotation['image_id'], 'category_id': category_id, 'iscrowd': annotation['iscrowd'],
+        'segmentation': polygons, 'area': annotation['area'] * fx * fy, 'bbox': [x * fx, y * fy, w * fx, h * fy],
+    }  # fmt: skip
+
+
+def make_demo(args: Namespace) -> None:
+    from scenes import make_demo_set
+
+    make_folder(args.out)
+    if any(args.out.iterdir()) and not (args.out / 'test_labels.json').exists():
+        raise BadInput(f'{args.out}: is not empty and not a demo set; give another --out')
+    make_demo_set(args.out, args.train, args.test, args.seed)
+    print(
+        f'wrote {args.train} training and {args.test} test photos under {args.out}; the test labels are in test_labels.json'
+    )
+
+
+def command(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(__doc__)
+    commands = parser.add_subparsers(
+        dest='command', required=True, metavar='COMMAND', parser_class=ArgumentParser
+    )
+
+    def add(name: str, doc: str, run) -> ArgumentParser:
+        sub = commands.add_parser(name, doc=doc, help=doc)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = add('check', 'what is wrong with a data set, if anything', lambda a: check(a.data))
+    sub.add_argument('--data', type=Path, default=Path('input/data'), help='data root; default input/data')
+    sub = add('masks', 'the masks that a model learns from, as PNG ids', lambda a: write_masks(a.data, a.out))
+    sub.add_argument('--data', type=Path, default=Path('input/data'), help='data root; default input/data')
+    sub.add_argument('--out', type=Path, required=True, help='folder for <file_name>.png')
+    add_config_arguments(
+        add('folds', 'the cache and the folds of a config, made where they are not there yet', print_folds)
+    )
+    sub = add('demo', 'a demo set with hidden test labels, drawn from a seed', make_demo)
+    sub.add_argument(
+        '--out', type=Path, default=Path('input/demo'), help='data root to make; default input/demo'
+    )
+    sub.add_argument('--train', type=int, default=120, help='training photos; default 120')
+    sub.add_argument('--test', type=int, default=40, help='test photos; default 40')
+    sub.add_argument('--seed', type=int, default=0, help='default 0')
+    sub = add(
+        'taco', 'TACO as a training set of this competition', lambda a: convert_taco(a.annotations, a.out)
+    )
+    sub.add_argument('--annotations', type=Path, required=True, help="TACO's annotations.json")
+    sub.add_argument('--out', type=Path, required=True, help='data root to make')
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+if __name__ == '__main__':
+    run_script(command)

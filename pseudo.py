@@ -1,0 +1,135 @@
+"""Stage 3: trains again with a teacher's predictions on the test photos as labels.
+
+    python pseudo.py --cfg configs/convnext.yaml --fold 0 --teacher convnext --schedule half
+    python pseudo.py --cfg configs/convnext.yaml --fold 0 --teacher convnext swin_knet --schedule full
+    python pseudo.py --cfg configs/convnext.yaml --fold 0 --teacher convnext-pseudo --round 2 --schedule full
+
+The teacher of fold k is the teachers' own fold k, so that the student is validated on photos whose labels never reached it.
+--teacher-folds all averages every fold of the teachers: better labels, and no validation score. Pixels under pseudo_threshold
+are ignored. Writes output/<name>-pseudo/fold<k>/ as train.py does, and pseudo_masks.npy, the labels at cache_size.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import train
+from coco import IGNORED
+from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
+from dataset import Cache, open_cache
+from infer import load_run
+from predict import predict_probs, make_eval_loader
+from train import PseudoRows
+from utils import load_checkpoint, log, start_log, start_ranks
+
+
+def main(
+    cfg: Config, fold: int, teachers: list[str], schedule: str, round_number: int = 1, all_folds: bool = False,
+    resume: bool = False, overwrite: bool = False,
+) -> float:  # fmt: skip
+    """Labels the test photos, trains the student, and returns its best validation mIoU (nan without one). Raises BadInput."""
+    name = f'{cfg.name}-pseudo' + (str(round_number) if round_number > 1 else '')
+    student = cfg.model_copy(update={'name': name})
+    ranks = start_ranks(cfg)
+    runs = teacher_runs(cfg, fold, teachers, all_folds)
+    cache = open_cache(cfg, 'test')
+    path = student.run_dir(fold) / 'pseudo_masks.npy'
+    if ranks.is_main and not (resume and path.exists()):
+        if path.exists() and not overwrite:
+            raise BadInput(
+                f'{path.parent}: holds this run already; go on with --resume, or start again with --overwrite'
+            )
+        label(cfg, runs, cache, path, ranks.device)
+    ranks.wait()
+    masks = np.load(path, mmap_mode='r')
+    rows = PseudoRows(Cache(cache.coco, cache.photos, masks), schedule, blind_fold(runs))
+    return train.main(student, fold, resume, overwrite, rows)
+
+
+def teacher_runs(cfg: Config, fold: int, teachers: list[str], all_folds: bool) -> list[tuple[Config, int]]:
+    """Config (under the teacher's name) and fold of each model that labels."""
+    folds = list(range(cfg.folds)) if all_folds else [fold]
+    return [(cfg.model_copy(update={'name': teacher}), k) for teacher in teachers for k in folds]
+
+
+def blind_fold(runs: list[tuple[Config, int]]) -> int | None:
+    """The fold whose labels none of the teachers ever saw; None where there is no such fold."""
+    blind = {load_checkpoint(teacher.run_dir(k) / 'best.pt')['blind_fold'] for teacher, k in runs}
+    return blind.pop() if len(blind) == 1 else None
+
+
+def label(
+    cfg: Config, runs: list[tuple[Config, int]], cache: Cache, path: Path, device: torch.device
+) -> None:
+    """Writes (n, S, S) uint8 labels of the test photos: the likeliest class of the teachers' mean probability, or IGNORED below the
+    threshold. All teachers are in memory together, since a batch is labelled at full size and never stored as probabilities."""
+    start_log(None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.partial')
+    masks = np.lib.format.open_memmap(partial, 'w+', np.uint8, cache.photos.shape[:3])
+    models = [load_run(teacher, k, device) for teacher, k in runs]
+    loaders = [make_eval_loader(cache.photos, np.arange(len(cache)), run.cfg) for run in models]
+    known = 0
+    for batches in tqdm(
+        zip(*loaders, strict=True), total=len(loaders[0]), desc='pseudo-labels', unit='batch', disable=None
+    ):
+        with torch.inference_mode():
+            probs = sum(
+                predict_probs(run.model, images, run.cfg, device, masks.shape[1:])
+                for run, (images, _) in zip(models, batches, strict=True)
+            ) / len(models)  # fmt: skip
+        confidence, ids = probs.max(dim=1)
+        ids = ids.to(torch.uint8).masked_fill(confidence < cfg.pseudo_threshold, IGNORED)
+        masks[batches[0][1].numpy()] = ids.cpu().numpy()
+        known += int((ids != IGNORED).sum())
+    masks.flush()
+    partial.replace(path)
+    print(
+        f'pseudo-labels of {len(masks)} photos: {known / masks.size:.1%} of the pixels have at least {cfg.pseudo_threshold}'
+    )
+
+
+def command(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(__doc__)
+    add_config_arguments(parser)
+    parser.add_argument(
+        '--fold', type=int, required=True, help='the fold to validate on; -1 trains on everything'
+    )
+    parser.add_argument(
+        '--teacher', nargs='+', required=True, metavar='NAME', help='runs that label, as in output/NAME/'
+    )
+    parser.add_argument(
+        '--schedule',
+        choices=['full', 'half'],
+        default='full',
+        help='in all epochs, or in the first half of them',
+    )
+    parser.add_argument('--round', type=int, default=1, help='2 writes output/<name>-pseudo2/; default 1')
+    parser.add_argument(
+        '--teacher-folds',
+        choices=['own', 'all'],
+        default='own',
+        help='all: every fold of the teachers; default own',
+    )
+    parser.add_argument('--resume', action='store_true', help='go on from last.pt, where there is one')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='start again where the run folder holds a run'
+    )
+    args = parser.parse_args(argv)
+    cfg = load_config(args.cfg, args.set)
+    main(
+        cfg,
+        args.fold,
+        args.teacher,
+        args.schedule,
+        args.round,
+        args.teacher_folds == 'all',
+        args.resume,
+        args.overwrite,
+    )
+
+
+if __name__ == '__main__':
+    run_script(command)

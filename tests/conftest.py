@@ -1,0 +1,126 @@
+"""What the tests share: a small data set of shapes that a network can learn in seconds, and where the real data is."""
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from config import CLASSES, Config, load_config
+
+SHARED = Path(__file__).resolve().parents[2] / 'shared'
+DATA_DIR = Path(os.environ.get('DATA_DIR', SHARED / 'data'))
+REFERENCE_DIR = Path(os.environ.get('REFERENCE_DIR', SHARED / 'reference' / 'heads'))
+COLOURS = np.random.default_rng(0).permutation(
+    np.array([(r, g, b) for r in (40, 220) for g in (40, 130, 220) for b in (40, 220)])
+)
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _one_thread():
+    torch.set_num_threads(2)
+    cv2.setNumThreads(1)
+
+
+def _need(path: Path, variable: str) -> Path:
+    if not path.exists():
+        pytest.skip(f'{path.name} is not here: set {variable} to its folder')
+    return path
+
+
+@pytest.fixture(scope='session')
+def reference_dir() -> Path:
+    return _need(REFERENCE_DIR, 'REFERENCE_DIR')
+
+
+@pytest.fixture(scope='session')
+def boostcamp60() -> Path:
+    return _need(DATA_DIR / 'boostcamp60', 'DATA_DIR')
+
+
+@pytest.fixture(scope='session')
+def trash481() -> Path:
+    return _need(DATA_DIR / 'trash481', 'DATA_DIR')
+
+
+@pytest.fixture(scope='session')
+def taco() -> Path:
+    return _need(DATA_DIR / 'taco' / 'annotations.json', 'DATA_DIR')
+
+
+def write_set(root: Path, train: int = 24, test: int = 6, side: int = 256, seed: int = 0) -> Path:
+    """A data root in the competition's layout: rectangles whose colour tells their class, on noise."""
+    rng = np.random.default_rng(seed)
+    categories = [{'id': i, 'name': name, 'supercategory': name} for i, name in enumerate(CLASSES) if i]
+    (root / 'batch_01').mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for index in range(train + test):
+        photo = rng.integers(90, 160, (side, side, 3), np.uint8)
+        name = f'batch_01/{index:04d}.jpg'
+        images.append({'id': index, 'file_name': name, 'height': side, 'width': side})
+        for k in range(3):
+            category = 1 + (index * 3 + k) % 10
+            w, h = (int(v) for v in rng.integers(side // 4, side // 2, 2))
+            x, y = int(rng.integers(0, side - w)), int(rng.integers(0, side - h))
+            annotations.append({
+                'id': len(annotations), 'image_id': index, 'category_id': category, 'iscrowd': 0,
+                'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]], 'area': float(w * h), 'bbox': [x, y, w, h],
+            })  # fmt: skip
+        for a in sorted((a for a in annotations if a['image_id'] == index), key=lambda a: -a['area']):
+            x, y, w, h = a['bbox']
+            photo[y : y + h, x : x + w] = COLOURS[a['category_id']] + rng.integers(-8, 8, (h, w, 3))
+        cv2.imwrite(str(root / name), photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    train_set = {
+        'images': images[:train],
+        'categories': categories,
+        'annotations': [a for a in annotations if a['image_id'] < train],
+    }
+    labels = {
+        'images': images[train:],
+        'categories': categories,
+        'annotations': [a for a in annotations if a['image_id'] >= train],
+    }
+    (root / 'train_all.json').write_text(json.dumps(train_set))
+    (root / 'test.json').write_text(json.dumps({**labels, 'annotations': []}))
+    (root / 'test_labels.json').write_text(json.dumps(labels))
+    return root
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory) -> Path:
+    """The small set, made once; tests that change it copy it first."""
+    return write_set(tmp_path_factory.mktemp('data') / 'shapes')
+
+
+@pytest.fixture(scope='session')
+def shared_cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp('cache')
+
+
+TINY = dict(
+    encoder='test_convnext.r160_in1k', encoder_weights='none', head='upernet', head_channels=16, aux_channels=8, folds=2,
+    cache_size=256, image_size=64, crop_size=64, batch_size=4, epochs=1, workers=0, warmup_iters=0, device='cpu', amp='off',
+)  # fmt: skip
+
+
+@pytest.fixture
+def tiny(shapes, shared_cache, tmp_path) -> Config:
+    """A config that trains in seconds on the small set."""
+    values = {
+        **TINY,
+        'data_root': str(shapes),
+        'cache_dir': str(shared_cache),
+        'output_dir': str(tmp_path / 'output'),
+    }
+    path = tmp_path / 'tiny.yaml'
+    path.write_text('\n'.join(f'{key}: {value}' for key, value in values.items()))
+    return load_config(path)
+
+
+@pytest.fixture
+def tiny_yaml(tiny, tmp_path) -> Path:
+    """The file that `tiny` was read from."""
+    return tmp_path / 'tiny.yaml'

@@ -1,0 +1,105 @@
+"""Augmentation: sizes, alignment of image and mask, determinism, and each knob doing what it says."""
+
+import cv2
+import numpy as np
+import pytest
+
+from augment import Augment, largest_share, photometric_distortion, resample, scale_and_crop
+from coco import IGNORED
+
+FILL = (124, 116, 104)
+OFF = dict(scale_range=(1.0, 1.0), crop_max_share=1.0, hflip=0.0, photometric=0.0)
+
+
+def picture(side=128):
+    """A photo whose red channel is its mask, in stripes."""
+    mask = np.repeat(np.arange(side, dtype=np.uint8)[None] // 16, side, axis=0)
+    mask[: side // 2] += 2
+    photo = np.stack([mask * 20, np.full_like(mask, 7), np.full_like(mask, 9)], axis=-1)
+    return photo, mask
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_nothing_asked_for_changes_nothing(tiny):
+    photo, mask = picture(64)
+    image, out = Augment(tiny.model_copy(update=OFF), FILL)(photo, mask, rng())
+    assert np.array_equal(image, photo) and np.array_equal(out, mask)
+
+
+@pytest.mark.parametrize('key', ['hflip', 'vflip', 'rot90', 'shift_rotate', 'elastic'])
+def test_geometry_moves_image_and_mask_together(tiny, key):
+    photo, mask = picture(64)
+    augment = Augment(tiny.model_copy(update={**OFF, key: 1.0}), FILL)
+    for seed in range(4):
+        image, out = augment(photo, mask, rng(seed))
+        known = out != IGNORED
+        assert not np.array_equal(out, mask) and known.mean() > 0.4
+        assert np.mean(np.abs(image[..., 0].astype(int) - out.astype(int) * 20)[known] < 12) > 0.85
+
+
+@pytest.mark.parametrize('key', ['photometric', 'blur', 'noise', 'clahe'])
+def test_looks_change_the_image_alone(tiny, key):
+    photo, mask = picture(64)
+    augment = Augment(tiny.model_copy(update={**OFF, key: 1.0}), FILL)
+    outs = [augment(photo, mask, rng(seed)) for seed in range(4)]
+    assert any(not np.array_equal(image, photo) for image, _ in outs)
+    assert all(np.array_equal(out, mask) for _, out in outs)
+
+
+def test_the_same_generator_gives_the_same_sample_and_another_another(tiny):
+    everything = dict(shift_rotate=1.0, elastic=1.0, blur=1.0, noise=1.0, clahe=1.0)
+    photo, mask = picture(64)
+    augment = Augment(tiny.model_copy(update=everything), FILL)
+    first, again, other = (
+        augment(photo, mask, rng(1)),
+        augment(photo, mask, rng(1)),
+        augment(photo, mask, rng(2)),
+    )
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_crop_equals_resize_then_crop():
+    """At whole-number scales the window that is resampled is the window of the resized photo."""
+    photo, mask = picture(64)
+    resized = cv2.resize(mask, (128, 128), interpolation=cv2.INTER_NEAREST)
+    assert np.array_equal(resample(mask, 10, 20, 64, 128, cv2.INTER_NEAREST, IGNORED), resized[10:74, 20:84])
+    halved = cv2.resize(photo, (32, 32), interpolation=cv2.INTER_AREA)
+    padded = resample(photo, -8, -16, 64, 32, cv2.INTER_AREA, FILL)
+    assert np.array_equal(padded[8:40, 16:48], halved) and (padded[0, 0] == FILL).all()
+
+
+def test_crop_avoids_one_class_filling_it():
+    photo = np.zeros((256, 256, 3), np.uint8)
+    mask = np.zeros((256, 256), np.uint8)
+    mask[:, 224:] = 3  # a crop of a quarter is mostly background unless it reaches the right edge
+    shares = [
+        largest_share(scale_and_crop(photo, mask, rng(s), 256, 64, (1.0, 1.0), 0.75, FILL)[1])
+        for s in range(40)
+    ]
+    free = [
+        largest_share(scale_and_crop(photo, mask, rng(s), 256, 64, (1.0, 1.0), 1.0, FILL)[1])
+        for s in range(40)
+    ]
+    assert np.mean(np.array(shares) <= 0.75) > 0.6 > 0.4 > np.mean(np.array(free) <= 0.75)
+
+
+def test_scale_covers_its_range():
+    photo, mask = picture(128)
+    known = [
+        (scale_and_crop(photo, mask, rng(s), 128, 128, (0.5, 2.0), 1.0, FILL)[1] != IGNORED).mean()
+        for s in range(60)
+    ]
+    assert min(known) < 0.4 and max(known) == 1
+
+
+def test_photometric_stays_a_picture():
+    photo = rng().integers(0, 256, (32, 32, 3), np.uint8)
+    outs = [photometric_distortion(photo, rng(seed)) for seed in range(30)]
+    assert all(out.dtype == np.uint8 and out.shape == photo.shape for out in outs)
+    assert sum(not np.array_equal(out, photo) for out in outs) > 20
+    means = [out.mean() for out in outs]
+    assert max(means) - min(means) > 20

@@ -1,0 +1,91 @@
+"""The config: every shipped file loads, and every mistake is one clear line."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from config import BadInput, Config, dump_config, load_config, make_config, read_yaml
+from heads import HEADS
+from losses import LOSSES
+from models import timm_cfg
+
+CONFIGS = sorted(Path(__file__).resolve().parents[1].glob('configs/*.yaml'))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_shipped_config_loads_and_is_short(path):
+    cfg = load_config(path)
+    assert cfg.name == path.stem
+    assert cfg.head in HEADS or cfg.head.startswith('smp-')
+    assert set(cfg.loss) <= set(LOSSES)
+    assert timm_cfg(cfg.encoder) is not None
+    assert len(path.read_text().splitlines()) <= 15
+    assert not {'fold', 'data_root', 'cache_dir', 'output_dir'} & set(read_yaml(path))
+
+
+def write(tmp_path, text):
+    path = tmp_path / 'x.yaml'
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('epoch: 1', "unknown key 'epoch'; did you mean 'epochs'"),
+        ('lr: fast', "key 'lr'.*found 'fast'"),
+        ('lr: -1', "key 'lr'.*greater than 0.*found -1"),
+        ('lr: true', "key 'lr': found True"),
+        ('batch_size: 2.5', "key 'batch_size'"),
+        ('folds: 1', "key 'folds'"),
+        ('crop_size: 100', "key 'crop_size'.*multiple of 32"),
+        ('lr: .nan', "key 'lr'"),
+        ('scale_range: [2, 1]', 'scale_range'),
+        ('class_weights: [1, 2]', 'class_weights: found 2, expected 11'),
+        ('optimizer: lamb', "key 'optimizer'.*'adamw'"),
+        ('name: ../x', "key 'name'"),
+        ('loss: {}', "key 'loss'"),
+        ('- 1\n- 2', 'expected lines of'),
+        ('a: [1', 'not YAML'),
+        ('lr: 1\nlr: 2', "key 'lr' is there twice"),
+    ],
+)
+def test_mistake_is_one_line_that_names_the_file(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(BadInput, match=message) as error:
+        load_config(path)
+    assert str(path) in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(BadInput, match='no such file'):
+        load_config(tmp_path / 'none.yaml')
+
+
+def test_overrides(tmp_path):
+    path = write(tmp_path, 'lr: 1e-3\nepochs: 3')
+    cfg = load_config(
+        path, ['weight_decay=0', 'scale_range=[1, 1.5]', 'loss={ce: 1, dice: 0.5}', 'tta_flips=[h]']
+    )
+    assert (cfg.lr, cfg.weight_decay, cfg.epochs) == (1e-3, 0, 3)
+    assert cfg.scale_range == (1, 1.5) and cfg.loss == {'ce': 1, 'dice': 0.5} and cfg.tta_flips == ('h',)
+    with pytest.raises(BadInput, match='expected key=value'):
+        load_config(path, ['epochs'])
+    with pytest.raises(BadInput, match="did you mean 'epochs'"):
+        load_config(path, ['epoch=1'])
+
+
+def test_dump_round_trips_and_is_frozen(tmp_path):
+    cfg = load_config(
+        write(tmp_path, 'epochs: 3'), ['folds_csv=a/b.csv', 'class_weights=[1,1,1,1,1,1,1,1,1,1,1]']
+    )
+    again = make_config(read_yaml(write(tmp_path, dump_config(cfg))), where='x')
+    assert again == cfg
+    with pytest.raises(ValidationError):
+        cfg.epochs = 4
+
+
+def test_every_key_has_a_meaning():
+    assert all(field.description for key, field in Config.model_fields.items())

@@ -1,0 +1,176 @@
+"""The cache, folds, samples and loaders."""
+
+import csv
+import json
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import torch
+
+from coco import draw_mask, read_photo
+from config import BadInput
+from conftest import write_set
+from dataset import (
+    EpochBatches, TrainingSet, WholePhotos, folds_path, make_loader, near_duplicates, normalize, open_cache, read_folds, split_fold, stratify,
+)  # fmt: skip
+
+
+def small(tiny, tmp_path, **sizes):
+    """A config on its own copy of a small set, with its own cache."""
+    root = write_set(tmp_path / 'data', **{'train': 6, 'test': 2, **sizes})
+    return tiny.model_copy(update={'data_root': root, 'cache_dir': tmp_path / 'cache'})
+
+
+def test_cache_holds_the_photos_and_masks_once(tiny):
+    cache = open_cache(tiny, 'train')
+    assert cache.photos.shape == (24, 256, 256, 3) and cache.masks.shape == (24, 256, 256)
+    for row in (0, 23):
+        photo = cache.coco.photos[row]
+        assert np.array_equal(cache.photos[row], read_photo(cache.coco, photo))
+        assert np.array_equal(cache.masks[row], draw_mask(photo))
+    assert open_cache(tiny, 'test').masks.max() == 0
+
+
+def test_truth_is_every_second_pixel_of_512(tiny, tmp_path):
+    cfg = small(tiny, tmp_path, side=512).model_copy(update={'cache_size': 512})
+    cache = open_cache(cfg, 'train')
+    assert np.array_equal(cache.truth(1), cache.masks[1][::2, ::2]) and cache.truth(1).shape == (256, 256)
+
+
+def test_cache_is_keyed_by_annotations_and_size(tiny, tmp_path):
+    cfg = small(tiny, tmp_path)
+    open_cache(cfg, 'train')
+    open_cache(cfg.model_copy(update={'cache_size': 512}), 'train')
+    path = cfg.data_root / 'train_all.json'
+    data = json.loads(path.read_text())
+    data['annotations'].pop()
+    path.write_text(json.dumps(data))
+    open_cache(cfg, 'train')
+    assert len(list(cfg.cache_dir.glob('train-*'))) == 3
+
+
+def test_a_broken_photo_leaves_no_cache_behind(tiny, tmp_path):
+    cfg = small(tiny, tmp_path)
+    (cfg.data_root / 'batch_01/0003.jpg').write_bytes(b'broken')
+    with pytest.raises(BadInput, match='0003.jpg'):
+        open_cache(cfg, 'train')
+    assert not [path for path in cfg.cache_dir.iterdir() if not path.name.endswith('.lock')]
+
+
+def _open(cfg, barrier, results):
+    barrier.wait()
+    results.put(open_cache(cfg, 'train').photos.sum())
+
+
+def test_two_processes_build_it_once(tiny, tmp_path):
+    cfg = small(tiny, tmp_path, train=12)
+    context = get_context('spawn')
+    barrier, results = context.Barrier(2), context.Queue()
+    jobs = [context.Process(target=_open, args=(cfg, barrier, results)) for _ in range(2)]
+    for job in jobs:
+        job.start()
+    sums = [results.get(timeout=60) for _ in jobs]
+    for job in jobs:
+        job.join()
+    assert sums[0] == sums[1] and len(list(cfg.cache_dir.glob('train-*'))) == 1
+
+
+def test_folder_that_cannot_be_made(tiny, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(BadInput, match='cannot be written'):
+        open_cache(tiny.model_copy(update={'cache_dir': tmp_path / 'file' / 'cache'}), 'train')
+
+
+def test_folds_are_stratified_whole_groups_and_seeded():
+    rng = np.random.default_rng(0)
+    labels = rng.random((300, 6)) < [0.9, 0.5, 0.3, 0.2, 0.1, 0.04]
+    groups = np.arange(300) // 2
+    folds = stratify(labels, groups, 5, seed=0)
+    assert (folds[::2] == folds[1::2]).all()
+    assert np.ptp(np.bincount(folds)) <= 6
+    for k in range(6):
+        counts = np.bincount(folds[labels[:, k]], minlength=5)
+        assert np.ptp(counts) <= max(3, 0.15 * counts.mean()), (k, counts)
+    assert np.array_equal(folds, stratify(labels, groups, 5, seed=0))
+    assert not np.array_equal(folds, stratify(labels, groups, 5, seed=1))
+
+
+def test_near_duplicates_are_found(tiny):
+    rng = np.random.default_rng(0)
+    photos = rng.integers(0, 256, (5, 8, 8, 3), np.uint8).repeat(16, axis=1).repeat(16, axis=2)
+    photos[3] = np.clip(photos[1].astype(int) + rng.integers(-10, 10, photos[1].shape) + 12, 0, 255)
+    groups = near_duplicates(photos)
+    assert groups[1] == groups[3] and len(set(groups.tolist())) == 4
+
+
+def test_folds_csv_is_made_once_and_checked(tiny, tmp_path):
+    cfg = small(tiny, tmp_path)
+    cache = open_cache(cfg, 'train')
+    folds = read_folds(cfg, cache)
+    rows = list(csv.DictReader(folds_path(cfg).read_text().splitlines()))
+    assert list(rows[0]) == ['image_id', 'file_name', 'fold'] and len(rows) == 6
+    flipped = (
+        folds_path(cfg).read_text().replace(',0\n', ',x\n').replace(',1\n', ',0\n').replace(',x\n', ',1\n')
+    )
+    folds_path(cfg).write_text(flipped)
+    assert np.array_equal(
+        read_folds(cfg.model_copy(update={'seed': 9}), cache), 1 - folds
+    )  # kept, not made again
+    with pytest.raises(BadInput, match='config key folds is 3'):
+        read_folds(cfg.model_copy(update={'folds': 3}), cache)
+    folds_path(cfg).write_text('\n'.join(flipped.splitlines()[:-1]))
+    with pytest.raises(BadInput, match='lacks'):
+        read_folds(cfg, cache)
+    folds_path(cfg).write_text('a,b\n1,2\n')
+    with pytest.raises(BadInput, match='expected lines of image_id,file_name,fold'):
+        read_folds(cfg, cache)
+    with pytest.raises(BadInput, match='no such file'):
+        read_folds(cfg.model_copy(update={'folds_csv': tmp_path / 'none.csv'}), cache)
+
+
+def test_split_fold():
+    folds = np.array([0, 1, 2, 0])
+    train, valid = split_fold(folds, 0)
+    assert train.tolist() == [1, 2] and valid.tolist() == [0, 3]
+    assert split_fold(folds, -1)[0].tolist() == [0, 1, 2, 3] and not len(split_fold(folds, -1)[1])
+    for fold in (3, -2):
+        with pytest.raises(BadInput, match='0 to 2'):
+            split_fold(folds, fold)
+
+
+def test_samples_do_not_depend_on_the_workers(tiny):
+    cfg = tiny.model_copy(update=dict(shift_rotate=1.0, noise=1.0))
+    data = TrainingSet(cfg, open_cache(cfg, 'train'), np.arange(8), (0, 0, 0))
+    epochs = []
+    for workers in (0, 2):
+        batches = EpochBatches(8, 4, seed=0)
+        loader = make_loader(data, workers, batch_sampler=batches)
+        for epoch in (0, 1):
+            batches.epoch = epoch
+            epochs.append([(images, masks, positions) for images, masks, positions in loader])
+    plain, workers = epochs[:2], epochs[2:]
+    for a, b in zip(plain, workers, strict=True):
+        assert all(
+            torch.equal(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True)
+        )
+    first = {int(p): image for images, _, ps in epochs[0] for image, p in zip(images, ps, strict=True)}
+    second = {int(p): image for images, _, ps in epochs[1] for image, p in zip(images, ps, strict=True)}
+    assert not any(torch.equal(first[p], second[p]) for p in first)  # another epoch, other randomness
+
+
+def test_ranks_share_the_same_global_batches():
+    whole = EpochBatches(20, 6, seed=3)
+    parts = [list(EpochBatches(20, 6, seed=3, rank=r, world=2)) for r in (0, 1)]
+    assert len(whole) == 3
+    for batch, a, b in zip(whole, *parts, strict=True):
+        assert sorted(batch) == sorted(a + b) and len(a) == len(b) == 3
+
+
+def test_whole_photos_and_normalisation(tiny):
+    cache = open_cache(tiny, 'train')
+    image, row = WholePhotos(cache.photos, np.array([5, 7]), 64)[1]
+    assert image.shape == (3, 64, 64) and image.dtype == torch.uint8 and row == 7
+    images = torch.tensor([0, 255, 127], dtype=torch.uint8).view(1, 3, 1, 1)
+    out = normalize(images, (0.5, 0.25, 0.5), (0.5, 0.5, 0.25)).flatten()
+    assert torch.allclose(out, torch.tensor([-1.0, 1.5, (127 / 255 - 0.5) / 0.25]))

@@ -1,0 +1,217 @@
+"""Each loss against a case worked out by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses import LOSSES, cross_entropy, dice, focal, lovasz, ohem, segmentation_loss
+
+
+def logits_of(probs: list[list[float]]) -> Tensor:
+    """Logits (1, K, 1, P) whose softmax are the given probabilities, a row of K for each of P pixels."""
+    return torch.tensor(probs).log().T[None, :, None]
+
+
+def mask_of(ids: list[int]) -> Tensor:
+    return torch.tensor(ids)[None, None]
+
+
+# two classes; pixel by pixel: right, unsure, wrong, ignored
+LOGITS = logits_of([[0.9, 0.1], [0.5, 0.5], [0.8, 0.2], [0.01, 0.99]])
+MASK = mask_of([0, 0, 1, 255])
+
+
+def test_cross_entropy():
+    expected = -(math.log(0.9) + math.log(0.5) + math.log(0.2)) / 3
+    assert cross_entropy(LOGITS, MASK).item() == pytest.approx(expected)
+
+
+def test_class_weights_weigh_the_mean():
+    expected = -(math.log(0.9) + math.log(0.5) + 3 * math.log(0.2)) / 5
+    assert cross_entropy(LOGITS, MASK, class_weights=(1.0, 3.0)).item() == pytest.approx(expected)
+
+
+def test_a_class_of_weight_0_does_not_count():
+    expected = -(math.log(0.9) + math.log(0.5)) / 2
+    assert cross_entropy(LOGITS, MASK, class_weights=(1.0, 0.0)).item() == pytest.approx(expected)
+    assert cross_entropy(LOGITS, mask_of([1, 1, 1, 255]), class_weights=(1.0, 0.0)).item() == 0
+
+
+def test_label_smoothing():
+    # of 0.2, a half goes to either class
+    pixels = [(0.9, 0.1), (0.5, 0.5), (0.2, 0.8)]  # of the true and of the other class
+    expected = -sum(0.9 * math.log(true) + 0.1 * math.log(other) for true, other in pixels) / 3
+    assert cross_entropy(LOGITS, MASK, label_smoothing=0.2).item() == pytest.approx(expected)
+
+
+def test_label_smoothing_with_class_weights_is_torchs():
+    ours = cross_entropy(LOGITS, MASK, label_smoothing=0.2, class_weights=(1.0, 3.0))
+    weight = torch.tensor([1.0, 3.0])
+    torchs = F.cross_entropy(LOGITS, MASK, weight=weight, ignore_index=255, label_smoothing=0.2)
+    assert ours.item() == pytest.approx(torchs.item())
+
+
+def test_ohem_takes_the_unsure_pixels():
+    expected = -(math.log(0.5) + math.log(0.2)) / 2
+    assert ohem(LOGITS, MASK).item() == pytest.approx(expected)
+    assert ohem(LOGITS, MASK, class_weights=(1.0, 3.0)).item() == pytest.approx(
+        -(math.log(0.5) + 3 * math.log(0.2)) / 4
+    )
+
+
+def test_ohem_takes_the_hardest_share_where_all_is_sure():
+    sure = logits_of([[0.9, 0.1], [0.8, 0.2], [0.95, 0.05], [0.01, 0.99]])
+    mask = mask_of([0, 0, 0, 255])
+    assert ohem(sure, mask, min_share=0.5).item() == pytest.approx(-(math.log(0.9) + math.log(0.8)) / 2)
+    assert ohem(sure, mask).item() == pytest.approx(-math.log(0.8))
+
+
+def test_dice():
+    # class 0: 2 true pixels, predicted .9 + .5 + .8, both .9 + .5; class 1: 1, .1 + .5 + .2, .2
+    expected = ((1 - 2 * 1.4 / (2 + 2.2)) + (1 - 2 * 0.2 / (1 + 0.8))) / 2
+    assert dice(LOGITS, MASK).item() == pytest.approx(expected)
+
+
+def test_dice_of_an_absent_class_punishes_false_positives():
+    mask = mask_of([0, 0, 255])
+    few = logits_of([[0.8, 0.1, 0.1], [0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
+    # class 0: 1 - 2 * 1.6 / (2 + 1.6); the absent ones: mean probabilities of .1
+    assert dice(few, mask).item() == pytest.approx((1 - 3.2 / 3.6 + 0.1 + 0.1) / 3)
+    # the same for class 0; class 2 takes over what class 1 had, and more of it must cost more
+    many = few.clone().requires_grad_()
+    dice(many, mask).backward()
+    assert (many.grad[0, 1:, 0, :2] > 0).all() and (many.grad[..., 2] == 0).all()
+
+
+def test_lovasz():
+    # errors of class 0: .8 (false), .5 (true), .1 (true); IoU as they are lost, in that order: 2/3, 1/3, 0
+    class_0 = 0.8 * (1 / 3) + 0.5 * (1 / 3) + 0.1 * (1 / 3)
+    # of class 1: .8 (true), .5 (false), .1 (false); IoU 0 from the first
+    class_1 = 0.8
+    assert lovasz(LOGITS, MASK).item() == pytest.approx((class_0 + class_1) / 2)
+
+
+def test_lovasz_of_false_positives():
+    # class 0: errors .6, .3 (false), .1 (true), IoU 1/2, 1/3, 0; class 1: .6, .3 (true), .1, IoU 1/2, 0
+    logits = logits_of([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
+    class_0 = 0.6 * (1 / 2) + 0.3 * (1 / 2 - 1 / 3) + 0.1 * (1 / 3)
+    class_1 = 0.6 * (1 / 2) + 0.3 * (1 / 2)
+    assert lovasz(logits, mask_of([0, 1, 1])).item() == pytest.approx((class_0 + class_1) / 2)
+
+
+def test_lovasz_of_a_hard_prediction_is_its_mean_iou():
+    torch.manual_seed(0)
+    mask, pred = torch.randint(0, 3, (2, 2, 32, 32)).unbind()
+    both = [((mask == k) & (pred == k)).sum() / ((mask == k) | (pred == k)).sum() for k in range(3)]
+    logits = 100.0 * F.one_hot(pred, 3).movedim(-1, 1)
+    assert lovasz(logits, mask).item() == pytest.approx(1 - sum(both).item() / 3)
+
+
+def test_lovasz_keeps_its_digits_over_many_pixels():
+    """Against the definition in double precision: differences of 1 - IoU, pixel by pixel."""
+    torch.manual_seed(0)
+    logits = torch.randn(1, 2, 1000, 1000)
+    mask = (torch.rand(1, 1000, 1000) < 0.001).long()
+    expected = 0.0
+    for k in range(2):
+        true = (mask == k).flatten().double()
+        errors, order = (true - logits.double().softmax(1)[0, k].flatten()).abs().sort(descending=True)
+        wrong = true[order].cumsum(0)
+        loss = 1 - (true.sum() - wrong) / (true.sum() + torch.arange(1, len(true) + 1) - wrong)
+        expected += (errors * loss.diff(prepend=torch.zeros(1))).sum().item() / 2
+    assert lovasz(logits, mask).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_focal():
+    expected = -(0.1**2 * math.log(0.9) + 0.5**2 * math.log(0.5) + 0.8**2 * math.log(0.2)) / 3
+    assert focal(LOGITS, MASK).item() == pytest.approx(expected)
+    assert focal(LOGITS, MASK, gamma=0).item() == pytest.approx(cross_entropy(LOGITS, MASK).item())
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_ignored_pixels_do_not_count(name):
+    torch.manual_seed(0)
+    logits, mask = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randint(0, 4, (2, 8, 8))
+    mask[:, 4:] = 255
+    loss = LOSSES[name](logits, mask)
+    loss.backward()
+    assert loss.item() == pytest.approx(LOSSES[name](logits[:, :, :4], mask[:, :4]).item())
+    assert (logits.grad[:, :, 4:] == 0).all() and (logits.grad[:, :, :4] != 0).any()
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_all_ignored_is_0_with_a_gradient(name):
+    logits = torch.randn(2, 4, 8, 8, requires_grad=True)
+    mask = torch.full((2, 32, 32), 255, dtype=torch.uint8)
+    loss = segmentation_loss(
+        [logits], mask, [1.0], {name: 1.0}, label_smoothing=0.1, class_weights=(1, 1, 1, 2)
+    )
+    loss.backward()
+    assert loss.shape == () and loss.item() == 0
+    assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('scale', [1.0, 1e4])
+def test_an_absent_class_is_finite(name, scale):
+    torch.manual_seed(0)
+    logits = (scale * torch.randn(2, 4, 8, 8)).requires_grad_()
+    loss = LOSSES[name](logits, torch.randint(0, 2, (2, 8, 8)))
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_a_better_prediction_costs_less(name):
+    torch.manual_seed(0)
+    mask = torch.randint(0, 4, (2, 16, 16))
+    right = F.one_hot(mask, 4).movedim(-1, 1).float()
+    worst, bad, good = (LOSSES[name](scale * right, mask).item() for scale in (-3, 1, 8))
+    assert worst > bad > good >= 0 and good < 0.01
+
+
+def test_outputs_are_resized_and_weighed():
+    mask = torch.randint(0, 4, (2, 32, 32), dtype=torch.uint8)
+    aux, main = torch.randn(2, 4, 2, 2), torch.randn(2, 4, 8, 8)
+    aux_loss, main_loss = (
+        F.cross_entropy(F.interpolate(x, size=(32, 32), mode='bilinear', align_corners=False), mask.long())
+        for x in (aux, main)
+    )
+    loss = segmentation_loss([aux, main], mask, [0.4, 1.0])
+    assert loss.item() == pytest.approx((0.4 * aux_loss + main_loss).item())
+
+
+def test_terms_are_weighed():
+    logits, mask = torch.randn(2, 4, 8, 8), torch.randint(0, 4, (2, 8, 8))
+    loss = segmentation_loss([logits], mask, [1.0], {'ce': 2.0, 'dice': 0.5, 'focal': 0})
+    expected = 2 * cross_entropy(logits, mask) + 0.5 * dice(logits, mask)
+    assert loss.item() == pytest.approx(expected.item())
+
+
+def test_class_weights_and_smoothing_reach_the_cross_entropies():
+    options = {'label_smoothing': 0.1, 'class_weights': (1.0, 3.0)}
+    for name in ('ce', 'ohem'):
+        expected = LOSSES[name](LOGITS, MASK, **options)
+        assert expected != LOSSES[name](LOGITS, MASK)
+        assert segmentation_loss([LOGITS], MASK, [1.0], {name: 1.0}, **options).item() == expected.item()
+
+
+def test_computed_in_fp32_under_autocast():
+    torch.manual_seed(0)
+    logits, mask = torch.randn(2, 4, 8, 8).bfloat16(), torch.randint(0, 4, (2, 32, 32))
+    terms = dict.fromkeys(LOSSES, 1.0)
+    expected = segmentation_loss([logits.float()], mask, [1.0], terms)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        loss = segmentation_loss([logits], mask, [1.0], terms)
+    assert loss.dtype == torch.float32 and loss.item() == expected.item()
+
+
+def test_wrong_use_is_refused():
+    logits, mask = torch.randn(2, 4, 8, 8), torch.randint(0, 4, (2, 8, 8))
+    with pytest.raises(ValueError, match='found jaccard, expected of ce, ohem, dice, lovasz, focal'):
+        segmentation_loss([logits], mask, [1.0], {'jaccard': 1.0})
+    with pytest.raises(ValueError, match='zip'):
+        segmentation_loss([logits, logits], mask, [1.0])

@@ -1,0 +1,210 @@
+"""Encoders, weights, parameter groups."""
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import models
+from config import BadInput
+from models import STRIDES, SegModel, encoder_depths, parameter_groups
+
+TINY_OF_FAMILY = [
+    'test_convnext.r160_in1k',
+    'swin_tiny_patch4_window7_224.ms_in1k',
+    'twins_svt_small.in1k',
+    'tf_efficientnet_lite0.in1k',
+    'resnet18',
+]
+SMP = [
+    'unet',
+    'unetplusplus',
+    'manet',
+    'linknet',
+    'fpn',
+    'pspnet',
+    'deeplabv3',
+    'deeplabv3plus',
+    'pan',
+    'upernet',
+    'segformer',
+]
+
+
+@pytest.mark.parametrize('encoder', TINY_OF_FAMILY)
+def test_timm_encoder_gives_four_strides_channels_first_at_other_sizes(tiny, encoder):
+    model = SegModel(tiny.model_copy(update={'encoder': encoder, 'drop_path': 0.1})).eval()
+    for height, width in ((64, 64), (96, 160)):
+        with torch.inference_mode():
+            feats = model.encoder(torch.zeros(1, 3, height, width))
+            logits = model(torch.zeros(1, 3, height, width))[-1]
+        assert [tuple(f.shape[2:]) for f in feats] == [(height // s, width // s) for s in STRIDES]
+        assert [f.shape[1] for f in feats] == model.encoder.channels
+        assert logits.shape == (1, 11, height // 4, width // 4)
+
+
+@pytest.mark.parametrize('arch', SMP)
+def test_every_smp_architecture_is_a_head(tiny, arch):
+    cfg = tiny.model_copy(update={'encoder': 'resnet18', 'head': f'smp-{arch}'})
+    model = SegModel(cfg)
+    outputs = model.eval()(torch.zeros(2, 3, 128, 128))
+    assert len(outputs) == len(model.loss_weights) == 2 and outputs[-1].shape[:2] == (2, 11)
+
+
+def test_smp_dpt_over_a_plain_vit(tiny):
+    cfg = tiny.model_copy(update={'encoder': 'vit_tiny_patch16_224', 'head': 'smp-dpt', 'aux_weight': 0.0})
+    assert SegModel(cfg).eval()(torch.zeros(1, 3, 224, 224))[-1].shape == (1, 11, 224, 224)
+
+
+def test_dilated_encoder(tiny):
+    cfg = tiny.model_copy(update={'encoder': 'resnet18', 'head': 'fcn', 'output_stride': 8})
+    outputs = SegModel(cfg).eval()(torch.zeros(1, 3, 64, 64))
+    assert [o.shape[2:] for o in outputs] == [(8, 8), (8, 8)]
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'encoder': 'convnext_huge'}, "timm has no 'convnext_huge'"),
+        ({'encoder': 'convnext_tiny.fb_in99k'}, "timm has no 'convnext_tiny.fb_in99k'"),
+        ({'encoder': 'vit_tiny_patch16_224'}, 'strides'),
+        ({'head': 'uper'}, 'expected one of .*upernet'),
+        ({'head': 'smp-none'}, 'smp cannot build none'),
+        ({'encoder_weights': 'nowhere.pth'}, 'no such file'),
+        ({'encoder_weights': 'efficientnet-lite0'}, 'fits the encoder tf_efficientnet_lite0'),
+    ],
+)
+def test_model_that_cannot_be_built_is_one_line(tiny, change, message):
+    with pytest.raises(BadInput, match=message):
+        SegModel(tiny.model_copy(update=change))
+
+
+def test_lite0_weights_give_the_published_network(tiny):
+    """A whole Lite0 with the package's weights must tell classes apart; its features must be the encoder's own."""
+    cfg = tiny.model_copy(
+        update={'encoder': 'tf_efficientnet_lite0', 'encoder_weights': 'efficientnet-lite0'}
+    )
+    model = SegModel(cfg).eval()
+    whole = timm.create_model('tf_efficientnet_lite0')
+    whole.load_state_dict(models.lite0_state('tf_efficientnet_lite0'))
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = whole.eval().forward_intermediates(image, intermediates_only=True)[1:]
+        feats = model.encoder(image)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(feats, expected, strict=True))
+    assert model.mean == model.std == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ('encoder', 'end'),
+    [
+        ('test_convnext.r160_in1k', 'pth'),
+        ('swin_tiny_patch4_window7_224.ms_in1k', 'safetensors'),
+        ('resnet18.a1_in1k', 'safetensors'),
+    ],
+)
+def test_encoder_weights_from_a_file(tiny, tmp_path, encoder, end):
+    whole = timm.create_model(encoder)
+    path = tmp_path / f'w.{end}'
+    state = {key: value.contiguous() for key, value in whole.state_dict().items()}
+    save_file(state, path) if end == 'safetensors' else torch.save(state, path)
+    options = {'crop_size': 224} if 'swin' in encoder else {}
+    model = SegModel(tiny.model_copy(update={'encoder': encoder, 'encoder_weights': str(path), **options}))
+    image = torch.randn(1, 3, 224, 224)
+    whole.eval(), model.eval()
+    with torch.inference_mode():
+        last = whole.forward_intermediates(image, intermediates_only=True)[-1]
+        assert torch.allclose(model.encoder(image)[-1], last, atol=1e-4)
+
+
+def test_smp_encoder_takes_the_same_file(tiny, tmp_path):
+    whole = timm.create_model('resnet18')
+    torch.save(whole.state_dict(), tmp_path / 'w.pth')
+    model = SegModel(
+        tiny.model_copy(
+            update={'encoder': 'resnet18', 'head': 'smp-fpn', 'encoder_weights': str(tmp_path / 'w.pth')}
+        )
+    )
+    assert torch.equal(
+        model.encoder.state_dict()['model.layer4.0.conv1.weight'], whole.layer4[0].conv1.weight
+    )
+
+
+def test_file_of_another_model_or_none_at_all(tiny, tmp_path):
+    torch.save(timm.create_model('resnet18').state_dict(), tmp_path / 'w.pth')
+    (tmp_path / 'junk.pth').write_bytes(b'junk' * 100)
+    for name in ('w.pth', 'junk.pth'):
+        with pytest.raises(BadInput, match=f'{name}: not the weights of test_convnext'):
+            SegModel(tiny.model_copy(update={'encoder_weights': str(tmp_path / name)}))
+
+
+def test_no_network_says_what_to_download_and_where_to_put_it(tiny, monkeypatch):
+    monkeypatch.setattr(models.hub, 'HF_HUB_OFFLINE', True)
+    with pytest.raises(
+        BadInput,
+        match='download https://.*test_convnext.* save it as input/weights/test_convnext.r160_in1k.safetensors',
+    ):
+        SegModel(tiny.model_copy(update={'encoder_weights': 'timm'}))
+
+
+def test_weights_folder_is_looked_into_before_the_network(tiny, tmp_path, monkeypatch):
+    whole = timm.create_model('test_convnext.r160_in1k')
+    save_file(whole.state_dict(), tmp_path / 'test_convnext.r160_in1k.safetensors')
+    monkeypatch.setattr(models, 'WEIGHTS_DIR', tmp_path)
+    model = SegModel(tiny.model_copy(update={'encoder_weights': 'timm'}))
+    assert torch.equal(model.encoder.model.stem_0.weight, whole.stem[0].weight)
+
+
+@pytest.mark.parametrize('encoder', TINY_OF_FAMILY)
+def test_depths_follow_the_forward_pass(tiny, encoder):
+    model = SegModel(tiny.model_copy(update={'encoder': encoder}))
+    names = [name for name, _ in model.encoder.named_parameters()]
+    depths = encoder_depths(names)
+    assert set(depths) == set(names)
+    assert sorted(set(depths.values())) == list(range(max(depths.values()) + 1))
+    blocks = {
+        'test_convnext': 9,
+        'swin_tiny': 12,
+        'twins_svt_small': 18,
+        'tf_efficientnet_lite0': 16,
+        'resnet18': 8,
+    }
+    assert max(depths.values()) == next(count for key, count in blocks.items() if encoder.startswith(key))
+
+
+def test_layer_decay_reaches_the_groups(tiny):
+    model = SegModel(tiny)
+    groups = parameter_groups(
+        model, tiny.model_copy(update={'layer_decay': 0.5, 'lr': 1.0, 'encoder_lr_mult': 0.1})
+    )
+    assert sum(p.numel() for g in groups for p in g['params']) == sum(p.numel() for p in model.parameters())
+    rate = {name: g['lr'] for g in groups for name in g['names']}
+    decay = {name: g['weight_decay'] for g in groups for name in g['names']}
+    deepest = max(
+        encoder_depths([n.removeprefix('encoder.') for n in rate if n.startswith('encoder.')]).values()
+    )
+    assert rate['encoder.model.stem_0.weight'] == pytest.approx(0.1 * 0.5**deepest)
+    assert max(r for n, r in rate.items() if n.startswith('encoder.')) == pytest.approx(0.1)
+    assert all(r == 1.0 for n, r in rate.items() if n.startswith('head.'))
+    assert all(decay[n] == 0 for n, p in model.named_parameters() if p.ndim <= 1)
+    assert decay['encoder.model.stem_0.weight'] == tiny.weight_decay
+
+
+def test_gradient_checkpointing_where_timm_has_none(tiny):
+    with pytest.raises(BadInput, match='twins_svt_small.in1k cannot do it'):
+        SegModel(tiny.model_copy(update={'encoder': 'twins_svt_small.in1k', 'grad_checkpointing': True}))
+
+
+@pytest.mark.parametrize(
+    'encoder', [name for name in TINY_OF_FAMILY if 'twins' not in name and 'swin' not in name]
+)
+def test_gradient_checkpointing_gives_the_same_gradients(tiny, encoder):
+    cfg = tiny.model_copy(update={'encoder': encoder, 'aux_weight': 0.0, 'dropout': 0.0})
+    gradients = []
+    for on in (False, True):
+        torch.manual_seed(0)
+        model = SegModel(cfg.model_copy(update={'grad_checkpointing': on})).train()
+        torch.manual_seed(1)
+        model(torch.randn(2, 3, 64, 64))[-1].square().mean().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))

@@ -1,0 +1,342 @@
+"""Stage 1: trains one config on one fold.
+
+    python train.py --cfg configs/convnext.yaml --fold 0
+    python train.py --cfg configs/convnext.yaml --fold 0 --resume
+    python train.py --cfg configs/convnext.yaml --fold 0 --set epochs=1 batch_size=4
+    torchrun --standalone --nproc-per-node=8 train.py --cfg configs/convnext.yaml --fold 0
+
+Writes output/<name>/fold<k>/: best.pt (best validation mIoU), last.pt (to resume from), metrics.csv, log.txt, config.yaml.
+--fold -1 trains on everything into output/<name>/all/, where best.pt is the last epoch's.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from config import (
+    ArgumentParser,
+    BadInput,
+    CheckFailed,
+    Config,
+    add_config_arguments,
+    load_config,
+    run_script,
+)
+from dataset import (
+    Cache,
+    EpochBatches,
+    TrainingSet,
+    make_loader,
+    normalize,
+    open_cache,
+    read_folds,
+    split_fold,
+    steps_per_epoch,
+)
+from losses import segmentation_loss
+from metrics import class_iou, mean_iou
+from models import SegModel, parameter_groups
+from predict import amp_dtype, autocast, evaluate
+from utils import (
+    Ranks, append_metrics, load_checkpoint, load_model_state, log, open_run, save_checkpoint, seed_everything, start_log, start_ranks,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PseudoRows:
+    """Photos of the test cache with a teacher's labels as masks, and when to train on them.
+
+    full: in every epoch. half: in the first half of the epochs; the second half sees clean labels alone.
+    """
+
+    cache: Cache
+    schedule: Literal['full', 'half']
+    blind_fold: int | None  # the fold whose labels no teacher ever saw, directly or through its own teachers
+
+    def used_in(self, epoch: int, epochs: int) -> bool:
+        return self.schedule == 'full' or epoch < epochs // 2
+
+
+def main(
+    cfg: Config, fold: int, resume: bool = False, overwrite: bool = False, pseudo: PseudoRows | None = None
+) -> float:
+    """Trains, and returns the best validation mIoU (nan where nothing is validated). Raises BadInput and CheckFailed."""
+    ranks = start_ranks(cfg)
+    seed_everything(cfg.seed + ranks.rank)
+    if ranks.is_main:
+        cache = open_cache(cfg, 'train')  # built by one rank, then found by the others
+        folds = read_folds(cfg, cache)
+    ranks.wait()
+    if not ranks.is_main:
+        cache = open_cache(cfg, 'train')
+        folds = read_folds(cfg, cache)
+    train_rows, valid_rows = split_fold(folds, fold)
+    blind_fold = fold if fold >= 0 and (pseudo is None or pseudo.blind_fold == fold) else None
+    if blind_fold is None:
+        valid_rows = valid_rows[:0]  # a score on labels that the model has seen would be a lie
+    resume = resume and (cfg.run_dir(fold) / 'last.pt').exists()
+    model = SegModel(cfg, load_weights=not resume)
+    if cfg.weights is not None and not resume:
+        load_model_state(model, load_checkpoint(cfg.weights)['model'], cfg.weights)
+    folder = open_run(cfg, fold, resume, overwrite) if ranks.is_main else None
+    start_log(folder)
+    log.info(first_line(cfg, fold, cache, train_rows, valid_rows))
+    if pseudo is not None:
+        log.info(f'{len(pseudo.cache)} pseudo-labelled photos beside them, schedule {pseudo.schedule}')
+    trainer = Trainer(cfg, fold, blind_fold, model, ranks, cache, train_rows, pseudo)
+    if resume:
+        trainer.resume(cfg.run_dir(fold) / 'last.pt')
+    board = SummaryWriter(str(folder / 'tensorboard')) if folder else None
+    for epoch in range(trainer.epoch, cfg.epochs):
+        started = time.monotonic()
+        loss = trainer.train_epoch(epoch)
+        confusion = evaluate(trainer.averaged, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
+        if ranks.is_main:
+            report_epoch(folder, board, cfg, epoch, trainer, loss, confusion, time.monotonic() - started)
+            trainer.save(folder, confusion)
+        ranks.wait()
+    if board is not None:
+        board.close()
+    if len(valid_rows):
+        log.info(
+            f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch}; wrote {cfg.run_dir(fold) / "best.pt"}'
+        )
+        log.info(f'next: python infer.py --cfg configs/{cfg.name}.yaml --fold {fold} --split oof')
+    else:
+        log.info(f'no validation; wrote {cfg.run_dir(fold) / "best.pt"}, the last epoch')
+    return trainer.best
+
+
+def first_line(cfg: Config, fold: int, cache: Cache, train_rows: np.ndarray, valid_rows: np.ndarray) -> str:
+    """What is trained on: photos, and how many of the training photos have each class."""
+    present = [{a.category_id for a in cache.coco.photos[row].annotations} for row in train_rows]
+    counts = [f'{name} {sum(k in ids for ids in present)}' for k, name in enumerate(cfg.classes) if k]
+    return f'fold {fold}: {len(train_rows)} train, {len(valid_rows)} valid, classes {", ".join(counts)}'
+
+
+class Trainer:
+    """The model in training, with all that a checkpoint has to hold: optimizer, average, scaler, position, best score."""
+
+    def __init__(
+        self, cfg: Config, fold: int, blind_fold: int | None, model: SegModel, ranks: Ranks, cache: Cache, rows: np.ndarray,
+        pseudo: PseudoRows | None,
+    ) -> None:  # fmt: skip
+        self.cfg, self.fold, self.blind_fold, self.ranks, self.pseudo = cfg, fold, blind_fold, ranks, pseudo
+        if (
+            ranks.world > 1 and cfg.sync_bn and ranks.device.type == 'cuda'
+        ):  # torch has no SyncBatchNorm for the CPU
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
+        self.model = model.to(ranks.device, memory_format=memory_format)
+        self.ema = ModelEmaV3(self.model, decay=cfg.ema, use_warmup=True) if cfg.ema else None
+        self.optimizer = build_optimizer(self.model, cfg)
+        self.scaler = torch.amp.GradScaler(
+            ranks.device.type, enabled=amp_dtype(cfg, ranks.device) == torch.float16
+        )
+        self.forward = torch.compile(self.model) if cfg.compile else self.model
+        if ranks.world > 1:
+            self.forward = DistributedDataParallel(
+                self.forward, device_ids=[ranks.device] if ranks.device.type == 'cuda' else None
+            )
+        fill = tuple(round(255 * value) for value in model.mean)
+        self.samples = TrainingSet(cfg, cache, rows, fill, pseudo.cache if pseudo else None)
+        self.clean_size = len(rows)
+        self.batches = EpochBatches(len(self.samples), cfg.batch_size, cfg.seed, ranks.rank, ranks.world)
+        self.loader = make_loader(self.samples, cfg.workers, batch_sampler=self.batches)
+        self.class_weights = (
+            torch.tensor(cfg.class_weights, device=ranks.device) if cfg.class_weights else None
+        )
+        self.total_steps = sum(self.updates_in(epoch) for epoch in range(cfg.epochs))
+        self.epoch, self.step, self.best, self.best_epoch = 0, 0, math.nan, -1
+
+    @property
+    def averaged(self) -> SegModel:
+        """The model that is validated and kept: the EMA where there is one."""
+        return self.ema.module if self.ema is not None else self.model
+
+    def size_in(self, epoch: int) -> int:
+        """Samples that an epoch draws from: pseudo-labelled ones are the last."""
+        use_all = self.pseudo is None or self.pseudo.used_in(epoch, self.cfg.epochs)
+        return len(self.samples) if use_all else self.clean_size
+
+    def updates_in(self, epoch: int) -> int:
+        return math.ceil(steps_per_epoch(self.size_in(epoch), self.cfg.batch_size) / self.cfg.accumulate)
+
+    def train_epoch(self, epoch: int) -> float:
+        """One pass; the mean loss."""
+        cfg, device = self.cfg, self.ranks.device
+        if self.pseudo and (epoch == 0 or self.size_in(epoch) != self.size_in(epoch - 1)):
+            log.info(
+                f'epoch {epoch}: training on {self.size_in(epoch)} photos, {self.size_in(epoch) - self.clean_size} pseudo-labelled'
+            )
+        self.batches.epoch, self.batches.size = epoch, self.size_in(epoch)
+        self.model.train()
+        total = 0.0
+        bar = tqdm(
+            self.loader,
+            desc=f'epoch {epoch}',
+            unit='batch',
+            leave=False,
+            disable=None if self.ranks.is_main else True,
+        )
+        for number, (images, masks, positions) in enumerate(bar):
+            group_size = min(cfg.accumulate, len(self.batches) - number // cfg.accumulate * cfg.accumulate)
+            images = normalize(images.to(device, non_blocking=True), self.model.mean, self.model.std)
+            if cfg.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with autocast(cfg, device):
+                outputs = self.forward(images)
+            loss = segmentation_loss(
+                outputs, masks.to(device, non_blocking=True), self.model.loss_weights, cfg.loss,
+                label_smoothing=cfg.label_smoothing, class_weights=self.class_weights,
+            )  # fmt: skip
+            value = loss.item()
+            if not math.isfinite(value):
+                names = ', '.join(self.samples.name(position) for position in positions.tolist())
+                raise CheckFailed(
+                    f'loss is {value} in epoch {epoch}, step {number}, on {names}; try a lower lr, clip_norm=1 or amp=off'
+                )
+            self.scaler.scale(loss / group_size).backward()
+            total += value
+            bar.set_postfix(loss=f'{value:.3f}')
+            if (number + 1) % cfg.accumulate == 0 or number + 1 == len(self.batches):
+                self.update()
+        self.epoch = epoch + 1
+        return total / len(self.batches)
+
+    def update(self) -> None:
+        """One step of the optimizer, at the rate of this iteration."""
+        factor = lr_factor(self.cfg, self.step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            floor = min(self.cfg.min_lr, group['peak_lr'])
+            group['lr'] = floor + (group['peak_lr'] - floor) * factor
+        if self.cfg.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.step)
+        self.step += 1
+
+    def save(self, folder: Path, confusion: np.ndarray | None) -> None:
+        """last.pt after every epoch; best.pt when the score is the best so far, or where there is no score."""
+        score = mean_iou(confusion) if confusion is not None else math.nan
+        public = {
+            'config': self.cfg.model_dump(mode='json'), 'fold': self.fold, 'epoch': self.epoch - 1, 'score': score,
+            'blind_fold': self.blind_fold, 'torch': torch.__version__,
+        }  # fmt: skip
+        if confusion is None or not score <= self.best:
+            self.best, self.best_epoch = score, self.epoch - 1
+            save_checkpoint(folder / 'best.pt', {'model': self.averaged.state_dict(), **public})
+        resume = {
+            'optimizer': self.optimizer.state_dict(), 'ema': self.ema.module.state_dict() if self.ema else None,
+            'scaler': self.scaler.state_dict(), 'step': self.step, 'best': self.best, 'best_epoch': self.best_epoch,
+            'cpu_rng': torch.get_rng_state(), 'cuda_rng': torch.cuda.get_rng_state() if self.ranks.device.type == 'cuda' else None,
+        }  # fmt: skip
+        save_checkpoint(folder / 'last.pt', {'model': self.model.state_dict(), **public, 'resume': resume})
+
+    def resume(self, path: Path) -> None:
+        """Goes on after the epoch that last.pt was written at. Raises BadInput."""
+        checkpoint = load_checkpoint(path)
+        state = checkpoint.get('resume')
+        if state is None:
+            raise BadInput(f'{path}: cannot be resumed from; expected a last.pt')
+        load_model_state(self.model, checkpoint['model'], path)
+        if self.ema is not None:
+            load_model_state(self.ema.module, state['ema'], path)
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.scaler.load_state_dict(state['scaler'])
+        self.step, self.best, self.best_epoch = state['step'], state['best'], state['best_epoch']
+        self.epoch = checkpoint['epoch'] + 1
+        if self.ranks.is_main:
+            torch.set_rng_state(state['cpu_rng'])
+            if state['cuda_rng'] is not None and self.ranks.device.type == 'cuda':
+                torch.cuda.set_rng_state(state['cuda_rng'])
+        log.info(f'resumed after epoch {checkpoint["epoch"]}, step {self.step}')
+
+
+def build_optimizer(model: SegModel, cfg: Config) -> torch.optim.Optimizer:
+    """The optimizer over parameter_groups; each group keeps its own peak rate as `peak_lr`. Raises BadInput without apex."""
+    groups = [{**group, 'peak_lr': group['lr']} for group in parameter_groups(model, cfg)]
+    if cfg.optimizer == 'adamw':
+        return torch.optim.AdamW(groups, fused=True)
+    if cfg.optimizer == 'adam':
+        return torch.optim.Adam(groups, fused=True)
+    if cfg.optimizer == 'sgd':
+        return torch.optim.SGD(groups, momentum=0.9, fused=True)
+    try:
+        from apex.optimizers import FusedAdam
+    except ImportError:
+        raise BadInput(
+            "config key 'optimizer': apex_fused_adam needs NVIDIA's apex, built from github.com/NVIDIA/apex with its CUDA extensions "
+            "(PyPI's apex is something else); adamw is torch's own fused one"
+        ) from None
+    return FusedAdam(groups, adam_w_mode=True)
+
+
+def lr_factor(cfg: Config, step: int, total: int) -> float:
+    """The learning rate of an iteration as a share of the way from min_lr to the peak: linear warm-up, then the schedule."""
+    warmup = min(cfg.warmup_iters, total // 10)
+    if step < warmup:
+        return cfg.warmup_ratio + (1 - cfg.warmup_ratio) * step / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    if cfg.schedule == 'cosine':
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return (1 - progress) ** cfg.poly_power if cfg.schedule == 'poly' else 1.0
+
+
+def report_epoch(
+    folder: Path,
+    board: SummaryWriter,
+    cfg: Config,
+    epoch: int,
+    trainer: Trainer,
+    loss: float,
+    confusion: np.ndarray | None,
+    seconds: float,
+) -> None:
+    """One line in the log, one row in metrics.csv, the curves in TensorBoard."""
+    lr = max(group['lr'] for group in trainer.optimizer.param_groups)
+    row = {'epoch': epoch, 'step': trainer.step, 'lr': f'{lr:.3e}', 'loss': f'{loss:.6f}', 'miou': ''}
+    line = f'epoch {epoch + 1}/{cfg.epochs}  loss {loss:.4f}  lr {lr:.2e}'
+    board.add_scalar('loss', loss, epoch)
+    board.add_scalar('lr', lr, epoch)
+    if confusion is not None:
+        row['miou'] = f'{mean_iou(confusion):.6f}'
+        iou = {f'iou_{name}': value for name, value in zip(cfg.classes, class_iou(confusion), strict=True)}
+        row |= {key: '' if math.isnan(value) else f'{value:.6f}' for key, value in iou.items()}
+        line += f'  mIoU {mean_iou(confusion):.4f}'
+        board.add_scalar('miou', mean_iou(confusion), epoch)
+        for key, value in iou.items():
+            board.add_scalar(key, value, epoch)
+    append_metrics(folder / 'metrics.csv', row)
+    log.info(f'{line}  {seconds:.0f} s')
+
+
+def command(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(__doc__)
+    add_config_arguments(parser)
+    parser.add_argument(
+        '--fold', type=int, required=True, help='the fold to validate on; -1 trains on everything'
+    )
+    parser.add_argument('--resume', action='store_true', help='go on from last.pt, where there is one')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='start again where the run folder holds a run'
+    )
+    args = parser.parse_args(argv)
+    main(load_config(args.cfg, args.set), args.fold, args.resume, args.overwrite)
+
+
+if __name__ == '__main__':
+    run_script(command)

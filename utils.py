@@ -1,0 +1,200 @@
+"""Run folder, log, checkpoint, seeds, distributed set-up. A closed list, not a drawer."""
+
+import csv
+import io
+import logging
+import os
+import pickle
+import random
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from config import BadInput, Config, dump_config, make_config, one_line, read_yaml
+from dataset import make_folder
+
+log = logging.getLogger('trash')
+
+# Keys that do not change what a run is: they may differ between training and resuming, or between training and inference.
+FREE_KEYS = {
+    'data_root', 'cache_dir', 'output_dir', 'folds_csv', 'workers', 'device', 'encoder_weights',
+    'infer_batch_size', 'tta_flips', 'tta_scales', 'downsample', 'pseudo_threshold',
+}  # fmt: skip
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together, and its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Adds a tensor up over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def start_ranks(cfg: Config) -> Ranks:
+    """Joins the other ranks where torchrun started this process; alone otherwise. Raises BadInput for a device that is not there."""
+    if cfg.device == 'cuda' and not torch.cuda.is_available():
+        raise BadInput("config key 'device': found cuda, but torch sees no GPU here; expected auto or cpu")
+    use_gpu = cfg.device != 'cpu' and torch.cuda.is_available()
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    if world == 1:
+        return Ranks(0, 1, torch.device('cuda' if use_gpu else 'cpu'))
+    if cfg.batch_size % world:
+        raise BadInput(
+            f"config key 'batch_size': found {cfg.batch_size}, expected a multiple of the {world} ranks"
+        )
+    if not dist.is_initialized():
+        dist.init_process_group('nccl' if use_gpu else 'gloo')
+    if use_gpu:
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        return Ranks(dist.get_rank(), world, torch.device('cuda', int(os.environ['LOCAL_RANK'])))
+    return Ranks(dist.get_rank(), world, torch.device('cpu'))
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - libraries that use the global generator
+    torch.manual_seed(seed)
+
+
+# --- run folder ------------------------------------------------------------------------------------------------------
+
+
+def open_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> Path:
+    """The run's folder, with its config in it. Raises BadInput where it holds another run, or this one and resuming is not asked for."""
+    folder = cfg.run_dir(fold)
+    make_folder(folder)
+    config_file = folder / 'config.yaml'
+    if config_file.exists() and not overwrite:
+        found = make_config(read_yaml(config_file), where=str(config_file)).model_dump()
+        asked = cfg.model_dump()
+        other = [key for key in asked if key not in FREE_KEYS and asked[key] != found[key]]
+        if other:
+            key = other[0]
+            raise BadInput(
+                f"{folder}: holds another config's run ({key}: {found[key]!r} there, {asked[key]!r} here); "
+                f'give this one another name, or start again with --overwrite'
+            )
+        if (folder / 'last.pt').exists() and not resume:
+            raise BadInput(
+                f'{folder}: holds this run already; go on with --resume, or start again with --overwrite'
+            )
+    if overwrite:
+        for name in ('last.pt', 'best.pt', 'metrics.csv', 'oof.csv', 'test.csv'):
+            (folder / name).unlink(missing_ok=True)
+    write_text(config_file, dump_config(cfg))
+    return folder
+
+
+def start_log(folder: Path | None) -> None:
+    """Log lines go to standard output, and to log.txt in `folder` where there is one; None silences all but errors (ranks above 0)."""
+    log.handlers.clear()
+    log.propagate = False
+    log.setLevel(logging.INFO if folder is not None else logging.ERROR)
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter('%(message)s'))
+    log.addHandler(console)
+    if folder is not None:
+        file = logging.FileHandler(folder / 'log.txt', encoding='utf-8')
+        file.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
+        log.addHandler(file)
+
+
+def append_metrics(path: Path, row: dict[str, Any]) -> None:
+    """Writes metrics.csv again with one more row; rows of the same or a later epoch, from before a resume, are dropped."""
+    rows = []
+    if path.exists():
+        with path.open(newline='', encoding='utf-8') as file:
+            rows = [old for old in csv.DictReader(file) if int(old['epoch']) < row['epoch']]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(row), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows + [row])
+    write_text(path, text.getvalue())
+
+
+# --- files that are whole or not there -------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    write_whole(path, lambda file: torch.save(checkpoint, file))
+
+
+def write_whole(path: Path, write) -> None:
+    """Calls write(file) on a temporary file in the same folder, flushes it to the disk, and gives it its name."""
+    partial = path.with_name(f'.{path.name}.partial')
+    try:
+        with partial.open('wb') as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise BadInput(f'{path}: cannot be written: {error.strerror or one_line(error)}') from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What save_checkpoint wrote, on the CPU; no code in it is run. Raises BadInput for anything else."""
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise BadInput(f'{path}: no such checkpoint; train it first') from None
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise BadInput(f'{path}: not a checkpoint, or cut off: {one_line(error)[:160]}') from None
+    if (
+        not isinstance(checkpoint, dict)
+        or not {'model', 'config', 'fold', 'blind_fold', 'epoch', 'score'} <= checkpoint.keys()
+    ):
+        raise BadInput(f'{path}: not a checkpoint of train.py')
+    return checkpoint
+
+
+def load_model_state(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Loads strictly. Raises BadInput, with the first tensor that does not fit."""
+    own = model.state_dict()
+    for key in own.keys() | state.keys():
+        if key not in own or key not in state:
+            raise BadInput(
+                f'{path}: is of another model: {key} is only in {"the file" if key in state else "the model"}'
+            )
+        if own[key].shape != state[key].shape:
+            raise BadInput(
+                f'{path}: is of another model: {key} is {tuple(state[key].shape)} there, {tuple(own[key].shape)} here'
+            )
+    model.load_state_dict(state)
