@@ -82,6 +82,18 @@ def read_coco(root: str | Path, split: str, classes: tuple[str, ...]) -> CocoSet
     return CocoSet(root, split, files, tuple(photos), digest.hexdigest())
 
 
+def read_labels(path: str | Path, classes: tuple[str, ...]) -> CocoSet:
+    """The photos of one COCO file of any name, such as hidden labels; root is its folder. Raises BadInput."""
+    path = Path(path)
+    content = _read_bytes(path)
+    photos = tuple(_read_file(path, content, classes, first_id=None))
+    if not photos:
+        raise BadInput(f'{path}: no images')
+    if len({photo.file_name for photo in photos}) < len(photos):
+        raise BadInput(f'{path}: two images have the same file_name')
+    return CocoSet(path.parent, 'labels', (path,), photos, hashlib.sha256(content).hexdigest())
+
+
 def annotation_files(root: Path, split: str) -> tuple[Path, ...]:
     """The JSON files of a split, those that are there. Raises BadInput where there is none."""
     if not root.is_dir():

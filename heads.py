@@ -295,9 +295,8 @@ class KernelStage(nn.Module):
 
             # 2. each kernel from its group: (N, K, C) seen as (N, K * fold, C / fold)
             folded = (len(x), -1, groups.shape[2] // self.fold)
-            updated = self.updater(groups.reshape(folded), kernels.float().reshape(folded)).reshape(
-                groups.shape
-            )
+            updated = self.updater(groups.reshape(folded), kernels.float().reshape(folded))
+            updated = updated.reshape(groups.shape)
 
             # 3. the kernels of an image among themselves
             attended, _ = self.attention(updated, updated, updated, need_weights=False)

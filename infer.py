@@ -36,7 +36,7 @@ from models import SegModel
 from predict import STRIDE, predict_probs, predict_rows, resize
 from submission import SIDE, SubmissionWriter, board_ids, board_probs
 from utils import FREE_KEYS, load_checkpoint, load_model_state, log, start_log, start_ranks
-from viz import overlay, write_png
+from drawing import overlay, write_png
 
 
 def main(cfg: Config, fold: int | None, split: str, save_probs: bool = False, tta: bool = True) -> float:

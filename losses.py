@@ -11,7 +11,7 @@ Shapes: N batch, K classes, H W input, h w = H/4, W/4, P pixels that are not ign
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,12 @@ def segmentation_loss(
     terms: dict[str, float] | None = None,
     *,
     label_smoothing: float = 0.0,
-    class_weights: Tensor | None = None,
+    class_weights: Sequence[float] | None = None,
 ) -> Tensor:
     """Sum over the outputs of a head, (N, K, h, w) each, of their weight times the weighted sum of the terms.
 
     Each output is resized to the mask, (N, H, W) ids, 255 ignored. `terms` are weights of keys of LOSSES, by
-    default {'ce': 1}; label_smoothing and class_weights, (K,), are the cross entropy's: of 'ce' and 'ohem'.
+    default {'ce': 1}; label_smoothing and class_weights, one a class, are those of 'ce' and 'ohem'.
     Raises ValueError where outputs and loss_weights differ in number, and for an unknown term.
     """
     terms = {'ce': 1.0} if terms is None else {name: weight for name, weight in terms.items() if weight}
@@ -51,19 +51,21 @@ def segmentation_loss(
 
 
 def cross_entropy(
-    logits: Tensor, mask: Tensor, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+    logits: Tensor,
+    mask: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
 ) -> Tensor:
     """Mean cross entropy; with class weights the weighted mean, as torch's; 0 where all is ignored."""
-    weights = (
-        None
-        if class_weights is None
-        else torch.as_tensor(class_weights, dtype=logits.dtype, device=logits.device)
-    )
+    weights = None if class_weights is None else logits.new_tensor(class_weights)
     loss = F.cross_entropy(
         logits, mask, weight=weights, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction='sum'
     )
     valid = mask != IGNORED
-    return _ratio(loss, valid.sum() if weights is None else weights[mask.where(valid, 0)].mul(valid).sum())
+    if weights is None:
+        return _ratio(loss, valid.sum())
+    return _ratio(loss, (weights[mask.where(valid, 0)] * valid).sum())
 
 
 def ohem(
@@ -73,7 +75,7 @@ def ohem(
     prob: float = 0.7,
     min_share: float = 1 / 16,
     label_smoothing: float = 0.0,
-    class_weights: Tensor | None = None,
+    class_weights: Sequence[float] | None = None,
 ) -> Tensor:
     """Online hard example mining, arXiv:1604.03540: the cross entropy of hard pixels alone.
 
@@ -86,7 +88,7 @@ def ohem(
         if len(hardness):
             kept = math.ceil(min_share * len(hardness))
             limit = torch.minimum(limit, hardness.topk(kept).values[-1])
-        hard_mask = mask.where(pixel_loss >= limit, IGNORED)
+        hard_mask = mask.masked_fill(pixel_loss < limit, IGNORED)  # NaN stays, to be seen
     return cross_entropy(logits, hard_mask, label_smoothing=label_smoothing, class_weights=class_weights)
 
 

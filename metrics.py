@@ -24,9 +24,7 @@ def confusion_matrix(truth: np.ndarray, pred: np.ndarray, num_classes: int) -> n
         true, guess = truth[start : start + CHUNK], pred[start : start + CHUNK]
         if (true + np.uint8(1)).max() > num_classes:  # modulo 256 IGNORED becomes 0
             wrong = true[(true >= num_classes) & (true != IGNORED)][0]
-            raise ValueError(
-                f'truth has the id {wrong}, expected 0 to {num_classes - 1}, or {IGNORED} to ignore'
-            )
+            raise ValueError(f'truth has the id {wrong}, expected 0 to {num_classes - 1} or {IGNORED}')
         if guess.max() >= num_classes:
             raise ValueError(f'pred has the id {guess.max()}, expected 0 to {num_classes - 1}')
         _count(true.astype(dtype, copy=False) * dtype(num_classes) + guess, counts)
@@ -69,9 +67,8 @@ def format_table(confusion: np.ndarray, classes: tuple[str, ...]) -> str:
     lines = [f'{"class":<{width}}     IoU        pixels   share']
     for name, iou, count in zip(classes, class_iou(confusion), pixels, strict=True):
         share = count / max(1, pixels.sum())
-        lines.append(
-            f'{name:<{width}}  {"-" if np.isnan(iou) else f"{iou:.4f}":>6}  {count:>12,}  {share:>6.2%}'
-        )
+        shown = '-' if np.isnan(iou) else f'{iou:.4f}'
+        lines.append(f'{name:<{width}}  {shown:>6}  {count:>12,}  {share:>6.2%}')
     lines.append(f'pixel accuracy {pixel_accuracy(confusion):.4f}')
     lines.append(f'mIoU {mean_iou(confusion):.4f}')
     return '\n'.join(lines)

@@ -1,6 +1,6 @@
 """Prediction: views of test-time augmentation, probabilities, board-sized ids, and the one evaluator that all scripts share.
 
-Shapes: N batch, K classes, S cache_size, B side of what is kept of a prediction (256 as a rule; see submission.reduce_probs).
+Shapes: N batch, K classes, S cache_size, B side of what is kept of a prediction (256 as a rule; see submission.board_probs).
 """
 
 from collections.abc import Iterator

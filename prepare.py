@@ -138,8 +138,8 @@ def convert_taco(annotations: Path, out: Path) -> None:
         sizes = {image['id']: (image['width'], image['height']) for image in data['images']}
         images = [{**image, 'width': TACO_SIDE, 'height': TACO_SIDE} for image in data['images']]
         objects = [
-            scale_annotation(a, sizes[a['image_id']], to_class(names[a['category_id']], table))
-            for a in data['annotations']
+            scale_annotation(number, a, sizes[a['image_id']], to_class(names[a['category_id']], table))
+            for number, a in enumerate(data['annotations'])  # TACO gives some of its ids twice
         ]
     except OSError as error:
         raise BadInput(f'{annotations}: cannot be read: {error.strerror}') from None
@@ -164,7 +164,7 @@ def to_class(category: str, table: dict[str, str]) -> int:
     return CLASSES.index(table[category])
 
 
-def scale_annotation(annotation: dict, size: tuple[int, int], category_id: int) -> dict:
+def scale_annotation(number: int, annotation: dict, size: tuple[int, int], category_id: int) -> dict:
     """A polygon annotation of a (width, height) image as one of the 512x512 image."""
     fx, fy = TACO_SIDE / size[0], TACO_SIDE / size[1]
     x, y, w, h = annotation['bbox']
@@ -172,7 +172,7 @@ def scale_annotation(annotation: dict, size: tuple[int, int], category_id: int) 
         [round(v * (fy if i % 2 else fx), 3) for i, v in enumerate(p)] for p in annotation['segmentation']
     ]
     return {
-        'id': annotation['id'], 'image_id': annotation['image_id'], 'category_id': category_id, 'iscrowd': annotation['iscrowd'],
+        'id': number, 'image_id': annotation['image_id'], 'category_id': category_id, 'iscrowd': annotation['iscrowd'],
         'segmentation': polygons, 'area': annotation['area'] * fx * fy, 'bbox': [x * fx, y * fy, w * fx, h * fy],
     }  # fmt: skip
 

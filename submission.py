@@ -92,17 +92,13 @@ def check_submission(path: Path, image_ids: Sequence[str], num_classes: int = le
     for image_id, mask in read_rows(path, num_classes):
         if image_id not in known:
             line = len(found) + 2
-            raise BadInput(
-                f'{path}: line {line}: image {image_id!r} is not among the {len(known)} test images'
-            )
+            raise BadInput(f'{path}: line {line}: image {image_id!r} is none of the {len(known)} test images')
         found.append(image_id)
         pixels += np.bincount(mask.ravel(), minlength=num_classes)
     missing = known.difference(found)
     if missing:
         first = next(image_id for image_id in image_ids if image_id in missing)
-        raise BadInput(
-            f'{path}: {len(missing)} of {len(known)} test images have no row; the first is {first!r}'
-        )
+        raise BadInput(f'{path}: {len(missing)} of {len(known)} test images have no row, such as {first!r}')
     for line, (image_id, expected) in enumerate(zip(found, image_ids, strict=True), start=2):
         if image_id != expected:
             raise BadInput(f'{path}: line {line}: found image {image_id!r}, test.json has {expected!r} there')
@@ -157,7 +153,7 @@ def require_same_images(image_ids: Sequence[str], where: Path | str, reader: 'Su
 def board_probs(probs: Any, rule: str) -> Any:
     """(N, K, S, S) probabilities → the (N, K, B, B) that `board_ids` needs of them; S is a multiple of 256.
 
-    Takes numpy arrays and torch tensors. Rules: `nearest`, every s-th pixel, as the organiser makes the truth;
+    Takes numpy and torch alike. Rules: `nearest`, every s-th pixel, as the organiser makes the truth;
     `prob_mean`, the mean of each s x s block; `block_max`, the highest id of each block, which needs all.
     """
     step = _step(probs.shape)
@@ -239,7 +235,7 @@ class SubmissionWriter:
 
 
 def encode_id(image_id: str, path: Path) -> bytes:
-    """The first field of a row, in quotes (RFC 4180) where it needs them. Raises BadInput where none can be."""
+    """The first field of a row, in quotes (RFC 4180) where needed. Raises BadInput where none can be."""
     if not image_id or any(character < ' ' for character in image_id):
         raise BadInput(f'{path}: image {image_id!r} is not a name that a row can hold')
     if ',' in image_id or '"' in image_id:
@@ -251,7 +247,7 @@ def encode_id(image_id: str, path: Path) -> bytes:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """The ids of a (256, 256) mask, 0 to 254, one space between. Raises ValueError for any other array."""
+    """The ids of a (256, 256) mask, 0 to 254, one space between. Raises ValueError for other arrays."""
     if mask.shape != (SIDE, SIDE) or not np.issubdtype(mask.dtype, np.integer):
         raise ValueError(f'a mask is {mask.dtype} {mask.shape}, expected integers ({SIDE}, {SIDE})')
     low, high = mask.min(), mask.max()
@@ -442,7 +438,7 @@ def _check_header(line: bytes, path: Path) -> None:
         raise BadInput(f'{path}: line 1: ends as on Windows, \\r\\n; expected \\n alone')
     if line == HEADER[:-1]:
         raise BadInput(f'{path}: line 1: does not end with a newline; the file may be cut off')
-    shown = line[:60].decode('utf-8', 'backslashreplace').rstrip('\n')
+    shown = line[:40].decode('utf-8', 'replace').rstrip('\n')
     raise BadInput(f'{path}: line 1: found the header {shown!r}, expected {expected!r}')
 
 
@@ -471,9 +467,8 @@ def _split_line(line: bytes, path: Path, number: int) -> tuple[str, bytes]:
 
 def _add_once(lines: dict[str, int], image_id: str, number: int, path: Path) -> None:
     if image_id in lines:
-        raise BadInput(
-            f'{path}: line {number}: image {image_id!r} is there twice, first in line {lines[image_id]}'
-        )
+        first = lines[image_id]
+        raise BadInput(f'{path}: line {number}: image {image_id!r} is there twice, first in line {first}')
     lines[image_id] = number
 
 

@@ -152,9 +152,6 @@ class Trainer:
         self.clean_size = len(rows)
         self.batches = EpochBatches(len(self.samples), cfg.batch_size, cfg.seed, ranks.rank, ranks.world)
         self.loader = make_loader(self.samples, cfg.workers, batch_sampler=self.batches)
-        self.class_weights = (
-            torch.tensor(cfg.class_weights, device=ranks.device) if cfg.class_weights else None
-        )
         self.total_steps = sum(self.updates_in(epoch) for epoch in range(cfg.epochs))
         self.epoch, self.step, self.best, self.best_epoch = 0, 0, math.nan, -1
 
@@ -197,7 +194,7 @@ class Trainer:
                 outputs = self.forward(images)
             loss = segmentation_loss(
                 outputs, masks.to(device, non_blocking=True), self.model.loss_weights, cfg.loss,
-                label_smoothing=cfg.label_smoothing, class_weights=self.class_weights,
+                label_smoothing=cfg.label_smoothing, class_weights=cfg.class_weights,
             )  # fmt: skip
             value = loss.item()
             if not math.isfinite(value):
@@ -234,7 +231,7 @@ class Trainer:
         score = mean_iou(confusion) if confusion is not None else math.nan
         public = {
             'config': self.cfg.model_dump(mode='json'), 'fold': self.fold, 'epoch': self.epoch - 1, 'score': score,
-            'blind_fold': self.blind_fold, 'torch': torch.__version__,
+            'blind_fold': self.blind_fold, 'torch': str(torch.__version__),
         }  # fmt: skip
         if confusion is None or not score <= self.best:
             self.best, self.best_epoch = score, self.epoch - 1

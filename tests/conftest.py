@@ -21,7 +21,7 @@ COLOURS = np.random.default_rng(0).permutation(
 
 @pytest.fixture(autouse=True, scope='session')
 def _one_thread():
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # pytest-xdist runs a process a core
     cv2.setNumThreads(1)
 
 

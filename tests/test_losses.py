@@ -165,6 +165,13 @@ def test_an_absent_class_is_finite(name, scale):
 
 
 @pytest.mark.parametrize('name', LOSSES)
+def test_nan_is_not_hidden(name):
+    logits = torch.randn(2, 4, 8, 8)
+    logits[0, 0, 0, 0] = float('nan')
+    assert LOSSES[name](logits, torch.randint(0, 4, (2, 8, 8))).isnan()
+
+
+@pytest.mark.parametrize('name', LOSSES)
 def test_a_better_prediction_costs_less(name):
     torch.manual_seed(0)
     mask = torch.randint(0, 4, (2, 16, 16))

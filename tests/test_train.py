@@ -27,7 +27,10 @@ from train import build_optimizer, lr_factor
 from utils import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-LEARN = dict(epochs=25, lr=3e-3, head_channels=32, scale_range=(0.8, 1.2), crop_max_share=1.0, photometric=0.0, batch_size=6)
+LEARN = dict(
+    encoder='test_resnet.r160_in1k', epochs=25, lr=0.03, head_channels=64, aux_weight=0, batch_size=3, scale_range=[0.8, 1.2],
+    crop_max_share=1, photometric=0, class_weights=[0.3] + [1] * 10,
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +40,6 @@ def learned(shapes, shared_cache, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp('learned')
     values = {**TINY, **LEARN, 'data_root': str(shapes), 'cache_dir': str(shared_cache), 'output_dir': str(folder / 'output')}
-    values['scale_range'] = list(values['scale_range'])
     path = folder / 'small.yaml'
     path.write_text('\n'.join(f'{key}: {value}' for key, value in values.items()))
     cfg = load_config(path)
@@ -47,7 +49,7 @@ def learned(shapes, shared_cache, tmp_path_factory):
 
 def test_a_fold_learns_and_leaves_its_files(learned):
     cfg, _, scores = learned
-    assert min(scores) > 0.5, scores
+    assert min(scores) > 0.3, scores  # 0.06 is background everywhere
     run = cfg.run_dir(0)
     assert {'best.pt', 'last.pt', 'config.yaml', 'log.txt', 'metrics.csv', 'tensorboard'} <= {p.name for p in run.iterdir()}
     rows = list(csv.DictReader((run / 'metrics.csv').read_text().splitlines()))
@@ -272,7 +274,7 @@ def test_accumulation_equals_the_larger_batch(tiny):
     weights = []
     for batch_size, accumulate in ((4, 1), (2, 2)):
         cfg = tiny.model_copy(
-            update={'batch_size': batch_size, 'accumulate': accumulate, 'name': f'a{accumulate}', 'optimizer': 'sgd', 'lr': 0.1}
+            update={'batch_size': batch_size, 'accumulate': accumulate, 'name': f'a{accumulate}', 'optimizer': 'sgd', 'lr': 0.1, 'scale_range': (1.0, 1.0)}
         )
         torch.manual_seed(0)
         model = SegModel(cfg)

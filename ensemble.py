@@ -1,0 +1,293 @@
+"""Stage 4: a hard vote over saved CSVs, into one submission; weights searched out of fold.
+
+    python ensemble.py output/*/fold*/test.csv --out output/submission.csv
+    python ensemble.py output/a/test.csv output/b/test.csv --weights 2 1 --out output/submission.csv
+    python ensemble.py output/*/fold*/test.csv --search --out output/submission.csv
+
+--search chooses each model's weight on the oof.csv beside its test.csv, and says where one model is better.
+Votes meet by image_id; rows are in the order of the first CSV, or of --data's test.json. A tie goes to the
+tied class of the earliest CSV on the command line; votes of weight 0 do not count. Weights are the decimals
+that are typed, added up exactly: 0.1 + 0.2 ties with 0.3. One row of each CSV is in memory at a time.
+
+--class-weights FILE.yaml weighs votes by the class that they are for too, one weight a class of the data set:
+
+    convnext: [1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 0.5]   # the name of a model's folder, or the path of one CSV
+
+Shapes: M members or models, K classes.
+"""
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations
+from math import gcd, lcm
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from coco import Photo, draw_mask, read_coco
+from config import DONE, ArgumentParser, BadInput, read_yaml, run_script
+from search import Sample, count_votes, format_search, search_weights
+from submission import (
+    PIXELS,
+    SIDE,
+    SubmissionReader,
+    SubmissionWriter,
+    classes_and_data,
+    read_test_ids,
+    require_same_images,
+)  # fmt: skip
+
+PARTS = 5  # of the photos out of fold, for choosing weights on the others, where they are of one fold
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('csvs', nargs='+', type=Path, metavar='CSV', help='the members of the vote')
+    parser.add_argument('--out', type=Path, required=True, metavar='CSV', help='the submission to write')
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument('--weights', nargs='+', type=parse_weight, metavar='W', help='one a CSV; by default 1')
+    how.add_argument('--search', action='store_true', help='choose weights on the oof.csv beside each CSV')
+    parser.add_argument('--class-weights', type=Path, metavar='YAML', help='weights by the class voted for')
+    parser.add_argument('--data', type=Path, help='data root; rows are then in the order of its test.json')
+    parser.add_argument('--cfg', type=Path, metavar='YAML', help='of another data set, for its classes')
+    args = parser.parse_args(argv)
+    if args.search and args.class_weights:
+        parser.error('--class-weights are not searched: leave out --search')
+    classes, data = classes_and_data(args.cfg, args.data)
+    members = find_members(args.csvs, args.out)
+    image_ids = None if args.data is None else read_test_ids(data)
+    weights = args.weights or [Fraction(1)] * len(members)
+    if len(weights) != len(members):
+        raise BadInput(f'--weights: found {len(weights)}, expected {len(members)}, one a CSV')
+    if args.search:
+        weights = searched_weights(members, data, classes)
+    by_class = read_class_weights(args.class_weights, members, len(classes))
+    table = weight_table(weights, by_class)
+    print(vote_files(members, weights, table, args.out, image_ids))
+    print(f'next: python submission.py check {args.out} --data {data}')
+    return DONE
+
+
+@dataclass(frozen=True)
+class Member:
+    """A CSV that votes, the folder of its model, and its fold where it is <model>/fold<k>/<name>.csv."""
+
+    path: Path
+    folder: Path
+    fold: int | None
+
+
+def find_members(paths: Sequence[Path], out: Path) -> list[Member]:
+    """The members, in the order given. Raises BadInput where one is given twice or would be written over."""
+    seen: set[Path] = set()
+    members = []
+    for path in paths:
+        if path.resolve() == out.resolve():
+            raise BadInput(f'{out}: is the --out and among the CSVs that vote')
+        if path.resolve() in seen:
+            raise BadInput(f'{path}: is given twice; --weights counts a CSV more than once')
+        seen.add(path.resolve())
+        fold = re.fullmatch(r'fold(\d+)', path.parent.name)
+        folder = path.parent.parent if fold else path.parent
+        members.append(Member(path, folder, int(fold[1]) if fold else None))
+    return members
+
+
+# --- the vote ---------------------------------------------------------------------------------------------
+
+
+def vote_files(
+    members: Sequence[Member], weights: Sequence[Fraction], table: np.ndarray, out: Path,
+    image_ids: Sequence[str] | None = None,
+) -> str:  # fmt: skip
+    """Writes the vote of the CSVs, rows in the order of image_ids or of the first CSV; returns what it did.
+
+    Raises BadInput for every fault of a CSV, with `out` as it was.
+    """
+    differ = np.zeros((len(members), len(members)), np.int64)  # pixels in which two members differ
+    outvoted = np.zeros(len(members), np.int64)
+    contested = 0
+    with ExitStack() as stack:
+        readers = [stack.enter_context(SubmissionReader(m.path, table.shape[1])) for m in members]
+        where = 'test.json' if image_ids is not None else members[0].path
+        image_ids = readers[0].image_ids if image_ids is None else image_ids
+        for reader in readers:
+            require_same_images(image_ids, where, reader)
+        writer = stack.enter_context(SubmissionWriter(out))
+        for image_id in tqdm(image_ids, desc='vote', unit='image', leave=False, disable=None):
+            preds = np.stack([reader.read(image_id).ravel() for reader in readers])
+            winner = preds[0].copy()
+            open_pixels = np.flatnonzero((preds[1:] != preds[0]).any(0))
+            if open_pixels.size:  # elsewhere all members agree, and there is nothing to count
+                votes = preds[:, open_pixels]
+                winner[open_pixels] = won = vote(votes, table)
+                outvoted += np.count_nonzero(votes != won, axis=1)
+                for i, j in combinations(range(len(members)), 2):
+                    differ[i, j] += np.count_nonzero(votes[i] != votes[j])
+            contested += open_pixels.size
+            writer.write(image_id, winner.reshape(SIDE, SIDE))
+    return format_vote(members, weights, outvoted, differ, contested, len(image_ids), out)
+
+
+def vote(preds: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """(M, ...) uint8 ids → (...) ids of the highest sum of weights; table[m, k] is that of m's vote for k.
+
+    A tie goes to the tied class of the earliest member. Votes of weight 0 count for nothing, in ties neither;
+    where all votes are such, the first member's class is taken.
+    """
+    said = [weights[pred] for weights, pred in zip(table, preds, strict=True)]
+    winner = preds[0].copy()
+    best = np.zeros(winner.shape, table.dtype)
+    for pred, own in zip(preds, said, strict=True):
+        total = np.zeros(winner.shape, table.dtype)
+        for other, weight in zip(preds, said, strict=True):
+            total += weight * (other == pred)
+        total *= own > 0
+        np.copyto(winner, pred, where=total > best)
+        np.maximum(best, total, out=best)
+    return winner
+
+
+def weight_table(weights: Sequence[Fraction], by_class: Sequence[Sequence[Fraction]]) -> np.ndarray:
+    """(M, K) whole numbers in proportion to member weight x class weight, so that sums of them are exact.
+
+    Raises BadInput where all are 0, or where sums would not fit 63 bits.
+    """
+    exact = [[weight * by for by in row] for weight, row in zip(weights, by_class, strict=True)]
+    scale = lcm(*(value.denominator for row in exact for value in row))
+    whole = [[int(value * scale) for value in row] for row in exact]
+    common = gcd(*(value for row in whole for value in row))
+    if common == 0:
+        raise BadInput('--weights: all of them are 0; expected one above 0')
+    highest = sum(max(row) for row in whole) // common
+    if highest >= 2**63:
+        raise BadInput('--weights: too many digits to be added up exactly; give them fewer')
+    return np.array([[value // common for value in row] for row in whole], np.min_scalar_type(highest))
+
+
+def parse_weight(text: str) -> Fraction:
+    """A weight from 0, of at most 9 digits on either side of the point."""
+    if not re.fullmatch(r'\d{1,9}(\.\d{1,9})?', text, re.ASCII):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a weight; expected a number from 0, as 2 or 0.25')
+    return Fraction(text)
+
+
+def read_class_weights(
+    path: Path | None, members: Sequence[Member], num_classes: int
+) -> list[list[Fraction]]:
+    """(M, K) weights by class; 1 for members that the YAML file does not name. Raises BadInput."""
+    rows = [[Fraction(1)] * num_classes for _ in members]
+    if path is None:
+        return rows
+    values = read_yaml(path)
+    if not isinstance(values, dict) or not values:
+        raise BadInput(f'{path}: expected lines of "model: [{num_classes} weights]"')
+    for key, listed in values.items():
+        named = [
+            i
+            for i, m in enumerate(members)
+            if str(key) in (str(m.path), str(m.folder), m.folder.resolve().name)
+        ]
+        if not named:
+            known = sorted({m.folder.resolve().name for m in members} | {str(m.path) for m in members})
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise BadInput(
+                f'{path}: {str(key)!r} is no member' + (f'; did you mean {near[0]!r}?' if near else '')
+            )
+        if not isinstance(listed, list) or len(listed) != num_classes:
+            raise BadInput(f'{path}: {key}: found {str(listed)[:60]!r}, expected {num_classes} weights in []')
+        try:
+            row = [parse_weight(str(value)) for value in listed]
+        except argparse.ArgumentTypeError as error:
+            raise BadInput(f'{path}: {key}: {error}') from None
+        for i in named:
+            rows[i] = row
+    return rows
+
+
+def format_vote(
+    members: Sequence[Member], weights: Sequence[Fraction], outvoted: np.ndarray, differ: np.ndarray,
+    contested: int, num_images: int, out: Path,
+) -> str:  # fmt: skip
+    """What a vote did: the members with their weights, and how much they agree."""
+    pixels = num_images * PIXELS
+    lines = [f'{out}: the vote of {len(members)} CSVs on {num_images} images', '  #  weight  outvoted  CSV']
+    for i, (member, weight, lost) in enumerate(zip(members, weights, outvoted, strict=True), start=1):
+        lines.append(f'{i:>3}  {float(weight):>6.4g}  {lost / pixels:>8.2%}  {member.path}')
+    lines.append(f'all agree on {1 - contested / pixels:.2%} of the pixels')
+    pairs = sorted(combinations(range(len(members)), 2), key=lambda pair: differ[pair])
+    for which, pair in (('least', pairs[:1]), ('most', pairs[1:][-1:])):
+        lines += [f'{which} apart: {i + 1} and {j + 1}, on {differ[i, j] / pixels:.2%}' for i, j in pair]
+    return '\n'.join(lines)
+
+
+# --- the search for weights -------------------------------------------------------------------------------
+
+
+def searched_weights(members: Sequence[Member], data: Path, classes: tuple[str, ...]) -> list[Fraction]:
+    """Weights of the members, searched on their out-of-fold predictions; prints what was found.
+
+    A model's weight is shared by its CSVs, so that one with more folds at hand has no more to say.
+    Raises BadInput.
+    """
+    oof: dict[Path, list[Member]] = {}
+    for member in members:
+        oof.setdefault(member.folder, []).append(member)
+    photos = {photo.file_name: photo for photo in read_coco(data, 'train', classes).photos}
+    samples = read_samples(list(oof.values()), photos, data, len(classes))
+    result = search_weights(count_votes(samples, len(oof), len(classes)))
+    print(format_search(result, [str(folder) for folder in oof]))
+    shares = {folder: Fraction(w, len(oof[folder])) for folder, w in zip(oof, result.weights, strict=True)}
+    return [shares[member.folder] for member in members]
+
+
+def read_samples(
+    models: Sequence[Sequence[Member]], photos: dict[str, Photo], data: Path, num_classes: int
+) -> Iterator[Sample]:
+    """Truth and every model's prediction of each photo out of fold; `photos` by file name. Raises BadInput.
+
+    The part of a photo is its fold, where the CSVs are of several; else its place, in PARTS stretches.
+    """
+    with ExitStack() as stack:
+        found: list[dict[str, tuple[SubmissionReader, int | None]]] = []
+        for model in models:
+            found.append({})
+            for member in model:
+                path = member.path.with_name('oof.csv')
+                if not path.is_file():
+                    raise BadInput(f'{path}: no such file; --search needs what infer.py --split oof writes')
+                reader = stack.enter_context(SubmissionReader(path, num_classes))
+                for image_id in reader.image_ids:
+                    if image_id in found[-1]:
+                        other = found[-1][image_id][0].path
+                        raise BadInput(f'{path}: image {image_id!r} is out of fold in {other} too')
+                    if image_id not in photos:
+                        raise BadInput(f'{path}: image {image_id!r} is none of the training photos of {data}')
+                    found[-1][image_id] = (reader, member.fold)
+        for model, images in zip(models, found, strict=True):
+            for image_id in images.keys() ^ found[0].keys():
+                names = f'{models[0][0].folder} and {model[0].folder}'
+                raise BadInput(f'{names}: only one has {image_id!r} out of fold; give the same folds of each')
+        parts = {image_id: -1 if fold is None else fold for image_id, (_, fold) in found[0].items()}
+        if len(set(parts.values())) < 2:
+            parts = {image_id: place * PARTS // len(parts) for place, image_id in enumerate(parts)}
+        numbers = {part: number for number, part in enumerate(sorted(set(parts.values())))}
+        for image_id, part in tqdm(parts.items(), desc='count', unit='photo', leave=False, disable=None):
+            preds = np.stack([images[image_id][0].read(image_id) for images in found])
+            yield numbers[part], board_truth(photos[image_id]), preds
+
+
+def board_truth(photo: Photo) -> np.ndarray:
+    """(256, 256) uint8 ids that the board scores with: every k-th pixel, as in the training cache."""
+    return cv2.resize(draw_mask(photo), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# A whole run: every fold of the configs named, out-of-fold scores, pseudo-label retrains, and the vote over all of them.
+#     bash scripts/run.sh convnext_knet swin_knet          # SCHEDULE=full|half, FOLDS="0 1 2 3 4", GPUS=1
+# Every stage goes on where it was stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ $# -gt 0 ] || { echo 'usage: scripts/run.sh CONFIG [CONFIG ...]' >&2; exit 2; }
+
+schedule=${SCHEDULE:-half}
+read -ra folds <<<"${FOLDS:-0 1 2 3 4}"
+launch=(.venv/bin/python)
+[ "${GPUS:-1}" = 1 ] || launch=(.venv/bin/torchrun --standalone "--nproc-per-node=$GPUS")
+members=()
+for name in "$@"; do
+    cfg=(--cfg "configs/$name.yaml")
+    for fold in "${folds[@]}"; do
+        "${launch[@]}" train.py "${cfg[@]}" --fold "$fold" --resume
+        [ -f "output/$name/fold$fold/oof.csv" ] || .venv/bin/python infer.py "${cfg[@]}" --fold "$fold" --split oof
+        "${launch[@]}" pseudo.py "${cfg[@]}" --fold "$fold" --teacher "$name" --schedule "$schedule" --resume
+        for split in oof test; do
+            [ -f "output/$name-pseudo/fold$fold/$split.csv" ] ||
+                .venv/bin/python infer.py "${cfg[@]}" --fold "$fold" --split $split --set "name=$name-pseudo"
+        done
+        members+=("output/$name-pseudo/fold$fold/test.csv")
+    done
+done
+.venv/bin/python ensemble.py "${members[@]}" --out output/submission.csv --search
+.venv/bin/python submission.py check output/submission.csv --data input/data

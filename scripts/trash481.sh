@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# A whole small competition on the CPU: five folds from EfficientNet-Lite0's ImageNet weights, out-of-fold score, test-time
+# augmentation, vote, checked submission.     bash scripts/trash481.sh DATA [OUTPUT]
+# Goes on where it was stopped.
+set -euo pipefail
+[ $# -ge 1 ] && [ $# -le 2 ] || { echo 'usage: scripts/trash481.sh DATA [OUTPUT]' >&2; exit 2; }
+[ -f "$1/train_all.json" ] || { echo "trash481.sh: error: $1/train_all.json: no such file" >&2; exit 2; }
+data=$(realpath "$1")
+out=$(realpath -m "${2:-$(dirname "$0")/../output}")
+cd "$(dirname "$0")/.."
+bash scripts/setup.sh
+
+python=.venv/bin/python
+cfg=(--cfg configs/trash481.yaml)
+set=(--set "data_root=$data" "output_dir=$out" "cache_dir=$out/trash481_cache")
+run=$out/trash481
+
+$python prepare.py check --data "$data"
+$python prepare.py folds "${cfg[@]}" "${set[@]}"
+members=()
+for fold in 0 1 2 3 4; do
+    $python train.py "${cfg[@]}" --fold $fold --resume "${set[@]}"
+    [ -f "$run/fold$fold/test.csv" ] || $python infer.py "${cfg[@]}" --fold $fold --split test "${set[@]}"
+    members+=("$run/fold$fold/test.csv")
+done
+[ -f "$run/oof.csv" ] || $python infer.py "${cfg[@]}" --fold all --split oof "${set[@]}"
+[ -f "$run/test.csv" ] || $python infer.py "${cfg[@]}" --fold all --split test "${set[@]}"
+
+# The mean of the folds' probabilities has two votes: it decides where the folds are split three to two.
+$python ensemble.py "$run/test.csv" "${members[@]}" --weights 2 1 1 1 1 1 --out "$out/submission.csv" --data "$data"
+$python submission.py check "$out/submission.csv" --data "$data"

@@ -1,0 +1,224 @@
+"""The search for weights of a hard vote, exact: pixels are counted once, candidates are arithmetic.
+
+    counts = count_votes(samples, num_models, num_classes)
+    result = search_weights(counts)
+
+A choice is judged on photos that it was not made on: parts of them, folds as a rule, left out in turn.
+
+Shapes: M models, K classes, U distinct votes, G groupings of models by who agrees with whom, n candidates.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from config import BadInput
+from metrics import IGNORED, iou_of_counts, mean_of_iou
+
+TOP_WEIGHT = 3  # the whole weights 0 to 3 of each model are tried
+GRID_MODELS = 8  # up to here all combinations of them; beyond, one model's weight after another
+PORTION = 1 << 20  # codes that wait before they are added up
+
+Sample = tuple[int, np.ndarray, np.ndarray]  # a photo's part, its truth (H, W), the models' ids (M, H, W)
+
+
+@dataclass(frozen=True)
+class VoteCounts:
+    """The joint histogram of truth and votes: how many pixels of a part have this truth and these votes."""
+
+    part: np.ndarray  # (U,)
+    truth: np.ndarray  # (U,)
+    votes: np.ndarray  # (U, M)
+    pixels: np.ndarray  # (U,) int64
+    num_classes: int
+
+
+def count_votes(samples: Iterable[Sample], num_models: int, num_classes: int) -> VoteCounts:
+    """The histogram of samples; pixels of truth IGNORED are left out. Raises BadInput for too many models."""
+    if 2**10 * num_classes ** (num_models + 1) >= 2**63:  # 1024 parts
+        raise BadInput(f'--search: found {num_models} models, too many to count with {num_classes} classes')
+    codes, counts, pending = np.zeros(0, np.int64), np.zeros(0, np.int64), []
+    for part, truth, preds in samples:
+        columns = np.concatenate([truth[None], preds]).reshape(num_models + 1, -1)
+        columns = columns[:, columns[0] != IGNORED]
+        changes = (columns[:, 1:] != columns[:, :-1]).any(0)
+        starts = np.flatnonzero(np.concatenate([[columns.shape[1] > 0], changes]))
+        code = np.full(len(starts), part, np.int64)
+        for column in columns:
+            code = code * num_classes + column[starts]
+        pending.append((code, np.diff(starts, append=columns.shape[1])))
+        if sum(len(code) for code, _ in pending) > PORTION:
+            codes, counts = _add_up([(codes, counts), *pending])
+            pending = []
+    codes, counts = _add_up([(codes, counts), *pending])
+    votes = np.empty((len(codes), num_models), np.uint8)
+    for model in reversed(range(num_models)):
+        codes, votes[:, model] = np.divmod(codes, num_classes)
+    part, truth = np.divmod(codes, num_classes)
+    return VoteCounts(part, truth, votes, counts, num_classes)
+
+
+def _add_up(counted: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    codes, place = np.unique(np.concatenate([codes for codes, _ in counted]), return_inverse=True)
+    return codes, np.bincount(place, np.concatenate([n for _, n in counted]), len(codes)).astype(np.int64)
+
+
+class Scorer:
+    """mIoU of any weights of the models, exact, without another look at the pixels.
+
+    Which model's vote wins a pixel depends only on who agrees with whom there; 5 models have 52 such
+    groupings. For each grouping and model, `table` counts how often which class is voted, and right; a score
+    is the sum of G of its rows.
+    """
+
+    def __init__(self, counts: VoteCounts) -> None:
+        votes, num_classes = counts.votes, counts.num_classes
+        self.num_models = votes.shape[1]
+        self.num_parts = int(counts.part.max(initial=-1)) + 1
+        models = range(self.num_models)
+        first = np.stack([(votes[:, : m + 1] == votes[:, m, None]).argmax(1) for m in models], 1)
+        code = np.zeros(len(votes), np.int64)
+        for m in models:
+            code = code * (m + 1) + first[:, m]
+        _, example, grouping = np.unique(code, return_index=True, return_inverse=True)
+        first = first[example]  # (G, M): the first model that votes the same
+        self.same = (first[:, :, None] == first[:, None, :]).astype(np.float64)
+        # a row for each grouping and model; columns: K counts of pixels that are right, K of those voted for
+        shape = (self.num_parts, len(first), self.num_models, 2, num_classes)
+        table = np.zeros(np.prod(shape))
+        for m in models:
+            row = (counts.part * len(first) + grouping) * self.num_models + m
+            right = votes[:, m] == counts.truth
+            table += np.bincount((row * 2) * num_classes + votes[:, m], counts.pixels * right, table.size)
+            table += np.bincount((row * 2 + 1) * num_classes + votes[:, m], counts.pixels, table.size)
+        self.table = table.reshape(self.num_parts, -1, 2 * num_classes)
+        self.true = np.zeros((self.num_parts, num_classes))
+        np.add.at(self.true, (counts.part, counts.truth), counts.pixels)
+
+    def tallies(self, weights: np.ndarray) -> np.ndarray:
+        """(n, M) whole weights → (parts, n, 2K): pixels that are right, then those predicted, by class."""
+        groups, models = self.same.shape[:2]
+        total = (weights @ self.same.reshape(-1, models).T).reshape(-1, groups, models)
+        total *= (weights > 0)[:, None]  # as in ensemble.vote: no vote, no say in a tie
+        winner = total.argmax(2) + np.arange(groups) * models
+        won = np.zeros((len(weights), groups * models))
+        np.put_along_axis(won, winner, 1.0, 1)
+        return won @ self.table
+
+    def scores(self, weights: np.ndarray) -> np.ndarray:
+        """(n, M) whole weights → (n, 1 + parts) mIoU: of all parts together, then of all without each one."""
+        size = max(1, (1 << 22) // self.same[..., 0].size)
+        chunks = [weights[start : start + size] for start in range(0, len(weights), size)]
+        scores = []
+        for chunk in chunks:
+            tallies = self.tallies(chunk)
+            total, true = tallies.sum(0), self.true.sum(0)
+            others = [self.miou(total - part, true - t) for part, t in zip(tallies, self.true, strict=True)]
+            scores.append(np.stack([self.miou(total, true), *others], 1))
+        return np.concatenate(scores)
+
+    @staticmethod
+    def miou(tallies: np.ndarray, true: np.ndarray) -> np.ndarray:
+        """(n, 2K) and (K,) → (n,)."""
+        hits, predicted = np.split(tallies, 2, axis=1)
+        return mean_of_iou(iou_of_counts(hits, predicted, true))
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What the search found. Scores are mIoU; out of sample is with weights chosen on the other parts."""
+
+    singles: tuple[float, ...]  # each model alone
+    equal: float  # all with weight 1: nothing was chosen, so it is out of sample
+    best_weights: tuple[int, ...]
+    best: float  # in sample: too good
+    best_out_of_sample: float
+    single_out_of_sample: float  # of the best single model, chosen in the same way
+    weights: tuple[int, ...]  # the ones to use
+    num_parts: int
+
+
+def search_weights(counts: VoteCounts) -> SearchResult:
+    """The weights with the highest mIoU, and whether to use them. Raises BadInput for fewer than 2 parts.
+
+    They are used only if weights chosen on all parts but one are better, on that one, than the best single
+    model chosen in that way, and than equal weights.
+    """
+    scorer = Scorer(counts)
+    if scorer.num_parts < 2:
+        raise BadInput('--search: found fewer than 2 photos out of fold')
+    singles = np.eye(scorer.num_models, dtype=np.int64)
+    equal = np.ones((1, scorer.num_models), np.int64)
+    small = scorer.num_models <= GRID_MODELS
+    candidates = weight_grid(scorer.num_models) if small else np.concatenate([singles, equal])
+    scores, single_scores = scorer.scores(candidates), scorer.scores(singles)
+
+    def choose(column: int) -> np.ndarray:
+        chosen = candidates[scores[:, column].argmax()]
+        return chosen if small else climb(scorer, chosen, column)
+
+    def out_of_sample(chosen: Sequence[np.ndarray]) -> float:
+        tallies = sum(scorer.tallies(weights[None])[part] for part, weights in enumerate(chosen))
+        return float(scorer.miou(tallies, scorer.true.sum(0))[0])
+
+    best = choose(0)
+    parts = range(1, scorer.num_parts + 1)
+    best_out = out_of_sample([choose(part) for part in parts])
+    single_out = out_of_sample([singles[single_scores[:, part].argmax()] for part in parts])
+    equal_score = float(scorer.scores(equal)[0, 0])
+    options = [(single_out, singles[single_scores[:, 0].argmax()]), (equal_score, equal[0]), (best_out, best)]
+    _, weights = max(options, key=lambda option: option[0])  # the simplest of equally good ones
+    return SearchResult(
+        singles=tuple(single_scores[:, 0].tolist()),
+        equal=equal_score,
+        best_weights=tuple(best.tolist()),
+        best=float(scorer.scores(best[None])[0, 0]),
+        best_out_of_sample=best_out,
+        single_out_of_sample=single_out,
+        weights=tuple(weights.tolist()),
+        num_parts=scorer.num_parts,
+    )
+
+
+def weight_grid(num_models: int) -> np.ndarray:
+    """(n, M) all whole weights that differ in proportion; those of fewer models, and smaller, come first."""
+    grid = np.array(list(product(range(TOP_WEIGHT + 1), repeat=num_models)))
+    grid = grid[np.gcd.reduce(grid, axis=1) == 1]
+    return grid[np.lexsort((grid.sum(1), np.count_nonzero(grid, axis=1)))]
+
+
+def climb(scorer: Scorer, weights: np.ndarray, column: int) -> np.ndarray:
+    """Changes one model's weight after another while that raises the score, a column of `Scorer.scores`."""
+    best = scorer.scores(weights[None])[0, column]
+    while True:
+        before = best
+        for model in range(len(weights)):
+            trials = np.tile(weights, (TOP_WEIGHT + 1, 1))
+            trials[:, model] = range(TOP_WEIGHT + 1)
+            trials = trials[trials.any(1)]
+            scores = scorer.scores(trials)[:, column]
+            if scores.max() > best:
+                best, weights = scores.max(), trials[scores.argmax()]
+        if best == before:
+            return weights
+
+
+def format_search(result: SearchResult, names: Sequence[str]) -> str:
+    """The scores, and in a plain sentence what to do."""
+    width = max(map(len, names))
+    lines = ['mIoU out of fold:']
+    lines += [f'  {name:<{width}}  {score:.4f}' for name, score in zip(names, result.singles, strict=True)]
+    lines.append(f'  equal weights  {result.equal:.4f}')
+    shown = ' '.join(map(str, result.best_weights))
+    lines.append(f'  weights {shown}  {result.best:.4f} in sample: chosen on the photos that it is scored on')
+    lines.append(f'out of sample, chosen without each of {result.num_parts} parts of the photos in turn:')
+    lines.append(f'  the best weights  {result.best_out_of_sample:.4f}')
+    lines.append(f'  the best model    {result.single_out_of_sample:.4f}')
+    if np.count_nonzero(result.weights) == 1:
+        model = names[np.argmax(result.weights)]
+        lines.append(f'do not ensemble: use model {model}; no vote is better out of sample')
+    else:
+        lines.append(f'use the vote with weights {" ".join(map(str, result.weights))}')
+    return '\n'.join(lines)

@@ -1,0 +1,107 @@
+"""prepare.py as it is typed: a clean set is clean, and each fault ends in one line and status 2."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import prepare
+from coco import draw_mask, read_coco
+from config import CLASSES, BadInput
+from conftest import write_set
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_check_of_a_clean_set(shapes, capsys):
+    prepare.command(['check', '--data', str(shapes)])
+    out = capsys.readouterr().out
+    assert 'train: 24 photos' in out and 'test: 6 photos' in out and 'nothing wrong found' in out
+
+
+def test_check_names_near_duplicates_between_train_and_test(tmp_path, capsys):
+    root = write_set(tmp_path / 'd', train=4, test=2)
+    copied = (root / 'batch_01/0001.jpg').read_bytes()
+    (root / 'batch_01/0005.jpg').write_bytes(copied)
+    prepare.command(['check', '--data', str(root)])
+    out = capsys.readouterr().out
+    assert '1 groups of photos, 1 of them between train and test' in out and 'batch_01/0001.jpg, batch_01/0005.jpg' in out
+
+
+def test_check_of_the_competitions_photos(boostcamp60, capsys):
+    prepare.command(['check', '--data', str(boostcamp60)])
+    out = capsys.readouterr().out
+    assert 'train: 60 photos' in out and 'nothing wrong found' in out
+
+
+@pytest.mark.parametrize(
+    ('harm', 'message'),
+    [
+        (lambda root: (root / 'batch_01/0000.jpg').unlink(), '0000.jpg: no such image'),
+        (lambda root: (root / 'batch_01/0001.jpg').write_bytes((root / 'batch_01/0001.jpg').read_bytes()[:900]), 'cannot be decoded'),
+        (lambda root: Image.new('L', (64, 64)).save(root / 'batch_01/0002.jpg'), 'found mode L'),
+        (lambda root: Image.new('RGB', (65, 64)).save(root / 'batch_01/0002.jpg'), 'its record says 64x64'),
+        (lambda root: (root / 'train_all.json').write_text('{"images": ['), 'not JSON, or cut off'),
+        (lambda root: (root / 'train_all.json').unlink(), 'has no annotations'),
+        (lambda root: [p.unlink() for p in root.glob('batch_01/000[01].jpg')], '(and 1 more photos like it, of 3)'),
+    ],
+)
+def test_check_ends_in_one_line_and_status_2(tmp_path, harm, message):
+    root = write_set(tmp_path / 'd', train=3, test=1, side=64)
+    harm(root)
+    done = subprocess.run(
+        [sys.executable, 'prepare.py', 'check', '--data', str(root)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1, done.stderr
+
+
+def test_masks_are_png_ids_at_the_photos_own_size(shapes, tmp_path):
+    prepare.command(['masks', '--data', str(shapes), '--out', str(tmp_path / 'masks')])
+    coco = read_coco(shapes, 'train', CLASSES)
+    for photo in coco.photos:
+        written = np.asarray(Image.open(tmp_path / 'masks' / f'{photo.file_name}.png'))
+        assert written.dtype == np.uint8 and np.array_equal(written, draw_mask(photo))
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(BadInput, match='cannot be written'):
+        prepare.command(['masks', '--data', str(shapes), '--out', str(tmp_path / 'file' / 'x')])
+
+
+def test_folds_are_printed_and_kept(shapes, tiny_yaml, tmp_path, capsys):
+    prepare.command(['folds', '--cfg', str(tiny_yaml), '--set', f'cache_dir={tmp_path / "c"}'])
+    assert 'photos of each class in each fold' in capsys.readouterr().out
+    assert (tmp_path / 'c' / 'folds.csv').exists()
+
+
+def test_demo_set_is_a_clean_set(tmp_path, capsys):
+    out = tmp_path / 'demo'
+    prepare.command(['demo', '--out', str(out), '--train', '4', '--test', '2', '--seed', '3'])
+    prepare.command(['check', '--data', str(out)])
+    assert 'nothing wrong found' in capsys.readouterr().out
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine/file').write_text('')
+    with pytest.raises(BadInput, match='not empty and not a demo set'):
+        prepare.command(['demo', '--out', str(tmp_path / 'mine')])
+
+
+def test_taco_becomes_a_training_set(taco, tmp_path, capsys):
+    started = time.monotonic()
+    prepare.command(['taco', '--annotations', str(taco), '--out', str(tmp_path)])
+    coco = read_coco(tmp_path, 'train', CLASSES)
+    masks = [draw_mask(photo) for photo in coco.photos]
+    assert len(masks) == 1500 and {mask.shape for mask in masks} == {(512, 512)}
+    assert sum(len(photo.annotations) for photo in coco.photos) == 4784
+    assert set(np.unique(np.stack(masks)).tolist()) == set(range(11))
+    print(f'{time.monotonic() - started:.1f} s')
+
+
+def test_taco_that_is_something_else(tmp_path):
+    (tmp_path / 'a.json').write_text(json.dumps({'images': [], 'categories': []}))
+    with pytest.raises(BadInput, match='not the annotations of TACO'):
+        prepare.command(['taco', '--annotations', str(tmp_path / 'a.json'), '--out', str(tmp_path / 'o')])
+    with pytest.raises(BadInput, match='cannot be read'):
+        prepare.command(['taco', '--annotations', str(tmp_path / 'none.json'), '--out', str(tmp_path / 'o')])

@@ -1,0 +1,403 @@
+"""What is looked at: colours, sheets, scores against labels, the report of a run, the page in the browser."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import report
+import viz
+from coco import IGNORED, draw_mask, read_coco, read_labels
+from config import CLASSES, BadInput, dump_config, make_config
+from drawing import (
+    GAP,
+    PALETTE,
+    VIEW,
+    compare,
+    draw_confusion,
+    draw_curves,
+    overlay,
+    round_ticks,
+    sheet,
+    write_png,
+)
+from ensemble import board_truth
+from submission import SubmissionWriter
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_csv(path: Path, masks: dict[str, np.ndarray]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with SubmissionWriter(path) as writer:
+        for image_id, mask in masks.items():
+            writer.write(image_id, mask)
+    return path
+
+
+@pytest.fixture(scope='module')
+def truths(shapes) -> dict[str, np.ndarray]:
+    """The masks of the test photos by file name."""
+    return {
+        photo.file_name: draw_mask(photo)
+        for photo in read_labels(shapes / 'test_labels.json', CLASSES).photos
+    }
+
+
+@pytest.fixture(scope='module')
+def output(shapes, tmp_path_factory) -> Path:
+    """An output folder with a run of two folds, of which fold 1 took metal for glass, and a submission."""
+    output = tmp_path_factory.mktemp('output')
+    photos = read_coco(shapes, 'train', CLASSES).photos
+    for fold in (0, 1):
+        folder = output / 'run' / f'fold{fold}'
+        masks = {photo.file_name: draw_mask(photo) for photo in photos[fold::2]}
+        if fold == 1:
+            masks = {name: np.where(mask == 4, 5, mask) for name, mask in masks.items()}
+        write_csv(folder / 'oof.csv', masks)
+        (folder / 'config.yaml').write_text(
+            dump_config(make_config({'name': 'run', 'data_root': str(shapes)}, 'here'))
+        )
+        (folder / 'metrics.csv').write_text(
+            'epoch,step,lr,loss,miou\n0,3,1e-4,2.5,0.1\n1,6,1e-4,1.5,\n2,9,1e-4,1.0,0.4\n'
+        )
+    test = read_coco(shapes, 'test', CLASSES).photos
+    write_csv(output / 'submission.csv', {photo.file_name: np.zeros((256, 256), np.uint8) for photo in test})
+    return output
+
+
+# --- pictures -----------------------------------------------------------------------------------------------
+
+
+def test_palette_is_the_contests_and_never_repeats():
+    assert PALETTE.shape == (256, 3) and PALETTE.dtype == np.uint8
+    assert PALETTE[[0, 1, 8, 10, 255]].tolist() == [
+        [0, 0, 0],
+        [192, 0, 128],
+        [192, 192, 128],
+        [128, 0, 192],
+        [255] * 3,
+    ]
+    assert len(np.unique(PALETTE, axis=0)) == 256
+
+
+def test_overlay_tints_objects_outlines_them_and_leaves_the_background():
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:20, 10:30] = 4
+    mask[10:20, 30:50] = IGNORED
+    before = image.copy()
+    out = overlay(image, mask, opacity=0.5)
+    assert out.shape == image.shape and out.dtype == np.uint8 and np.array_equal(image, before)
+    assert np.array_equal(out[mask == 0], image[mask == 0])
+    assert (out[10, 10:30] == PALETTE[4]).all() and (
+        out[10:20, 29] == PALETTE[4]
+    ).all()  # outlined on both borders
+    assert (out[10:20, 30] == 255).all()
+    expected = (image[15, 20].astype(float) + PALETTE[4]) / 2
+    assert np.abs(out[15, 20] - expected).max() <= 0.5
+    assert np.array_equal(overlay(image, mask, opacity=0)[12:18, 12:28], image[12:18, 12:28])
+    with pytest.raises(ValueError, match='expected one size'):
+        overlay(image, mask[:-1])
+
+
+def test_png_is_whole_and_its_faults_are_told(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    write_png(tmp_path / 'new' / 'a.png', image)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / 'new' / 'a.png')), image)
+    write_png(tmp_path / 'a.png', np.concatenate([image, PALETTE[None, :9], PALETTE[None, 247:]]), step=8)
+    rounded = np.asarray(Image.open(tmp_path / 'a.png')).astype(int)
+    assert np.abs(rounded[:8] - image).max() <= 4 and np.array_equal(rounded[8], PALETTE[:9])
+    assert (rounded[9, -1] == 255).all()
+    for path in (tmp_path / 'a.png' / 'b.png', tmp_path / 'new'):
+        with pytest.raises(BadInput, match='cannot be written'):
+            write_png(path, image)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a.png', 'new']
+
+
+def test_sheet_has_a_place_for_each_view():
+    image, pred = np.full((100, 300, 3), 77, np.uint8), np.zeros((256, 256), np.uint8)
+    pred[:128] = 3
+    truth = pred.copy()
+    truth[:64] = 0
+    row = compare('photo.jpg', image, truth, pred)
+    assert [view.shape for view in row.views] == [(VIEW, VIEW, 3)] * 3 and row.ids == {0, 3}
+    assert row.note == 'mIoU 0.58'  # background 128 of 192 rows, paper pack 64 of 128: (2/3 + 1/2) / 2
+    assert compare('photo.jpg', image, None, pred).note == ''
+    one = sheet([row], ['photo', 'truth', 'prediction'], CLASSES)
+    four = sheet([row] * 4, ['photo', 'truth', 'prediction'], CLASSES)
+    assert one.shape[1] == 3 * VIEW + GAP * 3 and four.shape[1] == 2 * one.shape[1] + GAP
+    assert four.shape[0] == one.shape[0] + VIEW + 28
+    assert (four == 77).all(2).sum() >= 4 * VIEW * VIEW  # the grey photo, four times
+    assert (one == PALETTE[3]).all(2).sum() > 14 * 14  # the legend's swatch, and the outlines
+
+
+def test_long_file_names_and_many_classes_fit(tmp_path):
+    pred = np.arange(256, dtype=np.uint8).repeat(256).reshape(256, 256)
+    row = compare('쓰레기/' + 'long_name_' * 40 + '.jpg', np.zeros((9, 9, 3), np.uint8), None, pred)
+    picture = sheet([row], ['photo', 'prediction'], [f'class {k}' for k in range(255)])
+    assert picture.shape[1] == 2 * VIEW + GAP // 2 + 2 * GAP
+
+
+def test_confusion_and_curves_are_drawn_of_anything():
+    confusion = np.diag(np.arange(11))  # nothing of class 0
+    assert draw_confusion(confusion, CLASSES).ndim == 3
+    for lines in (
+        {},
+        {'fold 0': []},
+        {'fold 0': [(1, 0.5)]},
+        {f'fold {k}': [(1, k), (2, 2e6)] for k in range(20)},
+    ):
+        assert draw_curves({'loss': lines, 'mIoU': lines}).shape[1] == 1120
+    assert round_ticks(0.02, 0.78) == [0, 0.2, 0.4, 0.6, 0.8]
+    for low, high in ((0, 0), (5, 5), (-3, 1e9), (0.123, 0.124)):
+        ticks = round_ticks(low, high)
+        assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8
+
+
+def test_pictures_command(shapes, output, tmp_path, capsys):
+    out = tmp_path / 'new' / 'pic.png'
+    viz.command([
+        'pictures', '--csv', str(output / 'submission.csv'), '--data', str(shapes), '--out', str(out),
+        '--labels', str(shapes / 'test_labels.json'), '--count', '2',
+    ])  # fmt: skip
+    assert '2 photos' in capsys.readouterr().out
+    assert np.asarray(Image.open(out)).shape[1] == 2 * (3 * VIEW + 3 * GAP) + GAP
+    oof = str(output / 'run' / 'fold0' / 'oof.csv')
+    options = ['--split', 'train', '--count', '1']
+    viz.command(['pictures', '--csv', oof, '--data', str(shapes), '--out', str(out), *options])
+    assert '1 photos' in capsys.readouterr().out
+    with pytest.raises(BadInput, match='has no row of a test photo'):
+        viz.command(['pictures', '--csv', oof, '--data', str(shapes), '--out', str(out)])
+
+
+# --- scores -------------------------------------------------------------------------------------------------
+
+
+def test_score_by_hand(tmp_path, capsys):
+    polygon = [0, 0, 256, 0, 256, 512, 0, 512]  # the left half of a photo of 512x512 is paper
+    labels = {
+        'images': [{'id': 7, 'file_name': 'a.jpg', 'height': 512, 'width': 512}],
+        'categories': [{'id': k, 'name': name} for k, name in enumerate(CLASSES) if k],
+        'annotations': [{'id': 1, 'image_id': 7, 'category_id': 2, 'area': 1, 'segmentation': [polygon]}],
+    }
+    (tmp_path / 'labels.json').write_text(json.dumps(labels))
+    pred = np.zeros((256, 256), np.uint8)
+    pred[:, :64] = 2  # of 128 columns of paper half were found
+    half = write_csv(tmp_path / 'half.csv', {'a.jpg': pred})
+    pred[:, :128] = 2
+    right = write_csv(tmp_path / 'right.csv', {'a.jpg': pred})
+    viz.command(['score', str(half), str(right), '--labels', str(tmp_path / 'labels.json')])
+    head, _, first, second = capsys.readouterr().out.splitlines()
+    assert head.split() == ['mIoU', *(name.split()[0] for name in CLASSES)]
+    # background 128 of 192 columns, paper 64 of 128: (2/3 + 1/2) / 2
+    assert first.split() == [str(half), '58.33', '66.7', '-', '50.0', *'--------']
+    assert second.split() == [str(right), '100.00*', '100.0', '-', '100.0', *'--------']
+
+
+@pytest.mark.parametrize(
+    ('harm', 'message'),
+    [
+        (lambda masks: masks.pop('batch_01/0025.jpg'), "has no row of image 'batch_01/0025.jpg'"),
+        (lambda masks: masks.update({'b.jpg': np.zeros((256, 256), np.uint8)}), "has a row of image 'b.jpg'"),
+    ],
+)
+def test_score_of_other_images(shapes, truths, tmp_path, harm, message):
+    masks = dict(truths)
+    harm(masks)
+    csv = write_csv(tmp_path / 'a.csv', masks)
+    with pytest.raises(BadInput, match=message):
+        viz.command(['score', str(csv), '--labels', str(shapes / 'test_labels.json')])
+
+
+def test_score_without_truth(shapes, truths, tmp_path):
+    csv = write_csv(tmp_path / 'a.csv', truths)
+    with pytest.raises(BadInput, match='has no annotations'):
+        viz.command(['score', str(csv), '--labels', str(shapes / 'test.json')])
+    with pytest.raises(BadInput, match='No such file'):
+        viz.command(['score', str(csv), '--labels', str(shapes / 'none.json')])
+
+
+def test_labels_that_name_an_image_twice(shapes, tmp_path):
+    labels = json.loads((shapes / 'test_labels.json').read_text())
+    labels['images'][1]['file_name'] = labels['images'][0]['file_name']
+    (tmp_path / 'l.json').write_text(json.dumps(labels))
+    with pytest.raises(BadInput, match='the same file_name'):
+        read_labels(tmp_path / 'l.json', CLASSES)
+
+
+# --- the report ---------------------------------------------------------------------------------------------
+
+
+def test_report_of_a_run(output, capsys, monkeypatch):
+    monkeypatch.setattr(report, 'SHOWN', 2)
+    viz.command(['report', '--name', 'run', '--output', str(output)])
+    out = capsys.readouterr().out
+    folder = output / 'run' / 'report'
+    assert 'on 24 photos out of fold, 2 folds' in out and str(folder / 'index.html') in out
+    assert {path.name for path in folder.iterdir()} == {'index.html', *report.PICTURES}
+    page = (folder / 'index.html').read_text()
+    rows = [line.split('</td><td>') for line in page.replace('<td>', '</td><td>', 1).split('<tr>')]
+    metal = next(row for row in rows if 'Metal' in row[0])
+    assert (
+        metal[2] == '1.0000' and metal[3] == '0.0000' and 0 < float(metal[1]) < 1
+    )  # all folds, fold 0, fold 1
+    assert page.count('src="data:image/png;base64,') == 4 and 'http' not in page
+
+
+def test_report_ranks_photos_by_their_own_score(output, shapes):
+    runs = report.read_runs(output / 'run')
+    coco = read_coco(shapes, 'train', CLASSES)
+    scored, confusions = report.score_photos(runs, coco, len(CLASSES))
+    with_metal = {photo.file_name for photo in coco.photos[1::2] if (board_truth(photo) == 4).any()}
+    assert {one.photo.file_name for one in scored if one.score < 1} == with_metal
+    assert sum(confusions.values()).sum() == 24 * 256 * 256
+    assert report.curve(runs, 'miou')['fold 1'] == [(1, 0.1), (3, 0.4)]
+
+
+def test_report_escapes_what_it_is_given(shapes, tmp_path):
+    name = '<b>&'
+    photos = read_coco(shapes, 'train', CLASSES).photos[:2]
+    write_csv(tmp_path / name / 'fold0' / 'oof.csv', {photo.file_name: draw_mask(photo) for photo in photos})
+    (tmp_path / name / 'fold0' / 'config.yaml').write_text(f'data_root: {shapes}')
+    page = report.main(name, tmp_path).read_text()
+    assert '<h1>&lt;b&gt;&amp;</h1>' in page and '<b>' not in page
+
+
+@pytest.mark.parametrize(
+    ('harm', 'message'),
+    [
+        (lambda run: [path.unlink() for path in run.glob('*/oof.csv')], 'no fold*/oof.csv'),
+        (lambda run: (run / 'fold0/config.yaml').unlink(), 'fold0/config.yaml: no such file'),
+        (lambda run: (run / 'fold1/config.yaml').write_text('classes: [a, b]'), 'classes is not that of'),
+        (lambda run: (run / 'fold1/metrics.csv').write_text('epoch,loss\n0,1\n'), 'expected a row an epoch'),
+        (
+            lambda run: (run / 'fold1/oof.csv').write_bytes((run / 'fold0/oof.csv').read_bytes()),
+            'in another fold too',
+        ),
+        (lambda run: (run / 'report').write_text(''), 'cannot be written'),
+    ],
+)
+def test_report_of_a_broken_run(output, tmp_path, harm, message):
+    for path in output.glob('run/fold*/*'):
+        copy = tmp_path / path.relative_to(output)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    harm(tmp_path / 'run')
+    with pytest.raises(BadInput) as error:
+        viz.command(['report', '--name', 'run', '--output', str(tmp_path)])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['report', '--name', 'nobody'], 'no such run'),
+        (['score', 'none.csv', '--labels', 'none.json'], 'none.json: cannot be read'),
+        (['pictures', '--csv', 'none.csv', '--out', 'x.png', '--data', 'none'], 'none: no such folder'),
+        (['app', '--data', 'none'], 'none: no such folder'),
+        (['pictures', '--csv', 'a', '--out', 'b', '--count', '0'], 'expected 1 or more'),
+        (['look'], 'invalid choice'),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(words, message):
+    done = subprocess.run(
+        [sys.executable, 'viz.py', *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1, done.stderr
+
+
+def test_no_torch_is_imported():
+    code = "import sys, viz; assert not {'torch', 'streamlit'} & set(sys.modules)"
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+# --- the page -----------------------------------------------------------------------------------------------
+
+
+def show_page(data, output, classes):
+    from pathlib import Path
+
+    import app
+
+    app.page(Path(data), Path(output), classes)
+
+
+@pytest.fixture
+def page(shapes, output):
+    testing = pytest.importorskip('streamlit.testing.v1')
+    app_test = testing.AppTest.from_function(
+        show_page, args=(str(shapes), str(output), CLASSES), default_timeout=20
+    )
+    return app_test.run()
+
+
+def where(page) -> tuple[int, str]:
+    """Number and file name of the photo that is shown; both widgets have to agree."""
+    number, name = page.number_input[0].value, page.selectbox[0].value
+    assert page.selectbox[0].options.index(name) == number - 1
+    return number, name
+
+
+def test_page_goes_forward_back_and_anywhere(page):
+    assert not page.exception and where(page) == (1, 'batch_01/0000.jpg')
+    assert page.button(key='previous').disabled and not page.button(key='next').disabled
+    page.button(key='next').click().run()
+    page.button(key='next').click().run()
+    assert where(page) == (3, 'batch_01/0002.jpg')
+    page.button(key='previous').click().run()
+    assert where(page) == (2, 'batch_01/0001.jpg')
+    page.number_input[0].set_value(24).run()
+    assert where(page) == (24, 'batch_01/0023.jpg') and page.button(key='next').disabled
+    page.selectbox[0].set_value('batch_01/0009.jpg').run()
+    assert where(page) == (10, 'batch_01/0009.jpg')
+    page.radio(key='split').set_value('test').run()
+    assert not page.exception and where(page) == (1, 'batch_01/0024.jpg')
+    assert page.multiselect[0].options == ['submission.csv'] and not page.dataframe
+
+
+def test_page_scores_the_photo_that_is_shown(page, shapes):
+    photos = read_coco(shapes, 'train', CLASSES).photos
+    row = next(row for row in range(1, 24, 2) if (board_truth(photos[row]) == 4).any())
+    page.number_input[0].set_value(row + 1).run()
+    table = page.dataframe[0].value['run']
+    assert table['Metal'] == 0 and table['Background'] == 1 and 0 < table['mIoU'] < 1
+
+
+def test_page_shows_names_as_they_are(shapes, output, tmp_path):
+    testing = pytest.importorskip('streamlit.testing.v1')
+    name = '<script>*x*_[a](b)'
+    (tmp_path / name / 'fold0').mkdir(parents=True)
+    (tmp_path / name / 'fold0' / 'oof.csv').write_bytes((output / 'run/fold0/oof.csv').read_bytes())
+    classes = (*CLASSES[:-1], '<i>Clothing')
+    for labels in ('train_all.json', 'test.json'):
+        text = (shapes / labels).read_text().replace('"Clothing"', '"<i>Clothing"')
+        (tmp_path / labels).write_text(text.replace('batch_01/0000.jpg', '<img src=x>.jpg'))
+    shutil.copytree(shapes / 'batch_01', tmp_path / 'batch_01')
+    (tmp_path / '<img src=x>.jpg').write_bytes((shapes / 'batch_01/0000.jpg').read_bytes())
+    page = testing.AppTest.from_function(
+        show_page, args=(str(tmp_path), str(tmp_path), classes), default_timeout=20
+    )
+    page.run()
+    assert where(page)[1] == '<img src=x>.jpg' and not page.exception
+    captions = [caption.value for caption in page.caption]
+    assert captions == [r'\<script\>\*x\*\_\[a\]\(b\) has no prediction of this photo\.']
+    body = ' '.join(element.proto.body for element in page.get('html'))
+    assert '&lt;i&gt;Clothing' in body and '<i>' not in body
+
+
+def test_page_follows_a_csv_that_is_written_again(page, output, shapes):
+    path = output / 'run' / 'fold0' / 'oof.csv'
+    before = path.read_bytes()
+    assert page.dataframe[0].value['run']['mIoU'] == 1
+    photos = read_coco(shapes, 'train', CLASSES).photos
+    try:
+        write_csv(path, {photo.file_name: np.zeros((256, 256), np.uint8) for photo in photos[::2]})
+        assert page.run().dataframe[0].value['run']['mIoU'] < 0.5
+    finally:
+        path.write_bytes(before)

@@ -1,0 +1,216 @@
+"""Looks at predictions: a sheet of photos, scores against labels, the report of a run, and a browser app.
+
+    python viz.py pictures --csv output/submission.csv --data input/data --out pictures.png
+    python viz.py pictures --csv output/convnext/fold0/oof.csv --split train --out pictures.png
+    python viz.py score output/a/test.csv output/submission.csv --labels input/demo/test_labels.json
+    python viz.py report --name convnext            # output/convnext/report/index.html, and its pictures
+    python viz.py app --port 8501                   # http://127.0.0.1:8501
+
+--cfg FILE.yaml, where it is taken, is that of another data set: its classes, and its data_root.
+"""
+
+import argparse
+import importlib.util
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+import report
+from coco import Photo, annotation_files, read_coco, read_labels, read_photo
+from config import DONE, ArgumentParser, BadInput, one_line, run_script
+from drawing import PALETTE, compare, overlay, sheet, write_png
+from ensemble import board_truth
+from metrics import class_iou, confusion_matrix, mean_iou
+from submission import SubmissionReader, classes_and_data, require_same_images
+
+__all__ = ['PALETTE', 'command', 'overlay', 'pictures', 'score', 'write_png']
+
+APP = Path(__file__).with_name('app.py')
+
+
+def command(argv: list[str] | None = None) -> int:
+    parser = ArgumentParser(__doc__)
+    commands = parser.add_subparsers(dest='command', required=True)
+    add_pictures(commands)
+    add_score(commands)
+    add_report(commands)
+    add_app(commands)
+    args = parser.parse_args(argv)
+    if args.command == 'report':
+        report.main(args.name, args.output, args.data)
+        return DONE
+    classes, data = classes_and_data(args.cfg, getattr(args, 'data', None))
+    if args.command == 'pictures':
+        pictures(args.csv, data, args.split, args.out, classes, args.labels, args.count, args.seed)
+    elif args.command == 'score':
+        print(format_scores(args.csvs, score(args.csvs, args.labels, classes), classes))
+    else:
+        start_app(args.port, data, args.output, args.cfg)
+    return DONE
+
+
+def add_pictures(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        'pictures', doc='A sheet of photos, their truth where it is known, and their predictions.'
+    )
+    parser.add_argument('--csv', type=Path, required=True, help='what was predicted')
+    parser.add_argument('--out', type=Path, required=True, metavar='PNG', help='the picture to write')
+    parser.add_argument('--data', type=Path, help='data root; by default input/data')
+    parser.add_argument('--split', choices=['test', 'train'], default='test', help='by default test')
+    parser.add_argument(
+        '--labels', type=Path, metavar='JSON', help='a COCO file with the truth of the test photos'
+    )
+    parser.add_argument('--count', type=at_least_1, default=6, help='photos, drawn at random; by default 6')
+    parser.add_argument('--seed', type=int, default=0, help='of the draw; by default 0')
+    add_cfg(parser)
+
+
+def add_score(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        'score', doc='IoU per class and mIoU of predictions, against a COCO file of labels.'
+    )
+    parser.add_argument(
+        'csvs', nargs='+', type=Path, metavar='CSV', help='what was predicted, each for the same photos'
+    )
+    parser.add_argument(
+        '--labels', type=Path, required=True, metavar='JSON', help='a COCO file with their truth'
+    )
+    add_cfg(parser)
+
+
+def add_report(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        'report', doc="A run's scores out of fold, curves, confusion, worst and best photos."
+    )
+    parser.add_argument('--name', required=True, help='the run: a folder of --output')
+    parser.add_argument(
+        '--output', type=Path, default=Path('output'), help='where runs are; by default output'
+    )
+    parser.add_argument('--data', type=Path, help="data root; by default the data_root of the run's config")
+
+
+def add_app(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        'app', doc='Photos, truth and predictions in a browser, on this machine alone.'
+    )
+    parser.add_argument('--port', type=int, default=8501, help='by default 8501')
+    parser.add_argument('--data', type=Path, help='data root; by default input/data')
+    parser.add_argument(
+        '--output', type=Path, default=Path('output'), help='where runs are; by default output'
+    )
+    add_cfg(parser)
+
+
+def add_cfg(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--cfg', type=Path, metavar='YAML', help='of another data set')
+
+
+def at_least_1(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f'found {text}, expected 1 or more')
+    return int(text)
+
+
+def pictures(
+    csv: Path,
+    data: Path,
+    split: str,
+    out: Path,
+    classes: Sequence[str],
+    labels: Path | None = None,
+    count: int = 6,
+    seed: int = 0,
+) -> None:
+    """Writes a sheet of `count` photos that the CSV has a row of, chosen by the seed. Raises BadInput."""
+    coco = read_coco(data, split, tuple(classes))
+    truths = {photo.file_name: photo for photo in coco.photos} if split == 'train' else {}
+    if labels is not None:
+        truths = labelled_photos(labels, classes)
+    with SubmissionReader(csv, len(classes)) as reader:
+        rows_of = set(reader.image_ids)
+        known = [photo for photo in coco.photos if photo.file_name in rows_of]
+        if not known:
+            raise BadInput(f'{csv}: has no row of a {split} photo of {data}, but of {reader.image_ids[0]!r}')
+        places = np.random.default_rng(seed).permutation(len(known))[:count]
+        rows = []
+        for photo in (known[place] for place in sorted(places)):
+            if truths and photo.file_name not in truths:
+                raise BadInput(f'{labels}: has no image {photo.file_name!r}, which {csv} has')
+            truth = board_truth(truths[photo.file_name]) if truths else None
+            pred = reader.read(photo.file_name)
+            rows.append(compare(photo.file_name, read_photo(coco, photo), truth, pred))
+    headings = ['photo', 'truth', 'prediction'] if truths else ['photo', 'prediction']
+    write_png(out, sheet(rows, headings, classes, groups=2 if truths else 3), step=8)
+    print(f'wrote {out}: {len(rows)} photos of {csv}')
+
+
+def score(csvs: Sequence[Path], labels: Path, classes: Sequence[str]) -> list[np.ndarray]:
+    """The (K, K) confusion of each CSV with the labels. Raises BadInput: they are of other images, say."""
+    photos = labelled_photos(labels, classes)
+    totals = [np.zeros((len(classes), len(classes)), np.int64) for _ in csvs]
+    truths = {name: board_truth(photo) for name, photo in photos.items()}
+    for csv, total in zip(csvs, totals, strict=True):
+        with SubmissionReader(csv, len(classes)) as reader:
+            require_same_images(list(truths), labels, reader)
+            for name, truth in truths.items():
+                total += confusion_matrix(truth, reader.read(name), len(classes))
+    return totals
+
+
+def labelled_photos(labels: Path, classes: Sequence[str]) -> dict[str, Photo]:
+    """The photos of a file of labels, by file name. Raises BadInput, for a file without labels too."""
+    photos = read_labels(labels, tuple(classes)).photos
+    if not any(photo.annotations for photo in photos):
+        raise BadInput(f'{labels}: has no annotations, so that there is no truth in it')
+    return {photo.file_name: photo for photo in photos}
+
+
+def format_scores(csvs: Sequence[Path], confusions: Sequence[np.ndarray], classes: Sequence[str]) -> str:
+    """A line a CSV: its mIoU and the IoU of each class, in per cent; the best mIoU has a star."""
+    scores = [mean_iou(confusion) for confusion in confusions]
+    table = [['', *(name.partition(' ')[0] for name in ('mIoU', *classes))]]
+    table.append(['', *(name.partition(' ')[2] for name in ('mIoU', *classes))])
+    for csv, value, confusion in zip(csvs, scores, confusions, strict=True):
+        star = '*' if len(csvs) > 1 and value == np.nanmax(scores) else ' '
+        cells = ('-' if np.isnan(iou) else f'{100 * iou:.1f}' for iou in class_iou(confusion))
+        table.append([str(csv), f'{100 * value:.2f}{star}', *cells])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = (
+        [
+            f'{line[0]:<{widths[0]}}',
+            *(f'{cell:>{width}}' for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
+        for line in table
+    )
+    return '\n'.join('  '.join(line).rstrip() for line in lines)
+
+
+def start_app(port: int, data: Path, output: Path, cfg: Path | None) -> NoReturn:
+    """Becomes the server of app.py, which answers to this machine alone. Raises BadInput."""
+    if importlib.util.find_spec('streamlit') is None:
+        raise BadInput('the app needs streamlit, which is not installed: pip install streamlit')
+    annotation_files(data, 'train')
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(('127.0.0.1', port))
+    except (OSError, OverflowError) as error:
+        raise BadInput(f'--port {port}: cannot be listened on: {one_line(error)}') from None
+    settings = {
+        'server.address': '127.0.0.1', 'server.port': port, 'server.headless': 'true',
+        'server.fileWatcherType': 'none', 'browser.gatherUsageStats': 'false',
+        'client.toolbarMode': 'minimal',
+    }  # fmt: skip
+    options = [word for key, value in settings.items() for word in (f'--{key}', str(value))]
+    values = ['--data', str(data), '--output', str(output), *(['--cfg', str(cfg)] if cfg else [])]
+    print(f'http://127.0.0.1:{port}  (Ctrl-C ends it)', flush=True)
+    os.execv(sys.executable, [sys.executable, '-m', 'streamlit', 'run', str(APP), *options, '--', *values])
+
+
+if __name__ == '__main__':
+    run_script(command)
