@@ -12,7 +12,7 @@ bash scripts/setup.sh
 
 python=.venv/bin/python
 cfg=(--cfg configs/trash481.yaml)
-set=(--set "data_root=$data" "output_dir=$out" "cache_dir=$out/trash481_cache")
+set=(--set "data_root=$data" "output_dir=$out" "cache_dir=$out/trash481_cache" workers=2)
 run=$out/trash481
 
 $python prepare.py check --data "$data"
