@@ -1,11 +1,12 @@
-"""Augmentation of one training sample: scale and crop, flips, photometric distortion, and albumentations' heavier distortions.
+"""Augmentation of one training sample: scale and crop, flips, photometric distortion, and albumentations'
+heavier distortions.
 
     augment = Augment(cfg, fill=(124, 116, 104))
     image, mask = augment(photo, mask, np.random.default_rng((seed, epoch, index)))
 
-Shapes: photo (S, S, 3) and mask (S, S) uint8 as cached, C the crop's side. Every random number comes from the generator passed in.
-The standard chain is that of mmsegmentation's ADE20K configs: RandomResize, RandomCrop(cat_max_ratio), RandomFlip,
-PhotoMetricDistortion. Only what the crop keeps is resampled.
+Shapes: photo (S, S, 3) and mask (S, S) uint8 as cached, C the crop's side. Every random number comes from
+the generator passed in. The standard chain is that of mmsegmentation's ADE20K configs: RandomResize,
+RandomCrop(cat_max_ratio), RandomFlip, PhotoMetricDistortion. Only what the crop keeps is resampled.
 """
 
 import albumentations as A
@@ -19,7 +20,9 @@ CROP_TRIES = 10  # before a crop that is too full of one class is taken all the 
 
 
 class Augment:
-    """The training augmentation that a config asks for; `fill` is the colour (RGB, 0 to 255) outside the photo."""
+    """The training augmentation that a config asks for; `fill` is the colour (RGB, 0 to 255) outside the
+    photo.
+    """
 
     def __init__(self, cfg: Config, fill: tuple[int, int, int]) -> None:
         self.cfg = cfg
@@ -63,7 +66,8 @@ def scale_and_crop(
     max_share: float,
     fill: tuple[int, int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A crop of crop_size from the photo at a random scale of image_size; what lies outside the photo is `fill` and IGNORED.
+    """A crop of crop_size from the photo at a random scale of image_size; what lies outside the photo is
+    `fill` and IGNORED.
 
     The position is drawn again while one class fills more than max_share of the crop's known pixels.
     """
@@ -106,10 +110,11 @@ def largest_share(mask: np.ndarray) -> float:
 
 
 def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random brightness (+-32), contrast (0.5 to 1.5), saturation (0.5 to 1.5) and hue (+-18 degrees of 180), each by half a chance.
+    """Random brightness (+-32), contrast (0.5 to 1.5), saturation (0.5 to 1.5) and hue (+-18 degrees of
+    180), each by half a chance.
 
-    SSD's (arXiv:1512.02325) as in mmsegmentation. Brightness and contrast act on single values, so both are one look-up table;
-    contrast comes before or after the colour changes, by half a chance.
+    SSD's (arXiv:1512.02325) as in mmsegmentation. Brightness and contrast act on single values, so both are
+    one look-up table; contrast comes before or after the colour changes, by half a chance.
     """
     levels = np.arange(256, dtype=np.float32)
     brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0

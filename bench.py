@@ -4,8 +4,8 @@
     python bench.py all --repeats 5 --json output/bench.json
     python bench.py train --device cuda --cfg configs/convnext_knet.yaml
 
-A row of the table: median seconds, the spread (slowest over fastest), and how many times as long as ours it took. Times are of
-this machine as it is now; the ratio is what carries over.
+A row of the table: median seconds, the spread (slowest over fastest), and how many times as long as ours it
+took. Times are of this machine as it is now; the ratio is what carries over.
 """
 
 import io
@@ -81,7 +81,9 @@ def bench_vote(args) -> dict[str, Case]:
             cells = votes + 11 * np.arange(votes.shape[1])
             counts = np.bincount(cells.ravel(), minlength=11 * votes.shape[1]).reshape(-1, 11)
             rows.append(' '.join(map(str, counts.argmax(1))))
-        pd.DataFrame({'image_id': frames[0]['image_id'], 'PredictionString': rows}).to_csv(args.folder / 'p.csv', index=False)
+        pd.DataFrame({'image_id': frames[0]['image_id'], 'PredictionString': rows}).to_csv(
+            args.folder / 'p.csv', index=False
+        )
 
     def ours() -> None:
         sys.stdout = io.StringIO()
@@ -99,7 +101,9 @@ def bench_data(args) -> dict[str, Case]:
     mask = next(blobs(1, 512, seed=0))
     photo = cv2.resize(rng.integers(0, 256, (64, 64, 3), np.uint8), (512, 512), interpolation=cv2.INTER_CUBIC)
     cfg = load_config(args.cfg)
-    light = cfg.model_copy(update={'shift_rotate': 0.0, 'elastic': 0.0, 'blur': 0.0, 'noise': 0.0, 'clahe': 0.0})
+    light = cfg.model_copy(
+        update={'shift_rotate': 0.0, 'elastic': 0.0, 'blur': 0.0, 'noise': 0.0, 'clahe': 0.0}
+    )
     seeds = iter(range(10**9))
     fill = (124, 116, 104)
     scale = [
@@ -119,12 +123,19 @@ def bench_data(args) -> dict[str, Case]:
         return lambda: [chain(image=photo, mask=mask) for _ in range(args.samples)]
 
     return {
-        f'{args.samples} samples, standard chain': {'ours': ours(Augment(light, fill)), 'albumentations': albumentations(theirs)},
-        f'{args.samples} samples, heavy chain': {'ours': ours(Augment(cfg, fill)), 'albumentations': albumentations(theirs_heavy)},
+        f'{args.samples} samples, standard chain': {
+            'ours': ours(Augment(light, fill)),
+            'albumentations': albumentations(theirs),
+        },
+        f'{args.samples} samples, heavy chain': {
+            'ours': ours(Augment(cfg, fill)),
+            'albumentations': albumentations(theirs_heavy),
+        },
         '64 confusion matrices': {
             'ours': lambda: [confusion_matrix(mask, mask, 11) for _ in range(64)],
             'np.bincount, int64': lambda: [
-                np.bincount(11 * mask.ravel().astype(np.int64) + mask.ravel(), minlength=121) for _ in range(64)
+                np.bincount(11 * mask.ravel().astype(np.int64) + mask.ravel(), minlength=121)
+                for _ in range(64)
             ],
         },
     }
@@ -138,10 +149,16 @@ def bench_train(args) -> dict[str, Case]:
     def step(amp: str, memory_format: torch.memory_format, fused: bool) -> Callable[[], object]:
         config = cfg.model_copy(update={'amp': amp})
         model = SegModel(config, load_weights=False).to(device, memory_format=memory_format).train()
-        optimizer = build_optimizer(model, config) if fused else torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False)
+        optimizer = (
+            build_optimizer(model, config)
+            if fused
+            else torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False)
+        )
 
         def run() -> None:
-            inputs = normalize(images.to(device), model.mean, model.std).contiguous(memory_format=memory_format)
+            inputs = normalize(images.to(device), model.mean, model.std).contiguous(
+                memory_format=memory_format
+            )
             with autocast(config, device):
                 outputs = model(inputs)
             segmentation_loss(outputs, masks.to(device), model.loss_weights, config.loss).backward()
@@ -152,12 +169,20 @@ def bench_train(args) -> dict[str, Case]:
         return run
 
     plain = step('off', torch.contiguous_format, fused=False)
-    return {f'train {cfg.name}, a batch of {cfg.batch_size}': {'ours': step('auto', torch.channels_last, fused=True), 'fp32, NCHW': plain}}
+    return {
+        f'train {cfg.name}, a batch of {cfg.batch_size}': {
+            'ours': step('auto', torch.channels_last, fused=True),
+            'fp32, NCHW': plain,
+        }
+    }
 
 
 def bench_infer(args) -> dict[str, Case]:
     """Four scales and a flip of a batch of four, to board ids."""
-    cfg, device = model_config(args).model_copy(update={'tta_flips': ('h',), 'tta_scales': (0.75, 1.0, 1.25, 1.5)}), torch.device(args.device)
+    cfg, device = (
+        model_config(args).model_copy(update={'tta_flips': ('h',), 'tta_scales': (0.75, 1.0, 1.25, 1.5)}),
+        torch.device(args.device),
+    )
     images, _ = sample_batch(cfg, 4)
     model = SegModel(cfg, load_weights=False).to(device, memory_format=torch.channels_last).eval()
 
@@ -165,7 +190,9 @@ def bench_infer(args) -> dict[str, Case]:
         def forward(self, inputs):
             return F.interpolate(model(inputs)[-1].float(), inputs.shape[-2:], mode='bilinear')
 
-    views = ttach.Compose([ttach.HorizontalFlip(), ttach.Scale([0.75, 1, 1.25, 1.5], interpolation='nearest')])
+    views = ttach.Compose(
+        [ttach.HorizontalFlip(), ttach.Scale([0.75, 1, 1.25, 1.5], interpolation='nearest')]
+    )
 
     @torch.inference_mode()
     def plain() -> None:
@@ -184,17 +211,27 @@ def bench_infer(args) -> dict[str, Case]:
     return {f'infer {cfg.name}, 4 photos x 8 views': {'ours': ours, "ttach's plain loop, fp32": plain}}
 
 
-BENCHES = {'csv': bench_csv, 'vote': bench_vote, 'data': bench_data, 'train': bench_train, 'infer': bench_infer}
+BENCHES = {
+    'csv': bench_csv,
+    'vote': bench_vote,
+    'data': bench_data,
+    'train': bench_train,
+    'infer': bench_infer,
+}
 
 
 def model_config(args) -> Config:
-    return load_config(args.cfg if args.cfg_given else args.model_cfg).model_copy(update={'device': args.device})
+    return load_config(args.cfg if args.cfg_given else args.model_cfg).model_copy(
+        update={'device': args.device}
+    )
 
 
 def sample_batch(cfg: Config, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, 3, C, C) uint8 noise and (N, C, C) masks."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (size, 3, cfg.crop_size, cfg.crop_size), generator=generator, dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (size, 3, cfg.crop_size, cfg.crop_size), generator=generator, dtype=torch.uint8
+    )
     masks = np.stack(list(blobs(size, cfg.crop_size, seed=0)))
     return images, torch.from_numpy(masks)
 
@@ -237,7 +274,9 @@ def measure(cases: dict[str, Case], repeats: int) -> list[dict]:
         for name, seconds in times.items():
             median = statistics.median(seconds)
             spread = max(seconds) / min(seconds)
-            rows.append({'work': work, 'way': name, 'seconds': median, 'spread': spread, 'ratio': median / ours})
+            rows.append(
+                {'work': work, 'way': name, 'seconds': median, 'spread': spread, 'ratio': median / ours}
+            )
             print(f'{work:<40}{name:<30}{median:>10.4f} s{spread:>7.2f}x{median / ours:>9.2f}x', flush=True)
     return rows
 
@@ -246,16 +285,23 @@ def command(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument('path', choices=[*BENCHES, 'all'], help='what to measure')
     parser.add_argument('--repeats', type=int, default=3, help='default 3')
-    parser.add_argument('--rows', type=int, default=64, help='of a CSV; a full-size submission has 624; default 64')
+    parser.add_argument(
+        '--rows', type=int, default=64, help='of a CSV; a full-size submission has 624; default 64'
+    )
     parser.add_argument('--samples', type=int, default=20, help='of training data; default 20')
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='of train and infer; default cpu')
+    parser.add_argument(
+        '--device', choices=['cpu', 'cuda'], default='cpu', help='of train and infer; default cpu'
+    )
     parser.add_argument('--cfg', default=None, help='default: demo for train and infer, convnext for data')
     parser.add_argument('--json', type=Path, help='also write the table here')
     args = parser.parse_args(argv)
     args.cfg_given, args.model_cfg = args.cfg is not None, 'configs/demo.yaml'
     args.cfg = args.cfg or 'configs/convnext.yaml'
     cv2.setNumThreads(1)
-    print(f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, numpy {np.__version__}')
+    print(
+        f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, numpy '
+        f'{np.__version__}'
+    )
     print(f'{"work":<40}{"way":<30}{"median":>12}{"spread":>8}{"ratio":>10}')
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,8 @@
-"""COCO annotations to photos and masks: read, checked record by record, drawn. No torch here: ensemble.py and viz.py read truth too.
+"""COCO annotations to photos and masks: read, checked record by record, drawn. No torch here: ensemble.py
+and viz.py read truth too.
 
-Shapes: H W a photo's own height and width. Ids: 0 background, category_id elsewhere, IGNORED where nobody knows.
+Shapes: H W a photo's own height and width. Ids: 0 background, category_id elsewhere, IGNORED where nobody
+knows.
 """
 
 import hashlib
@@ -22,7 +24,9 @@ MAX_SIDE = 20_000  # of a photo, in pixels; beyond it a record is a mistake or a
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One object: its polygons ([[x0, y0, x1, y1, ...], ...], pixels) or run lengths (column-major, zeros first)."""
+    """One object: its polygons ([[x0, y0, x1, y1, ...], ...], pixels) or run lengths (column-major, zeros
+    first).
+    """
 
     category_id: int
     area: float
@@ -33,7 +37,9 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One image record, with its annotations in the order of the file. `image_id` is unique over all files read together."""
+    """One image record, with its annotations in the order of the file. `image_id` is unique over all files
+    read together.
+    """
 
     image_id: int
     file_name: str
@@ -59,8 +65,8 @@ class CocoSet:
 def read_coco(root: str | Path, split: str, classes: tuple[str, ...]) -> CocoSet:
     """The photos of `split` ('train' or 'test') under a data root.
 
-    train is train_all.json, or train.json and val.json together, their ids made unique. Raises BadInput, naming file and
-    record, for anything in them that could not be trained on.
+    train is train_all.json, or train.json and val.json together, their ids made unique. Raises BadInput,
+    naming file and record, for anything in them that could not be trained on.
     """
     root = Path(root)
     files = annotation_files(root, split)
@@ -115,7 +121,9 @@ def inside(root: Path, file_name: str) -> bool:
 
 
 def draw_mask(photo: Photo) -> np.ndarray:
-    """(H, W) uint8 ids. Painted by area, largest first, ties by order in the file; iscrowd regions are IGNORED."""
+    """(H, W) uint8 ids. Painted by area, largest first, ties by order in the file; iscrowd regions are
+    IGNORED.
+    """
     mask = np.zeros((photo.height, photo.width), np.uint8)
     for annotation in sorted(photo.annotations, key=lambda a: -a.area):
         mask[_draw(annotation, photo.height, photo.width)] = (
@@ -125,14 +133,18 @@ def draw_mask(photo: Photo) -> np.ndarray:
 
 
 def read_photo(coco: CocoSet, photo: Photo) -> np.ndarray:
-    """(H, W, 3) uint8 RGB. Raises BadInput for a photo that is missing, broken, not RGB, or not of its record's size."""
+    """(H, W, 3) uint8 RGB. Raises BadInput for a photo that is missing, broken, not RGB, or not of its
+    record's size.
+    """
     path = coco.path(photo)
     image = read_rgb(path, expected=(photo.height, photo.width))
     return image
 
 
 def read_rgb(path: Path, expected: tuple[int, int] | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 of an RGB image file; `expected` (H, W) is checked before a pixel is decoded. Raises BadInput."""
+    """(H, W, 3) uint8 of an RGB image file; `expected` (H, W) is checked before a pixel is decoded. Raises
+    BadInput.
+    """
     try:
         with Image.open(path) as image:
             size = (image.height, image.width)
@@ -209,7 +221,7 @@ def _read_file(path: Path, content: bytes, classes: tuple[str, ...], first_id: i
             record['height'],
             record['width'],
             tuple(annotations[image_id]),
-        )  # fmt: skip
+        )
         for position, (image_id, record) in enumerate(records.items())
     ]
 
@@ -288,7 +300,8 @@ def _check_polygons(
             raise BadInput(f'{path}: {where}: a polygon is {str(polygon)[:60]!r}, expected a list of numbers')
         if len(polygon) < 6 or len(polygon) % 2:
             raise BadInput(
-                f'{path}: {where}: a polygon has {len(polygon)} coordinates, expected x, y of at least 3 points'
+                f'{path}: {where}: a polygon has {len(polygon)} coordinates, expected x, y of at '
+                'least 3 points'
             )
         for value, side in zip(polygon, (width, height) * (len(polygon) // 2), strict=True):
             if not -side <= value <= 2 * side:  # NaN too; far outside, drawing would need memory without end
@@ -316,7 +329,9 @@ def _check_rle(path: Path, where: str, rle: dict[str, Any], height: int, width: 
 
 
 def _decompress(path: Path, where: str, text: str) -> list[int]:
-    """Run lengths of COCO's compressed form: 5 bits a character from '0' on, low bits first, deltas to the last but one."""
+    """Run lengths of COCO's compressed form: 5 bits a character from '0' on, low bits first, deltas to the
+    last but one.
+    """
     counts: list[int] = []
     value = shift = 0
     for character in text:

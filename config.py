@@ -3,8 +3,9 @@
     from config import load_config
     cfg = load_config('configs/convnext.yaml', ['epochs=1', 'batch_size=4'])
 
-A file in configs/ says only what differs from the defaults below. The name of the file is the name of the run. Here too, since
-every script needs them: the error of the user's making (`BadInput`), and how a script ends on it (`run_script`).
+A file in configs/ says only what differs from the defaults below. The name of the file is the name of the
+run. Here too, since every script needs them: the error of the user's making (`BadInput`), and how a script
+ends on it (`run_script`).
 """
 
 import argparse
@@ -34,7 +35,9 @@ Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
 
 
 class BadInput(Exception):
-    """What the user gave is wrong: the message is one line that names the file, key or id, what was found, and what is allowed."""
+    """What the user gave is wrong: the message is one line that names the file, key or id, what was found,
+    and what is allowed.
+    """
 
 
 class CheckFailed(Exception):
@@ -176,7 +179,8 @@ class Config(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description='decay of the average of the weights, which is then what is validated and saved; 0 is off',
+        description='decay of the average of the weights, which is then what is validated and '
+        'saved; 0 is off',
     )
     amp: Literal['auto', 'bf16', 'fp16', 'off'] = Field(
         'auto', description='auto is bf16 where the device has it in hardware, else fp16 on a GPU'
@@ -204,7 +208,9 @@ class Config(BaseModel):
     @model_validator(mode='before')
     @classmethod
     def _no_bool_for_a_number(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """`lr: true` is a mistake, though pydantic reads it as 1.0. `amp: off` is none, though YAML reads it as false."""
+        """`lr: true` is a mistake, though pydantic reads it as 1.0. `amp: off` is none, though YAML reads it
+        as false.
+        """
         if values.get('amp') is False:
             values = {**values, 'amp': 'off'}
         for key, value in values.items():
@@ -236,7 +242,9 @@ class Config(BaseModel):
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """The config of a YAML file, changed by `key=value` strings. Raises BadInput, with one line, for all that can be wrong with it."""
+    """The config of a YAML file, changed by `key=value` strings. Raises BadInput, with one line, for all
+    that can be wrong with it.
+    """
     path = Path(path)
     values = read_yaml(path)
     if not isinstance(values, dict):
@@ -307,7 +315,9 @@ def one_line(error: object) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are one line, and whose help keeps the module docstring's layout and shows defaults."""
+    """argparse whose errors are one line, and whose help keeps the module docstring's layout and shows
+    defaults.
+    """
 
     def __init__(self, doc: str, **kwargs: Any) -> None:
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
@@ -325,7 +335,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a script's main and exits with its status: 0 done, 1 a check failed, 2 bad input, 75 interrupted and resumable."""
+    """Runs a script's main and exits with its status: 0 done, 1 a check failed, 2 bad input, 75 interrupted
+    and resumable.
+    """
     try:
         status = main()
     except (BadInput, CheckFailed) as error:

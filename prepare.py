@@ -2,8 +2,8 @@
 
 python prepare.py check --data input/data
 python prepare.py masks --data input/data --out output/masks
-python prepare.py folds --cfg configs/convnext.yaml             # the cache and folds.csv, which train.py makes too
-python prepare.py demo --out input/demo --train 120 --test 40 --seed 0
+python prepare.py folds --cfg configs/convnext.yaml             # the cache and folds.csv, which train.py
+makes too python prepare.py demo --out input/demo --train 120 --test 40 --seed 0
 python prepare.py taco --annotations annotations.json --out input/taco
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from coco import CocoSet, Photo, annotation_files, draw_mask, load_json, read_coco, read_photo
+from coco import CocoSet, Photo, draw_mask, load_json, read_coco, read_photo
 from config import CLASSES, ArgumentParser, BadInput, add_config_arguments, load_config, run_script
 from dataset import folds_path, make_folder, near_duplicates, open_cache, read_folds, resize_image
 
@@ -28,7 +28,9 @@ TACO_SIDE = 512
 
 
 def check(data: Path, classes: tuple[str, ...] = CLASSES) -> None:
-    """Reads every record and decodes every photo, and prints what there is. Raises BadInput naming what is wrong."""
+    """Reads every record and decodes every photo, and prints what there is. Raises BadInput naming what is
+    wrong.
+    """
     splits = [read_coco(data, 'train', classes)]
     if (data / 'test.json').is_file():
         splits.append(read_coco(data, 'test', classes))
@@ -52,7 +54,9 @@ def check(data: Path, classes: tuple[str, ...] = CLASSES) -> None:
 
 
 def decode_all(coco: CocoSet) -> list[np.ndarray]:
-    """Decodes every photo and draws its mask; (32, 32, 3) thumbnails. Raises BadInput with the first fault and how many there are."""
+    """Decodes every photo and draws its mask; (32, 32, 3) thumbnails. Raises BadInput with the first fault
+    and how many there are.
+    """
     faults: list[str] = []
 
     def look(photo: Photo) -> np.ndarray | None:
@@ -93,9 +97,8 @@ def print_classes(coco: CocoSet, classes: tuple[str, ...]) -> None:
         pixels += np.bincount(draw_mask(photo).ravel(), minlength=256)
     print(f'{"class":<16}{"photos":>8}{"objects":>9}{"pixels":>9}')
     for k, name in enumerate(classes):
-        print(
-            f'{name:<16}{photos[k] if k else "":>8}{annotations[k] if k else "":>9}{pixels[k] / pixels.sum():>9.2%}'
-        )
+        counts = f'{photos[k]:>8}{annotations[k]:>9}' if k else ' ' * 17
+        print(f'{name:<16}{counts}{pixels[k] / pixels.sum():>9.2%}')
 
 
 def write_masks(data: Path, out: Path, classes: tuple[str, ...] = CLASSES) -> None:
@@ -127,7 +130,9 @@ def print_folds(args: Namespace) -> None:
 
 
 def convert_taco(annotations: Path, out: Path) -> None:
-    """TACO's annotations as a train_all.json of this competition: 60 categories to its classes, every polygon scaled to 512x512."""
+    """TACO's annotations as a train_all.json of this competition: 60 categories to its classes, every
+    polygon scaled to 512x512.
+    """
     try:
         data = load_json(annotations, annotations.read_bytes())
         table = {
@@ -151,7 +156,8 @@ def convert_taco(annotations: Path, out: Path) -> None:
     (out / 'train_all.json').write_text(json.dumps(content), encoding='utf-8')
     coco = read_coco(out, 'train', CLASSES)
     print(
-        f'wrote {out / "train_all.json"}: {len(coco.photos)} images, {len(objects)} annotations; its photos are not downloaded'
+        f'wrote {out / "train_all.json"}: {len(coco.photos)} images, {len(objects)} annotations; its '
+        'photos are not downloaded'
     )
 
 
@@ -159,7 +165,8 @@ def to_class(category: str, table: dict[str, str]) -> int:
     """The class id of a TACO category. Raises BadInput where the table has none."""
     if table.get(category) not in CLASSES[1:]:
         raise BadInput(
-            f'{TACO_TABLE}: category {category!r} has the class {table.get(category)!r}, expected one of {CLASSES[1:]}'
+            f'{TACO_TABLE}: category {category!r} has the class {table.get(category)!r}, expected one '
+            f'of {CLASSES[1:]}'
         )
     return CLASSES.index(table[category])
 
@@ -172,9 +179,14 @@ def scale_annotation(number: int, annotation: dict, size: tuple[int, int], categ
         [round(v * (fy if i % 2 else fx), 3) for i, v in enumerate(p)] for p in annotation['segmentation']
     ]
     return {
-        'id': number, 'image_id': annotation['image_id'], 'category_id': category_id, 'iscrowd': annotation['iscrowd'],
-        'segmentation': polygons, 'area': annotation['area'] * fx * fy, 'bbox': [x * fx, y * fy, w * fx, h * fy],
-    }  # fmt: skip
+        'id': number,
+        'image_id': annotation['image_id'],
+        'category_id': category_id,
+        'iscrowd': annotation['iscrowd'],
+        'segmentation': polygons,
+        'area': annotation['area'] * fx * fy,
+        'bbox': [x * fx, y * fy, w * fx, h * fy],
+    }
 
 
 def make_demo(args: Namespace) -> None:
@@ -185,7 +197,8 @@ def make_demo(args: Namespace) -> None:
         raise BadInput(f'{args.out}: is not empty and not a demo set; give another --out')
     make_demo_set(args.out, args.train, args.test, args.seed)
     print(
-        f'wrote {args.train} training and {args.test} test photos under {args.out}; the test labels are in test_labels.json'
+        f'wrote {args.train} training and {args.test} test photos under {args.out}; the test labels '
+        'are in test_labels.json'
     )
 
 

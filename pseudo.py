@@ -4,9 +4,10 @@
     python pseudo.py --cfg configs/convnext.yaml --fold 0 --teacher convnext swin_knet --schedule full
     python pseudo.py --cfg configs/convnext.yaml --fold 0 --teacher convnext-pseudo --round 2 --schedule full
 
-The teacher of fold k is the teachers' own fold k, so that the student is validated on photos whose labels never reached it.
---teacher-folds all averages every fold of the teachers: better labels, and no validation score. Pixels under pseudo_threshold
-are ignored. Writes output/<name>-pseudo/fold<k>/ as train.py does, and pseudo_masks.npy, the labels at cache_size.
+The teacher of fold k is the teachers' own fold k, so that the student is validated on photos whose labels
+never reached it. --teacher-folds all averages every fold of the teachers: better labels, and no validation
+score. Pixels under pseudo_threshold are ignored. Writes output/<name>-pseudo/fold<k>/ as train.py does, and
+pseudo_masks.npy, the labels at cache_size.
 """
 
 from pathlib import Path
@@ -20,16 +21,24 @@ from coco import IGNORED
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
 from dataset import Cache, open_cache
 from infer import load_run
-from predict import predict_probs, make_eval_loader
+from predict import make_eval_loader, predict_probs
 from train import PseudoRows
-from utils import load_checkpoint, log, start_log, start_ranks
+from utils import load_checkpoint, start_log, start_ranks
 
 
 def main(
-    cfg: Config, fold: int, teachers: list[str], schedule: str, round_number: int = 1, all_folds: bool = False,
-    resume: bool = False, overwrite: bool = False,
-) -> float:  # fmt: skip
-    """Labels the test photos, trains the student, and returns its best validation mIoU (nan without one). Raises BadInput."""
+    cfg: Config,
+    fold: int,
+    teachers: list[str],
+    schedule: str,
+    round_number: int = 1,
+    all_folds: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> float:
+    """Labels the test photos, trains the student, and returns its best validation mIoU (nan without one).
+    Raises BadInput.
+    """
     name = f'{cfg.name}-pseudo' + (str(round_number) if round_number > 1 else '')
     student = cfg.model_copy(update={'name': name})
     ranks = start_ranks(cfg)
@@ -63,8 +72,9 @@ def blind_fold(runs: list[tuple[Config, int]]) -> int | None:
 def label(
     cfg: Config, runs: list[tuple[Config, int]], cache: Cache, path: Path, device: torch.device
 ) -> None:
-    """Writes (n, S, S) uint8 labels of the test photos: the likeliest class of the teachers' mean probability, or IGNORED below the
-    threshold. All teachers are in memory together, since a batch is labelled at full size and never stored as probabilities."""
+    """Writes (n, S, S) uint8 labels of the test photos: the likeliest class of the teachers' mean
+    probability, or IGNORED below the threshold. All teachers are in memory together, since a batch is
+    labelled at full size and never stored as probabilities."""
     start_log(None)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.partial')
@@ -79,7 +89,7 @@ def label(
             probs = sum(
                 predict_probs(run.model, images, run.cfg, device, masks.shape[1:])
                 for run, (images, _) in zip(models, batches, strict=True)
-            ) / len(models)  # fmt: skip
+            ) / len(models)
         confidence, ids = probs.max(dim=1)
         ids = ids.to(torch.uint8).masked_fill(confidence < cfg.pseudo_threshold, IGNORED)
         masks[batches[0][1].numpy()] = ids.cpu().numpy()
@@ -87,7 +97,8 @@ def label(
     masks.flush()
     partial.replace(path)
     print(
-        f'pseudo-labels of {len(masks)} photos: {known / masks.size:.1%} of the pixels have at least {cfg.pseudo_threshold}'
+        f'pseudo-labels of {len(masks)} photos: {known / masks.size:.1%} of the pixels have at least '
+        f'{cfg.pseudo_threshold}'
     )
 
 

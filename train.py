@@ -5,8 +5,9 @@
     python train.py --cfg configs/convnext.yaml --fold 0 --set epochs=1 batch_size=4
     torchrun --standalone --nproc-per-node=8 train.py --cfg configs/convnext.yaml --fold 0
 
-Writes output/<name>/fold<k>/: best.pt (best validation mIoU), last.pt (to resume from), metrics.csv, log.txt, config.yaml.
---fold -1 trains on everything into output/<name>/all/, where best.pt is the last epoch's.
+Writes output/<name>/fold<k>/: best.pt (best validation mIoU), last.pt (to resume from), metrics.csv,
+log.txt, config.yaml. --fold -1 trains on everything into output/<name>/all/, where best.pt is the last
+epoch's.
 """
 
 import math
@@ -47,8 +48,17 @@ from metrics import class_iou, mean_iou
 from models import SegModel, parameter_groups
 from predict import amp_dtype, autocast, evaluate
 from utils import (
-    Ranks, append_metrics, load_checkpoint, load_model_state, log, open_run, save_checkpoint, seed_everything, start_log, start_ranks,
-)  # fmt: skip
+    Ranks,
+    append_metrics,
+    load_checkpoint,
+    load_model_state,
+    log,
+    open_run,
+    save_checkpoint,
+    seed_everything,
+    start_log,
+    start_ranks,
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,9 @@ class PseudoRows:
 def main(
     cfg: Config, fold: int, resume: bool = False, overwrite: bool = False, pseudo: PseudoRows | None = None
 ) -> float:
-    """Trains, and returns the best validation mIoU (nan where nothing is validated). Raises BadInput and CheckFailed."""
+    """Trains, and returns the best validation mIoU (nan where nothing is validated). Raises BadInput and
+    CheckFailed.
+    """
     ranks = start_ranks(cfg)
     seed_everything(cfg.seed + ranks.rank)
     if ranks.is_main:
@@ -80,6 +92,11 @@ def main(
         cache = open_cache(cfg, 'train')
         folds = read_folds(cfg, cache)
     train_rows, valid_rows = split_fold(folds, fold)
+    if cfg.batch_size == ranks.world:
+        raise BadInput(
+            "config key 'batch_size': found one image a rank, of which BatchNorm has no statistics; "
+            'expected 2 or more'
+        )
     blind_fold = fold if fold >= 0 and (pseudo is None or pseudo.blind_fold == fold) else None
     if blind_fold is None:
         valid_rows = valid_rows[:0]  # a score on labels that the model has seen would be a lie
@@ -88,7 +105,7 @@ def main(
     if cfg.weights is not None and not resume:
         load_model_state(model, load_checkpoint(cfg.weights)['model'], cfg.weights)
     folder = open_run(cfg, fold, resume, overwrite) if ranks.is_main else None
-    start_log(folder)
+    start_log(folder, quiet=not ranks.is_main)
     log.info(first_line(cfg, fold, cache, train_rows, valid_rows))
     if pseudo is not None:
         log.info(f'{len(pseudo.cache)} pseudo-labelled photos beside them, schedule {pseudo.schedule}')
@@ -108,7 +125,8 @@ def main(
         board.close()
     if len(valid_rows):
         log.info(
-            f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch}; wrote {cfg.run_dir(fold) / "best.pt"}'
+            f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch}; wrote '
+            f'{cfg.run_dir(fold) / "best.pt"}'
         )
         log.info(f'next: python infer.py --cfg configs/{cfg.name}.yaml --fold {fold} --split oof')
     else:
@@ -124,12 +142,21 @@ def first_line(cfg: Config, fold: int, cache: Cache, train_rows: np.ndarray, val
 
 
 class Trainer:
-    """The model in training, with all that a checkpoint has to hold: optimizer, average, scaler, position, best score."""
+    """The model in training, with all that a checkpoint has to hold: optimizer, average, scaler, position,
+    best score.
+    """
 
     def __init__(
-        self, cfg: Config, fold: int, blind_fold: int | None, model: SegModel, ranks: Ranks, cache: Cache, rows: np.ndarray,
+        self,
+        cfg: Config,
+        fold: int,
+        blind_fold: int | None,
+        model: SegModel,
+        ranks: Ranks,
+        cache: Cache,
+        rows: np.ndarray,
         pseudo: PseudoRows | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.cfg, self.fold, self.blind_fold, self.ranks, self.pseudo = cfg, fold, blind_fold, ranks, pseudo
         if (
             ranks.world > 1 and cfg.sync_bn and ranks.device.type == 'cuda'
@@ -173,7 +200,8 @@ class Trainer:
         cfg, device = self.cfg, self.ranks.device
         if self.pseudo and (epoch == 0 or self.size_in(epoch) != self.size_in(epoch - 1)):
             log.info(
-                f'epoch {epoch}: training on {self.size_in(epoch)} photos, {self.size_in(epoch) - self.clean_size} pseudo-labelled'
+                f'epoch {epoch}: training on {self.size_in(epoch)} photos, '
+                f'{self.size_in(epoch) - self.clean_size} pseudo-labelled'
             )
         self.batches.epoch, self.batches.size = epoch, self.size_in(epoch)
         self.model.train()
@@ -193,14 +221,19 @@ class Trainer:
             with autocast(cfg, device):
                 outputs = self.forward(images)
             loss = segmentation_loss(
-                outputs, masks.to(device, non_blocking=True), self.model.loss_weights, cfg.loss,
-                label_smoothing=cfg.label_smoothing, class_weights=cfg.class_weights,
-            )  # fmt: skip
+                outputs,
+                masks.to(device, non_blocking=True),
+                self.model.loss_weights,
+                cfg.loss,
+                label_smoothing=cfg.label_smoothing,
+                class_weights=cfg.class_weights,
+            )
             value = loss.item()
             if not math.isfinite(value):
                 names = ', '.join(self.samples.name(position) for position in positions.tolist())
                 raise CheckFailed(
-                    f'loss is {value} in epoch {epoch}, step {number}, on {names}; try a lower lr, clip_norm=1 or amp=off'
+                    f'loss is {value} in epoch {epoch}, step {number}, on {names}; try a lower lr, '
+                    'clip_norm=1 or amp=off'
                 )
             self.scaler.scale(loss / group_size).backward()
             total += value
@@ -227,20 +260,31 @@ class Trainer:
         self.step += 1
 
     def save(self, folder: Path, confusion: np.ndarray | None) -> None:
-        """last.pt after every epoch; best.pt when the score is the best so far, or where there is no score."""
+        """last.pt after every epoch; best.pt when the score is the best so far, or where there is no
+        score.
+        """
         score = mean_iou(confusion) if confusion is not None else math.nan
         public = {
-            'config': self.cfg.model_dump(mode='json'), 'fold': self.fold, 'epoch': self.epoch - 1, 'score': score,
-            'blind_fold': self.blind_fold, 'torch': str(torch.__version__),
-        }  # fmt: skip
+            'config': self.cfg.model_dump(mode='json'),
+            'fold': self.fold,
+            'epoch': self.epoch - 1,
+            'score': score,
+            'blind_fold': self.blind_fold,
+            'torch': str(torch.__version__),
+        }
         if confusion is None or not score <= self.best:
             self.best, self.best_epoch = score, self.epoch - 1
             save_checkpoint(folder / 'best.pt', {'model': self.averaged.state_dict(), **public})
         resume = {
-            'optimizer': self.optimizer.state_dict(), 'ema': self.ema.module.state_dict() if self.ema else None,
-            'scaler': self.scaler.state_dict(), 'step': self.step, 'best': self.best, 'best_epoch': self.best_epoch,
-            'cpu_rng': torch.get_rng_state(), 'cuda_rng': torch.cuda.get_rng_state() if self.ranks.device.type == 'cuda' else None,
-        }  # fmt: skip
+            'optimizer': self.optimizer.state_dict(),
+            'ema': self.ema.module.state_dict() if self.ema else None,
+            'scaler': self.scaler.state_dict(),
+            'step': self.step,
+            'best': self.best,
+            'best_epoch': self.best_epoch,
+            'cpu_rng': torch.get_rng_state(),
+            'cuda_rng': torch.cuda.get_rng_state() if self.ranks.device.type == 'cuda' else None,
+        }
         save_checkpoint(folder / 'last.pt', {'model': self.model.state_dict(), **public, 'resume': resume})
 
     def resume(self, path: Path) -> None:
@@ -264,7 +308,9 @@ class Trainer:
 
 
 def build_optimizer(model: SegModel, cfg: Config) -> torch.optim.Optimizer:
-    """The optimizer over parameter_groups; each group keeps its own peak rate as `peak_lr`. Raises BadInput without apex."""
+    """The optimizer over parameter_groups; each group keeps its own peak rate as `peak_lr`. Raises BadInput
+    without apex.
+    """
     groups = [{**group, 'peak_lr': group['lr']} for group in parameter_groups(model, cfg)]
     if cfg.optimizer == 'adamw':
         return torch.optim.AdamW(groups, fused=True)
@@ -276,14 +322,17 @@ def build_optimizer(model: SegModel, cfg: Config) -> torch.optim.Optimizer:
         from apex.optimizers import FusedAdam
     except ImportError:
         raise BadInput(
-            "config key 'optimizer': apex_fused_adam needs NVIDIA's apex, built from github.com/NVIDIA/apex with its CUDA extensions "
+            "config key 'optimizer': apex_fused_adam needs NVIDIA's apex, built from "
+            'github.com/NVIDIA/apex with its CUDA extensions '
             "(PyPI's apex is something else); adamw is torch's own fused one"
         ) from None
     return FusedAdam(groups, adam_w_mode=True)
 
 
 def lr_factor(cfg: Config, step: int, total: int) -> float:
-    """The learning rate of an iteration as a share of the way from min_lr to the peak: linear warm-up, then the schedule."""
+    """The learning rate of an iteration as a share of the way from min_lr to the peak: linear warm-up, then
+    the schedule.
+    """
     warmup = min(cfg.warmup_iters, total // 10)
     if step < warmup:
         return cfg.warmup_ratio + (1 - cfg.warmup_ratio) * step / warmup

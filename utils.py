@@ -21,14 +21,26 @@ from dataset import make_folder
 
 log = logging.getLogger('trash')
 
-# Keys that do not change what a run is: they may differ between training and resuming, or between training and inference.
+# Keys that do not change what a run is: they may differ between training and resuming, or between training
+# and inference.
 FREE_KEYS = {
-    'data_root', 'cache_dir', 'output_dir', 'folds_csv', 'workers', 'device', 'encoder_weights',
-    'infer_batch_size', 'tta_flips', 'tta_scales', 'downsample', 'pseudo_threshold',
-}  # fmt: skip
+    'data_root',
+    'cache_dir',
+    'output_dir',
+    'folds_csv',
+    'workers',
+    'device',
+    'encoder_weights',
+    'infer_batch_size',
+    'tta_flips',
+    'tta_scales',
+    'downsample',
+    'pseudo_threshold',
+}
 
 
-# --- ranks -----------------------------------------------------------------------------------------------------------
+# --- ranks
+# -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,9 @@ class Ranks:
 
 
 def start_ranks(cfg: Config) -> Ranks:
-    """Joins the other ranks where torchrun started this process; alone otherwise. Raises BadInput for a device that is not there."""
+    """Joins the other ranks where torchrun started this process; alone otherwise. Raises BadInput for a
+    device that is not there.
+    """
     if cfg.device == 'cuda' and not torch.cuda.is_available():
         raise BadInput("config key 'device': found cuda, but torch sees no GPU here; expected auto or cpu")
     use_gpu = cfg.device != 'cpu' and torch.cuda.is_available()
@@ -80,11 +94,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-# --- run folder ------------------------------------------------------------------------------------------------------
+# --- run folder
+# ------------------------------------------------------------------------------------------------------
 
 
 def open_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> Path:
-    """The run's folder, with its config in it. Raises BadInput where it holds another run, or this one and resuming is not asked for."""
+    """The run's folder, with its config in it. Raises BadInput where it holds another run, or this one and
+    resuming is not asked for.
+    """
     folder = cfg.run_dir(fold)
     make_folder(folder)
     config_file = folder / 'config.yaml'
@@ -109,11 +126,15 @@ def open_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> Path:
     return folder
 
 
-def start_log(folder: Path | None) -> None:
-    """Log lines go to standard output, and to log.txt in `folder` where there is one; None silences all but errors (ranks above 0)."""
-    log.handlers.clear()
+def start_log(folder: Path | None, quiet: bool = False) -> None:
+    """Log lines go to standard output, and to log.txt in `folder` where there is one; quiet (ranks above 0)
+    leaves errors alone.
+    """
+    for handler in log.handlers[:]:
+        handler.close()
+        log.removeHandler(handler)
     log.propagate = False
-    log.setLevel(logging.INFO if folder is not None else logging.ERROR)
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(logging.Formatter('%(message)s'))
     log.addHandler(console)
@@ -124,7 +145,9 @@ def start_log(folder: Path | None) -> None:
 
 
 def append_metrics(path: Path, row: dict[str, Any]) -> None:
-    """Writes metrics.csv again with one more row; rows of the same or a later epoch, from before a resume, are dropped."""
+    """Writes metrics.csv again with one more row; rows of the same or a later epoch, from before a resume,
+    are dropped.
+    """
     rows = []
     if path.exists():
         with path.open(newline='', encoding='utf-8') as file:
@@ -136,7 +159,8 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
     write_text(path, text.getvalue())
 
 
-# --- files that are whole or not there -------------------------------------------------------------------------------
+# --- files that are whole or not there
+# -------------------------------------------------------------------------------
 
 
 def write_text(path: Path, text: str) -> None:
@@ -148,7 +172,9 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def write_whole(path: Path, write) -> None:
-    """Calls write(file) on a temporary file in the same folder, flushes it to the disk, and gives it its name."""
+    """Calls write(file) on a temporary file in the same folder, flushes it to the disk, and gives it its
+    name.
+    """
     partial = path.with_name(f'.{path.name}.partial')
     try:
         with partial.open('wb') as file:
@@ -195,6 +221,7 @@ def load_model_state(model: torch.nn.Module, state: dict[str, torch.Tensor], pat
             )
         if own[key].shape != state[key].shape:
             raise BadInput(
-                f'{path}: is of another model: {key} is {tuple(state[key].shape)} there, {tuple(own[key].shape)} here'
+                f'{path}: is of another model: {key} is {tuple(state[key].shape)} there, '
+                f'{tuple(own[key].shape)} here'
             )
     model.load_state_dict(state)

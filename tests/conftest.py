@@ -1,4 +1,6 @@
-"""What the tests share: a small data set of shapes that a network can learn in seconds, and where the real data is."""
+"""What the tests share: a small data set of shapes that a network can learn in seconds, and where the real
+data is.
+"""
 
 import json
 import os
@@ -65,10 +67,17 @@ def write_set(root: Path, train: int = 24, test: int = 6, side: int = 256, seed:
             category = 1 + (index * 3 + k) % 10
             w, h = (int(v) for v in rng.integers(side // 4, side // 2, 2))
             x, y = int(rng.integers(0, side - w)), int(rng.integers(0, side - h))
-            annotations.append({
-                'id': len(annotations), 'image_id': index, 'category_id': category, 'iscrowd': 0,
-                'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]], 'area': float(w * h), 'bbox': [x, y, w, h],
-            })  # fmt: skip
+            annotations.append(
+                {
+                    'id': len(annotations),
+                    'image_id': index,
+                    'category_id': category,
+                    'iscrowd': 0,
+                    'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                    'area': float(w * h),
+                    'bbox': [x, y, w, h],
+                }
+            )
         for a in sorted((a for a in annotations if a['image_id'] == index), key=lambda a: -a['area']):
             x, y, w, h = a['bbox']
             photo[y : y + h, x : x + w] = COLOURS[a['category_id']] + rng.integers(-8, 8, (h, w, 3))
@@ -101,9 +110,22 @@ def shared_cache(tmp_path_factory) -> Path:
 
 
 TINY = dict(
-    encoder='test_convnext.r160_in1k', encoder_weights='none', head='upernet', head_channels=16, aux_channels=8, folds=2,
-    cache_size=256, image_size=64, crop_size=64, batch_size=4, epochs=1, workers=0, warmup_iters=0, device='cpu', amp='off',
-)  # fmt: skip
+    encoder='test_convnext.r160_in1k',
+    encoder_weights='none',
+    head='upernet',
+    head_channels=16,
+    aux_channels=8,
+    folds=2,
+    cache_size=256,
+    image_size=64,
+    crop_size=64,
+    batch_size=4,
+    epochs=1,
+    workers=0,
+    warmup_iters=0,
+    device='cpu',
+    amp='off',
+)
 
 
 @pytest.fixture

@@ -2,17 +2,16 @@
 
 import copy
 import json
-import os
 
 import numpy as np
 import pytest
+from conftest import write_set
 from PIL import Image
 from pycocotools import mask as rle_codec
 from pycocotools.coco import COCO
 
 from coco import IGNORED, Annotation, Photo, draw_mask, read_coco, read_photo
 from config import CLASSES, BadInput
-from conftest import write_set
 
 
 def polygon(x, y, w, h):
@@ -169,7 +168,7 @@ def test_link_out_of_the_root_is_refused(tmp_path):
     root = write_set(tmp_path / 'd', train=2, test=1, side=64)
     (tmp_path / 'secret.jpg').write_bytes(b'x')
     (root / 'batch_01/0000.jpg').unlink()
-    os.symlink(tmp_path / 'secret.jpg', root / 'batch_01/0000.jpg')
+    (root / 'batch_01/0000.jpg').symlink_to(tmp_path / 'secret.jpg')
     with pytest.raises(BadInput, match='leads out of'):
         read_coco(root, 'train', CLASSES)
 

@@ -7,12 +7,22 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 import torch
+from conftest import write_set
 
 from coco import draw_mask, read_photo
 from config import BadInput
-from conftest import write_set
 from dataset import (
-    EpochBatches, TrainingSet, WholePhotos, folds_path, make_loader, near_duplicates, normalize, open_cache, read_folds, split_fold, stratify,
+    EpochBatches,
+    TrainingSet,
+    WholePhotos,
+    folds_path,
+    make_loader,
+    near_duplicates,
+    normalize,
+    open_cache,
+    read_folds,
+    split_fold,
+    stratify,
 )  # fmt: skip
 
 

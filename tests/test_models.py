@@ -80,7 +80,9 @@ def test_model_that_cannot_be_built_is_one_line(tiny, change, message):
 
 
 def test_lite0_weights_give_the_published_network(tiny):
-    """A whole Lite0 with the package's weights must tell classes apart; its features must be the encoder's own."""
+    """A whole Lite0 with the package's weights must tell classes apart; its features must be the encoder's
+    own.
+    """
     cfg = tiny.model_copy(
         update={'encoder': 'tf_efficientnet_lite0', 'encoder_weights': 'efficientnet-lite0'}
     )
@@ -142,7 +144,8 @@ def test_no_network_says_what_to_download_and_where_to_put_it(tiny, monkeypatch)
     monkeypatch.setattr(models.hub, 'HF_HUB_OFFLINE', True)
     with pytest.raises(
         BadInput,
-        match='download https://.*test_convnext.* save it as input/weights/test_convnext.r160_in1k.safetensors',
+        match='download https://.*test_convnext.* save it as '
+        'input/weights/test_convnext.r160_in1k.safetensors',
     ):
         SegModel(tiny.model_copy(update={'encoder_weights': 'timm'}))
 

@@ -1,21 +1,17 @@
 """prepare.py as it is typed: a clean set is clean, and each fault ends in one line and status 2."""
 
 import json
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_set
 from PIL import Image
 
 import prepare
 from coco import draw_mask, read_coco
-from config import CLASSES, BadInput
-from conftest import write_set
-
-ROOT = Path(__file__).resolve().parents[1]
+from config import CLASSES, BadInput, run_script
 
 
 def test_check_of_a_clean_set(shapes, capsys):
@@ -30,7 +26,10 @@ def test_check_names_near_duplicates_between_train_and_test(tmp_path, capsys):
     (root / 'batch_01/0005.jpg').write_bytes(copied)
     prepare.command(['check', '--data', str(root)])
     out = capsys.readouterr().out
-    assert '1 groups of photos, 1 of them between train and test' in out and 'batch_01/0001.jpg, batch_01/0005.jpg' in out
+    assert (
+        '1 groups of photos, 1 of them between train and test' in out
+        and 'batch_01/0001.jpg, batch_01/0005.jpg' in out
+    )
 
 
 def test_check_of_the_competitions_photos(boostcamp60, capsys):
@@ -43,21 +42,30 @@ def test_check_of_the_competitions_photos(boostcamp60, capsys):
     ('harm', 'message'),
     [
         (lambda root: (root / 'batch_01/0000.jpg').unlink(), '0000.jpg: no such image'),
-        (lambda root: (root / 'batch_01/0001.jpg').write_bytes((root / 'batch_01/0001.jpg').read_bytes()[:900]), 'cannot be decoded'),
+        (
+            lambda root: (root / 'batch_01/0001.jpg').write_bytes(
+                (root / 'batch_01/0001.jpg').read_bytes()[:900]
+            ),
+            'cannot be decoded',
+        ),
         (lambda root: Image.new('L', (64, 64)).save(root / 'batch_01/0002.jpg'), 'found mode L'),
         (lambda root: Image.new('RGB', (65, 64)).save(root / 'batch_01/0002.jpg'), 'its record says 64x64'),
         (lambda root: (root / 'train_all.json').write_text('{"images": ['), 'not JSON, or cut off'),
         (lambda root: (root / 'train_all.json').unlink(), 'has no annotations'),
-        (lambda root: [p.unlink() for p in root.glob('batch_01/000[01].jpg')], '(and 1 more photos like it, of 3)'),
+        (
+            lambda root: [p.unlink() for p in root.glob('batch_01/000[01].jpg')],
+            '(and 1 more photos like it, of 3)',
+        ),
     ],
 )
-def test_check_ends_in_one_line_and_status_2(tmp_path, harm, message):
+def test_check_ends_in_one_line_and_status_2(tmp_path, harm, message, monkeypatch, capfd):
     root = write_set(tmp_path / 'd', train=3, test=1, side=64)
     harm(root)
-    done = subprocess.run(
-        [sys.executable, 'prepare.py', 'check', '--data', str(root)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1, done.stderr
+    monkeypatch.setattr(sys, 'argv', ['prepare.py', 'check', '--data', str(root)])
+    with pytest.raises(SystemExit) as stopped:
+        run_script(prepare.command)
+    error = capfd.readouterr().err
+    assert stopped.value.code == 2 and message in error and error.count('\n') == 1
 
 
 def test_masks_are_png_ids_at_the_photos_own_size(shapes, tmp_path):

