@@ -97,13 +97,15 @@ def main(
             "config key 'batch_size': found one image a rank, of which BatchNorm has no statistics; "
             'expected 2 or more'
         )
-    blind_fold = fold if fold >= 0 and (pseudo is None or pseudo.blind_fold == fold) else None
+    start = load_checkpoint(cfg.weights) if cfg.weights is not None else None
+    teachers = ([pseudo.blind_fold] if pseudo else []) + ([start['blind_fold']] if start else [])
+    blind_fold = fold if fold >= 0 and all(blind == fold for blind in teachers) else None
     if blind_fold is None:
         valid_rows = valid_rows[:0]  # a score on labels that the model has seen would be a lie
     resume = resume and (cfg.run_dir(fold) / 'last.pt').exists()
     model = SegModel(cfg, load_weights=not resume)
-    if cfg.weights is not None and not resume:
-        load_model_state(model, load_checkpoint(cfg.weights)['model'], cfg.weights)
+    if start is not None and not resume:
+        load_model_state(model, start['model'], cfg.weights)
     folder = open_run(cfg, fold, resume, overwrite) if ranks.is_main else None
     start_log(folder, quiet=not ranks.is_main)
     log.info(first_line(cfg, fold, cache, train_rows, valid_rows))

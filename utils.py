@@ -1,5 +1,6 @@
 """Run folder, log, checkpoint, seeds, distributed set-up. A closed list, not a drawer."""
 
+import atexit
 import csv
 import io
 import logging
@@ -82,6 +83,7 @@ def start_ranks(cfg: Config) -> Ranks:
         )
     if not dist.is_initialized():
         dist.init_process_group('nccl' if use_gpu else 'gloo')
+        atexit.register(dist.destroy_process_group)
     if use_gpu:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         return Ranks(dist.get_rank(), world, torch.device('cuda', int(os.environ['LOCAL_RANK'])))

@@ -9,7 +9,7 @@ step() { printf '\n== %s\n' "$1"; }
 python() { .venv/bin/python "$@"; }
 data=input/demo
 cfg=(--cfg configs/demo.yaml)
-set=(--set "data_root=$data" cache_dir=input/demo_cache)
+set=(--set "data_root=$data" cache_dir=input/demo_cache workers=2)
 
 step 'A data set in the layout of the competition'
 python prepare.py demo --out "$data" --train 120 --test 40
@@ -22,9 +22,10 @@ for fold in 0 1; do python train.py "${cfg[@]}" --fold $fold --overwrite "${set[
 python infer.py "${cfg[@]}" --fold all --split oof "${set[@]}"
 for fold in 0 1; do python infer.py "${cfg[@]}" --fold $fold --split test "${set[@]}"; done
 
-step 'Again, with each fold'"'"'s own predictions of the test photos as labels in the first half'
+step 'On from there, with each fold'"'"'s own predictions of the test photos as labels in the first half'
 for fold in 0 1; do
-    python pseudo.py "${cfg[@]}" --fold $fold --teacher demo --schedule half --overwrite "${set[@]}"
+    python pseudo.py "${cfg[@]}" --fold $fold --teacher demo --schedule half --overwrite "${set[@]}" \
+        "weights=output/demo/fold$fold/best.pt" epochs=10 lr=5e-4
     python infer.py "${cfg[@]}" --fold $fold --split test "${set[@]}" name=demo-pseudo
 done
 python infer.py "${cfg[@]}" --fold all --split oof "${set[@]}" name=demo-pseudo

@@ -181,6 +181,18 @@ def test_no_score_where_the_teacher_saw_the_fold(learned):
         infer.main(cfg.model_copy(update={'name': 'leaky-pseudo'}), 0, 'oof')
 
 
+def test_start_from_a_checkpoint(learned):
+    """The whole model's weights; a fold that they have seen is not validated."""
+    cfg, _, scores = learned
+    again = cfg.model_copy(
+        update={'name': 'again', 'epochs': 1, 'lr': 1e-6, 'weights': cfg.run_dir(0) / 'best.pt', 'ema': 0.999}
+    )
+    assert train.main(again, 0) == pytest.approx(scores[0], abs=0.15)
+    assert math.isnan(train.main(again, 1))
+    with pytest.raises(BadInput, match='is of another model'):
+        train.main(again.model_copy(update={'name': 'wider', 'head_channels': 16}), 0)
+
+
 def test_resume_gives_the_same_weights(tiny):
     cfg = tiny.model_copy(update={'epochs': 3, 'ema': 0.9, 'drop_path': 0.2, 'warmup_iters': 2})
     train.main(cfg, 0)
