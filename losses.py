@@ -119,9 +119,8 @@ def lovasz(logits: Tensor, mask: Tensor) -> Tensor:
         if not class_truth.any():
             continue
         errors = torch.where(class_truth, 1 - class_probs, class_probs)
-        bins = (errors.detach().nan_to_num() * (ERROR_BINS - 1)).round().long()
-        true = torch.bincount(bins[class_truth], minlength=ERROR_BINS).flip(0).double()
-        false = torch.bincount(bins[~class_truth], minlength=ERROR_BINS).flip(0).double()
+        bins = (errors.detach().nan_to_num() * (ERROR_BINS - 1)).round().long() + ERROR_BINS * class_truth
+        false, true = torch.bincount(bins, minlength=2 * ERROR_BINS).view(2, -1).flip(1).double()
         # from the largest error on, IoU were the pixels of the bins up to here all wrong: true ones leave the
         # intersection, others enter the union
         inter, union = true.sum() - true.cumsum(0), true.sum() + false.cumsum(0)
@@ -131,7 +130,7 @@ def lovasz(logits: Tensor, mask: Tensor) -> Tensor:
         inter, union = inter + true / 2, union - false / 2
         steps = torch.stack([inter / union.square(), 1 / union])
         steps = steps * change / (steps[0] * false + steps[1] * true).clamp(min=1e-300)
-        weights = steps.flip(1).to(errors.dtype)[class_truth.long(), bins]
+        weights = steps.flip(1).to(errors.dtype).view(-1)[bins]
         losses.append((errors * weights).sum())
     return torch.stack(losses).mean() if losses else logits.sum() * 0
 

@@ -12,7 +12,7 @@ cfg=(--cfg configs/demo.yaml)
 set=(--set "data_root=$data" cache_dir=input/demo_cache workers=2)
 
 step 'A data set in the layout of the competition'
-python prepare.py demo --out "$data" --train 120 --test 40
+python prepare.py demo --out "$data" --train 200 --test 40
 python prepare.py check --data "$data"
 rm -rf input/demo_cache
 python prepare.py folds "${cfg[@]}" "${set[@]}"
@@ -25,7 +25,7 @@ for fold in 0 1; do python infer.py "${cfg[@]}" --fold $fold --split test "${set
 step 'On from there, with each fold'"'"'s own predictions of the test photos as labels in the first half'
 for fold in 0 1; do
     python pseudo.py "${cfg[@]}" --fold $fold --teacher demo --schedule half --overwrite "${set[@]}" \
-        "weights=output/demo/fold$fold/best.pt" epochs=10 lr=5e-4
+        "weights=output/demo/fold$fold/best.pt" epochs=4 lr=5e-4
     python infer.py "${cfg[@]}" --fold $fold --split test "${set[@]}" name=demo-pseudo
 done
 python infer.py "${cfg[@]}" --fold all --split oof "${set[@]}" name=demo-pseudo
