@@ -83,7 +83,7 @@ def main(
     CheckFailed.
     """
     ranks = start_ranks(cfg)
-    seed_everything(cfg.seed + ranks.rank)
+    seed_everything(cfg.seed)
     if ranks.is_main:
         cache = open_cache(cfg, 'train')  # built by one rank, then found by the others
         folds = read_folds(cfg, cache)
@@ -106,6 +106,7 @@ def main(
     model = SegModel(cfg, load_weights=not resume)
     if start is not None and not resume:
         load_model_state(model, start['model'], cfg.weights)
+    torch.manual_seed(cfg.seed + ranks.rank)  # the same weights on every rank, but not the same dropout
     folder = open_run(cfg, fold, resume, overwrite) if ranks.is_main else None
     start_log(folder, quiet=not ranks.is_main)
     log.info(first_line(cfg, fold, cache, train_rows, valid_rows))
@@ -118,6 +119,7 @@ def main(
     for epoch in range(trainer.epoch, cfg.epochs):
         started = time.monotonic()
         loss = trainer.train_epoch(epoch)
+        ranks.share(trainer.averaged)
         confusion = evaluate(trainer.averaged, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
         if ranks.is_main:
             report_epoch(folder, board, cfg, epoch, trainer, loss, confusion, time.monotonic() - started)
@@ -130,7 +132,9 @@ def main(
             f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch}; wrote '
             f'{cfg.run_dir(fold) / "best.pt"}'
         )
-        log.info(f'next: python infer.py --cfg configs/{cfg.name}.yaml --fold {fold} --split oof')
+        config, pseudo_suffix, _ = cfg.name.partition('-pseudo')
+        rename = f' --set name={cfg.name}' if pseudo_suffix else ''
+        log.info(f'next: python infer.py --cfg configs/{config}.yaml --fold {fold} --split oof{rename}')
     else:
         log.info(f'no validation; wrote {cfg.run_dir(fold) / "best.pt"}, the last epoch')
     return trainer.best

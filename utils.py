@@ -62,6 +62,12 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def share(self, model: torch.nn.Module) -> None:
+        """Gives every rank the weights and BatchNorm statistics of rank 0."""
+        if self.world > 1:
+            for value in model.state_dict().values():
+                dist.broadcast(value, src=0)
+
     def wait(self) -> None:
         if self.world > 1:
             dist.barrier()

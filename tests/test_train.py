@@ -408,7 +408,17 @@ def test_two_ranks_train_as_one_process_does(tiny, tiny_yaml):
         '--nproc-per-node=2',
         'train.py',
     ]
-    options = ['--fold', '0', '--set', 'name=two', 'epochs=2', 'head=fcn', 'aux_weight=0', 'dropout=0']
+    options = [
+        '--fold',
+        '0',
+        '--set',
+        'name=two',
+        'epochs=2',
+        'head=fcn',
+        'aux_weight=0',
+        'dropout=0',
+        'ema=0.9',
+    ]
     done = subprocess.run(
         [*command, '--cfg', str(tiny_yaml), *options],
         cwd=ROOT,
