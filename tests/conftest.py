@@ -23,7 +23,7 @@ COLOURS = np.random.default_rng(0).permutation(
 
 @pytest.fixture(autouse=True, scope='session')
 def _one_thread():
-    torch.set_num_threads(1)  # pytest-xdist runs a process a core
+    torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
 
