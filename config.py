@@ -30,6 +30,7 @@ DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = (
 )  # exit statuses; 75 is BSD's EX_TEMPFAIL: run it again
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+LossTerm = Literal['ce', 'ohem', 'dice', 'lovasz', 'focal']
 Positive = Annotated[float, Field(gt=0)]
 Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
 
@@ -144,7 +145,7 @@ class Config(BaseModel):
     epochs: int = Field(100, ge=1, description='passes over the training images')
     batch_size: int = Field(8, ge=1, description='images a step over all ranks, before accumulation')
     accumulate: int = Field(1, ge=1, description='steps whose gradients are added up for one update')
-    loss: dict[str, Annotated[float, Field(ge=0)]] = Field(
+    loss: dict[LossTerm, Annotated[float, Field(ge=0)]] = Field(
         {'ce': 1.0}, min_length=1, description='weight of each term: keys of losses.LOSSES'
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description='of the cross entropy')

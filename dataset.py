@@ -281,6 +281,11 @@ def split_fold(folds: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def held_out_hash(names: list[str]) -> str | None:
+    """What a checkpoint keeps of the photos whose labels it never saw: a hash of their names, or None."""
+    return hashlib.sha256('\n'.join(sorted(names)).encode()).hexdigest() if names else None
+
+
 class TrainingSet(Dataset):
     """Augmented samples: first the rows of the training cache, then pseudo-labelled photos of the test
     cache, if there are any.

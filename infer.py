@@ -1,12 +1,11 @@
 """Stage 2: predicts with test-time augmentation, the validation photos (out of fold) or the test photos,
 with one code path.
 
-    python infer.py --cfg configs/convnext.yaml --fold 0 --split oof      # output/convnext/fold0/oof.csv,
-    and its mIoU python infer.py --cfg configs/convnext.yaml --fold all --split oof    #
-    output/convnext/oof.csv, and the mIoU over all folds python infer.py --cfg configs/convnext.yaml --fold 0
-    --split test     # output/convnext/fold0/test.csv python infer.py --cfg configs/convnext.yaml --fold all
-    --split test   # output/convnext/test.csv, probabilities averaged python infer.py --cfg
-    configs/convnext.yaml --fold 0 --image photo.jpg
+    python infer.py --cfg configs/convnext.yaml --fold 0 --split oof     # .../fold0/oof.csv, and its mIoU
+    python infer.py --cfg configs/convnext.yaml --fold all --split oof   # convnext/oof.csv, over all folds
+    python infer.py --cfg configs/convnext.yaml --fold 0 --split test    # .../fold0/test.csv
+    python infer.py --cfg configs/convnext.yaml --fold all --split test  # output/convnext/test.csv, averaged
+    python infer.py --cfg configs/convnext.yaml --fold 0 --image photo.jpg
 
 The model is rebuilt from best.pt alone; data, views and batch size are the config's. A pseudo-label retrain
 is --set name=convnext-pseudo. --fold -1 is the model that was trained on everything.
@@ -32,7 +31,7 @@ from config import (
     make_config,
     run_script,
 )
-from dataset import Cache, open_cache, read_folds, split_fold
+from dataset import Cache, held_out_hash, open_cache, read_folds, split_fold
 from drawing import overlay, write_png
 from metrics import confusion_matrix, format_table, mean_iou
 from models import SegModel
@@ -66,9 +65,9 @@ def predict_oof(cfg: Config, fold: int | None, device: torch.device, save_probs:
     for k in range(cfg.folds) if fold is None else [fold]:
         _, rows = split_fold(folds, k)
         run = load_run(cfg, k, device)
-        if run.blind_fold != k:
+        if run.held_out != held_out_hash(cache.names(rows)):
             raise BadInput(
-                f'{cfg.run_dir(k) / "best.pt"}: has seen labels of fold {k}, so that a score on it '
+                f'{cfg.run_dir(k) / "best.pt"}: has seen labels of fold {k} as it is now: a score on it '
                 'would mean nothing'
             )
         confusion = np.zeros_like(total)
@@ -195,7 +194,7 @@ class Run:
 
     model: SegModel
     cfg: Config
-    blind_fold: int | None
+    held_out: str | None
 
 
 def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
@@ -214,7 +213,7 @@ def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
     model = SegModel(trained, load_weights=False)
     load_model_state(model, checkpoint['model'], path)
     memory_format = torch.channels_last if trained.channels_last else torch.contiguous_format
-    return Run(model.eval().to(device, memory_format=memory_format), trained, checkpoint['blind_fold'])
+    return Run(model.eval().to(device, memory_format=memory_format), trained, checkpoint['held_out'])
 
 
 def predict_image(

@@ -65,15 +65,18 @@ def build_timm(cfg: Config) -> tuple[nn.Module, nn.Module]:
         )
     encoder = TimmEncoder(cfg.encoder, cfg.drop_path, cfg.crop_size, cfg.output_stride)
     options = {'stages': cfg.stages} if cfg.head == 'knet' else {}
-    head = HEADS[cfg.head](
-        encoder.channels,
-        len(cfg.classes),
-        channels=cfg.head_channels,
-        dropout=cfg.dropout,
-        aux_weight=cfg.aux_weight,
-        aux_channels=cfg.aux_channels,
-        **options,
-    )
+    try:
+        head = HEADS[cfg.head](
+            encoder.channels,
+            len(cfg.classes),
+            channels=cfg.head_channels,
+            dropout=cfg.dropout,
+            aux_weight=cfg.aux_weight,
+            aux_channels=cfg.aux_channels,
+            **options,
+        )
+    except ValueError as error:
+        raise BadInput(f"config keys 'head', 'head_channels': {cfg.head}: {one_line(error)}") from None
     return encoder, head
 
 

@@ -2,8 +2,8 @@
 
 python prepare.py check --data input/data
 python prepare.py masks --data input/data --out output/masks
-python prepare.py folds --cfg configs/convnext.yaml             # the cache and folds.csv, which train.py
-makes too python prepare.py demo --out input/demo --train 120 --test 40 --seed 0
+python prepare.py folds --cfg configs/convnext.yaml       # the cache and folds.csv; train.py makes them too
+python prepare.py demo --out input/demo --train 120 --test 40 --seed 0
 python prepare.py taco --annotations annotations.json --out input/taco
 """
 

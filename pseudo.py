@@ -10,20 +10,22 @@ score. Pixels under pseudo_threshold are ignored. Writes output/<name>-pseudo/fo
 pseudo_masks.npy, the labels at cache_size.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from tqdm import tqdm
 
 import train
 from coco import IGNORED
-from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
+from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, read_yaml, run_script
 from dataset import Cache, open_cache
 from infer import load_run
 from predict import make_eval_loader, predict_probs
 from train import PseudoRows
-from utils import load_checkpoint, start_log, start_ranks
+from utils import load_checkpoint, start_log, start_ranks, write_text
 
 
 def main(
@@ -45,15 +47,21 @@ def main(
     runs = teacher_runs(cfg, fold, teachers, all_folds)
     cache = open_cache(cfg, 'test')
     path = student.run_dir(fold) / 'pseudo_masks.npy'
+    origin = label_origin(cfg, runs, cache)
+    if resume and path.exists() and read_yaml(path.with_suffix('.yaml')) != origin:
+        raise BadInput(f'{path}: was made by other teachers or settings; start again with --overwrite')
     if ranks.is_main and not (resume and path.exists()):
         if path.exists() and not overwrite:
             raise BadInput(
                 f'{path.parent}: holds this run already; go on with --resume, or start again with --overwrite'
             )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # labels and their origin never disagree
+        write_text(path.with_suffix('.yaml'), yaml.safe_dump(origin, sort_keys=False))
         label(cfg, runs, cache, path, ranks.device)
     ranks.wait()
     masks = np.load(path, mmap_mode='r')
-    rows = PseudoRows(Cache(cache.coco, cache.photos, masks), schedule, blind_fold(runs))
+    rows = PseudoRows(Cache(cache.coco, cache.photos, masks), schedule, origin['held_out'])
     return train.main(student, fold, resume, overwrite, rows)
 
 
@@ -63,10 +71,22 @@ def teacher_runs(cfg: Config, fold: int, teachers: list[str], all_folds: bool) -
     return [(cfg.model_copy(update={'name': teacher}), k) for teacher in teachers for k in folds]
 
 
-def blind_fold(runs: list[tuple[Config, int]]) -> int | None:
-    """The fold whose labels none of the teachers ever saw; None where there is no such fold."""
-    blind = {load_checkpoint(teacher.run_dir(k) / 'best.pt')['blind_fold'] for teacher, k in runs}
-    return blind.pop() if len(blind) == 1 else None
+def label_origin(cfg: Config, runs: list[tuple[Config, int]], cache: Cache) -> dict:
+    """All that the labels depend on, and `held_out`: the photos whose labels no teacher ever saw."""
+    paths = [teacher.run_dir(k) / 'best.pt' for teacher, k in runs]
+    held_out = {load_checkpoint(path)['held_out'] for path in paths}
+    teachers = {}
+    for path in paths:
+        with path.open('rb') as file:
+            teachers[str(path.relative_to(cfg.output_dir))] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return {
+        'teachers': teachers,
+        'threshold': cfg.pseudo_threshold,
+        'views': {'flips': list(cfg.tta_flips), 'scales': list(cfg.tta_scales)},
+        'photos': cache.coco.fingerprint,
+        'side': cfg.cache_size,
+        'held_out': held_out.pop() if len(held_out) == 1 else None,
+    }
 
 
 def label(

@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
@@ -36,6 +37,7 @@ from dataset import (
     Cache,
     EpochBatches,
     TrainingSet,
+    held_out_hash,
     make_loader,
     normalize,
     open_cache,
@@ -70,7 +72,7 @@ class PseudoRows:
 
     cache: Cache
     schedule: Literal['full', 'half']
-    blind_fold: int | None  # the fold whose labels no teacher ever saw, directly or through its own teachers
+    held_out: str | None  # hash of the photos whose labels no teacher ever saw, nor its own teachers
 
     def used_in(self, epoch: int, epochs: int) -> bool:
         return self.schedule == 'full' or epoch < epochs // 2
@@ -83,6 +85,11 @@ def main(
     CheckFailed.
     """
     ranks = start_ranks(cfg)
+    if cfg.batch_size == ranks.world and not ranks.sync_bn(cfg):
+        raise BadInput(
+            f"config key 'batch_size': found {cfg.batch_size} for {ranks.world} ranks: BatchNorm has no "
+            'statistics of one image each; expected 2 or more each'
+        )
     seed_everything(cfg.seed)
     if ranks.is_main:
         cache = open_cache(cfg, 'train')  # built by one rank, then found by the others
@@ -92,15 +99,11 @@ def main(
         cache = open_cache(cfg, 'train')
         folds = read_folds(cfg, cache)
     train_rows, valid_rows = split_fold(folds, fold)
-    if cfg.batch_size == ranks.world:
-        raise BadInput(
-            "config key 'batch_size': found one image a rank, of which BatchNorm has no statistics; "
-            'expected 2 or more'
-        )
     start = load_checkpoint(cfg.weights) if cfg.weights is not None else None
-    teachers = ([pseudo.blind_fold] if pseudo else []) + ([start['blind_fold']] if start else [])
-    blind_fold = fold if fold >= 0 and all(blind == fold for blind in teachers) else None
-    if blind_fold is None:
+    teachers = ([pseudo.held_out] if pseudo else []) + ([start['held_out']] if start else [])
+    held_out = held_out_hash(cache.names(valid_rows))
+    if any(other != held_out for other in teachers):
+        held_out = None
         valid_rows = valid_rows[:0]  # a score on labels that the model has seen would be a lie
     resume = resume and (cfg.run_dir(fold) / 'last.pt').exists()
     model = SegModel(cfg, load_weights=not resume)
@@ -112,7 +115,7 @@ def main(
     log.info(first_line(cfg, fold, cache, train_rows, valid_rows))
     if pseudo is not None:
         log.info(f'{len(pseudo.cache)} pseudo-labelled photos beside them, schedule {pseudo.schedule}')
-    trainer = Trainer(cfg, fold, blind_fold, model, ranks, cache, train_rows, pseudo)
+    trainer = Trainer(cfg, fold, held_out, model, ranks, cache, train_rows, pseudo)
     if resume:
         trainer.resume(cfg.run_dir(fold) / 'last.pt')
     board = SummaryWriter(str(folder / 'tensorboard')) if folder else None
@@ -156,18 +159,16 @@ class Trainer:
         self,
         cfg: Config,
         fold: int,
-        blind_fold: int | None,
+        held_out: str | None,
         model: SegModel,
         ranks: Ranks,
         cache: Cache,
         rows: np.ndarray,
         pseudo: PseudoRows | None,
     ) -> None:
-        self.cfg, self.fold, self.blind_fold, self.ranks, self.pseudo = cfg, fold, blind_fold, ranks, pseudo
-        if (
-            ranks.world > 1 and cfg.sync_bn and ranks.device.type == 'cuda'
-        ):  # torch has no SyncBatchNorm for the CPU
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.cfg, self.fold, self.held_out, self.ranks, self.pseudo = cfg, fold, held_out, ranks, pseudo
+        if ranks.sync_bn(cfg):
+            model = convert_sync_batchnorm(model)  # timm's: torch's drops the activation of BatchNormAct2d
         memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
         self.model = model.to(ranks.device, memory_format=memory_format)
         self.ema = ModelEmaV3(self.model, decay=cfg.ema, use_warmup=True) if cfg.ema else None
@@ -260,7 +261,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.model, step=self.step)
         self.step += 1
@@ -275,7 +276,7 @@ class Trainer:
             'fold': self.fold,
             'epoch': self.epoch - 1,
             'score': score,
-            'blind_fold': self.blind_fold,
+            'held_out': self.held_out,
             'torch': str(torch.__version__),
         }
         if confusion is None or not score <= self.best:
@@ -299,11 +300,14 @@ class Trainer:
         state = checkpoint.get('resume')
         if state is None:
             raise BadInput(f'{path}: cannot be resumed from; expected a last.pt')
+        if checkpoint['held_out'] != self.held_out:
+            raise BadInput(f'{path}: was trained with other folds or teachers; start again with --overwrite')
         load_model_state(self.model, checkpoint['model'], path)
         if self.ema is not None:
             load_model_state(self.ema.module, state['ema'], path)
         self.optimizer.load_state_dict(state['optimizer'])
-        self.scaler.load_state_dict(state['scaler'])
+        if state['scaler']:  # empty where mixed precision was bf16 or off
+            self.scaler.load_state_dict(state['scaler'])
         self.step, self.best, self.best_epoch = state['step'], state['best'], state['best_epoch']
         self.epoch = checkpoint['epoch'] + 1
         if self.ranks.is_main:

@@ -10,6 +10,7 @@ import random
 import sys
 import zipfile
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ FREE_KEYS = {
     'downsample',
     'pseudo_threshold',
 }
+SCORE_KEYS = {'downsample', 'pseudo_threshold'}  # free for inference, but not for a run that goes on
 
 
 # --- ranks
@@ -61,6 +63,10 @@ class Ranks:
         if self.world > 1:
             dist.all_reduce(values)
         return values
+
+    def sync_bn(self, cfg: Config) -> bool:
+        """Whether BatchNorm is taken over all ranks; torch can do it on GPUs alone."""
+        return self.world > 1 and cfg.sync_bn and self.device.type == 'cuda'
 
     def share(self, model: torch.nn.Module) -> None:
         """Gives every rank the weights and BatchNorm statistics of rank 0."""
@@ -87,11 +93,13 @@ def start_ranks(cfg: Config) -> Ranks:
         raise BadInput(
             f"config key 'batch_size': found {cfg.batch_size}, expected a multiple of the {world} ranks"
         )
-    if not dist.is_initialized():
-        dist.init_process_group('nccl' if use_gpu else 'gloo')
-        atexit.register(dist.destroy_process_group)
     if use_gpu:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    if not dist.is_initialized():
+        # rank 0 builds caches and pseudo-labels while the others wait
+        dist.init_process_group('nccl' if use_gpu else 'gloo', timeout=timedelta(hours=3))
+        atexit.register(dist.destroy_process_group)
+    if use_gpu:
         return Ranks(dist.get_rank(), world, torch.device('cuda', int(os.environ['LOCAL_RANK'])))
     return Ranks(dist.get_rank(), world, torch.device('cpu'))
 
@@ -116,7 +124,7 @@ def open_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> Path:
     if config_file.exists() and not overwrite:
         found = make_config(read_yaml(config_file), where=str(config_file)).model_dump()
         asked = cfg.model_dump()
-        other = [key for key in asked if key not in FREE_KEYS and asked[key] != found[key]]
+        other = [key for key in asked if key not in FREE_KEYS - SCORE_KEYS and asked[key] != found[key]]
         if other:
             key = other[0]
             raise BadInput(
@@ -213,7 +221,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise BadInput(f'{path}: not a checkpoint, or cut off: {one_line(error)[:160]}') from None
     if (
         not isinstance(checkpoint, dict)
-        or not {'model', 'config', 'fold', 'blind_fold', 'epoch', 'score'} <= checkpoint.keys()
+        or not {'model', 'config', 'fold', 'held_out', 'epoch', 'score'} <= checkpoint.keys()
     ):
         raise BadInput(f'{path}: not a checkpoint of train.py')
     return checkpoint

@@ -1,11 +1,12 @@
 """The config: every shipped file loads, and every mistake is one clear line."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
-from config import BadInput, Config, dump_config, load_config, make_config, read_yaml
+from config import BadInput, Config, LossTerm, dump_config, load_config, make_config, read_yaml
 from heads import HEADS
 from losses import LOSSES
 from models import timm_cfg
@@ -46,6 +47,7 @@ def write(tmp_path, text):
         ('optimizer: lamb', "key 'optimizer'.*'adamw'"),
         ('name: ../x', "key 'name'"),
         ('loss: {}', "key 'loss'"),
+        ('loss: {dise: 1}', "key 'loss.dise"),
         ('- 1\n- 2', 'expected lines of'),
         ('a: [1', 'not YAML'),
         ('lr: 1\nlr: 2', "key 'lr' is there twice"),
@@ -85,6 +87,10 @@ def test_dump_round_trips_and_is_frozen(tmp_path):
     assert again == cfg
     with pytest.raises(ValidationError):
         cfg.epochs = 4
+
+
+def test_loss_terms_are_those_of_losses():
+    assert set(get_args(LossTerm)) == set(LOSSES)
 
 
 def test_every_key_has_a_meaning():

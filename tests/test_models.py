@@ -69,6 +69,7 @@ def test_dilated_encoder(tiny):
         ({'encoder': 'convnext_tiny.fb_in99k'}, "timm has no 'convnext_tiny.fb_in99k'"),
         ({'encoder': 'vit_tiny_patch16_224'}, 'strides'),
         ({'head': 'uper'}, 'expected one of .*upernet'),
+        ({'head': 'knet', 'head_channels': 12}, "'head_channels': knet"),
         ({'head': 'smp-none'}, 'smp cannot build none'),
         ({'encoder_weights': 'nowhere.pth'}, 'no such file'),
         ({'encoder_weights': 'efficientnet-lite0'}, 'fits the encoder tf_efficientnet_lite0'),

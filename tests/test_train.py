@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import write_set
 from PIL import Image
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
 
 import infer
 import pseudo
@@ -159,7 +160,7 @@ def test_pseudo_labels_full_and_half(learned):
     student = cfg.model_copy(update={'name': 'student', 'epochs': 4, 'pseudo_threshold': 0.5})
     score = pseudo.main(student, 0, ['small'], 'half')
     run = cfg.output_dir / 'student-pseudo' / 'fold0'
-    assert score >= 0 and load_checkpoint(run / 'best.pt')['blind_fold'] == 0
+    assert score >= 0 and load_checkpoint(run / 'best.pt')['held_out'] is not None
     masks = np.load(run / 'pseudo_masks.npy')
     assert masks.shape == (6, 256, 256) and 0 < (masks == IGNORED).mean() < 0.9
     log = (run / 'log.txt').read_text()
@@ -178,9 +179,42 @@ def test_no_score_where_the_teacher_saw_the_fold(learned):
     student = cfg.model_copy(update={'name': 'leaky', 'epochs': 1})
     assert math.isnan(pseudo.main(student, 0, ['small'], 'full', all_folds=True))
     checkpoint = load_checkpoint(cfg.output_dir / 'leaky-pseudo/fold0/best.pt')
-    assert checkpoint['blind_fold'] is None and math.isnan(checkpoint['score'])
+    assert checkpoint['held_out'] is None and math.isnan(checkpoint['score'])
     with pytest.raises(BadInput, match='has seen labels of fold 0'):
         infer.main(cfg.model_copy(update={'name': 'leaky-pseudo'}), 0, 'oof')
+
+
+def test_labels_of_other_teachers_are_not_resumed_with(learned):
+    """Labels by a teacher that saw the fold must not become those of one that did not."""
+    cfg, _, _ = learned
+    student = cfg.model_copy(update={'name': 'mixed', 'epochs': 1})
+    pseudo.main(student, 0, ['small'], 'full', all_folds=True)
+    with pytest.raises(BadInput, match='made by other teachers'):
+        pseudo.main(student, 0, ['small'], 'full', resume=True)
+
+
+def test_folds_made_again_give_no_score(learned, tmp_path):
+    """Fold 0 of another folds.csv holds photos that the model was trained on."""
+    cfg, _, _ = learned
+    text = (cfg.cache_dir / 'folds.csv').read_text()
+    text = text.replace(',0\n', ',x\n').replace(',1\n', ',0\n').replace(',x\n', ',1\n')
+    (tmp_path / 'f.csv').write_text(text)
+    with pytest.raises(BadInput, match='has seen labels of fold 0'):
+        infer.main(cfg.model_copy(update={'folds_csv': tmp_path / 'f.csv'}), 0, 'oof')
+
+
+def test_synchronised_norms_keep_their_activation(tiny):
+    """torch's own conversion makes another network of timm's BatchNormAct2d."""
+    model = SegModel(tiny.model_copy(update={'encoder': 'tf_efficientnet_lite0'}))
+    acts = [name for name, m in model.named_modules() if isinstance(m, BatchNormAct2d)]
+    converted = dict(train.convert_sync_batchnorm(model).named_modules())
+    assert acts and all(type(converted[name]) is SyncBatchNormAct for name in acts)
+
+
+def test_one_image_a_rank_needs_synchronised_norms(tiny):
+    gpu = train.Ranks(0, 8, torch.device('cuda'))
+    assert gpu.sync_bn(tiny) and not gpu.sync_bn(tiny.model_copy(update={'sync_bn': False}))
+    assert not train.Ranks(0, 8, torch.device('cpu')).sync_bn(tiny)
 
 
 def test_start_from_a_checkpoint(learned):
@@ -258,7 +292,7 @@ def test_everything_is_trained_on_with_fold_minus_one(tiny):
 
 
 def test_one_image_a_rank_is_refused(tiny):
-    with pytest.raises(BadInput, match='one image a rank'):
+    with pytest.raises(BadInput, match='one image each'):
         train.main(tiny.model_copy(update={'batch_size': 1}), 0)
 
 
@@ -362,7 +396,7 @@ def test_accumulation_equals_the_larger_batch(tiny):
                 module.p = 0.0
         cache = open_cache(cfg, 'train')
         trainer = train.Trainer(
-            cfg, 0, 0, model, train.Ranks(0, 1, torch.device('cpu')), cache, np.arange(8), None
+            cfg, 0, None, model, train.Ranks(0, 1, torch.device('cpu')), cache, np.arange(8), None
         )
         trainer.train_epoch(0)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
