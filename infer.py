@@ -33,9 +33,10 @@ from config import (
 )
 from dataset import Cache, held_out_hash, open_cache, read_folds, split_fold
 from drawing import overlay, write_png
+from layers import resize
 from metrics import confusion_matrix, format_table, mean_iou
 from models import SegModel
-from predict import STRIDE, predict_probs, predict_rows, resize
+from predict import STRIDE, predict_probs, predict_rows
 from submission import SIDE, SubmissionWriter, board_ids, board_probs
 from utils import FREE_KEYS, load_checkpoint, load_model_state, log, start_log, start_ranks
 
@@ -182,7 +183,7 @@ class Predictions:
     def write(self, row: int, ids: np.ndarray, probs: torch.Tensor) -> None:
         self.writer.write(self.names[row], ids)
         if self.probs is not None:
-            small = resize(probs[None].float(), (SIDE, SIDE))[0]
+            small = resize(probs[None].float(), (SIDE, SIDE), antialias=True)[0]
             self.probs[self.place[row]] = (small * 255).round().to(torch.uint8).cpu().numpy()
 
 
@@ -236,10 +237,10 @@ def predict_image(
             max(STRIDE, round(height * scale / STRIDE) * STRIDE),
             max(STRIDE, round(width * scale / STRIDE) * STRIDE),
         )
-        inputs = resize(photo, size).round().to(torch.uint8)
+        inputs = resize(photo, size, antialias=True).round().to(torch.uint8)
         with torch.inference_mode():
             total = total + resize(
-                predict_probs(run.model, inputs, run.cfg, device, size, tta), (height, width)
+                predict_probs(run.model, inputs, run.cfg, device, size, tta), (height, width), antialias=True
             )
     ids = total[0].argmax(0).to(torch.uint8).cpu().numpy()
     out = out or cfg.output_dir / cfg.name / f'{image_path.stem}_overlay.png'

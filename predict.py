@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import ttach
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from config import Config
 from dataset import Cache, WholePhotos, make_loader, normalize
+from layers import resize
 from metrics import confusion_matrix
 from models import SegModel
 from submission import board_ids, board_probs
@@ -56,22 +56,13 @@ class Rescale(ttach.base.DualTransform):
 
     def apply_aug_image(self, image: Tensor, scale: float = 1.0, **_) -> Tensor:
         sides = [max(STRIDE, round(side * scale / STRIDE) * STRIDE) for side in image.shape[-2:]]
-        return resize(image, (sides[0], sides[1]))
+        return resize(image, (sides[0], sides[1]), antialias=True)
 
     def apply_deaug_mask(self, mask: Tensor, **_) -> Tensor:
-        return resize(mask, self.size)
+        return resize(mask, self.size, antialias=True)
 
     def apply_deaug_label(self, label, **_):
         return label
-
-
-def resize(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, C, h, w) → (N, C, H, W), bilinear; averaged where it shrinks."""
-    if values.shape[-2:] == size:
-        return values
-    return F.interpolate(
-        values, size, mode='bilinear', align_corners=False, antialias=size[0] < values.shape[-2]
-    )
 
 
 def predict_probs(

@@ -1,0 +1,70 @@
+"""What all heads are made of: a resize, two small blocks, and the contract `Head`.
+
+Shapes: N batch, K classes, C channels of the head, C_i channels of feature i, h w the finest size: H/4, W/4.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def resize(x: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
+    """A map at another (H, W), bilinear, corners not aligned; itself where the size is right.
+
+    antialias: averaged where it shrinks, as pictures and probabilities should be.
+    """
+    if x.shape[-2:] == tuple(size):
+        return x
+    return F.interpolate(x, size=size, mode='bilinear', align_corners=False, antialias=antialias)
+
+
+def join(feats: list[Tensor]) -> Tensor:
+    """All features at the size of the finest, side by side: (N, sum of C_i, h, w)."""
+    return torch.cat([resize(feat, feats[0].shape[-2:]) for feat in feats], dim=1)
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, BatchNorm, ReLU. The size stays."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = nn.ReLU(inplace=True)
+        nn.init.kaiming_normal_(self.conv.weight, mode='fan_out', nonlinearity='relu')
+
+    def forward(self, x: Tensor) -> Tensor:
+        # SyncBatchNorm, which counts all ranks, is no BatchNorm2d and does its own check
+        if self.training and x.numel() == x.shape[1] and isinstance(self.norm, nn.BatchNorm2d):
+            raise ValueError('BatchNorm has one value a channel: train with a batch_size of 2 or more')
+        return super().forward(x)
+
+
+class Classifier(nn.Sequential):
+    """Dropout of whole channels, then a 1x1 convolution to the classes."""
+
+    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(dropout)
+        self.conv = nn.Conv2d(channels, num_classes, 1)
+        nn.init.normal_(self.conv.weight, std=0.01)
+        nn.init.zeros_(self.conv.bias)
+
+
+class Head(nn.Module):
+    """What all heads share: auxiliary heads, whose outputs come before its own, and the outputs' weights.
+
+    A subclass implements decode(feats) -> list[logits], the main one last; `outputs` is how many these are.
+    """
+
+    def __init__(self, aux: list['Head'], aux_weight: float, outputs: int = 1) -> None:
+        super().__init__()
+        self.aux = nn.ModuleList(aux)
+        self.loss_weights = [aux_weight] * len(aux) + [1.0] * outputs
+
+    def forward(self, feats: list[Tensor]) -> list[Tensor]:
+        aux = [logits for head in self.aux for logits in head(feats)]
+        return aux + self.decode(feats)
+
+    def decode(self, feats: list[Tensor]) -> list[Tensor]:
+        raise NotImplementedError
