@@ -15,10 +15,9 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from coco import CocoSet, Photo, annotation_files, draw_mask, read_coco, read_photo
-from config import ArgumentParser, BadInput
+from coco import CocoSet, Photo, annotation_files, board_truth, draw_mask, read_coco, read_photo
+from config import ArgumentParser, BadInput, add_config_arguments
 from drawing import PALETTE, overlay
-from ensemble import board_truth
 from metrics import class_iou, confusion_matrix, mean_iou
 from submission import SubmissionReader, classes_and_data
 
@@ -38,12 +37,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument('--data', type=Path)
     parser.add_argument('--output', type=Path, default=Path('output'))
-    parser.add_argument('--cfg', type=Path)
+    add_config_arguments(parser, required=False)
     args = parser.parse_args(argv)
     st.set_page_config('Trash', layout='wide')
     st.html(STYLE)
     try:
-        classes, data = classes_and_data(args.cfg, args.data)
+        classes, data = classes_and_data(args)
         page(data, args.output, classes)
     except BadInput as error:
         st.error(plain(str(error)))
@@ -69,7 +68,7 @@ def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
     if not sources:
         st.caption(plain(f'No predictions of {split} photos under {output} yet.'))
     if truth is not None and preds:
-        show_scores(board_truth(photo), preds, classes)
+        show_scores(board_truth(truth), preds, classes)
     masks = [*preds.values(), *([] if truth is None else [truth])]
     with side:
         show_legend({int(k) for mask in masks for k in np.unique(mask)}, classes)

@@ -44,13 +44,13 @@ class Augment:
         if rng.random() < cfg.rot90:
             turns = int(rng.integers(1, 4))
             image, mask = np.rot90(image, turns), np.rot90(mask, turns)
-        image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask)
+        # copied where it is still a view of the cache, which nobody may write to
+        image, mask = np.require(image, requirements='CW'), np.require(mask, requirements='CW')
         if rng.random() < cfg.photometric:
             image = photometric_distortion(image, rng)
         if self.heavy is not None:
-            self.heavy.set_random_seed(
-                int(rng.integers(2**31))
-            )  # its own generator repeats itself across workers
+            # its own generator repeats itself across workers
+            self.heavy.set_random_seed(int(rng.integers(2**31)))
             out = self.heavy(image=image, mask=mask)
             image, mask = out['image'], out['mask']
         return image, mask

@@ -8,11 +8,11 @@ A row of the table: median seconds, the spread (slowest over fastest), and how m
 took. Times are of this machine as it is now; the ratio is what carries over.
 """
 
+import contextlib
 import io
 import json
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,6 +31,7 @@ import ensemble
 from augment import Augment
 from config import ArgumentParser, Config, load_config, run_script
 from dataset import normalize
+from files import write_text
 from losses import segmentation_loss
 from metrics import confusion_matrix
 from models import SegModel
@@ -86,11 +87,8 @@ def bench_vote(args) -> dict[str, Case]:
         )
 
     def ours() -> None:
-        sys.stdout = io.StringIO()
-        try:
+        with contextlib.redirect_stdout(io.StringIO()):
             ensemble.main([*map(str, paths), '--out', str(out)])
-        finally:
-            sys.stdout = sys.__stdout__
 
     return {f'vote of 5 x {args.rows} rows': {'ours': ours, 'pandas, np.bincount': with_pandas}}
 
@@ -100,7 +98,7 @@ def bench_data(args) -> dict[str, Case]:
     rng = np.random.default_rng(0)
     mask = next(blobs(1, 512, seed=0))
     photo = cv2.resize(rng.integers(0, 256, (64, 64, 3), np.uint8), (512, 512), interpolation=cv2.INTER_CUBIC)
-    cfg = load_config(args.cfg)
+    cfg = load_config(args.cfg or 'configs/convnext.yaml', args.set)
     light = cfg.model_copy(
         update={'shift_rotate': 0.0, 'elastic': 0.0, 'blur': 0.0, 'noise': 0.0, 'clahe': 0.0}
     )
@@ -221,9 +219,8 @@ BENCHES = {
 
 
 def model_config(args) -> Config:
-    return load_config(args.cfg if args.cfg_given else args.model_cfg).model_copy(
-        update={'device': args.device}
-    )
+    cfg = load_config(args.cfg or 'configs/demo.yaml', args.set)
+    return cfg.model_copy(update={'device': args.device})
 
 
 def sample_batch(cfg: Config, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -292,11 +289,12 @@ def command(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--device', choices=['cpu', 'cuda'], default='cpu', help='of train and infer; default cpu'
     )
-    parser.add_argument('--cfg', default=None, help='default: demo for train and infer, convnext for data')
+    parser.add_argument('--cfg', type=Path, help='default: demo for train and infer, convnext for data')
+    parser.add_argument(
+        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes of the config'
+    )
     parser.add_argument('--json', type=Path, help='also write the table here')
     args = parser.parse_args(argv)
-    args.cfg_given, args.model_cfg = args.cfg is not None, 'configs/demo.yaml'
-    args.cfg = args.cfg or 'configs/convnext.yaml'
     cv2.setNumThreads(1)
     print(
         f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, numpy '
@@ -309,8 +307,7 @@ def command(argv: list[str] | None = None) -> None:
         for name in BENCHES if args.path == 'all' else [args.path]:
             rows += measure(BENCHES[name](args), args.repeats)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(rows, indent=1))
+        write_text(args.json, json.dumps(rows, indent=1))
         print(f'wrote {args.json}')
 
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as rle_codec
 
 from config import BadInput, one_line
+from metrics import IGNORED
 
-IGNORED = 255
 MAX_SIDE = 20_000  # of a photo, in pixels; beyond it a record is a mistake or an attack
 
 
@@ -132,13 +133,16 @@ def draw_mask(photo: Photo) -> np.ndarray:
     return mask
 
 
+def board_truth(mask: np.ndarray) -> np.ndarray:
+    """(256, 256) uint8 ids that the board scores with, of a mask at any size: mask[::2, ::2] of 512x512."""
+    return cv2.resize(mask, (256, 256), interpolation=cv2.INTER_NEAREST)
+
+
 def read_photo(coco: CocoSet, photo: Photo) -> np.ndarray:
     """(H, W, 3) uint8 RGB. Raises BadInput for a photo that is missing, broken, not RGB, or not of its
     record's size.
     """
-    path = coco.path(photo)
-    image = read_rgb(path, expected=(photo.height, photo.width))
-    return image
+    return read_rgb(coco.path(photo), expected=(photo.height, photo.width))
 
 
 def read_rgb(path: Path, expected: tuple[int, int] | None = None) -> np.ndarray:

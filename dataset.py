@@ -11,6 +11,7 @@ in the cache.
 import csv
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -28,8 +29,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from augment import Augment
-from coco import CocoSet, draw_mask, read_coco, read_photo
+from coco import CocoSet, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, one_line
+from files import make_folder, write_text
 
 CACHE_VERSION = 1  # to be raised when what is drawn or decoded changes
 DUPLICATE_CORRELATION = 0.985  # of two photos' thumbnails; from it on they are taken for the same scene
@@ -51,15 +53,21 @@ class Cache:
 
     def truth(self, row: int) -> np.ndarray:
         """(256, 256) uint8: the mask that the board scores with."""
-        step = self.masks.shape[1] // 256
-        return self.masks[row, ::step, ::step]
+        return board_truth(self.masks[row])
+
+    def __reduce__(self) -> tuple:
+        """A process that is not a fork maps the files again, instead of getting their content."""
+        return _open_mapped, (self.coco, self.photos.filename, self.masks.filename)
 
     def names(self, rows: np.ndarray) -> list[str]:
         return [self.coco.photos[row].file_name for row in rows]
 
 
+def _open_mapped(coco: CocoSet, photos: str, masks: str) -> Cache:
+    return Cache(coco, np.load(photos, mmap_mode='r'), np.load(masks, mmap_mode='r'))
+
+
 # --- the cache
-# -------------------------------------------------------------------------------------------------------
 
 
 def open_cache(cfg: Config, split: str) -> Cache:
@@ -76,9 +84,7 @@ def open_cache(cfg: Config, split: str) -> Cache:
         with locked(cfg.cache_dir / f'.{folder.name}.lock'):
             if not folder.is_dir():
                 build_cache(coco, folder, cfg.cache_size)
-    photos = np.load(folder / 'photos.npy', mmap_mode='r')
-    masks = np.load(folder / 'masks.npy', mmap_mode='r')
-    return Cache(coco, photos, masks)
+    return _open_mapped(coco, folder / 'photos.npy', folder / 'masks.npy')
 
 
 def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
@@ -87,13 +93,13 @@ def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
     """
     partial = folder.with_name(f'.{folder.name}.partial')
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     count = len(coco.photos)
     need = count * side * side * 4
-    if shutil.disk_usage(partial).free < need:
+    if shutil.disk_usage(folder.parent).free < need:
         raise BadInput(
             f'{folder.parent}: the cache needs {need / 2**30:.1f} GiB, which are not free there (cache_dir)'
         )
+    partial.mkdir()
     photos = np.lib.format.open_memmap(partial / 'photos.npy', 'w+', np.uint8, (count, side, side, 3))
     masks = np.lib.format.open_memmap(partial / 'masks.npy', 'w+', np.uint8, (count, side, side))
 
@@ -127,21 +133,9 @@ def resize_image(image: np.ndarray, side: int) -> np.ndarray:
 
 def resize_mask(mask: np.ndarray, side: int) -> np.ndarray:
     """(H, W) → (side, side); nearest, since ids are never mixed."""
-    return (
-        mask
-        if mask.shape == (side, side)
-        else cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST)
-    )
-
-
-def make_folder(path: Path) -> None:
-    """Makes a folder that can be written. Raises BadInput."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK):
-            raise PermissionError(13, 'Permission denied')
-    except OSError as error:
-        raise BadInput(f'{path}: this folder cannot be written: {error.strerror}') from None
+    if mask.shape == (side, side):
+        return mask
+    return cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST)
 
 
 @contextmanager
@@ -153,7 +147,6 @@ def locked(path: Path) -> Iterator[None]:
 
 
 # --- folds
-# -----------------------------------------------------------------------------------------------------------
 
 
 def folds_path(cfg: Config) -> Path:
@@ -195,15 +188,13 @@ def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
 
 
 def write_folds(path: Path, cache: Cache, folds: np.ndarray) -> None:
-    partial = path.with_name(f'.{path.name}.partial')
-    with partial.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file, lineterminator='\n')
-        writer.writerow(['image_id', 'file_name', 'fold'])
-        writer.writerows(
-            (photo.image_id, photo.file_name, fold)
-            for photo, fold in zip(cache.coco.photos, folds, strict=True)
-        )
-    partial.replace(path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['image_id', 'file_name', 'fold'])
+    writer.writerows(
+        (photo.image_id, photo.file_name, fold) for photo, fold in zip(cache.coco.photos, folds, strict=True)
+    )
+    write_text(path, text.getvalue())
 
 
 def make_folds(cfg: Config, cache: Cache) -> np.ndarray:
@@ -213,7 +204,7 @@ def make_folds(cfg: Config, cache: Cache) -> np.ndarray:
     labels = np.zeros((len(cache), len(cfg.classes)), bool)
     for row, photo in enumerate(cache.coco.photos):
         labels[row, [a.category_id for a in photo.annotations if not a.iscrowd]] = True
-    groups = near_duplicates(cache.photos)
+    groups = near_duplicates(np.stack([thumbnail(photo) for photo in cache.photos]))
     if groups.max() + 1 < cfg.folds:
         raise BadInput(
             f'{cfg.data_root}: {len(cache)} photos of {groups.max() + 1} scenes cannot be {cfg.folds} folds'
@@ -251,19 +242,18 @@ def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> n
     return fold_of[groups]
 
 
-def near_duplicates(photos: np.ndarray) -> np.ndarray:
-    """(n,) group of each (S, S, 3) photo: those whose colour thumbnails correlate are of one scene,
-    transitively.
-    """
-    thumbs = np.stack([thumbnail(photo) for photo in photos])
-    return connected_components(thumbs @ thumbs.T > DUPLICATE_CORRELATION, directed=False)[1]
-
-
 def thumbnail(photo: np.ndarray) -> np.ndarray:
-    """A photo's small picture as one vector of mean 0 and length 1."""
+    """An (H, W, 3) photo as one vector, of its 24x24 picture, of mean 0 and length 1: the same, but for
+    rounding, whether taken from the photo or from its picture in a cache.
+    """
     small = cv2.resize(photo, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
     small -= small.mean()
     return small / max(np.linalg.norm(small), 1e-6)
+
+
+def near_duplicates(thumbnails: np.ndarray) -> np.ndarray:
+    """(n,) group of each thumbnail: photos whose thumbnails correlate are of one scene, transitively."""
+    return connected_components(thumbnails @ thumbnails.T > DUPLICATE_CORRELATION, directed=False)[1]
 
 
 def split_fold(folds: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:
@@ -278,7 +268,6 @@ def split_fold(folds: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 # --- samples
-# ---------------------------------------------------------------------------------------------------------
 
 
 def held_out_hash(names: list[str]) -> str | None:
@@ -328,15 +317,15 @@ class TrainingSet(Dataset):
 class WholePhotos(Dataset):
     """Whole photos at image_size, for validation and prediction: (image (3, C, C) uint8, row)."""
 
-    def __init__(self, photos: np.ndarray, rows: np.ndarray, image_size: int) -> None:
-        self.photos, self.rows, self.image_size = photos, rows, image_size
+    def __init__(self, cache: Cache, rows: np.ndarray, image_size: int) -> None:
+        self.cache, self.rows, self.image_size = cache, rows, image_size
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
         row = int(self.rows[position])
-        image = resize_image(np.array(self.photos[row]), self.image_size)
+        image = resize_image(np.array(self.cache.photos[row]), self.image_size)
         return torch.from_numpy(image).permute(2, 0, 1), row
 
 

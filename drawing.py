@@ -6,9 +6,7 @@ IGNORED where nobody knows.
 
 import colorsys
 import io
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -18,9 +16,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from coco import IGNORED
-from config import BadInput
-from metrics import confusion_matrix, mean_iou
+from files import write_whole
+from metrics import IGNORED, confusion_matrix, mean_iou
 
 CONTEST_COLOURS = (
     (0, 0, 0), (192, 0, 128), (0, 128, 192), (0, 128, 64), (128, 0, 0), (64, 0, 128),
@@ -67,20 +64,8 @@ def write_png(path: str | Path, image: np.ndarray, step: int = 1) -> None:
     rounded = image if step == 1 else ((image.astype(int) + step // 2) // step * step).clip(max=255)
     file = io.BytesIO()
     Image.fromarray(rounded.astype(np.uint8)).save(file, 'PNG', optimize=True)
-    write_whole(Path(path), file.getvalue())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file under another name, then gives it its own; makes its folder. Raises BadInput."""
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise BadInput(f'{path}: cannot be written: {error.strerror}') from None
+    with write_whole(path) as out:
+        out.write(file.getvalue())
 
 
 # --- sheets of photos ---------------------------------------------------------------------------------------

@@ -27,12 +27,11 @@ from itertools import combinations
 from math import gcd, lcm
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
-from coco import Photo, draw_mask, read_coco
-from config import DONE, ArgumentParser, BadInput, read_yaml, run_script
+from coco import Photo, board_truth, draw_mask, read_coco
+from config import DONE, ArgumentParser, BadInput, add_config_arguments, read_yaml, run_script
 from search import Sample, count_votes, format_search, search_weights
 from submission import (
     PIXELS,
@@ -56,11 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     how.add_argument('--search', action='store_true', help='choose weights on the oof.csv beside each CSV')
     parser.add_argument('--class-weights', type=Path, metavar='YAML', help='weights by the class voted for')
     parser.add_argument('--data', type=Path, help='data root; rows are then in the order of its test.json')
-    parser.add_argument('--cfg', type=Path, metavar='YAML', help='of another data set, for its classes')
+    add_config_arguments(parser, required=False)
     args = parser.parse_args(argv)
     if args.search and args.class_weights:
         parser.error('--class-weights are not searched: leave out --search')
-    classes, data = classes_and_data(args.cfg, args.data)
+    classes, data = classes_and_data(args)
     members = find_members(args.csvs, args.out)
     image_ids = None if args.data is None else read_test_ids(data)
     weights = args.weights or [Fraction(1)] * len(members)
@@ -281,12 +280,7 @@ def read_samples(
         numbers = {part: number for number, part in enumerate(sorted(set(parts.values())))}
         for image_id, part in tqdm(parts.items(), desc='count', unit='photo', leave=False, disable=None):
             preds = np.stack([images[image_id][0].read(image_id) for images in found])
-            yield numbers[part], board_truth(photos[image_id]), preds
-
-
-def board_truth(photo: Photo) -> np.ndarray:
-    """(256, 256) uint8 ids that the board scores with: every k-th pixel, as in the training cache."""
-    return cv2.resize(draw_mask(photo), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+            yield numbers[part], board_truth(draw_mask(photos[image_id])), preds
 
 
 if __name__ == '__main__':

@@ -11,7 +11,9 @@ The model is rebuilt from best.pt alone; data, views and batch size are the conf
 is --set name=convnext-pseudo. --fold -1 is the model that was trained on everything.
 """
 
+import argparse
 import math
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -123,9 +125,7 @@ def averaged_probs(
     try:
         for k in range(cfg.folds):
             run = load_run(cfg, k, device)
-            for batch, probs in predict_rows(
-                run.model, cache.photos, rows, run.cfg, device, tta, f'test fold {k}'
-            ):
+            for batch, probs in predict_rows(run.model, cache, rows, run.cfg, device, tta, f'test fold {k}'):
                 kept = board_probs(probs, cfg.downsample).cpu().numpy()
                 if total is None:
                     total = np.memmap(path, np.float32, 'w+', shape=(len(rows), *kept.shape[1:]))
@@ -141,7 +141,7 @@ def predicted_ids(
     run: 'Run', cache: Cache, rows: np.ndarray, device: torch.device, tta: bool, desc: str
 ) -> Iterator[tuple[int, np.ndarray, torch.Tensor]]:
     """(row, (256, 256) uint8 ids, (K, B, B) probabilities) of each row."""
-    for batch, probs in predict_rows(run.model, cache.photos, rows, run.cfg, device, tta, desc):
+    for batch, probs in predict_rows(run.model, cache, rows, run.cfg, device, tta, desc):
         kept = board_probs(probs, run.cfg.downsample)
         yield from zip(batch, to_ids(kept, run.cfg), kept, strict=True)
 
@@ -252,6 +252,8 @@ def predict_image(
 
 
 def parse_fold(text: str) -> int | None:
+    if text != 'all' and not re.fullmatch(r'-1|\d{1,3}', text, re.ASCII):
+        raise argparse.ArgumentTypeError(f'found {text!r}, expected a fold from 0, -1, or all')
     return None if text == 'all' else int(text)
 
 
@@ -275,6 +277,8 @@ def command(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     cfg = load_config(args.cfg, args.set)
+    if args.fold is not None and args.fold >= cfg.folds:
+        raise BadInput(f'--fold {args.fold}: found no such fold; expected -1 to {cfg.folds - 1}, or all')
     if args.image is not None:
         predict_image(cfg, args.fold, args.image, args.out, not args.no_tta)
     else:

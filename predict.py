@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import ttach
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -85,34 +86,69 @@ def predict_probs(
         if cfg.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with autocast(cfg, device):
-            logits = model(inputs)[-1]
+            logits = view_logits(model, inputs, cfg.window)
         total = total + view.deaugment_mask(logits.float()).softmax(dim=1)
     return total / len(views)
 
 
+def view_logits(model: SegModel, inputs: Tensor, window: int) -> Tensor:
+    """(N, 3, H, W) → (N, K, h, w) logits, at the head's own stride where the view is shown whole.
+
+    A view larger than the window (0: none), or of another size than the only one that the encoder takes, is
+    seen through windows that overlap by a third, as in mmsegmentation's slide inference; logits are averaged
+    where they overlap, at the view's own size.
+    """
+    side = model.fixed_size or window
+    height, width = inputs.shape[-2:]
+    fits = (height, width) == (side, side) if model.fixed_size else max(height, width) <= side
+    if not side or fits:
+        return main_logits(model(inputs))
+    inputs = F.pad(inputs, (0, max(0, side - width), 0, max(0, side - height)))  # 0 is the mean colour
+    total, count = 0.0, torch.zeros(inputs.shape[-2:], device=inputs.device)
+    for top in window_starts(inputs.shape[-2], side):
+        for left in window_starts(inputs.shape[-1], side):
+            seen = inputs[..., top : top + side, left : left + side]
+            logits = resize(main_logits(model(seen)).float(), (side, side))
+            edges = (left, inputs.shape[-1] - left - side, top, inputs.shape[-2] - top - side)
+            total = total + F.pad(logits, edges)
+            count[top : top + side, left : left + side] += 1
+    return (total / count)[..., :height, :width]
+
+
+def window_starts(length: int, side: int) -> list[int]:
+    """Where windows begin that cover a length: two thirds of a side apart, the last one at the end."""
+    return [*range(0, length - side, 2 * side // 3), length - side]
+
+
+def main_logits(outputs: list) -> Tensor:
+    """The (N, K, h, w) logits of a model's main output, which Mask2Former makes from its queries."""
+    return outputs[-1] if isinstance(outputs[-1], Tensor) else outputs[-1].logits()
+
+
 def predict_rows(
     model: SegModel,
-    photos: np.ndarray,
+    cache: Cache,
     rows: np.ndarray,
     cfg: Config,
     device: torch.device,
     tta: bool = True,
     desc: str | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of (rows, (N, K, S, S) probabilities at the cache's own size) for those rows of (n, S, S, 3)
-    photos.
+    """Batches of (rows, (N, K, S, S) probabilities at the cache's own size) for those rows of the
+    cache.
     """
-    size = photos.shape[1:3]
-    loader = make_eval_loader(photos, rows, cfg)
+    size = cache.photos.shape[1:3]
+    loader = make_eval_loader(cache, rows, cfg)
     model.eval()
     for images, batch in tqdm(loader, desc=desc, unit='batch', leave=False, disable=None if desc else True):
-        with torch.inference_mode():
-            yield batch.tolist(), predict_probs(model, images, cfg, device, size, tta)
+        with torch.inference_mode():  # not around the yield: it would reach into the caller
+            probs = predict_probs(model, images, cfg, device, size, tta)
+        yield batch.tolist(), probs
 
 
-def make_eval_loader(photos: np.ndarray, rows: np.ndarray, cfg: Config) -> DataLoader:
+def make_eval_loader(cache: Cache, rows: np.ndarray, cfg: Config) -> DataLoader:
     workers = min(cfg.workers, -(-len(rows) // cfg.infer_batch_size))
-    return make_loader(WholePhotos(photos, rows, cfg.image_size), workers, batch_size=cfg.infer_batch_size)
+    return make_loader(WholePhotos(cache, rows, cfg.image_size), workers, batch_size=cfg.infer_batch_size)
 
 
 def evaluate(
@@ -121,7 +157,7 @@ def evaluate(
     """(K, K) confusion matrix of the board's own 256x256 masks, over all ranks, each photo once."""
     confusion = np.zeros((len(cfg.classes), len(cfg.classes)), np.int64)
     for batch, probs in predict_rows(
-        model, cache.photos, rows[ranks.rank :: ranks.world], cfg, ranks.device, tta, desc='valid'
+        model, cache, rows[ranks.rank :: ranks.world], cfg, ranks.device, tta, desc='valid'
     ):
         pred = board_ids(board_probs(probs, cfg.downsample), cfg.downsample)
         for row, ids in zip(batch, pred.to(torch.uint8).cpu().numpy(), strict=True):

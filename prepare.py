@@ -2,7 +2,7 @@
 
 python prepare.py check --data input/data
 python prepare.py masks --data input/data --out output/masks
-python prepare.py folds --cfg configs/convnext.yaml       # the cache and folds.csv; train.py makes them too
+python prepare.py folds --cfg configs/convnext.yaml   # the cache and folds.csv; train.py makes them too
 python prepare.py demo --out input/demo --train 120 --test 40 --seed 0
 python prepare.py taco --annotations annotations.json --out input/taco
 """
@@ -21,13 +21,15 @@ from tqdm import tqdm
 
 from coco import CocoSet, Photo, draw_mask, load_json, read_coco, read_photo
 from config import CLASSES, ArgumentParser, BadInput, add_config_arguments, load_config, run_script
-from dataset import folds_path, make_folder, near_duplicates, open_cache, read_folds, resize_image
+from dataset import folds_path, near_duplicates, open_cache, read_folds, thumbnail
+from files import make_folder, write_text
+from submission import classes_and_data
 
 TACO_TABLE = Path(__file__).with_name('taco.csv')  # category,class: read it, change it
 TACO_SIDE = 512
 
 
-def check(data: Path, classes: tuple[str, ...] = CLASSES) -> None:
+def check(classes: tuple[str, ...], data: Path) -> None:
     """Reads every record and decodes every photo, and prints what there is. Raises BadInput naming what is
     wrong.
     """
@@ -54,7 +56,7 @@ def check(data: Path, classes: tuple[str, ...] = CLASSES) -> None:
 
 
 def decode_all(coco: CocoSet) -> list[np.ndarray]:
-    """Decodes every photo and draws its mask; (32, 32, 3) thumbnails. Raises BadInput with the first fault
+    """Decodes every photo and draws its mask; their thumbnails. Raises BadInput with the first fault
     and how many there are.
     """
     faults: list[str] = []
@@ -62,7 +64,7 @@ def decode_all(coco: CocoSet) -> list[np.ndarray]:
     def look(photo: Photo) -> np.ndarray | None:
         try:
             draw_mask(photo)
-            return resize_image(read_photo(coco, photo), 32)
+            return thumbnail(read_photo(coco, photo))
         except BadInput as error:
             faults.append(str(error))
             return None
@@ -101,7 +103,7 @@ def print_classes(coco: CocoSet, classes: tuple[str, ...]) -> None:
         print(f'{name:<16}{counts}{pixels[k] / pixels.sum():>9.2%}')
 
 
-def write_masks(data: Path, out: Path, classes: tuple[str, ...] = CLASSES) -> None:
+def write_masks(classes: tuple[str, ...], data: Path, out: Path) -> None:
     """The masks of a data set's training photos, at their own size, as PNG ids: out/<file_name>.png."""
     coco = read_coco(data, 'train', classes)
     make_folder(out)
@@ -129,7 +131,7 @@ def print_folds(args: Namespace) -> None:
             print(f'{name:<16}' + ''.join(f'{n:>8}' for n in counts[:, k]))
 
 
-def convert_taco(annotations: Path, out: Path) -> None:
+def convert_taco(annotations: Path, out: Path, overwrite: bool = False) -> None:
     """TACO's annotations as a train_all.json of this competition: 60 categories to its classes, every
     polygon scaled to 512x512.
     """
@@ -150,14 +152,15 @@ def convert_taco(annotations: Path, out: Path) -> None:
         raise BadInput(f'{annotations}: cannot be read: {error.strerror}') from None
     except (KeyError, TypeError) as error:
         raise BadInput(f'{annotations}: not the annotations of TACO: {error!r}') from None
-    make_folder(out)
+    path = out / 'train_all.json'
+    if path.exists() and not overwrite:
+        raise BadInput(f'{path}: is there already; give another --out, or --overwrite')
     categories = [{'id': k, 'name': name, 'supercategory': name} for k, name in enumerate(CLASSES) if k]
     content = {'images': images, 'categories': categories, 'annotations': objects}
-    (out / 'train_all.json').write_text(json.dumps(content), encoding='utf-8')
+    write_text(path, json.dumps(content))
     coco = read_coco(out, 'train', CLASSES)
     print(
-        f'wrote {out / "train_all.json"}: {len(coco.photos)} images, {len(objects)} annotations; its '
-        'photos are not downloaded'
+        f'wrote {path}: {len(coco.photos)} images, {len(objects)} annotations; its photos are not downloaded'
     )
 
 
@@ -213,10 +216,16 @@ def command(argv: list[str] | None = None) -> None:
         sub.set_defaults(run=run)
         return sub
 
-    sub = add('check', 'what is wrong with a data set, if anything', lambda a: check(a.data))
-    sub.add_argument('--data', type=Path, default=Path('input/data'), help='data root; default input/data')
-    sub = add('masks', 'the masks that a model learns from, as PNG ids', lambda a: write_masks(a.data, a.out))
-    sub.add_argument('--data', type=Path, default=Path('input/data'), help='data root; default input/data')
+    sub = add('check', 'what is wrong with a data set, if anything', lambda a: check(*classes_and_data(a)))
+    sub.add_argument('--data', type=Path, help='data root; default input/data')
+    add_config_arguments(sub, required=False)
+    sub = add(
+        'masks',
+        'the masks that a model learns from, as PNG ids',
+        lambda a: write_masks(*classes_and_data(a), a.out),
+    )
+    sub.add_argument('--data', type=Path, help='data root; default input/data')
+    add_config_arguments(sub, required=False)
     sub.add_argument('--out', type=Path, required=True, help='folder for <file_name>.png')
     add_config_arguments(
         add('folds', 'the cache and the folds of a config, made where they are not there yet', print_folds)
@@ -229,10 +238,13 @@ def command(argv: list[str] | None = None) -> None:
     sub.add_argument('--test', type=int, default=40, help='test photos; default 40')
     sub.add_argument('--seed', type=int, default=0, help='default 0')
     sub = add(
-        'taco', 'TACO as a training set of this competition', lambda a: convert_taco(a.annotations, a.out)
+        'taco',
+        'TACO as a training set of this competition',
+        lambda a: convert_taco(a.annotations, a.out, a.overwrite),
     )
     sub.add_argument('--annotations', type=Path, required=True, help="TACO's annotations.json")
     sub.add_argument('--out', type=Path, required=True, help='data root to make')
+    sub.add_argument('--overwrite', action='store_true', help='where it has a train_all.json already')
     args = parser.parse_args(argv)
     args.run(args)
 

@@ -19,13 +19,14 @@ import yaml
 from tqdm import tqdm
 
 import train
-from coco import IGNORED
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, read_yaml, run_script
 from dataset import Cache, open_cache
+from files import write_text
 from infer import load_run
+from metrics import IGNORED
 from predict import make_eval_loader, predict_probs
 from train import PseudoRows
-from utils import load_checkpoint, start_log, start_ranks, write_text
+from utils import check_run, load_checkpoint, start_log, start_ranks
 
 
 def main(
@@ -44,6 +45,8 @@ def main(
     name = f'{cfg.name}-pseudo' + (str(round_number) if round_number > 1 else '')
     student = cfg.model_copy(update={'name': name})
     ranks = start_ranks(cfg)
+    if ranks.is_main:
+        check_run(student, fold, resume, overwrite)
     runs = teacher_runs(cfg, fold, teachers, all_folds)
     cache = open_cache(cfg, 'test')
     path = student.run_dir(fold) / 'pseudo_masks.npy'
@@ -55,7 +58,6 @@ def main(
             raise BadInput(
                 f'{path.parent}: holds this run already; go on with --resume, or start again with --overwrite'
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # labels and their origin never disagree
         write_text(path.with_suffix('.yaml'), yaml.safe_dump(origin, sort_keys=False))
         label(cfg, runs, cache, path, ranks.device)
@@ -96,11 +98,10 @@ def label(
     probability, or IGNORED below the threshold. All teachers are in memory together, since a batch is
     labelled at full size and never stored as probabilities."""
     start_log(None)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.partial')
     masks = np.lib.format.open_memmap(partial, 'w+', np.uint8, cache.photos.shape[:3])
     models = [load_run(teacher, k, device) for teacher, k in runs]
-    loaders = [make_eval_loader(cache.photos, np.arange(len(cache)), run.cfg) for run in models]
+    loaders = [make_eval_loader(cache, np.arange(len(cache)), run.cfg) for run in models]
     known = 0
     for batches in tqdm(
         zip(*loaders, strict=True), total=len(loaders[0]), desc='pseudo-labels', unit='batch', disable=None

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from coco import CocoSet, Photo, read_coco, read_photo
+from coco import CocoSet, Photo, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, dump_config, make_config, one_line, read_yaml
-from drawing import compare, draw_confusion, draw_curves, sheet, write_png, write_whole
-from ensemble import board_truth
+from drawing import compare, draw_confusion, draw_curves, sheet, write_png
+from files import write_text
 from metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
 from submission import SubmissionReader
 
@@ -139,7 +139,8 @@ def score_photos(
                         f'{path}: image {image_id!r} is none of the training photos of {coco.root}, '
                         'or is out of fold in another fold too'
                     )
-                confusion = confusion_matrix(board_truth(photo), reader.read(image_id), num_classes)
+                truth = board_truth(draw_mask(photo))
+                confusion = confusion_matrix(truth, reader.read(image_id), num_classes)
                 confusions[run.number] += confusion
                 if confusion.any():
                     scored.append(Scored(mean_iou(confusion), photo, run.number))
@@ -155,7 +156,8 @@ def draw_photos(
     for one in chosen:
         with SubmissionReader(folders[one.fold] / 'oof.csv', len(classes)) as reader:
             pred = reader.read(one.photo.file_name)
-        rows.append(compare(one.photo.file_name, read_photo(coco, one.photo), board_truth(one.photo), pred))
+        truth = board_truth(draw_mask(one.photo))
+        rows.append(compare(one.photo.file_name, read_photo(coco, one.photo), truth, pred))
     return sheet(rows, ['photo', 'truth', 'prediction'], classes)
 
 
@@ -180,7 +182,7 @@ def write_html(
     parts.append(f'<details><summary>Config</summary><pre>{config}</pre></details>')
     head = f'<meta charset="utf-8"><title>{html.escape(name)}</title><style>{STYLE}</style>'
     text = f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
-    write_whole(folder / 'index.html', text.encode())
+    write_text(folder / 'index.html', text)
 
 
 def score_table(confusions: dict[int, np.ndarray], classes: tuple[str, ...], coco: CocoSet) -> str:

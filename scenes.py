@@ -8,6 +8,7 @@ the order in which masks are painted. kinds.py draws objects; here they are laid
 """
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -65,8 +66,9 @@ def make_demo_set(out: Path, train: int = 120, test: int = 40, seed: int = 0) ->
     jobs = [('train', index) for index in range(train)] + [('test', index) for index in range(test)]
     for folder in ('batch_01', 'batch_02'):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    with get_context('spawn').Pool(min(PROCESSES, max(len(jobs), 1))) as pool:
-        drawn = pool.imap(partial(write_scene, out, seed), jobs, chunksize=4)
+    # not a Pool, which replaces processes that cannot start, for ever
+    with ProcessPoolExecutor(min(PROCESSES, max(len(jobs), 1)), get_context('spawn')) as pool:
+        drawn = pool.map(partial(write_scene, out, seed), jobs, chunksize=4)
         scenes = list(tqdm(drawn, total=len(jobs), desc='demo set', unit='photo', disable=None))
     files = (('train', 'train_all', False), ('test', 'test_labels', False), ('test', 'test', True))
     for split, name, hidden in files:

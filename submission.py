@@ -12,15 +12,27 @@ Shapes: N batch, K classes, S side of a prediction, B side of what is kept of it
 import json
 import os
 import re
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from functools import reduce
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from config import CLASSES, DONE, ArgumentParser, BadInput, load_config, one_line, run_script
+from config import (
+    CLASSES,
+    DONE,
+    ArgumentParser,
+    BadInput,
+    Config,
+    add_config_arguments,
+    load_config,
+    one_line,
+    run_script,
+)
+from files import write_whole
 from metrics import class_iou, confusion_matrix
 
 SIDE = 256
@@ -37,9 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     check.add_argument('csv', type=Path, help='the submission')
     check.add_argument('--data', type=Path, help='the folder of test.json; by default input/data')
     check.add_argument('--against', type=Path, metavar='CSV', help='another submission to compare with')
-    check.add_argument('--cfg', type=Path, metavar='YAML', help='of another data set, for its classes')
+    add_config_arguments(check, required=False)
     args = parser.parse_args(argv)
-    classes, data = classes_and_data(args.cfg, args.data)
+    classes, data = classes_and_data(args)
     image_ids = read_test_ids(data)
     pixels = check_submission(args.csv, image_ids, len(classes))
     print(f'{args.csv}: {len(image_ids)} images')
@@ -50,12 +62,14 @@ def main(argv: list[str] | None = None) -> int:
     return DONE
 
 
-def classes_and_data(cfg: Path | None, data: Path | None) -> tuple[tuple[str, ...], Path]:
-    """Class names and data root: the config's where there is one, else the competition's. Raises BadInput."""
-    if cfg is None:
-        return CLASSES, data or Path('input/data')
-    config = load_config(cfg)
-    return config.classes, data or config.data_root
+def classes_and_data(args: Namespace) -> tuple[tuple[str, ...], Path]:
+    """Class names and data root: those of --cfg and --set where they are given, else the competition's;
+    --data, where a command has it, comes first. Raises BadInput.
+    """
+    if args.cfg is None and args.set:
+        raise BadInput(f'--set {args.set[0]}: changes a config, but none is given; expected --cfg too')
+    config = Config() if args.cfg is None else load_config(args.cfg, args.set)
+    return config.classes, getattr(args, 'data', None) or config.data_root
 
 
 def read_test_ids(data: Path) -> list[str]:
@@ -194,44 +208,19 @@ class SubmissionWriter:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.name:
-            raise BadInput(f'{self.path}: cannot be written: it is a folder')
-        self.partial = self.path.with_name(f'.{self.path.name}.{os.getpid()}.partial')
+        self.stack = ExitStack()
 
     def __enter__(self) -> 'SubmissionWriter':
-        try:
-            if self.path.exists() and not self.path.is_file():
-                raise BadInput(f'{self.path}: cannot be written: it is there, and not a file')
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.partial.open('wb')
-        except OSError as error:
-            raise self._unwritable(error) from None
+        self.file = self.stack.enter_context(write_whole(self.path))
         self.file.write(HEADER)
         return self
 
     def write(self, image_id: str, mask: np.ndarray) -> None:
         """Adds the row of an image: (256, 256) integer ids. Raises ValueError for anything else."""
-        row = encode_id(image_id, self.path) + b',' + encode_mask(mask) + b'\n'
-        try:
-            self.file.write(row)
-        except OSError as error:
-            raise self._unwritable(error) from None
+        self.file.write(encode_id(image_id, self.path) + b',' + encode_mask(mask) + b'\n')
 
-    def __exit__(self, error_type: type[BaseException] | None, *_) -> None:
-        try:
-            if error_type is None:
-                self.file.flush()
-                os.fsync(self.file.fileno())
-                self.partial.replace(self.path)
-        except OSError as error:
-            raise self._unwritable(error) from None
-        finally:
-            with suppress(OSError):  # of a full disk once more
-                self.file.close()
-            self.partial.unlink(missing_ok=True)
-
-    def _unwritable(self, error: OSError) -> BadInput:
-        return BadInput(f'{self.path}: cannot be written: {error.strerror}')
+    def __exit__(self, *error) -> None:
+        self.stack.__exit__(*error)
 
 
 def encode_id(image_id: str, path: Path) -> bytes:

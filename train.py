@@ -33,6 +33,7 @@ from config import (
     load_config,
     run_script,
 )
+from convert import is_mmseg
 from dataset import (
     Cache,
     EpochBatches,
@@ -52,6 +53,7 @@ from predict import amp_dtype, autocast, evaluate
 from utils import (
     Ranks,
     append_metrics,
+    check_run,
     load_checkpoint,
     load_model_state,
     log,
@@ -61,6 +63,7 @@ from utils import (
     start_log,
     start_ranks,
 )
+from weights import load_mmseg, read_state
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def main(
             f"config key 'batch_size': found {cfg.batch_size} for {ranks.world} ranks: BatchNorm has no "
             'statistics of one image each; expected 2 or more each'
         )
+    if ranks.is_main:
+        check_run(cfg, fold, resume, overwrite)
     seed_everything(cfg.seed)
     if ranks.is_main:
         cache = open_cache(cfg, 'train')  # built by one rank, then found by the others
@@ -99,7 +104,11 @@ def main(
         cache = open_cache(cfg, 'train')
         folds = read_folds(cfg, cache)
     train_rows, valid_rows = split_fold(folds, fold)
-    start = load_checkpoint(cfg.weights) if cfg.weights is not None else None
+    if len(train_rows) < ranks.world:
+        raise BadInput(f'--fold {fold}: {len(train_rows)} photos are too few for {ranks.world} ranks')
+    published = read_state(cfg.weights) if cfg.weights is not None else {}
+    is_published = is_mmseg(published)
+    start = load_checkpoint(cfg.weights) if cfg.weights is not None and not is_published else None
     teachers = ([pseudo.held_out] if pseudo else []) + ([start['held_out']] if start else [])
     held_out = held_out_hash(cache.names(valid_rows))
     if any(other != held_out for other in teachers):
@@ -109,16 +118,22 @@ def main(
     model = SegModel(cfg, load_weights=not resume)
     if start is not None and not resume:
         load_model_state(model, start['model'], cfg.weights)
+    left_out = load_mmseg(model, published, cfg.encoder, cfg.weights) if is_published and not resume else []
     torch.manual_seed(cfg.seed + ranks.rank)  # the same weights on every rank, but not the same dropout
-    folder = open_run(cfg, fold, resume, overwrite) if ranks.is_main else None
+    folder = open_run(cfg, fold, overwrite) if ranks.is_main else None
     start_log(folder, quiet=not ranks.is_main)
     log.info(first_line(cfg, fold, cache, train_rows, valid_rows))
+    if left_out:
+        log.info(f'{cfg.weights}: of another number of classes, and left out: {", ".join(left_out)}')
     if pseudo is not None:
         log.info(f'{len(pseudo.cache)} pseudo-labelled photos beside them, schedule {pseudo.schedule}')
     trainer = Trainer(cfg, fold, held_out, model, ranks, cache, train_rows, pseudo)
+    rates = [group['peak_lr'] for group in trainer.optimizer.param_groups]
+    if min(rates) < max(rates):
+        log.info(f'learning rates: {min(rates):.1e} to {max(rates):.1e} in {len(rates)} groups of parameters')
     if resume:
         trainer.resume(cfg.run_dir(fold) / 'last.pt')
-    board = SummaryWriter(str(folder / 'tensorboard')) if folder else None
+    board = SummaryWriter(str(folder / 'tensorboard'), purge_step=trainer.epoch) if folder else None
     for epoch in range(trainer.epoch, cfg.epochs):
         started = time.monotonic()
         loss = trainer.train_epoch(epoch)
@@ -130,16 +145,16 @@ def main(
         ranks.wait()
     if board is not None:
         board.close()
-    if len(valid_rows):
+    if ranks.is_main and len(valid_rows):
         log.info(
             f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch}; wrote '
             f'{cfg.run_dir(fold) / "best.pt"}'
         )
-        config, pseudo_suffix, _ = cfg.name.partition('-pseudo')
-        rename = f' --set name={cfg.name}' if pseudo_suffix else ''
-        log.info(f'next: python infer.py --cfg configs/{config}.yaml --fold {fold} --split oof{rename}')
-    else:
-        log.info(f'no validation; wrote {cfg.run_dir(fold) / "best.pt"}, the last epoch')
+        log.info(f'next: python infer.py --cfg {folder / "config.yaml"} --fold {fold} --split oof')
+    elif ranks.is_main:
+        seen = 'a teacher, or the model it started from, saw their labels'
+        why = 'fold -1 trains on all photos' if fold == -1 else seen
+        log.info(f'no photos to validate on ({why}); wrote {cfg.run_dir(fold) / "best.pt"}, the last epoch')
     return trainer.best
 
 
@@ -248,7 +263,8 @@ class Trainer:
             if (number + 1) % cfg.accumulate == 0 or number + 1 == len(self.batches):
                 self.update()
         self.epoch = epoch + 1
-        return total / len(self.batches)
+        mean = torch.tensor(total / len(self.batches) / self.ranks.world, device=device)
+        return float(self.ranks.sum(mean))
 
     def update(self) -> None:
         """One step of the optimizer, at the rate of this iteration."""

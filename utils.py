@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from config import BadInput, Config, dump_config, make_config, one_line, read_yaml
-from dataset import make_folder
+from files import make_folder, write_text, write_whole
 
 log = logging.getLogger('trash')
 
@@ -36,6 +36,7 @@ FREE_KEYS = {
     'infer_batch_size',
     'tta_flips',
     'tta_scales',
+    'window',
     'downsample',
     'pseudo_threshold',
 }
@@ -43,7 +44,6 @@ SCORE_KEYS = {'downsample', 'pseudo_threshold'}  # free for inference, but not f
 
 
 # --- ranks
-# -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -111,34 +111,48 @@ def seed_everything(seed: int) -> None:
 
 
 # --- run folder
-# ------------------------------------------------------------------------------------------------------
 
 
-def open_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> Path:
-    """The run's folder, with its config in it. Raises BadInput where it holds another run, or this one and
-    resuming is not asked for.
+def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> None:
+    """Raises BadInput where the run's folder cannot be written, holds another config's run, or holds this one
+    and going on is not asked for. Changes nothing.
+    """
+    folder = cfg.run_dir(fold)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BadInput(f'{there}: this folder cannot be written')
+    config_file = folder / 'config.yaml'
+    if not config_file.exists() or overwrite:
+        return
+    found = make_config(read_yaml(config_file), where=str(config_file)).model_dump()
+    asked = cfg.model_dump()
+    other = [key for key in asked if key not in FREE_KEYS - SCORE_KEYS and asked[key] != found[key]]
+    if other:
+        key = other[0]
+        raise BadInput(
+            f"{folder}: holds another config's run ({key}: {found[key]!r} there, {asked[key]!r} here); "
+            f'give this one another name, or start again with --overwrite'
+        )
+    if (folder / 'last.pt').exists() and not resume:
+        raise BadInput(
+            f'{folder}: holds this run already; go on with --resume, or start again with --overwrite'
+        )
+
+
+def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
+    """The run's folder, with its config in it. overwrite: without what an earlier run left there, and without
+    the predictions over all folds, of which that run was one.
     """
     folder = cfg.run_dir(fold)
     make_folder(folder)
-    config_file = folder / 'config.yaml'
-    if config_file.exists() and not overwrite:
-        found = make_config(read_yaml(config_file), where=str(config_file)).model_dump()
-        asked = cfg.model_dump()
-        other = [key for key in asked if key not in FREE_KEYS - SCORE_KEYS and asked[key] != found[key]]
-        if other:
-            key = other[0]
-            raise BadInput(
-                f"{folder}: holds another config's run ({key}: {found[key]!r} there, {asked[key]!r} here); "
-                f'give this one another name, or start again with --overwrite'
-            )
-        if (folder / 'last.pt').exists() and not resume:
-            raise BadInput(
-                f'{folder}: holds this run already; go on with --resume, or start again with --overwrite'
-            )
     if overwrite:
-        for name in ('last.pt', 'best.pt', 'metrics.csv', 'oof.csv', 'test.csv'):
-            (folder / name).unlink(missing_ok=True)
-    write_text(config_file, dump_config(cfg))
+        predictions = [f'{split}{end}' for split in ('oof', 'test') for end in ('.csv', '_probs.npy')]
+        merged = [folder.parent / name for name in predictions] if fold >= 0 else []
+        names = ['last.pt', 'best.pt', 'metrics.csv', *predictions]
+        curves = (folder / 'tensorboard').glob('events.out.tfevents.*')
+        for path in [*(folder / name for name in names), *merged, *curves]:
+            path.unlink(missing_ok=True)
+    write_text(folder / 'config.yaml', dump_config(cfg))
     return folder
 
 
@@ -175,32 +189,12 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
     write_text(path, text.getvalue())
 
 
-# --- files that are whole or not there
-# -------------------------------------------------------------------------------
-
-
-def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda file: file.write(text.encode()))
+# --- checkpoints
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    write_whole(path, lambda file: torch.save(checkpoint, file))
-
-
-def write_whole(path: Path, write) -> None:
-    """Calls write(file) on a temporary file in the same folder, flushes it to the disk, and gives it its
-    name.
-    """
-    partial = path.with_name(f'.{path.name}.partial')
-    try:
-        with partial.open('wb') as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise BadInput(f'{path}: cannot be written: {error.strerror or one_line(error)}') from None
+    with write_whole(path) as file:
+        torch.save(checkpoint, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

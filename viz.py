@@ -21,14 +21,11 @@ from typing import NoReturn
 import numpy as np
 
 import report
-from coco import Photo, annotation_files, read_coco, read_labels, read_photo
-from config import DONE, ArgumentParser, BadInput, one_line, run_script
-from drawing import PALETTE, compare, overlay, sheet, write_png
-from ensemble import board_truth
+from coco import Photo, annotation_files, board_truth, draw_mask, read_coco, read_labels, read_photo
+from config import DONE, ArgumentParser, BadInput, add_config_arguments, one_line, run_script
+from drawing import compare, sheet, write_png
 from metrics import class_iou, confusion_matrix, mean_iou
 from submission import SubmissionReader, classes_and_data, require_same_images
-
-__all__ = ['PALETTE', 'command', 'overlay', 'pictures', 'score', 'write_png']
 
 APP = Path(__file__).with_name('app.py')
 
@@ -44,13 +41,13 @@ def command(argv: list[str] | None = None) -> int:
     if args.command == 'report':
         report.main(args.name, args.output, args.data)
         return DONE
-    classes, data = classes_and_data(args.cfg, getattr(args, 'data', None))
+    classes, data = classes_and_data(args)
     if args.command == 'pictures':
         pictures(args.csv, data, args.split, args.out, classes, args.labels, args.count, args.seed)
     elif args.command == 'score':
         print(format_scores(args.csvs, score(args.csvs, args.labels, classes), classes))
     else:
-        start_app(args.port, data, args.output, args.cfg)
+        start_app(args.port, data, args.output, args.cfg, args.set)
     return DONE
 
 
@@ -67,7 +64,7 @@ def add_pictures(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument('--count', type=at_least_1, default=6, help='photos, drawn at random; by default 6')
     parser.add_argument('--seed', type=int, default=0, help='of the draw; by default 0')
-    add_cfg(parser)
+    add_config_arguments(parser, required=False)
 
 
 def add_score(commands: argparse._SubParsersAction) -> None:
@@ -80,7 +77,7 @@ def add_score(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--labels', type=Path, required=True, metavar='JSON', help='a COCO file with their truth'
     )
-    add_cfg(parser)
+    add_config_arguments(parser, required=False)
 
 
 def add_report(commands: argparse._SubParsersAction) -> None:
@@ -103,11 +100,7 @@ def add_app(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--output', type=Path, default=Path('output'), help='where runs are; by default output'
     )
-    add_cfg(parser)
-
-
-def add_cfg(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--cfg', type=Path, metavar='YAML', help='of another data set')
+    add_config_arguments(parser, required=False)
 
 
 def at_least_1(text: str) -> int:
@@ -141,7 +134,7 @@ def pictures(
         for photo in (known[place] for place in sorted(places)):
             if truths and photo.file_name not in truths:
                 raise BadInput(f'{labels}: has no image {photo.file_name!r}, which {csv} has')
-            truth = board_truth(truths[photo.file_name]) if truths else None
+            truth = board_truth(draw_mask(truths[photo.file_name])) if truths else None
             pred = reader.read(photo.file_name)
             rows.append(compare(photo.file_name, read_photo(coco, photo), truth, pred))
     headings = ['photo', 'truth', 'prediction'] if truths else ['photo', 'prediction']
@@ -153,7 +146,7 @@ def score(csvs: Sequence[Path], labels: Path, classes: Sequence[str]) -> list[np
     """The (K, K) confusion of each CSV with the labels. Raises BadInput: they are of other images, say."""
     photos = labelled_photos(labels, classes)
     totals = [np.zeros((len(classes), len(classes)), np.int64) for _ in csvs]
-    truths = {name: board_truth(photo) for name, photo in photos.items()}
+    truths = {name: board_truth(draw_mask(photo)) for name, photo in photos.items()}
     for csv, total in zip(csvs, totals, strict=True):
         with SubmissionReader(csv, len(classes)) as reader:
             require_same_images(list(truths), labels, reader)
@@ -190,7 +183,7 @@ def format_scores(csvs: Sequence[Path], confusions: Sequence[np.ndarray], classe
     return '\n'.join('  '.join(line).rstrip() for line in lines)
 
 
-def start_app(port: int, data: Path, output: Path, cfg: Path | None) -> NoReturn:
+def start_app(port: int, data: Path, output: Path, cfg: Path | None, changes: list[str]) -> NoReturn:
     """Becomes the server of app.py, which answers to this machine alone. Raises BadInput."""
     if importlib.util.find_spec('streamlit') is None:
         raise BadInput('the app needs streamlit, which is not installed: pip install streamlit')
@@ -208,6 +201,7 @@ def start_app(port: int, data: Path, output: Path, cfg: Path | None) -> NoReturn
     }  # fmt: skip
     options = [word for key, value in settings.items() for word in (f'--{key}', str(value))]
     values = ['--data', str(data), '--output', str(output), *(['--cfg', str(cfg)] if cfg else [])]
+    values += ['--set', *changes] if changes else []
     print(f'http://127.0.0.1:{port}  (Ctrl-C ends it)', flush=True)
     os.execv(sys.executable, [sys.executable, '-m', 'streamlit', 'run', str(APP), *options, '--', *values])
 

@@ -9,7 +9,7 @@ step() { printf '\n== %s\n' "$1"; }
 python() { .venv/bin/python "$@"; }
 data=input/demo
 cfg=(--cfg configs/demo.yaml)
-set=(--set "data_root=$data" cache_dir=input/demo_cache workers=2)
+set=(--set "data_root=$data" cache_dir=input/demo_cache workers=2 device=cpu)
 
 step 'A data set in the layout of the competition'
 python prepare.py demo --out "$data" --train 200 --test 40

@@ -11,14 +11,15 @@ read -ra folds <<<"${FOLDS:-0 1 2 3 4}"
 launch=(.venv/bin/python)
 [ "${GPUS:-1}" = 1 ] || launch=(.venv/bin/torchrun --standalone "--nproc-per-node=$GPUS")
 members=()
+newer() { [ "$1" -nt "$2" ]; } # the first file is there, and made after the second
 for name in "$@"; do
     cfg=(--cfg "configs/$name.yaml")
     for fold in "${folds[@]}"; do
         "${launch[@]}" train.py "${cfg[@]}" --fold "$fold" --resume
-        [ -f "output/$name/fold$fold/oof.csv" ] || .venv/bin/python infer.py "${cfg[@]}" --fold "$fold" --split oof
+        newer "output/$name/fold$fold/"{oof.csv,best.pt} || .venv/bin/python infer.py "${cfg[@]}" --fold "$fold" --split oof
         "${launch[@]}" pseudo.py "${cfg[@]}" --fold "$fold" --teacher "$name" --schedule "$schedule" --resume
         for split in oof test; do
-            [ -f "output/$name-pseudo/fold$fold/$split.csv" ] ||
+            newer "output/$name-pseudo/fold$fold/"{$split.csv,best.pt} ||
                 .venv/bin/python infer.py "${cfg[@]}" --fold "$fold" --split $split --set "name=$name-pseudo"
         done
         members+=("output/$name-pseudo/fold$fold/test.csv")

@@ -17,14 +17,19 @@ run=$out/trash481
 
 $python prepare.py check --data "$data"
 $python prepare.py folds "${cfg[@]}" "${set[@]}"
+newer() { # the first file is there, and made after all others
+    local file=$1 other
+    shift
+    for other; do [ "$file" -nt "$other" ] || return; done
+}
 members=()
 for fold in 0 1 2 3 4; do
     $python train.py "${cfg[@]}" --fold $fold --resume "${set[@]}"
-    [ -f "$run/fold$fold/test.csv" ] || $python infer.py "${cfg[@]}" --fold $fold --split test "${set[@]}"
+    newer "$run/fold$fold/"{test.csv,best.pt} || $python infer.py "${cfg[@]}" --fold $fold --split test "${set[@]}"
     members+=("$run/fold$fold/test.csv")
 done
-[ -f "$run/oof.csv" ] || $python infer.py "${cfg[@]}" --fold all --split oof "${set[@]}"
-[ -f "$run/test.csv" ] || $python infer.py "${cfg[@]}" --fold all --split test "${set[@]}"
+newer "$run/oof.csv" "$run"/fold*/best.pt || $python infer.py "${cfg[@]}" --fold all --split oof "${set[@]}"
+newer "$run/test.csv" "$run"/fold*/best.pt || $python infer.py "${cfg[@]}" --fold all --split test "${set[@]}"
 
 # The mean of the folds' probabilities has two votes: it decides where the folds are split three to two.
 $python ensemble.py "$run/test.csv" "${members[@]}" --weights 2 1 1 1 1 1 --out "$out/submission.csv" --data "$data"

@@ -2,7 +2,11 @@
 
 import csv
 import json
+import pickle
+import shutil
+import warnings
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +27,7 @@ from dataset import (
     read_folds,
     split_fold,
     stratify,
+    thumbnail,
 )  # fmt: skip
 
 
@@ -110,7 +115,7 @@ def test_near_duplicates_are_found(tiny):
     rng = np.random.default_rng(0)
     photos = rng.integers(0, 256, (5, 8, 8, 3), np.uint8).repeat(16, axis=1).repeat(16, axis=2)
     photos[3] = np.clip(photos[1].astype(int) + rng.integers(-10, 10, photos[1].shape) + 12, 0, 255)
-    groups = near_duplicates(photos)
+    groups = near_duplicates(np.stack([thumbnail(photo) for photo in photos]))
     assert groups[1] == groups[3] and len(set(groups.tolist())) == 4
 
 
@@ -177,9 +182,32 @@ def test_ranks_share_the_same_global_batches():
         assert sorted(batch) == sorted(a + b) and len(a) == len(b) == 3
 
 
+def test_a_process_that_is_no_fork_maps_the_cache_again(tiny):
+    cache = open_cache(tiny, 'train')
+    sent = pickle.dumps(WholePhotos(cache, np.array([5, 7]), 64))
+    assert len(sent) < cache.photos.nbytes / 100
+    assert torch.equal(pickle.loads(sent)[1][0], WholePhotos(cache, np.array([7]), 64)[0][0])
+
+
+def test_samples_are_never_views_of_the_cache(tiny):
+    whole = {'crop_size': 256, 'image_size': 256, 'scale_range': (1.0, 1.0), 'crop_max_share': 1.0}
+    cfg = tiny.model_copy(update={**whole, 'hflip': 0.0, 'photometric': 0.0})
+    samples = TrainingSet(cfg, open_cache(cfg, 'train'), np.array([0]), (0, 0, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')  # torch warns of a tensor that may not be written to
+        samples[0, 0][0].zero_()
+
+
+def test_no_room_for_the_cache_leaves_nothing(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(BadInput, match='which are not free there'):
+        open_cache(tiny.model_copy(update={'cache_dir': tmp_path / 'full'}), 'train')
+    assert [path.suffix for path in (tmp_path / 'full').iterdir()] == ['.lock']
+
+
 def test_whole_photos_and_normalisation(tiny):
     cache = open_cache(tiny, 'train')
-    image, row = WholePhotos(cache.photos, np.array([5, 7]), 64)[1]
+    image, row = WholePhotos(cache, np.array([5, 7]), 64)[1]
     assert image.shape == (3, 64, 64) and image.dtype == torch.uint8 and row == 7
     images = torch.tensor([0, 255, 127], dtype=torch.uint8).view(1, 3, 1, 1)
     out = normalize(images, (0.5, 0.25, 0.5), (0.5, 0.5, 0.25)).flatten()

@@ -6,8 +6,10 @@ import torch
 from safetensors.torch import save_file
 
 import models
-from config import BadInput
-from models import STRIDES, SegModel, encoder_depths, parameter_groups
+import weights
+from config import BadInput, load_config
+from encoders import STRIDES
+from models import SegModel, encoder_depths, parameter_groups
 
 TINY_OF_FAMILY = [
     'test_convnext.r160_in1k',
@@ -45,15 +47,49 @@ def test_timm_encoder_gives_four_strides_channels_first_at_other_sizes(tiny, enc
 
 @pytest.mark.parametrize('arch', SMP)
 def test_every_smp_architecture_is_a_head(tiny, arch):
-    cfg = tiny.model_copy(update={'encoder': 'resnet18', 'head': f'smp-{arch}'})
+    dilated = {'deeplabv3': 8, 'deeplabv3plus': 16, 'pan': 16}
+    update = {'encoder': 'resnet18', 'head': f'smp-{arch}', 'head_channels': 512}
+    cfg = tiny.model_copy(update={**update, 'output_stride': dilated.get(arch, 32)})
     model = SegModel(cfg)
     outputs = model.eval()(torch.zeros(2, 3, 128, 128))
     assert len(outputs) == len(model.loss_weights) == 2 and outputs[-1].shape[:2] == (2, 11)
 
 
 def test_smp_dpt_over_a_plain_vit(tiny):
-    cfg = tiny.model_copy(update={'encoder': 'vit_tiny_patch16_224', 'head': 'smp-dpt', 'aux_weight': 0.0})
+    cfg = tiny.model_copy(
+        update={'encoder': 'vit_tiny_patch16_224', 'head': 'smp-dpt', 'head_channels': 512, 'aux_weight': 0.0}
+    )
     assert SegModel(cfg).eval()(torch.zeros(1, 3, 224, 224))[-1].shape == (1, 11, 224, 224)
+
+
+VIT = {'encoder': 'vit_tiny_patch16_224', 'crop_size': 64}
+
+
+def test_plain_vit_gets_a_feature_pyramid_at_any_size(tiny):
+    model = SegModel(tiny.model_copy(update=VIT)).eval()
+    with torch.inference_mode():
+        feats = model.neck(model.encoder(torch.zeros(1, 3, 64, 96)))
+        assert [tuple(f.shape[2:]) for f in feats] == [(64 // s, 96 // s) for s in STRIDES]
+        assert model(torch.zeros(1, 3, 96, 64))[-1].shape == (1, 11, 24, 16)
+
+
+def test_setr_reads_the_named_blocks_at_stride_16(tiny):
+    cfg = tiny.model_copy(update={**VIT, 'head': 'setr_naive', 'neck': 'none', 'features': (1, 3, 5, 12)})
+    model = SegModel(cfg).eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        feats = model.encoder(image)
+        assert [tuple(f.shape) for f in feats] == [(1, 192, 4, 4)] * 4
+        vit = model.encoder.model.model
+        expected = vit.forward_intermediates(image, indices=[0, 2, 4, 11], intermediates_only=True)
+        assert all(torch.equal(a, b) for a, b in zip(feats, expected, strict=True))
+        assert [o.shape[2:] for o in model(image)] == [(16, 16)] * 4
+
+
+def test_beit_takes_one_size_alone_and_says_so(tiny):
+    model = SegModel(tiny.model_copy(update={'encoder': 'beit_base_patch16_224', 'crop_size': 64}))
+    assert model.fixed_size == 64
+    assert SegModel(tiny.model_copy(update=VIT)).fixed_size is None
 
 
 def test_dilated_encoder(tiny):
@@ -67,10 +103,16 @@ def test_dilated_encoder(tiny):
     [
         ({'encoder': 'convnext_huge'}, "timm has no 'convnext_huge'"),
         ({'encoder': 'convnext_tiny.fb_in99k'}, "timm has no 'convnext_tiny.fb_in99k'"),
-        ({'encoder': 'vit_tiny_patch16_224'}, 'strides'),
+        ({'encoder': 'visformer_tiny'}, 'strides'),
+        ({'features': (1, 2, 3, 4)}, "'features': test_convnext.r160_in1k is no plain ViT"),
+        ({'encoder': 'vit_tiny_patch16_224', 'features': (1, 2, 3, 14)}, 'expected ascending, 1 to 12'),
+        ({'stages': 2}, "'stages': found 2, but upernet has no use for it"),
+        ({'head': 'smp-fpn'}, "'head_channels': found 16, but smp-fpn"),
+        ({'head': 'smp-fpn', 'head_channels': 512, 'output_stride': 8}, "'output_stride': found 8"),
+        ({'head': 'smp-deeplabv3', 'head_channels': 512}, 'smp cannot build deeplabv3'),
         ({'head': 'uper'}, 'expected one of .*upernet'),
         ({'head': 'knet', 'head_channels': 12}, "'head_channels': knet"),
-        ({'head': 'smp-none'}, 'smp cannot build none'),
+        ({'head': 'smp-none', 'head_channels': 512}, 'smp cannot build none'),
         ({'encoder_weights': 'nowhere.pth'}, 'no such file'),
         ({'encoder_weights': 'efficientnet-lite0'}, 'fits the encoder tf_efficientnet_lite0'),
     ],
@@ -89,7 +131,7 @@ def test_lite0_weights_give_the_published_network(tiny):
     )
     model = SegModel(cfg).eval()
     whole = timm.create_model('tf_efficientnet_lite0')
-    whole.load_state_dict(models.lite0_state('tf_efficientnet_lite0'))
+    whole.load_state_dict(weights.lite0_state('tf_efficientnet_lite0'))
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = whole.eval().forward_intermediates(image, intermediates_only=True)[1:]
@@ -125,7 +167,12 @@ def test_smp_encoder_takes_the_same_file(tiny, tmp_path):
     torch.save(whole.state_dict(), tmp_path / 'w.pth')
     model = SegModel(
         tiny.model_copy(
-            update={'encoder': 'resnet18', 'head': 'smp-fpn', 'encoder_weights': str(tmp_path / 'w.pth')}
+            update={
+                'encoder': 'resnet18',
+                'head': 'smp-fpn',
+                'head_channels': 512,
+                'encoder_weights': str(tmp_path / 'w.pth'),
+            }
         )
     )
     assert torch.equal(
@@ -137,12 +184,12 @@ def test_file_of_another_model_or_none_at_all(tiny, tmp_path):
     torch.save(timm.create_model('resnet18').state_dict(), tmp_path / 'w.pth')
     (tmp_path / 'junk.pth').write_bytes(b'junk' * 100)
     for name in ('w.pth', 'junk.pth'):
-        with pytest.raises(BadInput, match=f'{name}: not the weights of test_convnext'):
+        with pytest.raises(BadInput, match=name):
             SegModel(tiny.model_copy(update={'encoder_weights': str(tmp_path / name)}))
 
 
 def test_no_network_says_what_to_download_and_where_to_put_it(tiny, monkeypatch):
-    monkeypatch.setattr(models.hub, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(weights.hub, 'HF_HUB_OFFLINE', True)
     with pytest.raises(
         BadInput,
         match='download https://.*test_convnext.* save it as '
@@ -154,7 +201,7 @@ def test_no_network_says_what_to_download_and_where_to_put_it(tiny, monkeypatch)
 def test_weights_folder_is_looked_into_before_the_network(tiny, tmp_path, monkeypatch):
     whole = timm.create_model('test_convnext.r160_in1k')
     save_file(whole.state_dict(), tmp_path / 'test_convnext.r160_in1k.safetensors')
-    monkeypatch.setattr(models, 'WEIGHTS_DIR', tmp_path)
+    monkeypatch.setattr(weights, 'WEIGHTS_DIR', tmp_path)
     model = SegModel(tiny.model_copy(update={'encoder_weights': 'timm'}))
     assert torch.equal(model.encoder.model.stem_0.weight, whole.stem[0].weight)
 
@@ -187,11 +234,29 @@ def test_layer_decay_reaches_the_groups(tiny):
     deepest = max(
         encoder_depths([n.removeprefix('encoder.') for n in rate if n.startswith('encoder.')]).values()
     )
-    assert rate['encoder.model.stem_0.weight'] == pytest.approx(0.1 * 0.5**deepest)
-    assert max(r for n, r in rate.items() if n.startswith('encoder.')) == pytest.approx(0.1)
+    assert rate['encoder.model.stem_0.weight'] == pytest.approx(0.1 * 0.5 ** (deepest + 1))
+    assert max(r for n, r in rate.items() if n.startswith('encoder.')) == pytest.approx(0.05)
     assert all(r == 1.0 for n, r in rate.items() if n.startswith('head.'))
     assert all(decay[n] == 0 for n, p in model.named_parameters() if p.ndim <= 1)
     assert decay['encoder.model.stem_0.weight'] == tiny.weight_decay
+
+
+def test_table_of_models_and_groups_of_one(capsys, monkeypatch, tiny_yaml):
+    monkeypatch.setattr('sys.argv', ['models.py', '--cfg', str(tiny_yaml), '--size', '64'])
+    models.main()
+    line = capsys.readouterr().out.splitlines()[-1].split()
+    model = SegModel(load_config(tiny_yaml))
+    counts = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.head)]
+    assert line[0] == 'tiny' and [float(v) for v in line[1:3]] == pytest.approx(counts, abs=0.06)
+    assert line[-1] == '2'
+    monkeypatch.setattr(
+        'sys.argv', ['models.py', '--cfg', str(tiny_yaml), '--groups', '--set', 'layer_decay=0.5']
+    )
+    models.main()
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert sum(int(line.split()[4].replace(',', '')) for line in lines) == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def test_gradient_checkpointing_where_timm_has_none(tiny):

@@ -107,6 +107,14 @@ def test_taco_becomes_a_training_set(taco, tmp_path, capsys):
     print(f'{time.monotonic() - started:.1f} s')
 
 
+def test_taco_does_not_write_over_what_is_there(tmp_path):
+    (tmp_path / 'a.json').write_text(json.dumps({'images': [], 'categories': [], 'annotations': []}))
+    (tmp_path / 'train_all.json').write_text('mine')
+    with pytest.raises(BadInput, match='is there already; give another --out, or --overwrite'):
+        prepare.command(['taco', '--annotations', str(tmp_path / 'a.json'), '--out', str(tmp_path)])
+    assert (tmp_path / 'train_all.json').read_text() == 'mine'
+
+
 def test_taco_that_is_something_else(tmp_path):
     (tmp_path / 'a.json').write_text(json.dumps({'images': [], 'categories': []}))
     with pytest.raises(BadInput, match='not the annotations of TACO'):

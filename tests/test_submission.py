@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from submission import (
     board_ids,
     board_probs,
     check_submission,
+    classes_and_data,
     decode_mask,
     encode_mask,
     main,
@@ -471,3 +473,14 @@ def test_downsampling_refuses_other_sides_and_rules():
         board_probs(np.zeros((1, 2, 256, 512)), 'nearest')
     with pytest.raises(ValueError, match='bilinear'):
         board_probs(np.zeros((1, 2, 256, 256)), 'bilinear')
+
+
+def test_set_needs_a_config_and_changes_it(tmp_path):
+    arguments = Namespace(cfg=None, set=['classes=[a, b]'], data=None)
+    with pytest.raises(BadInput, match='none is given; expected --cfg too'):
+        classes_and_data(arguments)
+    arguments.cfg = tmp_path / 'x.yaml'
+    arguments.cfg.write_text('data_root: there\n')
+    assert classes_and_data(arguments) == (('a', 'b'), Path('there'))
+    arguments.data = Path('here')
+    assert classes_and_data(arguments) == (('a', 'b'), Path('here'))

@@ -276,6 +276,32 @@ def test_run_folder_of_another_config_or_of_this_one(tiny):
     train.main(tiny.model_copy(update={'lr': 0.5}), 0, overwrite=True)
 
 
+def test_a_run_that_is_there_is_seen_before_anything_is_made(tiny, tmp_path):
+    train.main(tiny, 0)
+    elsewhere = tiny.model_copy(update={'cache_dir': tmp_path / 'other_cache'})
+    with pytest.raises(BadInput, match='holds this run already'):
+        train.main(elsewhere, 0)
+    assert not (tmp_path / 'other_cache').exists()
+    student = tiny.model_copy(update={'name': f'{tiny.name}-pseudo'})
+    train.main(student, 0)
+    with pytest.raises(BadInput, match='holds this run already'):
+        pseudo.main(elsewhere, 0, [tiny.name], 'full')
+    assert not (tmp_path / 'other_cache').exists()
+
+
+def test_overwrite_takes_all_that_the_older_run_made(tiny):
+    train.main(tiny, 0)
+    folder = tiny.run_dir(0)
+    infer.main(tiny, 0, 'oof', save_probs=True)
+    (folder.parent / 'oof.csv').write_text('of all folds')
+    (folder / 'notes.txt').write_text('mine')
+    old_curves = set((folder / 'tensorboard').iterdir())
+    train.main(tiny, 0, overwrite=True)
+    assert not {'oof.csv', 'oof_probs.npy'} & {path.name for path in folder.iterdir()}
+    assert not (folder.parent / 'oof.csv').exists() and (folder / 'notes.txt').exists()
+    assert not old_curves & set((folder / 'tensorboard').iterdir())
+
+
 @pytest.mark.parametrize('fold', [2, -2, 7])
 def test_fold_that_does_not_exist(tiny, fold):
     with pytest.raises(BadInput, match='there are 0 to 1'):
@@ -334,7 +360,7 @@ def test_layer_decay_acts_through_warm_up_and_decay(tiny):
     finally:
         train.Trainer.update = real
     low, high = np.array(seen).T
-    assert np.allclose(low / high, 0.5**9) and high.max() == pytest.approx(cfg.lr)
+    assert np.allclose(low / high, 0.5**10) and high.max() == pytest.approx(cfg.lr)
     assert high[0] < high.max() and high[-1] < 0.2 * high.max()
 
 
@@ -364,7 +390,7 @@ def test_optimizers(tiny):
             'grad_checkpointing': True,
         },
         {'head': 'knet', 'encoder': 'resnet18', 'encoder_lr_mult': 0.1, 'min_lr': 1e-6},
-        {'head': 'smp-fpn', 'encoder': 'resnet18', 'ema': 0.9},
+        {'head': 'smp-fpn', 'head_channels': 512, 'encoder': 'resnet18', 'ema': 0.9},
     ],
     ids=lambda change: ','.join(change),
 )

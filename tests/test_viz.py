@@ -12,7 +12,7 @@ from PIL import Image
 
 import report
 import viz
-from coco import IGNORED, draw_mask, read_coco, read_labels
+from coco import board_truth, draw_mask, read_coco, read_labels
 from config import CLASSES, BadInput, dump_config, make_config
 from drawing import (
     GAP,
@@ -26,7 +26,7 @@ from drawing import (
     sheet,
     write_png,
 )
-from ensemble import board_truth
+from metrics import IGNORED
 from submission import SubmissionWriter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -254,7 +254,9 @@ def test_report_ranks_photos_by_their_own_score(output, shapes):
     runs = report.read_runs(output / 'run')
     coco = read_coco(shapes, 'train', CLASSES)
     scored, confusions = report.score_photos(runs, coco, len(CLASSES))
-    with_metal = {photo.file_name for photo in coco.photos[1::2] if (board_truth(photo) == 4).any()}
+    with_metal = {
+        photo.file_name for photo in coco.photos[1::2] if (board_truth(draw_mask(photo)) == 4).any()
+    }
     assert {one.photo.file_name for one in scored if one.score < 1} == with_metal
     assert sum(confusions.values()).sum() == 24 * 256 * 256
     assert report.curve(runs, 'miou')['fold 1'] == [(1, 0.1), (3, 0.4)]
@@ -363,7 +365,7 @@ def test_page_goes_forward_back_and_anywhere(page):
 
 def test_page_scores_the_photo_that_is_shown(page, shapes):
     photos = read_coco(shapes, 'train', CLASSES).photos
-    row = next(row for row in range(1, 24, 2) if (board_truth(photos[row]) == 4).any())
+    row = next(row for row in range(1, 24, 2) if (board_truth(draw_mask(photos[row])) == 4).any())
     page.number_input[0].set_value(row + 1).run()
     table = page.dataframe[0].value['run']
     assert table['Metal'] == 0 and table['Background'] == 1 and 0 < table['mIoU'] < 1

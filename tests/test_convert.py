@@ -1,0 +1,122 @@
+"""Checkpoints of mmsegmentation: small networks (tests/reference/make_networks.py) give the same logits."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import encoders
+from config import BadInput
+from convert import convert_mmseg, is_mmseg, merged_neighbours
+from models import SegModel
+from weights import load_mmseg, read_state
+
+NETWORKS = sorted((Path(__file__).parent / 'reference').glob('*.pt'))
+
+
+def build(network: dict, tiny, monkeypatch) -> SegModel:
+    """This project's model of a reference file, at its small sizes."""
+    create = timm.create_model
+    monkeypatch.setattr(
+        encoders.timm, 'create_model', lambda name, **kwargs: create(name, **kwargs, **network['options'])
+    )
+    update = {'encoder': network['encoder'], 'head_channels': 16, **network['config']}
+    if isinstance(update.get('features'), list):
+        update['features'] = tuple(update['features'])
+    return SegModel(tiny.model_copy(update=update)).eval()
+
+
+def read(path: Path) -> dict:
+    network = torch.load(path, weights_only=True)
+    network['state_dict'] = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in network['state_dict'].items()
+    }
+    return network
+
+
+def test_there_are_networks():
+    assert len(NETWORKS) >= 6
+
+
+@pytest.mark.parametrize('path', NETWORKS, ids=lambda path: path.stem)
+def test_whole_network_gives_the_same_logits(path, tiny, monkeypatch):
+    network = read(path)
+    model = build(network, tiny, monkeypatch)
+    assert is_mmseg(network['state_dict'])
+    assert load_mmseg(model, network['state_dict'], network['encoder'], path) == []
+    with torch.no_grad():
+        logits = model(network['image'])[-1]
+    difference = (logits - network['logits']).abs().max().item()
+    print(f'{path.stem}: {difference:.1e} of {network["logits"].abs().max():.2f}')
+    assert logits.shape == network['logits'].shape and difference < 1e-3
+    assert network['logits'].std() > 0.01  # the comparison means something
+
+
+def network_of(name: str) -> dict:
+    return read(next(path for path in NETWORKS if path.stem == name))
+
+
+def test_patch_merging_order():
+    """Channel 1 of the neighbour in row 0, column 1 is number 4 * 1 + 1 there, and 2 * C + 1 in timm."""
+    there = torch.arange(12.0)[None]  # C = 3
+    assert merged_neighbours(there)[0, 2 * 3 + 1] == 4 * 1 + 1
+
+
+def test_class_layers_of_another_size_are_left_out_by_name(tiny, monkeypatch):
+    network = network_of('twins_upernet')
+    state = dict(network['state_dict'])
+    for key in [key for key in state if '.conv_seg.' in key]:
+        state[key] = torch.zeros(150, *state[key].shape[1:])
+    model = build(network, tiny, monkeypatch)
+    before = model.head.classifier.conv.weight.clone()
+    assert load_mmseg(model, state, network['encoder'], Path('w.pth')) == [
+        'head.aux.0.classifier.conv.bias',
+        'head.aux.0.classifier.conv.weight',
+        'head.classifier.conv.bias',
+        'head.classifier.conv.weight',
+    ]
+    assert torch.equal(model.head.classifier.conv.weight, before)
+    assert torch.equal(model.encoder.norms[0].weight, state['backbone.norm_list.0.weight'])
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda s: s.pop('backbone.conv1.weight'), 'encoder.conv1.weight is only in the model'),
+        (lambda s: s.update({'backbone.extra': torch.zeros(1)}), 'encoder.extra is only in the file'),
+        (
+            lambda s: s.update({'backbone.conv1.weight': torch.zeros(8, 3, 3, 3)}),
+            r'encoder.conv1.weight is \(8, 3, 3, 3\) there',
+        ),
+    ],
+)
+def test_what_does_not_fit_is_listed(change, message, tiny, monkeypatch):
+    network = network_of('resnet_fcn')
+    change(network['state_dict'])
+    with pytest.raises(BadInput, match=f'w.pth: 1 tensors do not fit: {message}'):
+        load_mmseg(
+            build(network, tiny, monkeypatch), network['state_dict'], network['encoder'], Path('w.pth')
+        )
+
+
+def test_encoder_of_no_known_family():
+    with pytest.raises(BadInput, match='are read for the encoders convnext'):
+        convert_mmseg({'backbone.x': torch.zeros(1)}, 'tf_efficientnet_lite0')
+
+
+def test_encoder_weights_take_a_wrapped_checkpoint(tiny, tmp_path, monkeypatch):
+    network = network_of('convnext_knet')
+    path = tmp_path / 'w.pth'
+    torch.save({'meta': {'CLASSES': ['a']}, 'state_dict': network['state_dict']}, path)
+    network['config'] = {**network['config'], 'encoder_weights': str(path)}
+    model = build(network, tiny, monkeypatch)
+    expected = network['state_dict']['backbone.stages.0.0.depthwise_conv.weight']
+    assert torch.equal(model.encoder.model.stages_0.blocks[0].conv_dw.weight, expected)
+
+
+def test_file_that_is_no_state_dict(tmp_path):
+    torch.save({'model': 'none'}, tmp_path / 'w.pth')
+    with pytest.raises(BadInput, match='something else beside tensors'):
+        read_state(tmp_path / 'w.pth')

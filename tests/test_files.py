@@ -1,0 +1,28 @@
+"""Files that are whole or not there."""
+
+import pytest
+
+from config import BadInput
+from files import make_folder, write_text, write_whole
+
+
+def test_old_content_stays_until_the_new_is_whole(tmp_path):
+    path = tmp_path / 'deep' / 'a.txt'
+    write_text(path, 'old')
+    with pytest.raises(RuntimeError), write_whole(path) as file:
+        file.write(b'half')
+        raise RuntimeError
+    assert path.read_text() == 'old'
+    write_text(path, 'new')
+    assert path.read_text() == 'new' and [p.name for p in path.parent.iterdir()] == ['a.txt']
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / 'file').write_text('x')
+    (tmp_path / 'folder').mkdir()
+    for name in ('file/a.txt', 'folder', 'x' * 300):
+        with pytest.raises(BadInput, match='cannot be written'):
+            write_text(tmp_path / name, 'y')
+    with pytest.raises(BadInput, match='cannot be written'):
+        make_folder(tmp_path / 'file' / 'a')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'folder']

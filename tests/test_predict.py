@@ -1,0 +1,66 @@
+"""Views: windows over those that are larger, and encoders of one size."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import infer
+from config import BadInput
+from predict import view_logits, window_starts
+
+
+class PixelModel(nn.Module):
+    """Logits that are a pixel's own colours, at a quarter of the size or at all of it."""
+
+    def __init__(self, fixed_size: int | None = None, stride: int = 1) -> None:
+        super().__init__()
+        self.fixed_size, self.stride, self.seen = fixed_size, stride, []
+
+    def forward(self, images):
+        self.seen.append(tuple(images.shape[2:]))
+        return [images[:, :, :: self.stride, :: self.stride]]
+
+
+def test_windows_cover_the_view_and_overlap_by_a_third():
+    assert window_starts(512, 512) == [0]
+    assert window_starts(768, 512) == [0, 256]
+    assert window_starts(1280, 512) == [0, 341, 682, 768]
+    for length in range(512, 2000, 32):
+        starts = window_starts(length, 512)
+        assert starts[-1] == length - 512 and all(b - a <= 341 for a, b in pairwise(starts))
+
+
+@pytest.mark.parametrize(('height', 'width'), [(64, 96), (160, 128), (64, 64), (32, 96), (32, 32)])
+def test_slid_logits_are_in_their_places(height, width):
+    images = torch.randn(2, 3, height, width)
+    model = PixelModel(fixed_size=64)
+    assert torch.allclose(view_logits(model, images, window=0), images, atol=1e-6)
+    assert set(model.seen) == {(64, 64)}
+
+
+def test_window_of_the_config_slides_over_larger_views_alone():
+    model = PixelModel(stride=4)
+    assert view_logits(model, torch.zeros(1, 3, 64, 32), window=64).shape == (1, 3, 16, 8)
+    assert view_logits(model, torch.zeros(1, 3, 96, 96), window=64).shape == (1, 3, 96, 96)
+    assert view_logits(model, torch.zeros(1, 3, 96, 96), window=0).shape == (1, 3, 24, 24)
+    assert model.seen[0] == (64, 32) and set(model.seen[1:-1]) == {(64, 64)} and model.seen[-1] == (96, 96)
+
+
+@pytest.mark.parametrize('text', ['x', '-2', '1.5', '', '0x1'])
+def test_fold_of_infer_is_a_number_or_all(text, capsys, tiny_yaml):
+    with pytest.raises(SystemExit) as stop:
+        infer.command(['--cfg', str(tiny_yaml), f'--fold={text}', '--split', 'oof'])
+    assert stop.value.code == 2 and 'expected a fold from 0, -1, or all' in capsys.readouterr().err
+
+
+def test_fold_of_infer_beyond_the_last(tiny_yaml):
+    with pytest.raises(BadInput, match='expected -1 to 1, or all'):
+        infer.command(['--cfg', str(tiny_yaml), '--fold', '2', '--split', 'oof'])
+
+
+def test_probabilities_of_a_photo_are_the_same_through_windows_that_see_it_whole():
+    images = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32))
+    assert torch.equal(view_logits(PixelModel(), images, 64), view_logits(PixelModel(64), images, 0))
