@@ -35,7 +35,7 @@ from files import write_text
 from losses import segmentation_loss
 from metrics import confusion_matrix
 from models import SegModel
-from predict import autocast, predict_probs
+from predict import autocast, main_logits, predict_probs
 from submission import SubmissionWriter, board_ids, board_probs, encode_mask, read_rows
 from train import build_optimizer
 
@@ -186,7 +186,7 @@ def bench_infer(args) -> dict[str, Case]:
 
     class Main(nn.Module):
         def forward(self, inputs):
-            return F.interpolate(model(inputs)[-1].float(), inputs.shape[-2:], mode='bilinear')
+            return F.interpolate(main_logits(model(inputs)).float(), inputs.shape[-2:], mode='bilinear')
 
     views = ttach.Compose(
         [ttach.HorizontalFlip(), ttach.Scale([0.75, 1, 1.25, 1.5], interpolation='nearest')]

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers import Classifier, ConvBlock, Head, join, resize
+from mask2former import Mask2Former
 
 
 class FCN(Head):
@@ -409,6 +410,7 @@ HEADS: dict[str, type[Head]] = {
     'fcn': FCN,
     'fcn_hrnet': FCNHRNet,
     'knet': KNet,
+    'mask2former': Mask2Former,
     'ocr': OCR,
     'setr_naive': SETR,
     'upernet': UPerNet,

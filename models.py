@@ -41,6 +41,8 @@ HEAD_OPTIONS = {
     'stages': 'stages',
     'queries': 'queries',
 }
+# position tables, tokens and layer scales
+NOT_DECAYED = re.compile(r'pos_embed|position_bias|_token|gamma|\b(query|query_position|level)(\.weight)?$')
 # families whose features get a LayerNorm each, and its epsilon
 FEATURE_NORMS = {'convnext': 1e-6, 'swin': 1e-5}
 
@@ -79,6 +81,8 @@ def build_timm(cfg: Config) -> tuple[nn.Module, nn.Module, nn.Module]:
             f"config key 'head': found {cfg.head!r}, expected one of {', '.join(HEADS)}, or "
             'smp-<architecture>'
         )
+    if cfg.head == 'mask2former':  # which has a loss of its own
+        refuse_unused(cfg, ['loss', 'label_smoothing', 'class_weights'])
     accepted = inspect.signature(HEADS[cfg.head]).parameters
     refuse_unused(cfg, [key for option, key in HEAD_OPTIONS.items() if option not in accepted])
     if cfg.encoder.startswith('twins') and timm_cfg(cfg.encoder):
@@ -180,7 +184,9 @@ def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
         decayed = (
             parameter.ndim > 1
             and not name.endswith('.bias')
-            and not re.search(r'pos_embed|position_bias|_token|gamma|embeddings?\.weight$', name)
+            and not re.search(
+                r'pos_embed|position_bias|_token|gamma|\b(query|query_position|level)(\.weight)?$', name
+            )
         )
         key = (rate, decayed) if cfg.layer_decay == 1 else (depth, decayed)
         group = groups.setdefault(

@@ -1,0 +1,245 @@
+"""Mask2Former: equal to transformers' with the same weights, and its loss."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from layers import Queries
+from losses import match, point_losses, segmentation_loss, segments_of, set_loss, unsure_points
+from mask2former import Mask2Former, outside
+from metrics import IGNORED
+
+WIDTHS = [8, 16, 32, 64]
+
+
+def make_head(queries: int = 10, classes: int = 11) -> Mask2Former:
+    torch.manual_seed(0)
+    return Mask2Former(WIDTHS, classes, channels=32, queries=queries, encoder_layers=2, decoder_layers=4)
+
+
+def features(count: int = 2, height: int = 16, width: int = 24) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.randn(count, c, height * 2 // 2**i, width * 2 // 2**i, generator=generator)
+        for i, c in enumerate(WIDTHS)
+    ]
+
+
+DECODER = r'^transformer_module\.decoder\.'
+THEIR_NAMES = (
+    (r'^pixel_level_module\.decoder\.', 'pixels.'),
+    (r'^pixels\.input_projections\.', 'pixels.projections.'),
+    (r'^pixels\.level_embed$', 'pixels.level'),
+    (r'^pixels\.encoder\.layers\.', 'pixels.layers.'),
+    (r'^(pixels\.layers\.\d+)\.self_attn_layer_norm\.', r'\1.norms.0.'),
+    (r'^(pixels\.layers\.\d+)\.final_layer_norm\.', r'\1.norms.1.'),
+    (r'^(pixels\.layers\.\d+)\.fc1\.', r'\1.ffn.0.'),
+    (r'^(pixels\.layers\.\d+)\.fc2\.', r'\1.ffn.2.'),
+    (r'^(pixels\.layers\.\d+)\.mlp\.fc1\.', r'\1.ffn.0.'),
+    (r'^(pixels\.layers\.\d+)\.mlp\.fc2\.', r'\1.ffn.2.'),
+    (r'\.self_attn\.sampling_offsets\.', '.attention.offsets.'),
+    (r'\.self_attn\.attention_weights\.', '.attention.weights.'),
+    (r'\.self_attn\.value_proj\.', '.attention.value.'),
+    (r'\.self_attn\.output_proj\.', '.attention.out.'),
+    (r'^pixels\.mask_projection\.', 'pixels.embed.'),
+    (r'^pixels\.adapter_1\.', 'pixels.lateral.'),
+    (r'^pixels\.layer_1\.', 'pixels.smooth.'),
+    (r'^transformer_module\.queries_embedder\.', 'query_position.'),
+    (r'^transformer_module\.queries_features\.', 'query.'),
+    (r'^transformer_module\.level_embed\.', 'level.'),
+    (DECODER + r'layernorm\.', 'norm.'),
+    (DECODER + r'mask_predictor\.mask_embedder\.(\d)\.0\.', lambda m: f'to_mask.{int(m[1]) * 2}.'),
+    (DECODER + r'layers\.', 'layers.'),
+    (r'^(layers\.\d+)\.cross_attn_layer_norm\.', r'\1.norms.0.'),
+    (r'^(layers\.\d+)\.self_attn_layer_norm\.', r'\1.norms.1.'),
+    (r'^(layers\.\d+)\.final_layer_norm\.', r'\1.norms.2.'),
+    (r'^(layers\.\d+)\.cross_attn\.', r'\1.to_pixels.'),
+    (r'^(layers\.\d+)\.self_attn\.', r'\1.to_queries.'),
+    (r'^(layers\.\d+)\.(mlp\.)?fc1\.', r'\1.ffn.0.'),
+    (r'^(layers\.\d+)\.(mlp\.)?fc2\.', r'\1.ffn.2.'),
+    (r'^class_predictor\.', 'to_class.'),
+)  # fmt: skip
+
+
+def their_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """transformers' tensors under our names; its q, k and v are joined."""
+    renamed: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        if ('.encoder.' in name and 'pixel_level_module.encoder' in name) or 'criterion' in name:
+            continue
+        for pattern, replacement in THEIR_NAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    for name in [name for name in renamed if '.to_queries.q_proj.' in name]:
+        parts = [renamed.pop(name.replace('.q_proj.', f'.{part}_proj.')) for part in 'qkv']
+        renamed[name.replace('q_proj.', 'in_proj_')] = torch.cat(parts)
+    return renamed
+
+
+@pytest.fixture(scope='module')
+def theirs():
+    """transformers' Mask2Former at a small size, on given features instead of a backbone's."""
+    transformers = pytest.importorskip('transformers')
+    from transformers.models.mask2former import modeling_mask2former as source
+
+    config = transformers.Mask2FormerConfig(
+        backbone_config=transformers.SwinConfig(
+            embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], image_size=64, window_size=2,
+            out_features=['stage1', 'stage2', 'stage3', 'stage4'],
+        ),
+        feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=128, encoder_layers=2,
+        decoder_layers=5, num_attention_heads=8, dropout=0.0, dim_feedforward=256, num_queries=10,
+        num_labels=11, pre_norm=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = source.Mask2FormerForUniversalSegmentation(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # its tables begin at 0
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return source, config, model
+
+
+def test_equal_to_transformers(theirs):
+    model = theirs[2]
+    feats = features()
+    head = make_head().eval()
+    head.load_state_dict(their_state(dict(model.model.state_dict()) | {
+        f'class_predictor.{k}': v for k, v in model.class_predictor.state_dict().items()
+    }))  # fmt: skip
+    with torch.no_grad():
+        decoded = model.model.pixel_level_module.decoder(feats, output_hidden_states=False)
+        expected = model.model.transformer_module(
+            multi_scale_features=decoded.multi_scale_features,
+            mask_features=decoded.mask_features,
+            output_hidden_states=True,
+            output_attentions=False,
+        )
+        outputs = head(feats)
+    states = [model.class_predictor(state.transpose(0, 1)) for state in expected.intermediate_hidden_states]
+    assert len(outputs) == len(states) == len(expected.masks_queries_logits) == 5
+    for ours, classes, masks in zip(outputs, states, expected.masks_queries_logits, strict=True):
+        torch.testing.assert_close(ours.classes, classes, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(ours.masks, masks, atol=1e-4, rtol=1e-5)
+
+
+def test_loss_equal_to_transformers(theirs):
+    """One output, from the same random points; nothing is ignored, which theirs does not know."""
+    source, config, _ = theirs
+    mask = torch.randint(0, 4, (2, 16, 24)).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    output = make_head().eval()(features())[-1]
+    ids = [image.unique() for image in mask]
+    binary = [
+        torch.stack([image == k for k in known]).float() for image, known in zip(mask, ids, strict=True)
+    ]
+    weights = {'loss_cross_entropy': 2.0, 'loss_mask': 5.0, 'loss_dice': 5.0}
+    criterion = source.Mask2FormerLoss(config, weights)
+    torch.manual_seed(5)
+    expected = criterion(output.masks, output.classes, binary, ids)
+    torch.manual_seed(5)
+    loss = set_loss(output, segments_of(mask))
+    total = sum(weights[name] * value for name, value in expected.items())
+    torch.testing.assert_close(loss, total.reshape(()), atol=1e-4, rtol=1e-5)
+
+
+def test_outputs_are_queries_whose_logits_are_probabilities():
+    head = make_head().eval()
+    outputs = head(features())
+    assert len(outputs) == len(head.loss_weights) == 5
+    assert outputs[-1].classes.shape == (2, 10, 12) and outputs[-1].masks.shape == (2, 10, 32, 48)
+    classes = torch.full((1, 2, 4), -20.0)
+    classes[0, 0, 2] = classes[0, 1, 0] = 20  # query 0 is class 2, query 1 class 0
+    masks = torch.tensor([[[[3.0, -3.0]], [[-3.0, 3.0]]]])
+    probs = Queries(classes, masks).logits().softmax(dim=1)
+    assert probs[0, :, 0, 0].tolist() == pytest.approx([0.0474, 0, 0.9526], abs=1e-3)
+    assert probs[0, :, 0, 1].tolist() == pytest.approx([0.9526, 0, 0.0474], abs=1e-3)
+
+
+def test_an_empty_mask_hides_nothing():
+    masks = torch.tensor([[[[1.0, -1.0]], [[-1.0, -1.0]]]])
+    assert outside(masks, (1, 2)).tolist() == [[[False, True], [False, False]]]
+
+
+def test_channels_that_cannot_be_grouped():
+    with pytest.raises(ValueError, match='found 48 channels, expected a multiple of 32'):
+        Mask2Former(WIDTHS, 11, channels=48)
+
+
+def queries_of(truth: torch.Tensor, classes: int = 3) -> Queries:
+    """Query 0 draws class 1, query 1 class 0, query 2 nothing."""
+    logits = torch.full((1, 3, classes + 1), -9.0)
+    logits[0, 0, 1] = logits[0, 1, 0] = logits[0, 2, classes] = 9
+    masks = torch.stack([truth == 1, truth == 0, torch.zeros_like(truth) == 1]).float() * 8 - 4
+    return Queries(logits, masks[None])
+
+
+def test_matching_and_a_perfect_answer():
+    truth = torch.zeros(16, 16, dtype=torch.long)
+    truth[4:12, 4:12] = 1
+    output = queries_of(truth)
+    binary = torch.stack([truth == 0, truth == 1, truth == IGNORED]).float()
+    queries, segments = match(output.classes[0], output.masks[0], torch.tensor([0, 1]), binary, 500)
+    assert dict(zip(queries.tolist(), segments.tolist(), strict=True)) == {0: 1, 1: 0}
+    absent = segments_of(2 * truth[None])  # a class that no query names
+    assert set_loss(output, segments_of(truth[None])) < 0.2 * set_loss(output, absent)
+
+
+def test_ignored_pixels_do_not_count():
+    truth = torch.zeros(1, 32, 32, dtype=torch.long)
+    truth[0, 8:24, 8:24] = 1
+    output = queries_of(truth[0])
+    output.masks[..., 24:] *= -1  # wrong there
+    torch.manual_seed(0)
+    wrong = set_loss(output, segments_of(truth))
+    truth[..., 22:] = IGNORED
+    torch.manual_seed(0)
+    assert set_loss(output, segments_of(truth)) < 0.5 * wrong
+
+
+def test_a_point_on_the_edge_of_what_is_ignored():
+    """Probabilities .8, .6, .3: half the mask's and half ignored, all the others', all ignored."""
+    logits = torch.tensor([[0.8, 0.6, 0.3]]).logit()
+    cross, dice = point_losses(logits, torch.tensor([[0.5, 0.0, 0.0]]), torch.tensor([[0.5, 1.0, 0.0]]))
+    assert cross.item() == pytest.approx(-(0.5 * math.log(0.8) + math.log(0.4)) / 1.5)
+    assert dice.item() == pytest.approx(1 - (2 * 0.4 + 1) / (0.4 + 0.6 + 0.5 + 1))
+
+
+@pytest.mark.parametrize('fill', [IGNORED, 3])
+def test_every_parameter_gets_a_gradient_in_bf16(fill):
+    head = make_head().train()
+    with torch.autocast('cpu', torch.bfloat16):
+        outputs = head(features())
+    mask = torch.full((2, 128, 192), fill)
+    loss = segmentation_loss(outputs, mask, head.loss_weights)
+    loss.backward()
+    assert loss.isfinite() and loss.dtype == torch.float32
+    assert not [name for name, p in head.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+
+
+def test_points_are_where_the_network_is_unsure():
+    masks = torch.full((1, 32, 32), 9.0)
+    masks[:, :, 16:] = 0.0
+    places = unsure_points(masks, 400)
+    assert places.shape == (1, 400, 2) and (places[0, :300, 0] > 0.48).all()
+
+
+def test_it_learns():
+    """Two classes, a square on a background: the loss's gradient leads there in seconds."""
+    torch.manual_seed(0)
+    head = Mask2Former(WIDTHS, 2, channels=32, queries=5, encoder_layers=1, decoder_layers=3)
+    mask = torch.zeros(2, 64, 64, dtype=torch.long)
+    mask[0, 8:40, 8:40] = mask[1, 24:56, 16:60] = 1
+    feats = [
+        torch.nn.functional.avg_pool2d(mask[:, None].float(), 4 * 2**i).repeat(1, c, 1, 1)
+        for i, c in enumerate(WIDTHS)
+    ]
+    optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3)
+    for _ in range(60):
+        loss = segmentation_loss(head(feats), mask, head.loss_weights)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        optimizer.step()
+    pred = head.eval()(feats)[-1].logits().argmax(1)
+    assert (pred == mask[:, ::4, ::4]).float().mean() > 0.97
