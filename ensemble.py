@@ -3,7 +3,9 @@
     python ensemble.py output/*/fold*/test.csv --out output/submission.csv
     python ensemble.py output/a/test.csv output/b/test.csv --weights 2 1 --out output/submission.csv
     python ensemble.py output/*/fold*/test.csv --search --out output/submission.csv
+    python ensemble.py compare output/a/oof.csv output/b/oof.csv --data input/data
 
+compare says which of two predictions of the same training photos is better, and how sure that is.
 --search chooses each model's weight on the oof.csv beside its test.csv, and says where one model is better.
 Votes meet by image_id; rows are in the order of the first CSV, or of --data's test.json. A tie goes to the
 tied class of the earliest CSV on the command line; votes of weight 0 do not count. Weights are the decimals
@@ -19,6 +21,7 @@ Shapes: M members or models, K classes.
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,6 +35,8 @@ from tqdm import tqdm
 
 from coco import Photo, board_truth, draw_mask, read_coco
 from config import DONE, ArgumentParser, BadInput, add_config_arguments, read_yaml, run_script
+from intervals import DRAWS, LEVEL, interval, paired_by_class, paired_interval, verdict
+from metrics import confusion_matrix, image_counts
 from search import Sample, count_votes, format_search, search_weights
 from submission import (
     PIXELS,
@@ -47,6 +52,9 @@ PARTS = 5  # of the photos out of fold, for choosing weights on the others, wher
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ['compare']:
+        return compare_command(argv[1:])
     parser = ArgumentParser(__doc__)
     parser.add_argument('csvs', nargs='+', type=Path, metavar='CSV', help='the members of the vote')
     parser.add_argument('--out', type=Path, required=True, metavar='CSV', help='the submission to write')
@@ -72,6 +80,45 @@ def main(argv: list[str] | None = None) -> int:
     print(vote_files(members, weights, table, args.out, image_ids))
     print(f'next: python submission.py check {args.out} --data {data}')
     return DONE
+
+
+def compare_command(argv: list[str]) -> int:
+    parser = ArgumentParser('Which of two predictions is better, by the truth of the training photos.')
+    parser.add_argument('csvs', nargs=2, type=Path, metavar='CSV', help='two oof.csv of the same photos')
+    parser.add_argument('--data', type=Path, help='data root; by default input/data')
+    add_config_arguments(parser, required=False)
+    args = parser.parse_args(argv)
+    classes, data = classes_and_data(args)
+    print(compare(args.csvs, data, classes))
+    return DONE
+
+
+def compare(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> str:
+    """The scores of two CSVs on the photos that they have, and the difference, by class too, with paired
+    bootstrap intervals. Raises BadInput where one lacks a photo of the other.
+    """
+    photos = {photo.file_name: photo for photo in read_coco(data, 'train', classes).photos}
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(SubmissionReader(path, len(classes))) for path in csvs)
+        require_same_images(first.image_ids, csvs[0], second)
+        counts = np.zeros((2, len(first.image_ids), 3, len(classes)), np.int64)
+        for n, image_id in enumerate(tqdm(first.image_ids, desc='compare', leave=False, disable=None)):
+            if image_id not in photos:
+                raise BadInput(f'{csvs[0]}: image {image_id!r} is none of the training photos of {data}')
+            truth = board_truth(draw_mask(photos[image_id]))
+            for which, reader in enumerate((first, second)):
+                confusion = confusion_matrix(truth, reader.read(image_id), len(classes))
+                counts[which, n] = image_counts(confusion)
+    width = max(map(len, classes))
+    lines = [f'{path}: mIoU {interval(own)}' for path, own in zip(csvs, counts, strict=True)]
+    lines.append(f'{"first - second":<{width}}  {LEVEL:.0%} of {DRAWS:,} draws of the images')
+    for name, one in zip(classes, paired_by_class(*counts), strict=True):
+        if not np.isnan(one.value):
+            lines.append(f'{name:<{width}}  {one.value:+.4f}  [{one.low:+.4f}, {one.high:+.4f}]')
+    total = paired_interval(*counts)
+    lines.append(f'{"mIoU":<{width}}  {total.value:+.4f}  [{total.low:+.4f}, {total.high:+.4f}]')
+    lines.append(verdict(total, counts.shape[1]))
+    return '\n'.join(lines)
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,9 @@ from config import (
 )
 from dataset import Cache, held_out_hash, open_cache, read_folds, split_fold
 from drawing import overlay, write_png
+from intervals import DRAWS, LEVEL, interval
 from layers import resize
-from metrics import confusion_matrix, format_table, mean_iou
+from metrics import confusion_matrix, format_table, image_counts
 from models import SegModel
 from predict import STRIDE, predict_probs, predict_rows
 from submission import SIDE, SubmissionWriter, board_ids, board_probs
@@ -63,7 +64,7 @@ def predict_oof(cfg: Config, fold: int | None, device: torch.device, save_probs:
     folds = read_folds(cfg, cache)
     if fold == -1:
         raise BadInput('--fold -1: a model that was trained on everything has no photos out of fold')
-    total = np.zeros((len(cfg.classes), len(cfg.classes)), np.int64)
+    counted: list[np.ndarray] = []  # of each photo, image_counts
     merged = np.empty((len(cache), SIDE, SIDE), np.uint8) if fold is None else None
     for k in range(cfg.folds) if fold is None else [fold]:
         _, rows = split_fold(folds, k)
@@ -73,25 +74,28 @@ def predict_oof(cfg: Config, fold: int | None, device: torch.device, save_probs:
                 f'{cfg.run_dir(k) / "best.pt"}: has seen labels of fold {k} as it is now: a score on it '
                 'would mean nothing'
             )
-        confusion = np.zeros_like(total)
+        counts = []
         with Predictions(cfg.run_dir(k), 'oof', cache, rows, cfg, save_probs) as predictions:
             for row, ids, probs in predicted_ids(run, cache, rows, device, tta, f'oof fold {k}'):
                 predictions.write(row, ids, probs)
-                confusion += confusion_matrix(cache.truth(row), ids, len(cfg.classes))
+                counts.append(image_counts(confusion_matrix(cache.truth(row), ids, len(cfg.classes))))
                 if merged is not None:
                     merged[row] = ids
         log.info(
-            f'fold {k}: mIoU {mean_iou(confusion):.4f} on {len(rows)} photos; wrote '
+            f'fold {k}: mIoU {interval(np.stack(counts))} on {len(rows)} photos; wrote '
             f'{cfg.run_dir(k) / "oof.csv"}'
         )
-        total += confusion
+        counted += counts
     if merged is not None:
         with SubmissionWriter(cfg.output_dir / cfg.name / 'oof.csv') as writer:
             for photo, ids in zip(cache.coco.photos, merged, strict=True):
                 writer.write(photo.file_name, ids)
         log.info(f'wrote {cfg.output_dir / cfg.name / "oof.csv"}')
-    log.info(format_table(total, cfg.classes))
-    return mean_iou(total)
+    counts = np.stack(counted)
+    score = interval(counts)
+    log.info(format_table(counts, cfg.classes))
+    log.info(f'mIoU {score}: the bracket has {LEVEL:.0%} of {DRAWS:,} draws of the {len(counts)} photos')
+    return score.value
 
 
 def predict_test(cfg: Config, fold: int | None, device: torch.device, save_probs: bool, tta: bool) -> None:

@@ -31,6 +31,11 @@ def confusion_matrix(truth: np.ndarray, pred: np.ndarray, num_classes: int) -> n
     return counts[: num_classes**2].reshape(num_classes, num_classes)
 
 
+def image_counts(confusion: np.ndarray) -> np.ndarray:
+    """(K, K) → (3, K) int64: pixels of each class that are right, predicted, and true. All that IoU needs."""
+    return np.stack([np.diag(confusion), confusion.sum(0), confusion.sum(1)])
+
+
 def class_iou(confusion: np.ndarray) -> np.ndarray:
     """(K,) intersection over union; nan for a class that is neither in the truth nor predicted."""
     return iou_of_counts(np.diag(confusion), confusion.sum(0), confusion.sum(1))
@@ -60,17 +65,17 @@ def pixel_accuracy(confusion: np.ndarray) -> float:
     return float(np.trace(confusion) / total) if total else float('nan')
 
 
-def format_table(confusion: np.ndarray, classes: tuple[str, ...]) -> str:
-    """A line a class: IoU, pixels of the truth and their share; then pixel accuracy and mIoU."""
+def format_table(counts: np.ndarray, classes: tuple[str, ...]) -> str:
+    """Of (n, 3, K) image_counts, a line a class: IoU, pixels and images of the truth; then pixel accuracy."""
     width = max(map(len, classes), default=0)
-    pixels = confusion.sum(1)
-    lines = [f'{"class":<{width}}     IoU        pixels   share']
-    for name, iou, count in zip(classes, class_iou(confusion), pixels, strict=True):
-        share = count / max(1, pixels.sum())
+    hits, predicted, true = counts.sum(0)
+    images = np.count_nonzero(counts[:, 2], axis=0)
+    lines = [f'{"class":<{width}}     IoU        pixels   share  images']
+    for k, (name, iou) in enumerate(zip(classes, iou_of_counts(hits, predicted, true), strict=True)):
+        share = true[k] / max(1, true.sum())
         shown = '-' if np.isnan(iou) else f'{iou:.4f}'
-        lines.append(f'{name:<{width}}  {shown:>6}  {count:>12,}  {share:>6.2%}')
-    lines.append(f'pixel accuracy {pixel_accuracy(confusion):.4f}')
-    lines.append(f'mIoU {mean_iou(confusion):.4f}')
+        lines.append(f'{name:<{width}}  {shown:>6}  {true[k]:>12,}  {share:>6.2%}  {images[k]:>6}')
+    lines.append(f'pixel accuracy {hits.sum() / max(1, true.sum()):.4f}')
     return '\n'.join(lines)
 
 

@@ -195,6 +195,8 @@ def scale_annotation(number: int, annotation: dict, size: tuple[int, int], categ
 def make_demo(args: Namespace) -> None:
     from scenes import make_demo_set
 
+    if min(args.train, args.test) < 1:
+        raise BadInput(f'--train {args.train} --test {args.test}: expected 1 or more of each')
     make_folder(args.out)
     if any(args.out.iterdir()) and not (args.out / 'test_labels.json').exists():
         raise BadInput(f'{args.out}: is not empty and not a demo set; give another --out')

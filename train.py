@@ -54,6 +54,7 @@ from utils import (
     Ranks,
     append_metrics,
     check_run,
+    hold_run,
     load_checkpoint,
     load_model_state,
     log,
@@ -120,31 +121,34 @@ def main(
         load_model_state(model, start['model'], cfg.weights)
     left_out = load_mmseg(model, published, cfg.encoder, cfg.weights) if is_published and not resume else []
     torch.manual_seed(cfg.seed + ranks.rank)  # the same weights on every rank, but not the same dropout
-    folder = open_run(cfg, fold, overwrite) if ranks.is_main else None
-    start_log(folder, quiet=not ranks.is_main)
-    log.info(first_line(cfg, fold, cache, train_rows, valid_rows))
-    if left_out:
-        log.info(f'{cfg.weights}: of another number of classes, and left out: {", ".join(left_out)}')
-    if pseudo is not None:
-        log.info(f'{len(pseudo.cache)} pseudo-labelled photos beside them, schedule {pseudo.schedule}')
-    trainer = Trainer(cfg, fold, held_out, model, ranks, cache, train_rows, pseudo)
-    rates = [group['peak_lr'] for group in trainer.optimizer.param_groups]
-    if min(rates) < max(rates):
-        log.info(f'learning rates: {min(rates):.1e} to {max(rates):.1e} in {len(rates)} groups of parameters')
-    if resume:
-        trainer.resume(cfg.run_dir(fold) / 'last.pt')
-    board = SummaryWriter(str(folder / 'tensorboard'), purge_step=trainer.epoch) if folder else None
-    for epoch in range(trainer.epoch, cfg.epochs):
-        started = time.monotonic()
-        loss = trainer.train_epoch(epoch)
-        ranks.share(trainer.averaged)
-        confusion = evaluate(trainer.averaged, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
-        if ranks.is_main:
-            report_epoch(folder, board, cfg, epoch, trainer, loss, confusion, time.monotonic() - started)
-            trainer.save(folder, confusion)
-        ranks.wait()
-    if board is not None:
-        board.close()
+    with hold_run(cfg.run_dir(fold) if ranks.is_main else None):
+        folder = open_run(cfg, fold, overwrite) if ranks.is_main else None
+        start_log(folder, quiet=not ranks.is_main)
+        log.info(first_line(cfg, fold, cache, train_rows, valid_rows))
+        if left_out:
+            log.info(f'{cfg.weights}: of another number of classes, and left out: {", ".join(left_out)}')
+        if pseudo is not None:
+            log.info(f'{len(pseudo.cache)} pseudo-labelled photos beside them, schedule {pseudo.schedule}')
+        trainer = Trainer(cfg, fold, held_out, model, ranks, cache, train_rows, pseudo)
+        rates = [group['peak_lr'] for group in trainer.optimizer.param_groups]
+        if min(rates) < max(rates):
+            log.info(
+                f'learning rates: {min(rates):.1e} to {max(rates):.1e} in {len(rates)} groups of parameters'
+            )
+        if resume:
+            trainer.resume(cfg.run_dir(fold) / 'last.pt')
+        board = SummaryWriter(str(folder / 'tensorboard'), purge_step=trainer.epoch) if folder else None
+        for epoch in range(trainer.epoch, cfg.epochs):
+            started = time.monotonic()
+            loss = trainer.train_epoch(epoch)
+            ranks.share(trainer.averaged)
+            confusion = evaluate(trainer.averaged, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
+            if ranks.is_main:
+                report_epoch(folder, board, cfg, epoch, trainer, loss, confusion, time.monotonic() - started)
+                trainer.save(folder, confusion)
+            ranks.wait()
+        if board is not None:
+            board.close()
     if ranks.is_main and len(valid_rows):
         log.info(
             f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch}; wrote '

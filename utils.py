@@ -2,6 +2,7 @@
 
 import atexit
 import csv
+import fcntl
 import io
 import logging
 import os
@@ -9,6 +10,8 @@ import pickle
 import random
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -140,11 +143,10 @@ def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> None:
 
 
 def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
-    """The run's folder, with its config in it. overwrite: without what an earlier run left there, and without
-    the predictions over all folds, of which that run was one.
+    """The run's folder, which hold_run made, with its config in it. overwrite: without what an earlier run
+    left there, and without the predictions over all folds, of which that run was one.
     """
     folder = cfg.run_dir(fold)
-    make_folder(folder)
     if overwrite:
         predictions = [f'{split}{end}' for split in ('oof', 'test') for end in ('.csv', '_probs.npy')]
         merged = [folder.parent / name for name in predictions] if fold >= 0 else []
@@ -154,6 +156,25 @@ def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
             path.unlink(missing_ok=True)
     write_text(folder / 'config.yaml', dump_config(cfg))
     return folder
+
+
+@contextmanager
+def hold_run(folder: Path | None) -> Iterator[None]:
+    """Keeps a run's folder for this process; None keeps nothing. Raises BadInput where another has it."""
+    if folder is None:
+        yield
+        return
+    make_folder(folder)
+    with (folder / '.lock').open('a+') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BadInput(f'{folder}: process {file.read().strip()} is training here now') from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def start_log(folder: Path | None, quiet: bool = False) -> None:

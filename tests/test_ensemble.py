@@ -483,3 +483,16 @@ def test_search_refuses(runs, tmp_path):
     with pytest.raises(BadInput, match=r'train_all\.json: not JSON'):
         main(argv)
     assert not out.exists()
+
+
+def test_compare_says_which_is_better(runs, capsys):
+    good, bad = (runs / 'output' / name / 'fold0' / 'oof.csv' for name in ('good', 'bad'))
+    data = ['--data', str(runs / 'data')]
+    assert main(['compare', str(good), str(bad), *data]) == 0
+    printed = capsys.readouterr().out
+    assert 'the first is better' in printed and f'{good}: mIoU ' in printed
+    assert main(['compare', str(good), str(good), *data]) == 0
+    assert 'not to be told apart' in capsys.readouterr().out
+    other = runs / 'output' / 'good' / 'fold1' / 'oof.csv'
+    with pytest.raises(BadInput, match='has no row of image'):
+        main(['compare', str(good), str(other), *data])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics import class_iou, confusion_matrix, format_table, mean_iou, pixel_accuracy
+from metrics import class_iou, confusion_matrix, format_table, image_counts, mean_iou, pixel_accuracy
 
 COUNTS = st.sampled_from([11, 15, 16, 255]) | st.integers(1, 255)  # of classes; from 16 on codes are wider
 
@@ -75,17 +75,17 @@ def test_nothing_to_score(recwarn):
     nothing = confusion_matrix(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8), 3)
     assert not nothing.any()
     assert math.isnan(mean_iou(nothing)) and math.isnan(pixel_accuracy(nothing))
-    assert 'mIoU nan' in format_table(nothing, ('a', 'b', 'c'))
+    assert 'pixel accuracy 0.0' in format_table(image_counts(nothing)[None], ('a', 'b', 'c'))
     assert not len(recwarn)
 
 
 def test_table():
-    confusion = np.array([[60, 20, 0], [0, 20, 0], [0, 0, 0]])
-    assert format_table(confusion, ('Background', 'Paper', 'Glass')).splitlines() == [
-        'class          IoU        pixels   share',
-        'Background  0.7500            80  80.00%',
-        'Paper       0.5000            20  20.00%',
-        'Glass            -             0   0.00%',
-        'pixel accuracy 0.8000',
-        'mIoU 0.6250',
+    first = image_counts(np.array([[60, 20, 0], [0, 20, 0], [0, 0, 0]]))
+    second = image_counts(np.array([[20, 0, 0], [0, 0, 0], [0, 0, 0]]))
+    assert format_table(np.stack([first, second]), ('Background', 'Paper', 'Glass')).splitlines() == [
+        'class          IoU        pixels   share  images',
+        'Background  0.8000           100  83.33%       2',
+        'Paper       0.5000            20  16.67%       1',
+        'Glass            -             0   0.00%       0',
+        'pixel accuracy 0.8333',
     ]

@@ -107,6 +107,12 @@ def test_taco_becomes_a_training_set(taco, tmp_path, capsys):
     print(f'{time.monotonic() - started:.1f} s')
 
 
+def test_demo_set_of_nothing(tmp_path):
+    with pytest.raises(BadInput, match='--train -1 --test 40: expected 1 or more of each'):
+        prepare.command(['demo', '--out', str(tmp_path / 'demo'), '--train', '-1'])
+    assert not (tmp_path / 'demo').exists()
+
+
 def test_taco_does_not_write_over_what_is_there(tmp_path):
     (tmp_path / 'a.json').write_text(json.dumps({'images': [], 'categories': [], 'annotations': []}))
     (tmp_path / 'train_all.json').write_text('mine')

@@ -29,7 +29,7 @@ from models import SegModel
 from predict import evaluate
 from submission import read_masks
 from train import build_optimizer, lr_factor
-from utils import load_checkpoint, save_checkpoint
+from utils import hold_run, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARN = dict(
@@ -78,7 +78,7 @@ def test_a_fold_learns_and_leaves_its_files(learned):
     assert float(rows[-1]['loss']) < 0.5 * float(rows[0]['loss'])
     assert max(float(row['miou']) for row in rows) == pytest.approx(scores[0], abs=1e-6)
     assert 'fold 0: 12 train, 12 valid, classes General trash' in (run / 'log.txt').read_text()
-    assert not list(run.glob('.*'))
+    assert not list(run.glob('.*.partial'))
 
 
 def test_oof_is_scored_as_training_was(learned):
@@ -287,6 +287,17 @@ def test_a_run_that_is_there_is_seen_before_anything_is_made(tiny, tmp_path):
     with pytest.raises(BadInput, match='holds this run already'):
         pseudo.main(elsewhere, 0, [tiny.name], 'full')
     assert not (tmp_path / 'other_cache').exists()
+
+
+def test_a_run_that_is_going_on_elsewhere(tiny):
+    train.main(tiny, 0)
+    before = (tiny.run_dir(0) / 'last.pt').read_bytes()
+    with hold_run(tiny.run_dir(0)):
+        with pytest.raises(BadInput, match=f'process {os.getpid()} is training here now'):
+            train.main(tiny, 0, resume=True)
+        with pytest.raises(BadInput, match='is training here now'):
+            train.main(tiny, 0, overwrite=True)
+    assert (tiny.run_dir(0) / 'last.pt').read_bytes() == before
 
 
 def test_overwrite_takes_all_that_the_older_run_made(tiny):
