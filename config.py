@@ -100,7 +100,10 @@ class Config(BaseModel):
     photometric: Probability = Field(
         1.0, description='random brightness, contrast, saturation and hue, each by half a chance'
     )
-    shift_rotate: Probability = Field(0.0, description='shift, scale and rotate a little')
+    copy_paste: Probability = Field(
+        0.0, description='paste an object of another training photo, of a rare class rather than a common one'
+    )
+    shift_rotate: Probability = Field(0.0, description='shift, scale and rotate, by up to 45 degrees')
     elastic: Probability = Field(0.0, description='elastic or perspective distortion, one of the two')
     blur: Probability = Field(0.0, description='Gaussian or motion blur, one of the two')
     noise: Probability = Field(0.0, description='Gaussian noise')

@@ -6,6 +6,7 @@ if is_mmseg(state_dict):
 
 import re
 
+import torch
 from torch import Tensor
 
 from config import BadInput
@@ -137,6 +138,9 @@ def convert_mmseg(state_dict: dict[str, Tensor], encoder: str) -> dict[str, Tens
 def convert_encoder(state_dict: dict[str, Tensor], family: str) -> dict[str, Tensor]:
     """A backbone's tensors, as encoder.* and neck.*."""
     converted = {}
+    if family == 'vit' and 'backbone.patch_embed.projection.bias' not in state_dict:
+        width = len(state_dict['backbone.patch_embed.projection.weight'])
+        state_dict = {**state_dict, 'backbone.patch_embed.projection.bias': torch.zeros(width)}
     for name, tensor in state_dict.items():
         name = rename(name.removeprefix('backbone.'), ENCODER_NAMES[family])
         if COMPUTED.search(name):

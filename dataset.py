@@ -28,7 +28,7 @@ from scipy.sparse.csgraph import connected_components
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from augment import Augment
+from augment import Augment, paste_object
 from coco import CocoSet, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, one_line
 from files import make_folder, write_text
@@ -296,6 +296,11 @@ class TrainingSet(Dataset):
         self.sources = [(cache, int(row)) for row in rows]
         if pseudo is not None:
             self.sources += [(pseudo, row) for row in range(len(pseudo))]
+        self.copy_paste = cfg.copy_paste
+        self.donors: dict[int, list[int]] = {}  # rows with an object of each class
+        for row in rows:
+            for category in {a.category_id for a in cache.coco.photos[row].annotations if not a.iscrowd}:
+                self.donors.setdefault(category, []).append(int(row))
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -304,10 +309,23 @@ class TrainingSet(Dataset):
         """image (3, C, C) and mask (C, C), both uint8, and the position."""
         epoch, position = key
         cache, row = self.sources[position]
-        image, mask = self.augment(
-            cache.photos[row], cache.masks[row], np.random.default_rng((self.seed, epoch, position))
-        )
+        rng = np.random.default_rng((self.seed, epoch, position))
+        image, mask = cache.photos[row], cache.masks[row]
+        if self.donors and self.copy_paste and rng.random() < self.copy_paste:
+            image, mask = self.paste(image, mask, rng)
+        image, mask = self.augment(image, mask, rng)
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask), position
+
+    def paste(
+        self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """An object of a random training photo in it; a class in half as many photos comes twice as often."""
+        categories = sorted(self.donors)
+        chances = np.array([1 / len(self.donors[category]) for category in categories])
+        category = int(rng.choice(categories, p=chances / chances.sum()))
+        cache = self.sources[0][0]
+        donor = int(rng.choice(self.donors[category]))
+        return paste_object(image, mask, cache.photos[donor], cache.masks[donor], category, rng)
 
     def name(self, position: int) -> str:
         cache, row = self.sources[position]

@@ -3,6 +3,7 @@
     python ensemble.py output/*/fold*/test.csv --out output/submission.csv
     python ensemble.py output/a/test.csv output/b/test.csv --weights 2 1 --out output/submission.csv
     python ensemble.py output/*/fold*/test.csv --search --out output/submission.csv
+    python ensemble.py output/*/test.csv --soft --out output/submission.csv     # of infer.py --save-probs
     python ensemble.py compare output/a/oof.csv output/b/oof.csv --data input/data
 
 compare says which of two predictions of the same training photos is better, and how sure that is.
@@ -34,7 +35,7 @@ import numpy as np
 from tqdm import tqdm
 
 from coco import Photo, board_truth, draw_mask, read_coco
-from config import DONE, ArgumentParser, BadInput, add_config_arguments, read_yaml, run_script
+from config import DONE, ArgumentParser, BadInput, add_config_arguments, one_line, read_yaml, run_script
 from intervals import DRAWS, LEVEL, interval, paired_by_class, paired_interval, verdict
 from metrics import confusion_matrix, image_counts
 from search import Sample, count_votes, format_search, search_weights
@@ -60,11 +61,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--out', type=Path, required=True, metavar='CSV', help='the submission to write')
     how = parser.add_mutually_exclusive_group()
     how.add_argument('--weights', nargs='+', type=parse_weight, metavar='W', help='one a CSV; by default 1')
+    parser.add_argument(
+        '--soft', action='store_true', help='average the *_probs.npy beside each CSV (infer.py --save-probs)'
+    )
     how.add_argument('--search', action='store_true', help='choose weights on the oof.csv beside each CSV')
     parser.add_argument('--class-weights', type=Path, metavar='YAML', help='weights by the class voted for')
     parser.add_argument('--data', type=Path, help='data root; rows are then in the order of its test.json')
     add_config_arguments(parser, required=False)
     args = parser.parse_args(argv)
+    if args.search and args.soft:
+        parser.error('--search weighs hard votes: leave out --soft')
     if args.search and args.class_weights:
         parser.error('--class-weights are not searched: leave out --search')
     classes, data = classes_and_data(args)
@@ -77,7 +83,10 @@ def main(argv: list[str] | None = None) -> int:
         weights = searched_weights(members, data, classes)
     by_class = read_class_weights(args.class_weights, members, len(classes))
     table = weight_table(weights, by_class)
-    print(vote_files(members, weights, table, args.out, image_ids))
+    if args.soft:
+        print(soft_vote_files(members, table, args.out, image_ids))
+    else:
+        print(vote_files(members, weights, table, args.out, image_ids))
     print(f'next: python submission.py check {args.out} --data {data}')
     return DONE
 
@@ -180,6 +189,45 @@ def vote_files(
             contested += open_pixels.size
             writer.write(image_id, winner.reshape(SIDE, SIDE))
     return format_vote(members, weights, outvoted, differ, contested, len(image_ids), out)
+
+
+def soft_vote_files(
+    members: Sequence[Member], table: np.ndarray, out: Path, image_ids: Sequence[str] | None = None
+) -> str:
+    """Writes the class of the highest weighted mean probability: of each CSV's <name>_probs.npy, whose rows
+    are those of the CSV; table (M, K) has the weights. One photo of each is in memory at a time.
+
+    A tie goes to the lower class. Raises BadInput.
+    """
+    weights = (table / table.sum(0).max()).astype(np.float32)[:, :, None, None]
+    with ExitStack() as stack:
+        readers = [stack.enter_context(SubmissionReader(m.path, table.shape[1])) for m in members]
+        where = 'test.json' if image_ids is not None else members[0].path
+        image_ids = readers[0].image_ids if image_ids is None else image_ids
+        probs = [open_probs(reader, table.shape[1]) for reader in readers]
+        for reader in readers:
+            require_same_images(image_ids, where, reader)
+        rows = [{image_id: row for row, image_id in enumerate(reader.image_ids)} for reader in readers]
+        writer = stack.enter_context(SubmissionWriter(out))
+        for image_id in tqdm(image_ids, desc='soft vote', unit='image', leave=False, disable=None):
+            mean = sum(w * p[row[image_id]] for w, p, row in zip(weights, probs, rows, strict=True))
+            writer.write(image_id, mean.argmax(0).astype(np.uint8))
+    return f'{out}: the mean of the probabilities of {len(members)} models on {len(image_ids)} images'
+
+
+def open_probs(reader: SubmissionReader, num_classes: int) -> np.ndarray:
+    """(n, K, 256, 256) uint8, memory-mapped, of the rows of a CSV. Raises BadInput."""
+    path = reader.path.with_name(f'{reader.path.stem}_probs.npy')
+    try:
+        probs = np.load(path, mmap_mode='r')
+    except FileNotFoundError:
+        raise BadInput(f'{path}: no such file; infer.py --save-probs writes it beside the CSV') from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f'{path}: not probabilities, or cut off: {one_line(error)}') from None
+    expected = (len(reader.image_ids), num_classes, SIDE, SIDE)
+    if probs.shape != expected or probs.dtype != np.uint8:
+        raise BadInput(f'{path}: found {probs.shape} {probs.dtype}, expected {expected} uint8')
+    return probs
 
 
 def vote(preds: np.ndarray, table: np.ndarray) -> np.ndarray:

@@ -4,7 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
-from augment import Augment, largest_share, photometric_distortion, resample, scale_and_crop
+from augment import (
+    Augment,
+    largest_share,
+    paste_object,
+    photometric_distortion,
+    resample,
+    scale_and_crop,
+)
 from coco import IGNORED
 
 FILL = (124, 116, 104)
@@ -103,3 +110,28 @@ def test_photometric_stays_a_picture():
     assert sum(not np.array_equal(out, photo) for out in outs) > 20
     means = [out.mean() for out in outs]
     assert max(means) - min(means) > 20
+
+
+def test_pasted_object_is_in_photo_and_mask_alike():
+    rng = np.random.default_rng(0)
+    photo, mask = np.full((128, 128, 3), 10, np.uint8), np.zeros((128, 128), np.uint8)
+    donor, donor_mask = np.full((128, 128, 3), 200, np.uint8), np.zeros((128, 128), np.uint8)
+    donor_mask[20:60, 30:50] = 9
+    donor_mask[100:102, 100:102] = 9  # too small to be worth it
+    donor_mask[80:120, 10:90] = 4  # of another class
+    areas = set()
+    for _ in range(20):
+        new, new_mask = paste_object(photo, mask, donor, donor_mask, 9, rng)
+        assert set(np.unique(new_mask).tolist()) == {0, 9}
+        inside = cv2.erode((new_mask == 9).astype(np.uint8), np.ones((3, 3))) > 0
+        outside = cv2.dilate((new_mask == 9).astype(np.uint8), np.ones((3, 3))) == 0
+        assert (new[inside] == 200).all() and (new[outside] == 10).all()
+        areas.add(int((new_mask == 9).sum()))
+    assert len(areas) > 5 and min(areas) >= 180 and max(areas) <= 1.5**2 * 800
+    assert not mask.any() and (photo == 10).all()  # what is in the cache stays as it is
+
+
+def test_nothing_to_paste():
+    photo, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    new, new_mask = paste_object(photo, mask, photo, mask, 3, np.random.default_rng(0))
+    assert new is photo and new_mask is mask

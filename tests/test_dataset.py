@@ -198,6 +198,18 @@ def test_samples_are_never_views_of_the_cache(tiny):
         samples[0, 0][0].zero_()
 
 
+def test_rare_classes_are_pasted_more_often(tiny):
+    cache = open_cache(tiny, 'train')
+    rows = np.arange(len(cache))
+    samples = TrainingSet(tiny.model_copy(update={'copy_paste': 1.0}), cache, rows, (0, 0, 0))
+    samples.donors = {3: samples.donors[3], 4: samples.donors[4][:1]}
+    black = np.zeros((256, 256, 3), np.uint8), np.zeros((256, 256), np.uint8)
+    rng = np.random.default_rng(0)
+    pasted = np.concatenate([np.unique(samples.paste(*black, rng)[1]) for _ in range(60)])
+    assert (pasted == 4).sum() > 2 * (pasted == 3).sum() > 0
+    assert torch.equal(samples[2, 5][0], samples[2, 5][0])  # from (seed, epoch, position) alone
+
+
 def test_no_room_for_the_cache_leaves_nothing(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
     with pytest.raises(BadInput, match='which are not free there'):

@@ -496,3 +496,39 @@ def test_compare_says_which_is_better(runs, capsys):
     other = runs / 'output' / 'good' / 'fold1' / 'oof.csv'
     with pytest.raises(BadInput, match='has no row of image'):
         main(['compare', str(good), str(other), *data])
+
+
+def write_probs(folder: Path, ids: list[str], seed: int) -> np.ndarray:
+    """A test.csv and its test_probs.npy; the probabilities."""
+    probs = np.random.default_rng(seed).integers(0, 256, (len(ids), 11, SIDE, SIDE), np.uint8)
+    write_csv(folder / 'test.csv', dict(zip(ids, probs.argmax(1).astype(np.uint8), strict=True)))
+    np.save(folder / 'test_probs.npy', probs)
+    return probs
+
+
+def test_soft_vote_is_the_weighted_mean(tmp_path, capsys):
+    a = write_probs(tmp_path / 'a', ['x.jpg', 'y.jpg'], 0)
+    b = write_probs(tmp_path / 'b', ['y.jpg', 'x.jpg'], 1)[::-1]  # votes meet by image_id
+    out = tmp_path / 'vote.csv'
+    csvs = [str(tmp_path / name / 'test.csv') for name in 'ab']
+    assert main([*csvs, '--soft', '--weights', '3', '1', '--out', str(out)]) == 0
+    expected = (3.0 * a + b).argmax(1)
+    masks = read_masks(out)
+    assert all(np.array_equal(masks[name], expected[i]) for i, name in enumerate(('x.jpg', 'y.jpg')))
+    assert 'mean of the probabilities of 2 models on 2 images' in capsys.readouterr().out
+
+
+def test_soft_vote_refuses(tmp_path):
+    write_probs(tmp_path / 'a', ['x.jpg'], 0)
+    path = tmp_path / 'a' / 'test_probs.npy'
+    argv = [str(tmp_path / 'a' / 'test.csv'), '--soft', '--out', str(tmp_path / 'vote.csv')]
+    np.save(path, np.zeros((2, 11, SIDE, SIDE), np.uint8))
+    with pytest.raises(BadInput, match='expected .1, 11, 256, 256. uint8'):
+        main(argv)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(BadInput, match='not probabilities, or cut off'):
+        main(argv)
+    path.unlink()
+    with pytest.raises(BadInput, match='infer.py --save-probs writes it'):
+        main(argv)
+    assert not (tmp_path / 'vote.csv').exists()

@@ -265,7 +265,9 @@ def test_gradient_checkpointing_where_timm_has_none(tiny):
 
 
 @pytest.mark.parametrize(
-    'encoder', [name for name in TINY_OF_FAMILY if 'twins' not in name and 'swin' not in name]
+    'encoder',
+    [name for name in TINY_OF_FAMILY if 'twins' not in name]
+    + ['vit_tiny_patch16_224', 'beit_base_patch16_224', 'vit_small_patch16_dinov3'],
 )
 def test_gradient_checkpointing_gives_the_same_gradients(tiny, encoder):
     cfg = tiny.model_copy(update={'encoder': encoder, 'aux_weight': 0.0, 'dropout': 0.0})

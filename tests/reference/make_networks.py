@@ -60,6 +60,19 @@ def auxiliary(width: int, channels: int = 8) -> dict:
     return head('FCNHead', in_channels=width, in_index=2, channels=channels, num_convs=1, concat_input=False)
 
 
+def setr(index: int) -> dict:
+    return head(
+        'SETRUPHead',
+        in_channels=32,
+        in_index=index,
+        channels=16,
+        num_convs=1,
+        kernel_size=1,
+        up_scale=4,
+        dropout_ratio=0,
+    )
+
+
 def knet(widths: list[int], channels: int = 16) -> dict:
     updater = {
         'type': 'KernelUpdator',
@@ -235,6 +248,45 @@ def networks() -> dict[str, dict]:
                 ],
             },
         },
+        'vit_setr': {
+            'encoder': 'vit_tiny_patch16_224',
+            'options': {'embed_dim': 32, 'depth': 4, 'num_heads': 2},
+            'config': {
+                'head': 'setr_naive',
+                'head_channels': 16,
+                'aux_channels': 16,
+                'features': [1, 2, 3, 4],
+                'neck': 'none',
+            },
+            'model': {
+                'backbone': {
+                    'type': 'VisionTransformer',
+                    'img_size': (SIDE, SIDE),
+                    'patch_size': 16,
+                    'embed_dims': 32,
+                    'num_layers': 4,
+                    'num_heads': 2,
+                    'out_indices': (0, 1, 2, 3),
+                    'norm_cfg': {'type': 'LN', 'eps': 1e-6},
+                },
+                'decode_head': setr(3),
+                'auxiliary_head': [setr(i) for i in range(3)],
+            },
+        },
+        'mit_features': {  # without a head, since smp's differs: the four features themselves
+            'encoder': 'mit_b0',
+            'options': {},
+            'config': {},
+            'model': {
+                'backbone': {
+                    'type': 'MixVisionTransformer',
+                    'embed_dims': 32,
+                    'num_heads': [1, 2, 5, 8],
+                    'num_layers': [2, 2, 2, 2],
+                },
+                'decode_head': auxiliary(160),
+            },
+        },
         'resnet_fcn': {
             'encoder': 'resnet18',
             'options': {'channels': [8, 16, 32, 64]},
@@ -297,9 +349,10 @@ def main() -> None:
         with torch.no_grad():
             randomise(model, generator)
             logits = model(image, mode='tensor')
+            feats = model.backbone(image) if name == 'mit_features' else []
         state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
         path = args.out / f'{name}.pt'
-        torch.save({**network, 'state_dict': state, 'image': image, 'logits': logits}, path)
+        torch.save({**network, 'state_dict': state, 'image': image, 'logits': logits, 'feats': feats}, path)
         print(f'{path}: {path.stat().st_size / 1e3:.0f} kB, logits {tuple(logits.shape)}')
 
 
