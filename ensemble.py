@@ -7,7 +7,8 @@
     python ensemble.py compare output/a/oof.csv output/b/oof.csv --data input/data
 
 compare says which of two predictions of the same training photos is better, and how sure that is.
---search chooses each model's weight on the oof.csv beside its test.csv, and says where one model is better.
+--search chooses each model's weight on the oof.csv beside its test.csv, says where one model is better, and
+keeps the weights in ensemble.yaml beside --out, which --recipe applies again, to the same members alone.
 Votes meet by image_id; rows are in the order of the first CSV, or of --data's test.json. A tie goes to the
 tied class of the earliest CSV on the command line; votes of weight 0 do not count. Weights are the decimals
 that are typed, added up exactly: 0.1 + 0.2 ties with 0.3. One row of each CSV is in memory at a time.
@@ -21,9 +22,10 @@ Shapes: M members or models, K classes.
 
 import argparse
 import difflib
+import hashlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,13 +34,15 @@ from math import gcd, lcm
 from pathlib import Path
 
 import numpy as np
+import yaml
 from tqdm import tqdm
 
 from coco import Photo, board_truth, draw_mask, read_coco
 from config import DONE, ArgumentParser, BadInput, add_config_arguments, one_line, read_yaml, run_script
+from files import write_text
 from intervals import DRAWS, LEVEL, interval, paired_by_class, paired_interval, verdict
 from metrics import confusion_matrix, image_counts
-from search import Sample, count_votes, format_search, search_weights
+from search import Sample, SearchResult, count_votes, format_search, search_weights
 from submission import (
     PIXELS,
     SIDE,
@@ -64,7 +68,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--soft', action='store_true', help='average the *_probs.npy beside each CSV (infer.py --save-probs)'
     )
-    how.add_argument('--search', action='store_true', help='choose weights on the oof.csv beside each CSV')
+    how.add_argument(
+        '--search',
+        action='store_true',
+        help='choose weights on the oof.csv beside each CSV, and keep them in ensemble.yaml beside --out',
+    )
+    how.add_argument('--recipe', type=Path, metavar='YAML', help='the weights that a search has kept')
     parser.add_argument('--class-weights', type=Path, metavar='YAML', help='weights by the class voted for')
     parser.add_argument('--data', type=Path, help='data root; rows are then in the order of its test.json')
     add_config_arguments(parser, required=False)
@@ -81,6 +90,9 @@ def main(argv: list[str] | None = None) -> int:
         raise BadInput(f'--weights: found {len(weights)}, expected {len(members)}, one a CSV')
     if args.search:
         weights = searched_weights(members, data, classes)
+        write_recipe(args.out.with_name('ensemble.yaml'), members, weights)
+    if args.recipe is not None:
+        weights = read_recipe(args.recipe, members)
     by_class = read_class_weights(args.class_weights, members, len(classes))
     table = weight_table(weights, by_class)
     if args.soft:
@@ -335,11 +347,78 @@ def searched_weights(members: Sequence[Member], data: Path, classes: tuple[str, 
     for member in members:
         oof.setdefault(member.folder, []).append(member)
     photos = {photo.file_name: photo for photo in read_coco(data, 'train', classes).photos}
-    samples = read_samples(list(oof.values()), photos, data, len(classes))
-    result = search_weights(count_votes(samples, len(oof), len(classes)))
+
+    def samples() -> Iterator[Sample]:
+        return read_samples(list(oof.values()), photos, data, len(classes))
+
+    result = search_weights(count_votes(samples(), len(oof), len(classes)))
     print(format_search(result, [str(folder) for folder in oof]))
+    print(format_gain(samples(), result, len(classes)))
     shares = {folder: Fraction(w, len(oof[folder])) for folder, w in zip(oof, result.weights, strict=True)}
     return [shares[member.folder] for member in members]
+
+
+def format_gain(samples: Iterable[Sample], result: SearchResult, num_classes: int) -> str:
+    """By how much the vote is better than the best model, both chosen without the photos that they are
+    scored on, with a paired interval over these.
+    """
+    counts: list[list[np.ndarray]] = [[], []]
+    for part, truth, preds in samples:
+        for chosen, own in zip((result.part_weights, result.part_singles), counts, strict=True):
+            table = np.tile(np.array(chosen[part])[:, None], num_classes)
+            own.append(image_counts(confusion_matrix(truth, vote(preds, table), num_classes)))
+    gain = paired_interval(*map(np.stack, counts))
+    return (
+        f'the vote - the best model, out of sample: {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]; '
+        f'{verdict(gain, len(counts[0]))}'
+    )
+
+
+def write_recipe(path: Path, members: Sequence[Member], weights: Sequence[Fraction]) -> None:
+    """The members, each known by its oof.csv, and their weights."""
+    listed = [
+        {'csv': str(member.path), 'oof': oof_hash(member), 'weight': str(weight)}
+        for member, weight in zip(members, weights, strict=True)
+    ]
+    write_text(path, yaml.safe_dump({'rule': 'hard vote', 'members': listed}, sort_keys=False))
+    print(f'wrote {path}; ensemble.py --recipe {path} applies it again')
+
+
+def read_recipe(path: Path, members: Sequence[Member]) -> list[Fraction]:
+    """The weights of the members in a recipe. Raises BadInput where these are not its members."""
+    recipe = read_yaml(path)
+    try:
+        found = {
+            str(one['oof']): (str(one['csv']), parse_weight_of(one['weight'])) for one in recipe['members']
+        }
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        raise BadInput(f'{path}: not a recipe of ensemble.py --search') from None
+    given = {oof_hash(member): member for member in members}
+    for key, member in given.items():
+        if key not in found:
+            raise BadInput(f'{member.path}: is no member of {path}: its oof.csv is another one')
+    for key, (csv, weight) in found.items():
+        if weight and key not in given:
+            raise BadInput(f'{path}: its member {csv} is not among the CSVs')
+    return [found[key][1] for key in given]
+
+
+def parse_weight_of(text: object) -> Fraction:
+    """A weight of a recipe, as 2 or 1/5."""
+    weight = Fraction(str(text))
+    if weight < 0:
+        raise ValueError('a weight below 0')
+    return weight
+
+
+def oof_hash(member: Member) -> str:
+    """Which model and fold a CSV is of: the SHA-256 of the oof.csv beside it. Raises BadInput."""
+    path = member.path.with_name('oof.csv')
+    try:
+        with path.open('rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+    except OSError as error:
+        raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
 
 
 def read_samples(

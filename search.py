@@ -137,7 +137,12 @@ class SearchResult:
     best_out_of_sample: float
     single_out_of_sample: float  # of the best single model, chosen in the same way
     weights: tuple[int, ...]  # the ones to use
-    num_parts: int
+    part_weights: tuple[tuple[int, ...], ...]  # of each part, the best chosen without it
+    part_singles: tuple[tuple[int, ...], ...]  # of each part, the best single model chosen without it
+
+    @property
+    def num_parts(self) -> int:
+        return len(self.part_weights)
 
 
 def search_weights(counts: VoteCounts) -> SearchResult:
@@ -165,8 +170,9 @@ def search_weights(counts: VoteCounts) -> SearchResult:
 
     best = choose(0)
     parts = range(1, scorer.num_parts + 1)
-    best_out = out_of_sample([choose(part) for part in parts])
-    single_out = out_of_sample([singles[single_scores[:, part].argmax()] for part in parts])
+    part_weights = [choose(part) for part in parts]
+    part_singles = [singles[single_scores[:, part].argmax()] for part in parts]
+    best_out, single_out = out_of_sample(part_weights), out_of_sample(part_singles)
     equal_score = float(scorer.scores(equal)[0, 0])
     options = [(single_out, singles[single_scores[:, 0].argmax()]), (equal_score, equal[0]), (best_out, best)]
     _, weights = max(options, key=lambda option: option[0])  # the simplest of equally good ones
@@ -178,7 +184,8 @@ def search_weights(counts: VoteCounts) -> SearchResult:
         best_out_of_sample=best_out,
         single_out_of_sample=single_out,
         weights=tuple(weights.tolist()),
-        num_parts=scorer.num_parts,
+        part_weights=tuple(tuple(chosen.tolist()) for chosen in part_weights),
+        part_singles=tuple(tuple(chosen.tolist()) for chosen in part_singles),
     )
 
 

@@ -35,6 +35,11 @@ members=(output/demo/fold{0,1}/test.csv output/demo-pseudo/fold{0,1}/test.csv)
 python ensemble.py "${members[@]}" --out output/submission.csv --data "$data"
 python submission.py check output/submission.csv --data "$data"
 
+step 'Does a vote of the two models pay? Asked of the photos that neither had seen; each is the mean of its folds'
+for name in demo demo-pseudo; do python infer.py "${cfg[@]}" --fold all --split test "${set[@]}" name=$name; done
+means=(output/demo/test.csv output/demo-pseudo/test.csv)
+python ensemble.py "${means[@]}" --search --data "$data" --out output/searched.csv
+
 step 'What it looks like, and how good it is by the labels that were hidden until now'
 python viz.py pictures --csv output/submission.csv --data "$data" --split test --labels "$data/test_labels.json" --out output/demo.png
-python viz.py score "${members[@]}" output/submission.csv --labels "$data/test_labels.json"
+python viz.py score "${members[@]}" output/submission.csv "${means[@]}" output/searched.csv --labels "$data/test_labels.json"

@@ -532,3 +532,38 @@ def test_soft_vote_refuses(tmp_path):
     with pytest.raises(BadInput, match='infer.py --save-probs writes it'):
         main(argv)
     assert not (tmp_path / 'vote.csv').exists()
+
+
+def test_recipe_applies_the_search_to_the_same_members_alone(runs, tmp_path, capsys):
+    out, again = tmp_path / 'vote.csv', tmp_path / 'again.csv'
+    argv = search_command(runs, out)
+    assert main(argv) == 0
+    assert 'the vote - the best model, out of sample: ' in capsys.readouterr().out
+    recipe = tmp_path / 'ensemble.yaml'
+    csvs = [word for word in argv if word.endswith('test.csv')]
+    options = ['--recipe', str(recipe), '--out', str(again)]
+    assert main([*csvs, *options]) == 0
+    assert again.read_bytes() == out.read_bytes()
+    good = [csv for csv in csvs if '/good/' in csv]
+    with pytest.raises(BadInput, match='is not among the CSVs'):
+        main([good[0], *options])
+    oof = Path(good[0]).with_name('oof.csv')
+    oof.write_text(oof.read_text().replace(' 0 0\n', ' 0 1\n', 1))
+    with pytest.raises(BadInput, match='is no member of .*: its oof.csv is another one'):
+        main([*csvs, *options])
+    recipe.write_text('members: [1, 2]')
+    with pytest.raises(BadInput, match='not a recipe'):
+        main([*csvs, *options])
+
+
+def test_gain_is_the_out_of_sample_difference_of_the_search(runs):
+    members = [ensemble.find_members([runs / 'output' / name / f'fold{k}' / 'test.csv' for k in (0, 1)],
+                                     runs / 'x.csv') for name in ('bad', 'good')]  # fmt: skip
+    photos = {p.file_name: p for p in ensemble.read_coco(runs / 'data', 'train', CLASSES).photos}
+
+    def samples():
+        return ensemble.read_samples(members, photos, runs / 'data', 11)
+
+    result = search_weights(count_votes(samples(), 2, 11))
+    shown = ensemble.format_gain(samples(), result, 11)
+    assert f'{result.best_out_of_sample - result.single_out_of_sample:+.4f} [' in shown
