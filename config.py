@@ -230,6 +230,11 @@ class Config(BaseModel):
     pseudo_threshold: Probability = Field(
         0.8, description='pixels whose most probable class has less are ignored'
     )
+    pseudo_keep: Probability = Field(
+        0.0,
+        description='share of the pixels of each class that are kept, the surest, with a threshold a class '
+        'in place of pseudo_threshold; 0 is off',
+    )
 
     @model_validator(mode='before')
     @classmethod

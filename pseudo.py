@@ -6,11 +6,13 @@
 
 The teacher of fold k is the teachers' own fold k, so that the student is validated on photos whose labels
 never reached it. --teacher-folds all averages every fold of the teachers: better labels, and no validation
-score. Pixels under pseudo_threshold are ignored. Writes output/<name>-pseudo/fold<k>/ as train.py does, and
+score. Pixels under pseudo_threshold are ignored, or with pseudo_keep all but that share of each class, the
+surest. Writes output/<name>-pseudo/fold<k>/ as train.py does, and
 pseudo_masks.npy, the labels at cache_size.
 """
 
 import hashlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,7 @@ def label_origin(cfg: Config, runs: list[tuple[Config, int]], cache: Cache) -> d
     return {
         'teachers': teachers,
         'threshold': cfg.pseudo_threshold,
+        'keep': cfg.pseudo_keep,
         'views': {'flips': list(cfg.tta_flips), 'scales': list(cfg.tta_scales)},
         'photos': cache.coco.fingerprint,
         'side': cfg.cache_size,
@@ -96,13 +99,42 @@ def label(
 ) -> None:
     """Writes (n, S, S) uint8 labels of the test photos: the likeliest class of the teachers' mean
     probability, or IGNORED below the threshold. All teachers are in memory together, since a batch is
-    labelled at full size and never stored as probabilities."""
+    labelled at full size and never stored as probabilities.
+    """
     start_log(None)
-    partial = path.with_name(f'.{path.name}.partial')
-    masks = np.lib.format.open_memmap(partial, 'w+', np.uint8, cache.photos.shape[:3])
+    partial, sure_path = (path.with_name(f'.{path.name}{end}.partial') for end in ('', '.sure'))
+    shape = cache.photos.shape[:3]
+    try:
+        masks = np.lib.format.open_memmap(partial, 'w+', np.uint8, shape)
+        sure = np.lib.format.open_memmap(sure_path, 'w+', np.uint8, shape)  # 255 times the confidence
+        predict_labels(cfg, runs, cache, masks, sure, device)
+        cutoffs = class_cutoffs(masks, sure, cfg)
+        known = 0
+        for row in range(len(masks)):
+            masks[row][sure[row] < cutoffs[masks[row]]] = IGNORED
+            known += np.count_nonzero(masks[row] != IGNORED)
+        masks.flush()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+        sure_path.unlink(missing_ok=True)
+    print(f'pseudo-labels of {len(masks)} photos: {known / masks.size:.1%} of the pixels are sure enough')
+    if cfg.pseudo_keep:
+        shown = ', '.join(f'{name} {cutoffs[k] / 255:.2f}' for k, name in enumerate(cfg.classes))
+        print(f'thresholds: {shown}')
+
+
+def predict_labels(
+    cfg: Config,
+    runs: list[tuple[Config, int]],
+    cache: Cache,
+    masks: np.ndarray,
+    sure: np.ndarray,
+    device: torch.device,
+) -> None:
+    """Fills masks (n, S, S) with the likeliest class, sure with 255 times its probability, rounded down."""
     models = [load_run(teacher, k, device) for teacher, k in runs]
     loaders = [make_eval_loader(cache, np.arange(len(cache)), run.cfg) for run in models]
-    known = 0
     for batches in tqdm(
         zip(*loaders, strict=True), total=len(loaders[0]), desc='pseudo-labels', unit='batch', disable=None
     ):
@@ -112,15 +144,25 @@ def label(
                 for run, (images, _) in zip(models, batches, strict=True)
             ) / len(models)
         confidence, ids = probs.max(dim=1)
-        ids = ids.to(torch.uint8).masked_fill(confidence < cfg.pseudo_threshold, IGNORED)
-        masks[batches[0][1].numpy()] = ids.cpu().numpy()
-        known += int((ids != IGNORED).sum())
-    masks.flush()
-    partial.replace(path)
-    print(
-        f'pseudo-labels of {len(masks)} photos: {known / masks.size:.1%} of the pixels have at least '
-        f'{cfg.pseudo_threshold}'
-    )
+        rows = batches[0][1].numpy()
+        masks[rows] = ids.to(torch.uint8).cpu().numpy()
+        sure[rows] = (confidence * 255).to(torch.uint8).cpu().numpy()
+
+
+def class_cutoffs(masks: np.ndarray, sure: np.ndarray, cfg: Config) -> np.ndarray:
+    """(K,) the `sure` from which on a pixel of each class is kept: pseudo_threshold, or what leaves the share
+    pseudo_keep of the class's pixels, the surest (class-balanced self-training, arXiv:1810.07911).
+    """
+    num_classes = len(cfg.classes)
+    if not cfg.pseudo_keep:
+        return np.full(num_classes, math.ceil(255 * cfg.pseudo_threshold))
+    counts = np.zeros((num_classes, 256), np.int64)
+    for ids, values in zip(masks, sure, strict=True):
+        codes = ids.astype(np.int64) * 256 + values
+        counts += np.bincount(codes.ravel(), minlength=counts.size).reshape(counts.shape)
+    from_above = counts[:, ::-1].cumsum(axis=1)[:, ::-1]  # pixels at least as sure as each value
+    wanted = cfg.pseudo_keep * from_above[:, :1]
+    return np.maximum((from_above >= wanted).sum(axis=1) - 1, 0)
 
 
 def command(argv: list[str] | None = None) -> None:

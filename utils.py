@@ -42,8 +42,13 @@ FREE_KEYS = {
     'window',
     'downsample',
     'pseudo_threshold',
+    'pseudo_keep',
 }
-SCORE_KEYS = {'downsample', 'pseudo_threshold'}  # free for inference, but not for a run that goes on
+SCORE_KEYS = {
+    'downsample',
+    'pseudo_threshold',
+    'pseudo_keep',
+}  # free for inference, but not for a run that goes on
 
 
 # --- ranks
