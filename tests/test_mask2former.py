@@ -185,6 +185,17 @@ def test_matching_and_a_perfect_answer():
     assert set_loss(output, segments_of(truth[None])) < 0.2 * set_loss(output, absent)
 
 
+def test_matching_does_not_look_at_ignored_pixels():
+    """Query 0 is right where the truth is known, and draws on where it is not; query 1 is a little wrong."""
+    truth = torch.full((16, 16), IGNORED)
+    truth[:, :8] = 0
+    masks = torch.full((2, 16, 16), 4.0)
+    masks[1, :, 8:] = masks[1, :2] = -4.0
+    ids, binary = segments_of(truth[None])[0]
+    queries, _ = match(torch.zeros(2, 4), masks, ids, binary, 2000)
+    assert queries.tolist() == [0]
+
+
 def test_ignored_pixels_do_not_count():
     truth = torch.zeros(1, 32, 32, dtype=torch.long)
     truth[0, 8:24, 8:24] = 1
