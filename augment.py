@@ -9,6 +9,8 @@ the generator passed in. The standard chain is that of mmsegmentation's ADE20K c
 RandomCrop(cat_max_ratio), RandomFlip, PhotoMetricDistortion. Only what the crop keeps is resampled.
 """
 
+from collections.abc import Sequence
+
 import albumentations as A
 import cv2
 import numpy as np
@@ -19,6 +21,8 @@ from config import Config
 CROP_TRIES = 10  # before a crop that is too full of one class is taken all the same
 PASTE_AREA = 64  # pixels of an object that is worth pasting
 PASTE_SCALES = (0.5, 1.5)
+
+Sample = tuple[np.ndarray, np.ndarray]  # a photo (S, S, 3) and its mask (S, S), both uint8
 
 
 class Augment:
@@ -36,8 +40,17 @@ class Augment:
     ) -> tuple[np.ndarray, np.ndarray]:
         """A (C, C, 3) image and its (C, C) mask, both uint8 and contiguous."""
         cfg = self.cfg
+        focus = object_pixel(mask, rng) if cfg.crop_balance and rng.random() < cfg.crop_balance else None
         image, mask = scale_and_crop(
-            photo, mask, rng, cfg.image_size, cfg.crop_size, cfg.scale_range, cfg.crop_max_share, self.fill
+            photo,
+            mask,
+            rng,
+            cfg.image_size,
+            cfg.crop_size,
+            cfg.scale_range,
+            cfg.crop_max_share,
+            self.fill,
+            focus,
         )
         if rng.random() < cfg.hflip:
             image, mask = image[:, ::-1], mask[:, ::-1]
@@ -96,6 +109,51 @@ def paste_object(
     return photo, mask
 
 
+def mosaic(parts: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator) -> Sample:
+    """Four photos (S, S, 3) with their masks in one: each fills a quarter around a random point, cut out of
+    itself at a random place (YOLOv4, arXiv:2004.10934).
+    """
+    side = len(parts[0][1])
+    photo, mask = np.empty_like(parts[0][0]), np.empty_like(parts[0][1])
+    y, x = (int(v) for v in rng.integers(side // 4, side - side // 4, 2))
+    corners = [(0, 0, y, x), (0, x, y, side), (y, 0, side, x), (y, x, side, side)]
+    for (top, left, bottom, right), (other, other_mask) in zip(corners, parts, strict=True):
+        height, width = bottom - top, right - left
+        from_y, from_x = int(rng.integers(side - height + 1)), int(rng.integers(side - width + 1))
+        source = slice(from_y, from_y + height), slice(from_x, from_x + width)
+        photo[top:bottom, left:right] = other[source]
+        mask[top:bottom, left:right] = other_mask[source]
+    return photo, mask
+
+
+def cutmix(
+    photo: np.ndarray, mask: np.ndarray, other: np.ndarray, other_mask: np.ndarray, rng: np.random.Generator
+) -> Sample:
+    """A rectangle of another photo, with its mask, in the same place; its area is uniform from 0 to all
+    (CutMix, arXiv:1905.04899, with alpha 1).
+    """
+    side = len(mask)
+    length = round(side * np.sqrt(rng.random()))
+    y, x = (int(v) for v in rng.integers(side, size=2))
+    where = tuple(slice(max(0, v - length // 2), min(side, v + length - length // 2)) for v in (y, x))
+    photo, mask = photo.copy(), mask.copy()
+    photo[where], mask[where] = other[where], other_mask[where]
+    return photo, mask
+
+
+def object_pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[float, float] | None:
+    """A random pixel of a random class that is in the mask, not the background, as shares of its side; None
+    where there is none.
+    """
+    counts = np.bincount(mask.ravel(), minlength=IGNORED + 1)[:IGNORED]
+    present = np.flatnonzero(counts[1:]) + 1
+    if not len(present):
+        return None
+    pixels = np.flatnonzero(mask == rng.choice(present))
+    y, x = divmod(int(rng.choice(pixels)), mask.shape[1])
+    return y / len(mask), x / len(mask)
+
+
 def scale_and_crop(
     photo: np.ndarray,
     mask: np.ndarray,
@@ -105,16 +163,22 @@ def scale_and_crop(
     scale_range: tuple[float, float],
     max_share: float,
     fill: tuple[int, int, int],
+    focus: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A crop of crop_size from the photo at a random scale of image_size; what lies outside the photo is
     `fill` and IGNORED.
 
-    The position is drawn again while one class fills more than max_share of the crop's known pixels.
+    The position is drawn again while one class fills more than max_share of the crop's known pixels. focus:
+    a point, as shares of the photo's side, that the crop has to have in it.
     """
     scaled = max(1, round(image_size * rng.uniform(*scale_range)))
     room = scaled - crop_size
+    low, high = np.full(2, min(0, room)), np.full(2, max(0, room))
+    if focus is not None:
+        point = (np.array(focus) * scaled).astype(int)
+        low, high = np.maximum(low, point - crop_size + 1), np.minimum(high, point)
     for _ in range(CROP_TRIES):
-        y, x = (int(v) for v in rng.integers(min(0, room), max(0, room) + 1, 2))
+        y, x = (int(v) for v in rng.integers(low, high + 1))
         crop = resample(mask, y, x, crop_size, scaled, cv2.INTER_NEAREST, IGNORED)
         if max_share >= 1 or largest_share(crop) <= max_share:
             break

@@ -103,6 +103,16 @@ class Config(BaseModel):
     copy_paste: Probability = Field(
         0.0, description='paste an object of another training photo, of a rare class rather than a common one'
     )
+    mosaic: Probability = Field(0.0, description='four training photos in one, around a random point')
+    cutmix: Probability = Field(
+        0.0, description='a rectangle of another training photo, with its labels, in the same place'
+    )
+    balance: Probability = Field(
+        0.0, description='the photo is drawn by class: a class at random, then a training photo that has it'
+    )
+    crop_balance: Probability = Field(
+        0.0, description='the crop is laid over a pixel of one of the objects, each class as likely'
+    )
     shift_rotate: Probability = Field(0.0, description='shift, scale and rotate, by up to 45 degrees')
     elastic: Probability = Field(0.0, description='elastic or perspective distortion, one of the two')
     blur: Probability = Field(0.0, description='Gaussian or motion blur, one of the two')
@@ -199,6 +209,13 @@ class Config(BaseModel):
         lt=1,
         description='decay of the average of the weights, which is then what is validated and '
         'saved; at most 1 - (1 + step)^(-2/3), so that the first steps are forgotten; 0 is off',
+    )
+    swa: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description='share of the epochs, the last ones, whose weights are averaged; the average is kept as '
+        'best.pt where it scores higher than every epoch; 0 is off',
     )
     amp: Literal['auto', 'bf16', 'fp16', 'off'] = Field(
         'auto', description='auto is bf16 where the device has it in hardware, else fp16 on a GPU'

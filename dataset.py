@@ -28,7 +28,7 @@ from scipy.sparse.csgraph import connected_components
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from augment import Augment, paste_object
+from augment import Augment, cutmix, mosaic, paste_object
 from coco import CocoSet, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, one_line
 from files import make_folder, write_text
@@ -296,8 +296,10 @@ class TrainingSet(Dataset):
         self.sources = [(cache, int(row)) for row in rows]
         if pseudo is not None:
             self.sources += [(pseudo, row) for row in range(len(pseudo))]
-        self.copy_paste = cfg.copy_paste
+        self.cfg = cfg
+        self.clean_size = len(rows)
         self.donors: dict[int, list[int]] = {}  # rows with an object of each class
+        self.places = {int(row): position for position, row in enumerate(rows)}
         for row in rows:
             for category in {a.category_id for a in cache.coco.photos[row].annotations if not a.iscrowd}:
                 self.donors.setdefault(category, []).append(int(row))
@@ -308,13 +310,34 @@ class TrainingSet(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
         """image (3, C, C) and mask (C, C), both uint8, and the position."""
         epoch, position = key
-        cache, row = self.sources[position]
         rng = np.random.default_rng((self.seed, epoch, position))
-        image, mask = cache.photos[row], cache.masks[row]
-        if self.donors and self.copy_paste and rng.random() < self.copy_paste:
+
+        def happens(probability: float) -> bool:  # draws nothing where it is off
+            return probability > 0 and rng.random() < probability
+
+        if self.donors and happens(self.cfg.balance):
+            position = self.places[self.row_with(int(rng.choice(sorted(self.donors))), rng)]
+        image, mask = self.pixels(position)
+        if happens(self.cfg.mosaic):
+            image, mask = mosaic([(image, mask), *(self.pixels(self.other(rng)) for _ in range(3))], rng)
+        if happens(self.cfg.cutmix):
+            image, mask = cutmix(image, mask, *self.pixels(self.other(rng)), rng)
+        if self.donors and happens(self.cfg.copy_paste):
             image, mask = self.paste(image, mask, rng)
         image, mask = self.augment(image, mask, rng)
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask), position
+
+    def pixels(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        cache, row = self.sources[position]
+        return cache.photos[row], cache.masks[row]
+
+    def other(self, rng: np.random.Generator) -> int:
+        """The position of a random training photo."""
+        return int(rng.integers(self.clean_size))
+
+    def row_with(self, category: int, rng: np.random.Generator) -> int:
+        """The row of a random training photo that has an object of the class."""
+        return int(rng.choice(self.donors[category]))
 
     def paste(
         self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
@@ -324,7 +347,7 @@ class TrainingSet(Dataset):
         chances = np.array([1 / len(self.donors[category]) for category in categories])
         category = int(rng.choice(categories, p=chances / chances.sum()))
         cache = self.sources[0][0]
-        donor = int(rng.choice(self.donors[category]))
+        donor = self.row_with(category, rng)
         return paste_object(image, mask, cache.photos[donor], cache.masks[donor], category, rng)
 
     def name(self, position: int) -> str:
@@ -348,23 +371,22 @@ class WholePhotos(Dataset):
 
 
 class EpochBatches(Sampler):
-    """Batches of (epoch, position) for one rank: a seeded permutation of the first `size` positions, cut
-    into equal batches.
+    """Batches of (epoch, position) for one rank: a seeded permutation of `positions`, cut into equal batches.
 
     Every rank takes its part of the same global batches, so that the samples of a step do not depend on how
-    many ranks share it. The last, smaller batch is left out, unless it is the only one. `epoch` and `size`
-    are set before each epoch.
+    many ranks share it. The last, smaller batch is left out, unless it is the only one. `epoch` and
+    `positions` are set before each epoch.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.size, self.batch_size, self.seed, self.rank, self.world = size, batch_size, seed, rank, world
-        self.epoch = 0
+    def __init__(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.epoch, self.positions = 0, range(0)
 
     def __len__(self) -> int:
-        return steps_per_epoch(self.size, self.batch_size)
+        return steps_per_epoch(len(self.positions), self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.positions)
         for step in range(len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield [(self.epoch, int(position)) for position in batch[self.rank :: self.world]]

@@ -176,9 +176,9 @@ def command(argv: list[str] | None = None) -> None:
     )
     parser.add_argument(
         '--schedule',
-        choices=['full', 'half'],
+        choices=['full', 'half', 'pretrain'],
         default='full',
-        help='in all epochs, or in the first half of them',
+        help='in all epochs, in the first half of them, or (pretrain) alone in the first half; default full',
     )
     parser.add_argument('--round', type=int, default=1, help='2 writes output/<name>-pseudo2/; default 1')
     parser.add_argument(

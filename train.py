@@ -12,6 +12,7 @@ epoch's.
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,9 @@ import numpy as np
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -72,10 +75,12 @@ class PseudoRows:
     """Photos of the test cache with a teacher's labels as masks, and when to train on them.
 
     full: in every epoch. half: in the first half of the epochs; the second half sees clean labels alone.
+    pretrain: they alone in the first half, clean labels alone in the second, each with its own warm-up and
+    schedule of the learning rate.
     """
 
     cache: Cache
-    schedule: Literal['full', 'half']
+    schedule: Literal['full', 'half', 'pretrain']
     held_out: str | None  # hash of the photos whose labels no teacher ever saw, nor its own teachers
 
     def used_in(self, epoch: int, epochs: int) -> bool:
@@ -145,7 +150,18 @@ def main(
             confusion = evaluate(trainer.averaged, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
             if ranks.is_main:
                 report_epoch(folder, board, cfg, epoch, trainer, loss, confusion, time.monotonic() - started)
-                trainer.save(folder, confusion)
+                trainer.keep_best(folder, trainer.averaged, confusion)
+            if trainer.swa is not None and epoch == cfg.epochs - 1:
+                trainer.finish_swa()
+                score = (
+                    evaluate(trainer.swa.module, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
+                )
+                if ranks.is_main:
+                    shown = '' if score is None else f': mIoU {mean_iou(score):.4f}'
+                    log.info(f'weights averaged over the last {trainer.swa_epochs} epochs{shown}')
+                    trainer.keep_best(folder, trainer.swa.module, score)
+            if ranks.is_main:
+                trainer.save(folder)
             ranks.wait()
         if board is not None:
             board.close()
@@ -191,6 +207,8 @@ class Trainer:
         memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
         self.model = model.to(ranks.device, memory_format=memory_format)
         self.ema = ModelEmaV3(self.model, decay=cfg.ema, use_warmup=True) if cfg.ema else None
+        self.swa_epochs = math.ceil(cfg.swa * cfg.epochs)
+        self.swa = AveragedModel(self.model) if self.swa_epochs else None
         self.optimizer = build_optimizer(self.model, cfg)
         self.scaler = torch.amp.GradScaler(
             ranks.device.type, enabled=amp_dtype(cfg, ranks.device) == torch.float16
@@ -203,33 +221,37 @@ class Trainer:
         fill = tuple(round(255 * value) for value in model.mean)
         self.samples = TrainingSet(cfg, cache, rows, fill, pseudo.cache if pseudo else None)
         self.clean_size = len(rows)
-        self.batches = EpochBatches(len(self.samples), cfg.batch_size, cfg.seed, ranks.rank, ranks.world)
+        self.batches = EpochBatches(cfg.batch_size, cfg.seed, ranks.rank, ranks.world)
         self.loader = make_loader(self.samples, cfg.workers, batch_sampler=self.batches)
-        self.total_steps = sum(self.updates_in(epoch) for epoch in range(cfg.epochs))
-        self.epoch, self.step, self.best, self.best_epoch = 0, 0, math.nan, -1
+        self.total_steps = self.updates_in(range(cfg.epochs))
+        half = pseudo is not None and pseudo.schedule == 'pretrain'
+        self.pretrain_steps = self.updates_in(range(cfg.epochs // 2)) if half else 0
+        self.epoch, self.step, self.score, self.best, self.best_epoch = 0, 0, math.nan, math.nan, -1
 
     @property
     def averaged(self) -> SegModel:
         """The model that is validated and kept: the EMA where there is one."""
         return self.ema.module if self.ema is not None else self.model
 
-    def size_in(self, epoch: int) -> int:
+    def positions_in(self, epoch: int) -> range:
         """Samples that an epoch draws from: pseudo-labelled ones are the last."""
-        use_all = self.pseudo is None or self.pseudo.used_in(epoch, self.cfg.epochs)
-        return len(self.samples) if use_all else self.clean_size
+        if self.pseudo is None or not self.pseudo.used_in(epoch, self.cfg.epochs):
+            return range(self.clean_size)
+        return range(self.clean_size if self.pseudo.schedule == 'pretrain' else 0, len(self.samples))
 
-    def updates_in(self, epoch: int) -> int:
-        return math.ceil(steps_per_epoch(self.size_in(epoch), self.cfg.batch_size) / self.cfg.accumulate)
+    def updates_in(self, epochs: range) -> int:
+        """Steps of the optimizer in those epochs."""
+        batches = [steps_per_epoch(len(self.positions_in(epoch)), self.cfg.batch_size) for epoch in epochs]
+        return sum(math.ceil(number / self.cfg.accumulate) for number in batches)
 
     def train_epoch(self, epoch: int) -> float:
         """One pass; the mean loss."""
         cfg, device = self.cfg, self.ranks.device
-        if self.pseudo and (epoch == 0 or self.size_in(epoch) != self.size_in(epoch - 1)):
-            log.info(
-                f'epoch {epoch}: training on {self.size_in(epoch)} photos, '
-                f'{self.size_in(epoch) - self.clean_size} pseudo-labelled'
-            )
-        self.batches.epoch, self.batches.size = epoch, self.size_in(epoch)
+        positions = self.positions_in(epoch)
+        if self.pseudo and (epoch == 0 or positions != self.positions_in(epoch - 1)):
+            pseudo_labelled = max(0, positions.stop - self.clean_size)
+            log.info(f'epoch {epoch}: training on {len(positions)} photos, {pseudo_labelled} pseudo-labelled')
+        self.batches.epoch, self.batches.positions = epoch, positions
         self.model.train()
         total = 0.0
         bar = tqdm(
@@ -241,11 +263,8 @@ class Trainer:
         )
         for number, (images, masks, positions) in enumerate(bar):
             group_size = min(cfg.accumulate, len(self.batches) - number // cfg.accumulate * cfg.accumulate)
-            images = normalize(images.to(device, non_blocking=True), self.model.mean, self.model.std)
-            if cfg.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
             with autocast(cfg, device):
-                outputs = self.forward(images)
+                outputs = self.forward(self.prepared(images))
             loss = segmentation_loss(
                 outputs,
                 masks.to(device, non_blocking=True),
@@ -267,12 +286,26 @@ class Trainer:
             if (number + 1) % cfg.accumulate == 0 or number + 1 == len(self.batches):
                 self.update()
         self.epoch = epoch + 1
+        self.score = math.nan
+        if epoch >= cfg.epochs - self.swa_epochs:
+            self.swa.update_parameters(self.model)
         mean = torch.tensor(total / len(self.batches) / self.ranks.world, device=device)
         return float(self.ranks.sum(mean))
 
+    def prepared(self, images: Tensor) -> Tensor:
+        """(N, 3, C, C) uint8 → what the model takes, on its device."""
+        images = normalize(images.to(self.ranks.device, non_blocking=True), self.model.mean, self.model.std)
+        memory_format = torch.channels_last if self.cfg.channels_last else torch.contiguous_format
+        return images.contiguous(memory_format=memory_format)
+
     def update(self) -> None:
         """One step of the optimizer, at the rate of this iteration."""
-        factor = lr_factor(self.cfg, self.step, self.total_steps)
+        start, end = (
+            (0, self.pretrain_steps)
+            if self.step < self.pretrain_steps
+            else (self.pretrain_steps, self.total_steps)
+        )
+        factor = lr_factor(self.cfg, self.step - start, end - start)
         for group in self.optimizer.param_groups:
             floor = min(self.cfg.min_lr, group['peak_lr'])
             group['lr'] = floor + (group['peak_lr'] - floor) * factor
@@ -286,12 +319,23 @@ class Trainer:
             self.ema.update(self.model, step=self.step)
         self.step += 1
 
-    def save(self, folder: Path, confusion: np.ndarray | None) -> None:
-        """last.pt after every epoch; best.pt when the score is the best so far, or where there is no
-        score.
+    def finish_swa(self) -> None:
+        """Gives the average of the weights BatchNorm statistics of its own, over one more epoch of training
+        samples (Izmailov et al., arXiv:1803.05407, section 3.2).
         """
-        score = mean_iou(confusion) if confusion is not None else math.nan
-        public = {
+        self.batches.epoch, self.batches.positions = self.cfg.epochs, range(self.clean_size)
+
+        def inputs() -> Iterator[Tensor]:
+            for images, _, _ in self.loader:
+                yield self.prepared(images)
+
+        with autocast(self.cfg, self.ranks.device):
+            update_bn(inputs(), self.swa)
+        self.ranks.share(self.swa.module)
+
+    def public(self, score: float) -> dict:
+        """What every checkpoint says of itself."""
+        return {
             'config': self.cfg.model_dump(mode='json'),
             'fold': self.fold,
             'epoch': self.epoch - 1,
@@ -299,12 +343,22 @@ class Trainer:
             'held_out': self.held_out,
             'torch': str(torch.__version__),
         }
+
+    def keep_best(self, folder: Path, model: SegModel, confusion: np.ndarray | None) -> None:
+        """Writes best.pt where the model's score is the best so far, or where there is no score."""
+        score = mean_iou(confusion) if confusion is not None else math.nan
+        if model is self.averaged:
+            self.score = score
         if confusion is None or not score <= self.best:
             self.best, self.best_epoch = score, self.epoch - 1
-            save_checkpoint(folder / 'best.pt', {'model': self.averaged.state_dict(), **public})
+            save_checkpoint(folder / 'best.pt', {'model': model.state_dict(), **self.public(score)})
+
+    def save(self, folder: Path) -> None:
+        """last.pt, after every epoch."""
         resume = {
             'optimizer': self.optimizer.state_dict(),
             'ema': self.ema.module.state_dict() if self.ema else None,
+            'swa': self.swa.state_dict() if self.swa else None,
             'scaler': self.scaler.state_dict(),
             'step': self.step,
             'best': self.best,
@@ -312,7 +366,8 @@ class Trainer:
             'cpu_rng': torch.get_rng_state(),
             'cuda_rng': torch.cuda.get_rng_state() if self.ranks.device.type == 'cuda' else None,
         }
-        save_checkpoint(folder / 'last.pt', {'model': self.model.state_dict(), **public, 'resume': resume})
+        content = {'model': self.model.state_dict(), **self.public(self.score), 'resume': resume}
+        save_checkpoint(folder / 'last.pt', content)
 
     def resume(self, path: Path) -> None:
         """Goes on after the epoch that last.pt was written at. Raises BadInput."""
@@ -325,6 +380,8 @@ class Trainer:
         load_model_state(self.model, checkpoint['model'], path)
         if self.ema is not None:
             load_model_state(self.ema.module, state['ema'], path)
+        if self.swa is not None:
+            load_model_state(self.swa, state['swa'], path)
         self.optimizer.load_state_dict(state['optimizer'])
         if state['scaler']:  # empty where mixed precision was bf16 or off
             self.scaler.load_state_dict(state['scaler'])

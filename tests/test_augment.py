@@ -6,7 +6,10 @@ import pytest
 
 from augment import (
     Augment,
+    cutmix,
     largest_share,
+    mosaic,
+    object_pixel,
     paste_object,
     photometric_distortion,
     resample,
@@ -135,3 +138,53 @@ def test_nothing_to_paste():
     photo, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
     new, new_mask = paste_object(photo, mask, photo, mask, 3, np.random.default_rng(0))
     assert new is photo and new_mask is mask
+
+
+def four_pictures():
+    return [
+        (np.roll(photo, k * 9, 0), np.roll(mask, k * 9, 0)) for k, (photo, mask) in enumerate([picture()] * 4)
+    ]
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_mosaic_and_cutmix_keep_photo_and_mask_together(seed):
+    parts = four_pictures()
+    before = [photo.copy() for photo, _ in parts]
+    for photo, mask in (mosaic(parts, rng(seed)), cutmix(*parts[0], *parts[1], rng(seed))):
+        assert photo.shape == (128, 128, 3) and np.array_equal(photo[..., 0], mask * 20)
+    assert all(np.array_equal(photo, old) for (photo, _), old in zip(parts, before, strict=True))
+
+
+def test_mosaic_has_a_quarter_of_each_and_cutmix_a_rectangle_of_the_other():
+    flat = [(np.full((64, 64, 3), k, np.uint8), np.full((64, 64), k, np.uint8)) for k in range(4)]
+    shares = []
+    for seed in range(50):
+        mask = mosaic(flat, rng(seed))[1]
+        assert set(np.unique(mask)) == {0, 1, 2, 3} and mask[0, 0] == 0 and mask[-1, -1] == 3
+        mixed = cutmix(*flat[0], *flat[1], rng(seed))[1]
+        rows, columns = np.flatnonzero(mixed.any(1)), np.flatnonzero(mixed.any(0))
+        assert mixed.sum() == len(rows) * len(columns)  # a rectangle
+        shares.append(mixed.mean())
+    assert min(shares) < 0.1 and max(shares) > 0.5
+
+
+def test_balanced_crops_have_an_object_in_them(tiny):
+    mask = np.zeros((256, 256), np.uint8)
+    mask[200:204, 20:24] = 5
+    photo = np.repeat(mask[..., None] * 40, 3, 2)
+    update = {**OFF, 'crop_size': 64, 'image_size': 256, 'scale_range': (0.7, 2.0)}
+    found = {}
+    for chance in (0.0, 1.0):
+        augment = Augment(tiny.model_copy(update={**update, 'crop_balance': chance}), FILL)
+        found[chance] = sum((augment(photo, mask, rng(seed))[1] == 5).any() for seed in range(60))
+    assert found[1.0] == 60 and found[0.0] < 30
+    assert object_pixel(np.zeros((8, 8), np.uint8), rng()) is None
+    assert object_pixel(np.full((8, 8), IGNORED, np.uint8), rng()) is None
+
+
+def test_balanced_crops_take_each_class_as_often():
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:32], mask[60:, 60:] = 2, 3
+    drawn = [object_pixel(mask, rng(seed)) for seed in range(200)]
+    classes = [mask[round(y * 64), round(x * 64)] for y, x in drawn]
+    assert 70 < classes.count(3) < 130 and classes.count(2) + classes.count(3) == 200

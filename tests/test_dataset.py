@@ -159,7 +159,8 @@ def test_samples_do_not_depend_on_the_workers(tiny):
     data = TrainingSet(cfg, open_cache(cfg, 'train'), np.arange(8), (0, 0, 0))
     epochs = []
     for workers in (0, 2):
-        batches = EpochBatches(8, 4, seed=0)
+        batches = EpochBatches(4, seed=0)
+        batches.positions = range(8)
         loader = make_loader(data, workers, batch_sampler=batches)
         for epoch in (0, 1):
             batches.epoch = epoch
@@ -175,8 +176,9 @@ def test_samples_do_not_depend_on_the_workers(tiny):
 
 
 def test_ranks_share_the_same_global_batches():
-    whole = EpochBatches(20, 6, seed=3)
-    parts = [list(EpochBatches(20, 6, seed=3, rank=r, world=2)) for r in (0, 1)]
+    whole, *parts = (EpochBatches(6, seed=3, rank=r, world=w) for r, w in ((0, 1), (0, 2), (1, 2)))
+    for batches in (whole, *parts):
+        batches.positions = range(20)
     assert len(whole) == 3
     for batch, a, b in zip(whole, *parts, strict=True):
         assert sorted(batch) == sorted(a + b) and len(a) == len(b) == 3
@@ -224,3 +226,24 @@ def test_whole_photos_and_normalisation(tiny):
     images = torch.tensor([0, 255, 127], dtype=torch.uint8).view(1, 3, 1, 1)
     out = normalize(images, (0.5, 0.25, 0.5), (0.5, 0.5, 0.25)).flatten()
     assert torch.allclose(out, torch.tensor([-1.0, 1.5, (127 / 255 - 0.5) / 0.25]))
+
+
+def test_balance_draws_photos_by_class(tiny):
+    cache = open_cache(tiny, 'train')
+    rows = np.arange(4, 20)
+    samples = TrainingSet(tiny.model_copy(update={'balance': 1.0}), cache, rows, (0, 0, 0))
+    samples.donors = {3: samples.donors[3], 4: samples.donors[4][:1]}
+    drawn = [samples.sources[samples[0, position % 16][2]][1] for position in range(16)]
+    drawn += [samples.sources[samples[epoch, 0][2]][1] for epoch in range(1, 40)]
+    assert set(drawn) == {*samples.donors[3], *samples.donors[4]}
+    assert 15 < drawn.count(samples.donors[4][0]) < 40
+
+
+@pytest.mark.parametrize('key', ['mosaic', 'cutmix', 'balance', 'crop_balance', 'copy_paste'])
+def test_what_mixes_photos_changes_samples_and_is_seeded(tiny, key):
+    cache = open_cache(tiny, 'train')
+    plain = TrainingSet(tiny, cache, np.arange(8), (0, 0, 0))
+    mixed = TrainingSet(tiny.model_copy(update={key: 1.0}), cache, np.arange(8), (0, 0, 0))
+    for epoch in range(3):
+        assert torch.equal(mixed[epoch, 5][1], mixed[epoch, 5][1])
+    assert any(not torch.equal(plain[epoch, 5][1], mixed[epoch, 5][1]) for epoch in range(3))

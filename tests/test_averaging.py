@@ -1,0 +1,49 @@
+"""Averages of weights: SWA in training."""
+
+import torch
+
+import train
+from dataset import open_cache
+from train import PseudoRows
+from utils import load_checkpoint
+
+
+def test_swa_is_the_mean_of_the_last_epochs_with_norms_of_its_own(tiny):
+    cfg = tiny.model_copy(update={'schedule': 'constant', 'encoder': 'resnet18', 'lr': 1e-3})
+    train.main(cfg.model_copy(update={'name': 'one'}), -1)
+    both = cfg.model_copy(update={'epochs': 2, 'swa': 1.0})
+    train.main(both, -1)
+    first = load_checkpoint(cfg.output_dir / 'one/all/last.pt')['model']
+    second = load_checkpoint(cfg.run_dir(-1) / 'last.pt')['model']
+    best = load_checkpoint(cfg.run_dir(-1) / 'best.pt')['model']
+    weights = [key for key in best if key.endswith('weight') and best[key].is_floating_point()]
+    for key in weights:
+        assert torch.allclose(best[key], (first[key] + second[key]) / 2, atol=1e-6), key
+    assert any(not torch.equal(first[key], second[key]) for key in weights)
+    norms = [key for key in best if key.endswith('running_mean')]
+    assert norms and not any(torch.allclose(best[key], second[key]) for key in norms)
+    assert 'weights averaged over the last 2 epochs' in (cfg.run_dir(-1) / 'log.txt').read_text()
+
+
+def test_swa_is_kept_only_where_it_scores_higher(tiny):
+    cfg = tiny.model_copy(update={'epochs': 2, 'swa': 0.5})
+    best = train.main(cfg, 0)
+    lines = (cfg.run_dir(0) / 'log.txt').read_text().splitlines()
+    scores = [
+        float(line.split('mIoU ')[1].split()[0]) for line in lines if 'epoch' in line and 'mIoU' in line
+    ]
+    assert len(scores) >= 3 and abs(max(scores) - best) < 1e-4
+    assert load_checkpoint(cfg.run_dir(0) / 'best.pt')['score'] == best
+
+
+def test_pretraining_is_on_pseudo_labels_alone_and_then_on_clean_ones(tiny):
+    test = open_cache(tiny, 'test')
+    rows = PseudoRows(test, 'pretrain', None)
+    cfg = tiny.model_copy(update={'epochs': 4, 'batch_size': 2})
+    train.main(cfg, -1, pseudo=rows)
+    log = (cfg.run_dir(-1) / 'log.txt').read_text()
+    assert 'epoch 0: training on 6 photos, 6 pseudo-labelled' in log
+    assert 'epoch 2: training on 24 photos, 0 pseudo-labelled' in log
+    lines = (cfg.run_dir(-1) / 'metrics.csv').read_text().splitlines()[1:]
+    rates = [float(line.split(',')[2]) for line in lines]
+    assert rates[1] < rates[2] > rates[3]  # the schedule begins again with the clean labels
