@@ -21,6 +21,7 @@ import yaml
 from tqdm import tqdm
 
 import train
+from calibration import read_temperature, tempered
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, read_yaml, run_script
 from dataset import Cache, open_cache
 from files import write_text
@@ -87,6 +88,7 @@ def label_origin(cfg: Config, runs: list[tuple[Config, int]], cache: Cache) -> d
         'teachers': teachers,
         'threshold': cfg.pseudo_threshold,
         'keep': cfg.pseudo_keep,
+        'temperatures': [read_temperature(teacher.output_dir / teacher.name) for teacher, _ in runs],
         'views': {'flips': list(cfg.tta_flips), 'scales': list(cfg.tta_scales)},
         'photos': cache.coco.fingerprint,
         'side': cfg.cache_size,
@@ -134,14 +136,15 @@ def predict_labels(
 ) -> None:
     """Fills masks (n, S, S) with the likeliest class, sure with 255 times its probability, rounded down."""
     models = [load_run(teacher, k, device) for teacher, k in runs]
+    temperatures = [read_temperature(teacher.output_dir / teacher.name) for teacher, _ in runs]
     loaders = [make_eval_loader(cache, np.arange(len(cache)), run.cfg) for run in models]
     for batches in tqdm(
         zip(*loaders, strict=True), total=len(loaders[0]), desc='pseudo-labels', unit='batch', disable=None
     ):
         with torch.inference_mode():
             probs = sum(
-                predict_probs(run.model, images, run.cfg, device, masks.shape[1:])
-                for run, (images, _) in zip(models, batches, strict=True)
+                tempered(predict_probs(run.model, images, run.cfg, device, masks.shape[1:]), temperature, 1)
+                for run, temperature, (images, _) in zip(models, temperatures, batches, strict=True)
             ) / len(models)
         confidence, ids = probs.max(dim=1)
         rows = batches[0][1].numpy()

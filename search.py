@@ -5,7 +5,8 @@
 
 A choice is judged on photos that it was not made on: parts of them, folds as a rule, left out in turn.
 
-Shapes: M models, K classes, U distinct votes, G groupings of models by who agrees with whom, n candidates.
+Shapes: M models, K classes, U distinct votes with their truth, V distinct votes, G groupings of models by who
+agrees with whom, n candidates.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,13 +16,13 @@ from itertools import product
 import numpy as np
 
 from config import BadInput
+from members import OofSample
 from metrics import IGNORED, iou_of_counts, mean_of_iou
 
 TOP_WEIGHT = 3  # the whole weights 0 to 3 of each model are tried
 GRID_MODELS = 8  # up to here all combinations of them; beyond, one model's weight after another
+CLASS_HALVES = (0, 1, 2, 3, 4)  # a model's weight for one class, in halves of its weight
 PORTION = 1 << 20  # codes that wait before they are added up
-
-Sample = tuple[int, np.ndarray, np.ndarray]  # a photo's part, its truth (H, W), the models' ids (M, H, W)
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,36 @@ class VoteCounts:
     num_classes: int
 
 
-def count_votes(samples: Iterable[Sample], num_models: int, num_classes: int) -> VoteCounts:
+def vote(preds: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """(M, ...) uint8 ids → (...) ids of the highest sum of weights; table[m, k] is that of m's vote for k.
+
+    A tie goes to the tied class of the earliest member. Votes of weight 0 count for nothing, in ties neither;
+    where all votes are such, the first member's class is taken.
+    """
+    said = [weights[pred] for weights, pred in zip(table, preds, strict=True)]
+    winner = preds[0].copy()
+    best = np.zeros(winner.shape, table.dtype)
+    for pred, own in zip(preds, said, strict=True):
+        total = np.zeros(winner.shape, table.dtype)
+        for other, weight in zip(preds, said, strict=True):
+            total += weight * (other == pred)
+        total *= own > 0
+        np.copyto(winner, pred, where=total > best)
+        np.maximum(best, total, out=best)
+    return winner
+
+
+def count_votes(samples: Iterable[OofSample], num_models: int, num_classes: int) -> VoteCounts:
     """The histogram of samples; pixels of truth IGNORED are left out. Raises BadInput for too many models."""
     if 2**10 * num_classes ** (num_models + 1) >= 2**63:  # 1024 parts
         raise BadInput(f'--search: found {num_models} models, too many to count with {num_classes} classes')
     codes, counts, pending = np.zeros(0, np.int64), np.zeros(0, np.int64), []
-    for part, truth, preds in samples:
-        columns = np.concatenate([truth[None], preds]).reshape(num_models + 1, -1)
+    for sample in samples:
+        columns = np.concatenate([sample.truth[None], sample.preds]).reshape(num_models + 1, -1)
         columns = columns[:, columns[0] != IGNORED]
         changes = (columns[:, 1:] != columns[:, :-1]).any(0)
         starts = np.flatnonzero(np.concatenate([[columns.shape[1] > 0], changes]))
-        code = np.full(len(starts), part, np.int64)
+        code = np.full(len(starts), sample.part, np.int64)
         for column in columns:
             code = code * num_classes + column[starts]
         pending.append((code, np.diff(starts, append=columns.shape[1])))
@@ -97,33 +117,115 @@ class Scorer:
         self.true = np.zeros((self.num_parts, num_classes))
         np.add.at(self.true, (counts.part, counts.truth), counts.pixels)
 
-    def tallies(self, weights: np.ndarray) -> np.ndarray:
-        """(n, M) whole weights → (parts, n, 2K): pixels that are right, then those predicted, by class."""
+    def winners(self, weights: np.ndarray) -> np.ndarray:
+        """(n, M) whole weights → (n, G): the model whose vote wins where models agree so."""
         groups, models = self.same.shape[:2]
         total = (weights @ self.same.reshape(-1, models).T).reshape(-1, groups, models)
         total *= (weights > 0)[:, None]  # as in ensemble.vote: no vote, no say in a tie
-        winner = total.argmax(2) + np.arange(groups) * models
-        won = np.zeros((len(weights), groups * models))
-        np.put_along_axis(won, winner, 1.0, 1)
+        return total.argmax(2)
+
+    def tallies(self, weights: np.ndarray) -> np.ndarray:
+        """(n, M) whole weights → (parts, n, 2K): pixels that are right, then those predicted, by class."""
+        return self.sums(self.winners(weights))
+
+    def sums(self, winners: np.ndarray) -> np.ndarray:
+        """The tallies of (n, G) winners."""
+        groups, models = self.same.shape[:2]
+        won = np.zeros((len(winners), groups * models))
+        np.put_along_axis(won, winners + np.arange(groups) * models, 1.0, 1)
         return won @ self.table
 
     def scores(self, weights: np.ndarray) -> np.ndarray:
         """(n, M) whole weights → (n, 1 + parts) mIoU: of all parts together, then of all without each one."""
-        size = max(1, (1 << 22) // self.same[..., 0].size)
-        chunks = [weights[start : start + size] for start in range(0, len(weights), size)]
-        scores = []
-        for chunk in chunks:
-            tallies = self.tallies(chunk)
-            total, true = tallies.sum(0), self.true.sum(0)
-            others = [self.miou(total - part, true - t) for part, t in zip(tallies, self.true, strict=True)]
-            scores.append(np.stack([self.miou(total, true), *others], 1))
-        return np.concatenate(scores)
+        size = max(1, (1 << 21) // self.same[..., 0].size)
+        known: dict[bytes, np.ndarray] = {}  # scores by winners: most candidates let the same models win
+        scores = np.empty((len(weights), 1 + self.num_parts))
+        for start in range(0, len(weights), size):
+            winners = self.winners(weights[start : start + size]).astype(np.min_scalar_type(self.num_models))
+            keys = winners.view(f'S{winners[0].nbytes}').ravel()
+            _, first, place = np.unique(keys, return_index=True, return_inverse=True)
+            distinct = [winners[row].tobytes() for row in first]
+            new = [row for row, key in zip(first, distinct, strict=True) if key not in known]
+            if new:
+                tallies, true = self.sums(winners[new].astype(np.int64)), self.true.sum(0)
+                total = tallies.sum(0)
+                columns = [self.miou(total, true)]
+                for part, own in zip(tallies, self.true, strict=True):
+                    columns.append(self.miou(total - part, true - own))
+                known |= {
+                    winners[row].tobytes(): own for row, own in zip(new, np.stack(columns, 1), strict=True)
+                }
+            scores[start : start + size] = np.stack([known[key] for key in distinct])[place]
+        return scores
 
     @staticmethod
     def miou(tallies: np.ndarray, true: np.ndarray) -> np.ndarray:
         """(n, 2K) and (K,) → (n,)."""
         hits, predicted = np.split(tallies, 2, axis=1)
         return mean_of_iou(iou_of_counts(hits, predicted, true))
+
+
+class Patterns:
+    """mIoU of weights by class as well, for which who agrees with whom does not decide: the distinct votes,
+    with the pixels of each true class under them.
+    """
+
+    def __init__(self, counts: VoteCounts) -> None:
+        self.votes, row = np.unique(counts.votes, axis=0, return_inverse=True)  # (V, M)
+        self.num_parts = int(counts.part.max(initial=-1)) + 1
+        pixels = np.zeros((self.num_parts, len(self.votes), counts.num_classes), np.int64)
+        np.add.at(pixels, (counts.part, row.ravel(), counts.truth), counts.pixels)
+        self.pixels = pixels
+        contested = (self.votes != self.votes[:, :1]).any(1)
+        classes = range(counts.num_classes)
+        models = range(self.votes.shape[1])
+        self.where = [[np.flatnonzero(contested & (self.votes[:, m] == k)) for k in classes] for m in models]
+
+    def tallies(self, pixels: np.ndarray, winner: np.ndarray) -> np.ndarray:
+        """(2, K): pixels that are right, and those predicted, where (v, K) pixels go to the (v,) winners."""
+        sums = np.zeros((2, pixels.shape[1]), np.int64)
+        np.add.at(sums[0], winner, pixels[np.arange(len(winner)), winner])
+        np.add.at(sums[1], winner, pixels.sum(1))
+        return sums
+
+    def climb(self, weights: np.ndarray, left_out: int | None) -> np.ndarray:
+        """(M, K) whole weights: from (M,) member weights on, or from equal ones where that ends higher, one
+        model's weight for one class after another is changed, to one of CLASS_HALVES, while that raises the
+        mIoU of all parts but the one left out.
+        """
+        starts = (weights, np.ones_like(weights))
+        return max((self._climb(start, left_out) for start in starts), key=lambda found: found[0])[1]
+
+    def _climb(self, weights: np.ndarray, left_out: int | None) -> tuple[float, np.ndarray]:
+        """The mIoU reached, and the table."""
+        used = [part for part in range(self.num_parts) if part != left_out]
+        pixels = self.pixels[used].sum(0)
+        true = pixels.sum(0)
+        table = np.tile(weights[:, None] * 2, true.size)
+        winner = vote(self.votes.T, table)
+        sums = self.tallies(pixels, winner)
+        best = float(mean_of_iou(iou_of_counts(*sums, true)))
+        while True:
+            before = best
+            for model, category in product(np.flatnonzero(weights), range(true.size)):
+                places = self.where[model][category]
+                for halves in CLASS_HALVES if len(places) else ():
+                    trial = table.copy()
+                    trial[model, category] = weights[model] * halves
+                    won = vote(self.votes[places].T, trial)
+                    changed = won != winner[places]
+                    moved = places[changed]
+                    other = sums + self.tallies(pixels[moved], won[changed])
+                    other -= self.tallies(pixels[moved], winner[moved])
+                    score = float(mean_of_iou(iou_of_counts(*other, true)))
+                    if score > best:
+                        best, table, sums = score, trial, other
+                        winner[places] = won
+            if best == before:
+                return best, table
+
+    def part_tallies(self, table: np.ndarray, part: int) -> np.ndarray:
+        return self.tallies(self.pixels[part], vote(self.votes.T, table))
 
 
 @dataclass(frozen=True)
@@ -136,20 +238,38 @@ class SearchResult:
     best: float  # in sample: too good
     best_out_of_sample: float
     single_out_of_sample: float  # of the best single model, chosen in the same way
+    class_table: np.ndarray  # (M, K): the best weights, then changed by class
+    class_out_of_sample: float
     weights: tuple[int, ...]  # the ones to use
+    by_class: bool  # use class_table instead
     part_weights: tuple[tuple[int, ...], ...]  # of each part, the best chosen without it
     part_singles: tuple[tuple[int, ...], ...]  # of each part, the best single model chosen without it
+    part_tables: tuple[np.ndarray, ...]  # of each part, weights by class chosen without it
 
     @property
     def num_parts(self) -> int:
         return len(self.part_weights)
 
+    @property
+    def out_of_sample(self) -> float:
+        """Of what is to be used."""
+        if self.by_class:
+            return self.class_out_of_sample
+        return max(self.single_out_of_sample, self.equal, self.best_out_of_sample)
 
-def search_weights(counts: VoteCounts) -> SearchResult:
+    def part_table(self, part: int, num_classes: int) -> np.ndarray:
+        """(M, K) weights of a part's vote, chosen without it: by class where those are to be used."""
+        if self.by_class:
+            return self.part_tables[part]
+        return np.tile(np.array(self.part_weights[part])[:, None], num_classes)
+
+
+def search_weights(counts: VoteCounts, by_class: bool = False) -> SearchResult:
     """The weights with the highest mIoU, and whether to use them. Raises BadInput for fewer than 2 parts.
 
     They are used only if weights chosen on all parts but one are better, on that one, than the best single
-    model chosen in that way, and than equal weights.
+    model chosen in that way, and than equal weights; with by_class, weights by class are searched too, and
+    used only if they are better still.
     """
     scorer = Scorer(counts)
     if scorer.num_parts < 2:
@@ -174,8 +294,13 @@ def search_weights(counts: VoteCounts) -> SearchResult:
     part_singles = [singles[single_scores[:, part].argmax()] for part in parts]
     best_out, single_out = out_of_sample(part_weights), out_of_sample(part_singles)
     equal_score = float(scorer.scores(equal)[0, 0])
+    patterns = Patterns(counts)
+    tables = [np.tile(own[:, None], counts.num_classes) for own in part_weights]
+    part_tables = [patterns.climb(w, p) for p, w in enumerate(part_weights)] if by_class else tables
+    own_parts = sum(patterns.part_tallies(table, part) for part, table in enumerate(part_tables))
+    class_out = float(mean_of_iou(iou_of_counts(*own_parts, patterns.pixels.sum((0, 1)))))
     options = [(single_out, singles[single_scores[:, 0].argmax()]), (equal_score, equal[0]), (best_out, best)]
-    _, weights = max(options, key=lambda option: option[0])  # the simplest of equally good ones
+    without, weights = max(options, key=lambda option: option[0])  # the simplest of equally good ones
     return SearchResult(
         singles=tuple(single_scores[:, 0].tolist()),
         equal=equal_score,
@@ -183,15 +308,19 @@ def search_weights(counts: VoteCounts) -> SearchResult:
         best=float(scorer.scores(best[None])[0, 0]),
         best_out_of_sample=best_out,
         single_out_of_sample=single_out,
+        class_table=patterns.climb(best, None) if by_class else np.tile(best[:, None], counts.num_classes),
+        class_out_of_sample=class_out,
         weights=tuple(weights.tolist()),
+        by_class=by_class and class_out > without,
         part_weights=tuple(tuple(chosen.tolist()) for chosen in part_weights),
         part_singles=tuple(tuple(chosen.tolist()) for chosen in part_singles),
+        part_tables=tuple(part_tables),
     )
 
 
-def weight_grid(num_models: int) -> np.ndarray:
+def weight_grid(num_models: int, top: int = TOP_WEIGHT) -> np.ndarray:
     """(n, M) all whole weights that differ in proportion; those of fewer models, and smaller, come first."""
-    grid = np.array(list(product(range(TOP_WEIGHT + 1), repeat=num_models)))
+    grid = np.array(list(product(range(top + 1), repeat=num_models)))
     grid = grid[np.gcd.reduce(grid, axis=1) == 1]
     return grid[np.lexsort((grid.sum(1), np.count_nonzero(grid, axis=1)))]
 
@@ -223,7 +352,11 @@ def format_search(result: SearchResult, names: Sequence[str]) -> str:
     lines.append(f'out of sample, chosen without each of {result.num_parts} parts of the photos in turn:')
     lines.append(f'  the best weights  {result.best_out_of_sample:.4f}')
     lines.append(f'  the best model    {result.single_out_of_sample:.4f}')
-    if np.count_nonzero(result.weights) == 1:
+    if result.class_out_of_sample != result.best_out_of_sample:
+        lines.append(f'  weights by class  {result.class_out_of_sample:.4f}')
+    if result.by_class:
+        lines.append('use the vote with weights by class')
+    elif np.count_nonzero(result.weights) == 1:
         model = names[np.argmax(result.weights)]
         lines.append(f'do not ensemble: use model {model}; no vote is better out of sample')
     else:

@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ensemble
+import recipe
 import search
-from coco import board_truth, draw_mask
+from coco import board_truth, draw_mask, read_coco
 from config import CLASSES, BadInput
-from ensemble import main, parse_weight, vote, weight_table
+from ensemble import main, parse_weight, weight_table
+from members import OofSample, find_members, read_samples
 from metrics import confusion_matrix, mean_iou
-from search import Scorer, count_votes, search_weights, weight_grid
+from search import Scorer, count_votes, search_weights, vote, weight_grid
 from submission import SIDE, SubmissionWriter, read_masks
 
 IDS = ['b.jpg', 'a.jpg', 'c,d.jpg']
@@ -37,7 +39,7 @@ def random_masks(seed: int, image_ids: list[str] = IDS) -> dict[str, np.ndarray]
 
 
 def table_of(weights: list[str], num_classes: int = 11) -> np.ndarray:
-    return weight_table([parse_weight(w) for w in weights], [[Fraction(1)] * num_classes] * len(weights))
+    return weight_table([[parse_weight(w)] * num_classes for w in weights])
 
 
 # --- the vote ---------------------------------------------------------------------------------------------
@@ -71,7 +73,7 @@ def test_the_vote_is_the_slow_one(data, members, num_classes, by_class):
     if not any(any(row) for row in rows):
         rows[0][0] = Fraction(1)
     preds = np.random.default_rng(members).integers(0, num_classes, (members, 300), np.uint8)
-    table = weight_table([Fraction(1)] * members, rows)
+    table = weight_table(rows)
     expected = [slow_vote(preds[:, i].tolist(), rows) for i in range(300)]
     assert vote(preds, table).tolist() == expected
     assert vote(preds.reshape(members, 20, 15), table).ravel().tolist() == expected
@@ -102,7 +104,7 @@ def test_weights_in_the_smallest_whole_numbers():
         table_of(['0', '0'])
     high, low = parse_weight('999999999.999999999'), parse_weight('0.000000001')
     with pytest.raises(BadInput, match='too many digits'):
-        weight_table([high, low], [[high], [low]])
+        weight_table([[high * high], [low * low]])
 
 
 # --- the command ------------------------------------------------------------------------------------------
@@ -261,9 +263,9 @@ def test_the_script_ends_in_one_line_with_status_2_and_without_torch(csvs, tmp_p
 # --- the search -------------------------------------------------------------------------------------------
 
 
-def samples_of(truth: np.ndarray, preds: np.ndarray, parts: list[int]) -> list[search.Sample]:
+def samples_of(truth: np.ndarray, preds: np.ndarray, parts: list[int]) -> list[OofSample]:
     """Of truth (images, H, W) and preds (images, M, H, W)."""
-    return [(part, t, p) for part, t, p in zip(parts, truth, preds, strict=True)]
+    return [OofSample(part, t, p) for part, t, p in zip(parts, truth, preds, strict=True)]
 
 
 def noisy(rng: np.random.Generator, truth: np.ndarray, error: float, num_classes: int) -> np.ndarray:
@@ -299,8 +301,10 @@ def test_scores_are_those_of_voting_each_time_to_the_last_digit(num_models, num_
         for part in range(3)
     }
     confusion = sum(
-        confusion_matrix(t, vote(p, table_of([str(w) for w in chosen[part]], num_classes)), num_classes)
-        for part, t, p in samples_of(truth, preds, parts)
+        confusion_matrix(
+            one.truth, vote(one.preds, table_of([str(w) for w in chosen[one.part]], num_classes)), num_classes
+        )
+        for one in samples_of(truth, preds, parts)
     )
     assert result.best_out_of_sample == mean_iou(confusion)
 
@@ -308,13 +312,13 @@ def test_scores_are_those_of_voting_each_time_to_the_last_digit(num_models, num_
 def test_counting_in_portions_is_the_same(monkeypatch):
     rng = np.random.default_rng(0)
     samples = [(i % 3, *np.split(rng.integers(0, 5, (4, 8, 8), np.uint8), [1])) for i in range(20)]
-    samples = [(part, truth[0], preds) for part, truth, preds in samples]
+    samples = [OofSample(part, truth[0], preds) for part, truth, preds in samples]
     whole = count_votes(samples, 3, 5)
     keys = np.column_stack([whole.part, whole.truth, whole.votes])
     slow: dict[tuple[int, ...], int] = {}
-    for part, truth, preds in samples:
-        for pixel in zip(truth.ravel().tolist(), *preds.reshape(3, -1).tolist(), strict=True):
-            slow[part, *pixel] = slow.get((part, *pixel), 0) + 1
+    for one in samples:
+        for pixel in zip(one.truth.ravel().tolist(), *one.preds.reshape(3, -1).tolist(), strict=True):
+            slow[one.part, *pixel] = slow.get((one.part, *pixel), 0) + 1
     assert {tuple(key): n for key, n in zip(keys.tolist(), whole.pixels.tolist(), strict=True)} == slow
     monkeypatch.setattr(search, 'PORTION', 50)
     portions = count_votes(samples, 3, 5)
@@ -434,16 +438,16 @@ def test_search_uses_the_better_model(runs, tmp_path, capsys):
     oof = {}
     for fold in range(2):
         oof |= read_masks(runs / 'output' / 'good' / f'fold{fold}' / 'oof.csv')
-    truth = [
-        board_truth(draw_mask(photo)) for photo in ensemble.read_coco(runs / 'data', 'train', CLASSES).photos
-    ]
+    truth = [board_truth(draw_mask(photo)) for photo in read_coco(runs / 'data', 'train', CLASSES).photos]
     score = mean_iou(confusion_matrix(np.stack(truth), np.stack([oof[name] for name in PHOTOS]), 11))
     assert f'{runs}/output/good  {score:.4f}' in printed
 
 
 def test_search_shares_a_models_weight_among_its_csvs(runs, tmp_path, monkeypatch):
     given: list[Fraction] = []
-    monkeypatch.setattr(ensemble, 'vote_files', lambda members, weights, *_: given.extend(weights))
+    monkeypatch.setattr(
+        ensemble, 'write_recipe', lambda path, members, one: given.extend(row[0] for row in one.table)
+    )
     argv = search_command(runs, tmp_path / 'vote.csv')
     main(argv)
     assert given == [0, 0, Fraction(1, 2), Fraction(1, 2)]
@@ -539,9 +543,9 @@ def test_recipe_applies_the_search_to_the_same_members_alone(runs, tmp_path, cap
     argv = search_command(runs, out)
     assert main(argv) == 0
     assert 'the vote - the best model, out of sample: ' in capsys.readouterr().out
-    recipe = tmp_path / 'ensemble.yaml'
+    kept = tmp_path / 'ensemble.yaml'
     csvs = [word for word in argv if word.endswith('test.csv')]
-    options = ['--recipe', str(recipe), '--out', str(again)]
+    options = ['--recipe', str(kept), '--out', str(again)]
     assert main([*csvs, *options]) == 0
     assert again.read_bytes() == out.read_bytes()
     good = [csv for csv in csvs if '/good/' in csv]
@@ -551,19 +555,21 @@ def test_recipe_applies_the_search_to_the_same_members_alone(runs, tmp_path, cap
     oof.write_text(oof.read_text().replace(' 0 0\n', ' 0 1\n', 1))
     with pytest.raises(BadInput, match='is no member of .*: its oof.csv is another one'):
         main([*csvs, *options])
-    recipe.write_text('members: [1, 2]')
+    kept.write_text('members: [1, 2]')
     with pytest.raises(BadInput, match='not a recipe'):
         main([*csvs, *options])
 
 
 def test_gain_is_the_out_of_sample_difference_of_the_search(runs):
-    members = [ensemble.find_members([runs / 'output' / name / f'fold{k}' / 'test.csv' for k in (0, 1)],
+    members = [find_members([runs / 'output' / name / f'fold{k}' / 'test.csv' for k in (0, 1)],
                                      runs / 'x.csv') for name in ('bad', 'good')]  # fmt: skip
-    photos = {p.file_name: p for p in ensemble.read_coco(runs / 'data', 'train', CLASSES).photos}
+    photos = {p.file_name: p for p in read_coco(runs / 'data', 'train', CLASSES).photos}
 
     def samples():
-        return ensemble.read_samples(members, photos, runs / 'data', 11)
+        return read_samples(members, photos, runs / 'data', 11)
 
     result = search_weights(count_votes(samples(), 2, 11))
-    shown = ensemble.format_gain(samples(), result, 11)
+    shown = recipe.format_gain(
+        samples(), lambda one: vote(one.preds, result.part_table(one.part, 11)), result, 11
+    )
     assert f'{result.best_out_of_sample - result.single_out_of_sample:+.4f} [' in shown

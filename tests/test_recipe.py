@@ -1,0 +1,274 @@
+"""Weights by class, soft votes and temperatures: against brute force, and by the command."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from calibration import (
+    Calibration,
+    calibrate,
+    calibration_error,
+    fit_temperature,
+    log_loss,
+    read_temperature,
+    tempered,
+    write_calibration,
+)
+from config import CLASSES, BadInput
+from ensemble import main
+from members import OofSample
+from metrics import confusion_matrix, mean_iou
+from search import Patterns, count_votes, search_weights, vote
+from soft import believed, mean_probs, search_soft, soft_grid
+from submission import SIDE, SubmissionWriter, read_masks
+
+
+def samples_of(truth, preds, parts, probs=()):
+    probs = probs or [()] * len(parts)
+    return [OofSample(*one) for one in zip(parts, truth, preds, probs, strict=True)]
+
+
+def random_votes(seed, num_models=3, num_classes=4, images=6):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, num_classes, (images, 12, 12), np.uint8)
+    wrong = rng.integers(0, num_classes, (images, num_models, 12, 12), np.uint8)
+    error = np.linspace(0.3, 0.6, num_models)[None, :, None, None]
+    return truth, np.where(rng.random(wrong.shape) < error, wrong, truth[:, None]).astype(np.uint8)
+
+
+def score(truth, preds, table, num_classes):
+    return mean_iou(confusion_matrix(truth, vote(preds.swapaxes(0, 1), table), num_classes))
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_a_climb_over_class_weights_is_scored_as_the_vote_is(seed):
+    truth, preds = random_votes(seed)
+    truth[0, :3] = 255
+    parts = np.arange(6) // 2
+    counts = count_votes(samples_of(truth, preds, parts.tolist()), 3, 4)
+    patterns = Patterns(counts)
+    start = np.array([2, 1, 1])
+    for left_out in (None, 0, 2):
+        keep = parts != (-1 if left_out is None else left_out)
+        table = patterns.climb(start, left_out)
+        best = score(truth[keep], preds[keep], table, 4)
+        assert best >= score(truth[keep], preds[keep], np.tile(start[:, None], 4), 4)
+        reached, climbed = patterns._climb(start, left_out)
+        assert reached == score(truth[keep], preds[keep], climbed, 4) <= best
+        for model in range(3):  # no single change is better
+            for category in range(4):
+                for halves in range(5):
+                    other = climbed.copy()
+                    other[model, category] = start[model] * halves
+                    assert score(truth[keep], preds[keep], other, 4) <= reached
+    for part in range(3):
+        own = patterns.part_tallies(table, part)
+        confusion = confusion_matrix(
+            truth[parts == part], vote(preds[parts == part].swapaxes(0, 1), table), 4
+        )
+        assert own.tolist() == [np.diag(confusion).tolist(), confusion.sum(0).tolist()]
+
+
+def test_weights_by_class_are_used_where_models_know_different_classes():
+    """Of 4 classes the first model knows 0 and 1 alone, the second 2 and 3 alone."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, (10, 32, 32), np.uint8)
+    random = rng.integers(0, 4, (2, *truth.shape), np.uint8)
+    first = np.where(truth < 2, truth, np.where(random[0] < 2, 2, 3)).astype(np.uint8)
+    second = np.where(truth >= 2, truth, np.where(random[1] < 2, 2, 3)).astype(np.uint8)
+    preds = np.stack([first, second], 1)
+    counts = count_votes(samples_of(truth, preds, [i // 2 for i in range(10)]), 2, 4)
+    result = search_weights(counts, by_class=True)
+    assert result.by_class and result.class_out_of_sample > result.single_out_of_sample + 0.05
+    assert result.out_of_sample == result.class_out_of_sample
+    parts = np.arange(10) // 2
+    confusion = sum(
+        confusion_matrix(truth[parts == p], vote(preds[parts == p].swapaxes(0, 1), result.part_tables[p]), 4)
+        for p in range(5)
+    )
+    assert result.class_out_of_sample == mean_iou(confusion)
+
+
+# --- temperatures -----------------------------------------------------------------------------------------
+
+
+def overconfident(seed, pixels=20_000, temperature=2.0):
+    """Probabilities that are right as often as they say, and then sharpened."""
+    rng = np.random.default_rng(seed)
+    honest = rng.dirichlet(np.ones(4) * 0.7, pixels)
+    truth = (honest.cumsum(1) > rng.random((pixels, 1))).argmax(1)
+    sharp = honest**temperature
+    return sharp / sharp.sum(1, keepdims=True), honest, truth
+
+
+def test_the_temperature_is_found_and_lowers_the_error():
+    sharp, honest, truth = overconfident(0)
+    assert fit_temperature(sharp, truth) == pytest.approx(2.0, rel=0.1)
+    assert calibration_error(honest, truth) < 0.02 < 0.08 < calibration_error(sharp, truth)
+    assert log_loss(tempered(sharp, 2.0, 1), truth) < log_loss(sharp, truth)
+
+
+def test_calibration_error_by_hand():
+    probs = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.6, 0.4]])
+    truth = np.array([0, 0, 1, 1])  # two thirds right at .9; none right at .6
+    assert calibration_error(probs, truth) == pytest.approx(3 / 4 * (0.9 - 2 / 3) + 1 / 4 * 0.6)
+
+
+def test_numpy_and_torch_are_tempered_alike():
+    probs = overconfident(1, 50)[0].astype(np.float32)
+    out = tempered(torch.from_numpy(probs), 1.7, 1).numpy()
+    np.testing.assert_allclose(out, tempered(probs, 1.7, 1), rtol=1e-5)
+    np.testing.assert_allclose(out.sum(1), 1, rtol=1e-5)
+    assert tempered(probs, 1, 1) is probs
+
+
+def soft_samples(seed, num_models=2, images=6, side=32, temperatures=(2.0, 1.0)):
+    """Photos of SIDE-less size: probabilities of each model, of which some are overconfident."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for image in range(images):
+        truth = rng.integers(0, 4, (side, side), np.uint8)
+        probs = []
+        for model in range(num_models):
+            logits = rng.normal(size=(4, side, side)) * 1.2
+            logits[truth, np.arange(side)[:, None], np.arange(side)] += 1.5
+            p = np.exp(logits * temperatures[model])
+            probs.append((255 * p / p.sum(0)).round().astype(np.uint8))
+        preds = np.stack([p.argmax(0) for p in probs]).astype(np.uint8)
+        samples.append(OofSample(image // 2, truth, preds, probs))
+    return samples
+
+
+def test_calibrate_fits_each_model_and_says_whether_it_helps():
+    samples = soft_samples(0, temperatures=(4.0, 1.0), images=30, side=64)
+    first, _ = calibrate(samples, 2)
+    assert first.helps and first.error_after < 0.7 * first.error_before and first.used > 1.3
+    assert len(first.part_temperatures) == 15 and first.used_for(3) == first.part_temperatures[3]
+    worse = Calibration(1.5, (1.5, 1.5), 0.01, 0.02, False)
+    assert worse.used == worse.used_for(1) == 1.0 and 'not used' in str(worse)
+    with pytest.raises(BadInput, match='fewer than 2'):
+        calibrate(samples[:2], 2)
+
+
+def test_soft_search_is_the_best_of_all_means_out_of_sample():
+    samples = soft_samples(0)
+    none = [Calibration(1.0, (1.0,) * 3, 0, 0, False)] * 2
+    result = search_soft(samples, 2, 4, none)
+
+    def voted(weights, keep):
+        confusion = np.zeros((4, 4), np.int64)
+        for one in samples:
+            if keep(one.part):
+                ids = mean_probs(one.probs, np.tile(np.array(weights)[:, None], 4)).argmax(0).astype(np.uint8)
+                confusion += confusion_matrix(one.truth, ids, 4)
+        return confusion
+
+    grid = soft_grid(2).tolist()
+    assert [1, 1] in grid and [0, 1] not in grid
+    everywhere = [mean_iou(voted(weights, lambda part: True)) for weights in grid]
+    assert result.best == max(everywhere) and list(result.weights) == grid[int(np.argmax(everywhere))]
+    total = 0
+    for part in range(3):
+        scores = [mean_iou(voted(weights, lambda other, part=part: other != part)) for weights in grid]
+        chosen = grid[int(np.argmax(scores))]
+        assert list(result.part_weights[part]) == chosen
+        total = total + voted(chosen, lambda other, part=part: other == part)
+    assert result.out_of_sample == result.plain_out_of_sample == mean_iou(total)
+
+
+def test_temperatures_are_used_where_they_help_the_vote():
+    samples = soft_samples(2, temperatures=(6.0, 0.4), images=12, side=64)
+    calibrations = calibrate(samples, 2)
+    result = search_soft(samples, 2, 4, calibrations)
+    assert result.out_of_sample >= result.plain_out_of_sample
+    assert (result.temperatures != (1.0, 1.0)) == (result.out_of_sample > result.plain_out_of_sample)
+    assert believed(np.array([[255], [0]], np.uint8), 2.0).sum() == pytest.approx(255, rel=1e-4)
+
+
+def test_ignored_pixels_do_not_count_in_the_soft_search():
+    samples = soft_samples(3)
+    none = [Calibration(1.0, (1.0,) * 3, 0, 0, False)] * 2
+    for one in samples:
+        one.truth[:10] = 255
+    cut = [OofSample(o.part, o.truth[10:], o.preds[:, 10:], [p[:, 10:] for p in o.probs]) for o in samples]
+    assert search_soft(samples, 2, 4, none) == search_soft(cut, 2, 4, none)
+
+
+# --- the commands -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def soft_runs(tmp_path):
+    """Two models of two folds with probabilities; b is overconfident; their mean is better than either."""
+    rng = np.random.default_rng(0)
+    names = [f'{i}.jpg' for i in range(4)]
+    categories = [{'id': i, 'name': name} for i, name in enumerate(CLASSES)]
+    images = [{'id': i, 'file_name': n, 'height': 256, 'width': 256} for i, n in enumerate(names)]
+    annotations, truth = [], {}
+    for i, name in enumerate(names):
+        x = 30 + 20 * i
+        polygon = [x, 60, x + 100, 60, x + 100, 200, x, 200]
+        one = {'id': i, 'image_id': i, 'category_id': 1, 'iscrowd': 0, 'area': 1, 'segmentation': [polygon]}
+        annotations.append(one)
+        truth[name] = np.zeros((SIDE, SIDE), np.uint8)
+        truth[name][60:200, x : x + 100] = 1
+    coco = {'images': images, 'categories': categories, 'annotations': annotations}
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'train_all.json').write_text(json.dumps(coco))
+    for model, sharp in (('a', 1.0), ('b', 4.0)):
+        for fold in range(2):
+            folder = tmp_path / 'output' / model / f'fold{fold}'
+            for split, chosen in (('oof', names[fold::2]), ('test', ['x.jpg', 'y.jpg'])):
+                kept = []
+                with SubmissionWriter(folder / f'{split}.csv') as writer:
+                    for name in chosen:
+                        logits = rng.normal(size=(11, SIDE, SIDE))
+                        logits[2:] -= 3
+                        ids = truth.get(name, truth['0.jpg'])
+                        logits[ids, np.arange(SIDE)[:, None], np.arange(SIDE)] += 1.5
+                        p = np.exp(logits * sharp)
+                        kept.append((255 * p / p.sum(0)).round().astype(np.uint8))
+                        writer.write(name, kept[-1].argmax(0).astype(np.uint8))
+                np.save(folder / f'{split}_probs.npy', np.stack(kept))
+    return tmp_path
+
+
+def test_the_soft_search_writes_a_recipe_that_gives_the_same_vote(soft_runs, capsys):
+    out, again = soft_runs / 'vote.csv', soft_runs / 'again.csv'
+    csvs = [str(soft_runs / 'output' / m / f'fold{k}' / 'test.csv') for m in 'ab' for k in range(2)]
+    data = ['--data', str(soft_runs / 'data')]
+    (soft_runs / 'data' / 'test.json').write_text(
+        json.dumps({'images': [{'file_name': name} for name in ('x.jpg', 'y.jpg')]})
+    )
+    assert main([*csvs, '--search', '--soft', *data, '--out', str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert 'use the soft vote with weights' in printed and 'the first is better' in printed
+    assert (
+        'expected calibration error' in printed
+        and 'rule: soft vote' in (soft_runs / 'ensemble.yaml').read_text()
+    )
+    assert main([*csvs, '--recipe', str(soft_runs / 'ensemble.yaml'), *data, '--out', str(again)]) == 0
+    assert out.read_bytes() == again.read_bytes()
+    single = read_masks(csvs[0])
+    assert any((read_masks(out)[name] != single[name]).any() for name in single)
+    (soft_runs / 'output' / 'b' / 'fold1' / 'oof_probs.npy').unlink()
+    with pytest.raises(BadInput, match='oof_probs.npy: no such file'):
+        main([*csvs, '--search', '--soft', *data, '--out', str(out)])
+
+
+def test_calibrate_keeps_a_temperature_for_pseudo_labels(soft_runs, capsys):
+    folder = soft_runs / 'output' / 'b'
+    assert read_temperature(folder) == 1.0
+    assert main(['calibrate', str(folder), '--data', str(soft_runs / 'data')]) == 0
+    assert 'expected calibration error' in capsys.readouterr().out
+    assert read_temperature(folder) > 1.2
+    write_calibration(folder, Calibration(2.0, (2.0,), 0.1, 0.2, False), [])
+    assert read_temperature(folder) == 1.0
+    for text in ('temperature: [1]', 'used: true', 'temperature: 99\nused: true'):
+        (folder / 'calibration.yaml').write_text(text)
+        with pytest.raises(BadInput, match='calibration.yaml: '):
+            read_temperature(folder)
+    with pytest.raises(BadInput, match='no such file'):
+        main(['calibrate', str(soft_runs / 'output' / 'none'), '--data', str(soft_runs / 'data')])
