@@ -35,12 +35,10 @@ class Augment:
         self.fill = fill
         self.heavy = heavy_transforms(cfg, fill)
 
-    def __call__(
-        self, photo: np.ndarray, mask: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, photo: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Sample:
         """A (C, C, 3) image and its (C, C) mask, both uint8 and contiguous."""
         cfg = self.cfg
-        focus = object_pixel(mask, rng) if cfg.crop_balance and rng.random() < cfg.crop_balance else None
+        focus = object_pixel(mask, rng) if happens(cfg.crop_balance, rng) else None
         image, mask = scale_and_crop(
             photo,
             mask,
@@ -71,6 +69,11 @@ class Augment:
         return image, mask
 
 
+def happens(probability: float, rng: np.random.Generator) -> bool:
+    """True with that probability; draws nothing where it is 0."""
+    return probability > 0 and rng.random() < probability
+
+
 def paste_object(
     photo: np.ndarray,
     mask: np.ndarray,
@@ -78,7 +81,7 @@ def paste_object(
     donor_mask: np.ndarray,
     category: int,
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Sample:
     """One object of `category` out of a donor's photo (S, S, 3) and mask (S, S), at a random scale, side and
     place, over another photo and its mask; those as they are where the donor has none of PASTE_AREA pixels.
 
@@ -109,7 +112,7 @@ def paste_object(
     return photo, mask
 
 
-def mosaic(parts: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator) -> Sample:
+def mosaic(parts: Sequence[Sample], rng: np.random.Generator) -> Sample:
     """Four photos (S, S, 3) with their masks in one: each fills a quarter around a random point, cut out of
     itself at a random place (YOLOv4, arXiv:2004.10934).
     """
@@ -164,7 +167,7 @@ def scale_and_crop(
     max_share: float,
     fill: tuple[int, int, int],
     focus: tuple[float, float] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Sample:
     """A crop of crop_size from the photo at a random scale of image_size; what lies outside the photo is
     `fill` and IGNORED.
 

@@ -28,7 +28,7 @@ from scipy.sparse.csgraph import connected_components
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from augment import Augment, cutmix, mosaic, paste_object
+from augment import Augment, Sample, cutmix, happens, mosaic, paste_object
 from coco import CocoSet, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, one_line
 from files import make_folder, write_text
@@ -291,12 +291,11 @@ class TrainingSet(Dataset):
         fill: tuple[int, int, int],
         pseudo: Cache | None = None,
     ) -> None:
-        self.seed = cfg.seed
+        self.cfg = cfg
         self.augment = Augment(cfg, fill)
         self.sources = [(cache, int(row)) for row in rows]
         if pseudo is not None:
             self.sources += [(pseudo, row) for row in range(len(pseudo))]
-        self.cfg = cfg
         self.clean_size = len(rows)
         self.donors: dict[int, list[int]] = {}  # rows with an object of each class
         self.places = {int(row): position for position, row in enumerate(rows)}
@@ -310,24 +309,20 @@ class TrainingSet(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
         """image (3, C, C) and mask (C, C), both uint8, and the position."""
         epoch, position = key
-        rng = np.random.default_rng((self.seed, epoch, position))
-
-        def happens(probability: float) -> bool:  # draws nothing where it is off
-            return probability > 0 and rng.random() < probability
-
-        if self.donors and happens(self.cfg.balance):
+        rng = np.random.default_rng((self.cfg.seed, epoch, position))
+        if self.donors and happens(self.cfg.balance, rng):
             position = self.places[self.row_with(int(rng.choice(sorted(self.donors))), rng)]
         image, mask = self.pixels(position)
-        if happens(self.cfg.mosaic):
+        if happens(self.cfg.mosaic, rng):
             image, mask = mosaic([(image, mask), *(self.pixels(self.other(rng)) for _ in range(3))], rng)
-        if happens(self.cfg.cutmix):
+        if happens(self.cfg.cutmix, rng):
             image, mask = cutmix(image, mask, *self.pixels(self.other(rng)), rng)
-        if self.donors and happens(self.cfg.copy_paste):
+        if self.donors and happens(self.cfg.copy_paste, rng):
             image, mask = self.paste(image, mask, rng)
         image, mask = self.augment(image, mask, rng)
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask), position
 
-    def pixels(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+    def pixels(self, position: int) -> Sample:
         cache, row = self.sources[position]
         return cache.photos[row], cache.masks[row]
 
@@ -339,16 +334,13 @@ class TrainingSet(Dataset):
         """The row of a random training photo that has an object of the class."""
         return int(rng.choice(self.donors[category]))
 
-    def paste(
-        self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def paste(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Sample:
         """An object of a random training photo in it; a class in half as many photos comes twice as often."""
         categories = sorted(self.donors)
         chances = np.array([1 / len(self.donors[category]) for category in categories])
         category = int(rng.choice(categories, p=chances / chances.sum()))
-        cache = self.sources[0][0]
-        donor = self.row_with(category, rng)
-        return paste_object(image, mask, cache.photos[donor], cache.masks[donor], category, rng)
+        donor = self.pixels(self.places[self.row_with(category, rng)])
+        return paste_object(image, mask, *donor, category, rng)
 
     def name(self, position: int) -> str:
         cache, row = self.sources[position]

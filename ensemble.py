@@ -108,10 +108,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare_command(argv: list[str]) -> int:
-    parser = ArgumentParser('Which of two predictions is better, by the truth of the training photos.')
+    parser = labelled_parser('Which of two predictions is better, by the truth of the training photos.')
     parser.add_argument('csvs', nargs=2, type=Path, metavar='CSV', help='two oof.csv of the same photos')
-    parser.add_argument('--data', type=Path, help='data root; by default input/data')
-    add_config_arguments(parser, required=False)
     args = parser.parse_args(argv)
     classes, data = classes_and_data(args)
     print(compare(args.csvs, data, classes))
@@ -119,18 +117,24 @@ def compare_command(argv: list[str]) -> int:
 
 
 def calibrate_command(argv: list[str]) -> int:
-    parser = ArgumentParser(
+    parser = labelled_parser(
         'Fits the temperature of a model on its photos out of fold; pseudo.py then uses it.'
     )
     parser.add_argument(
         'folder', type=Path, help='output/<name>, with oof_probs.npy of infer.py --save-probs'
     )
-    parser.add_argument('--data', type=Path, help='data root; by default input/data')
-    add_config_arguments(parser, required=False)
     args = parser.parse_args(argv)
     classes, data = classes_and_data(args)
     print(calibrate_model(args.folder, data, classes))
     return DONE
+
+
+def labelled_parser(doc: str) -> ArgumentParser:
+    """The parser of a command that reads training photos."""
+    parser = ArgumentParser(doc)
+    parser.add_argument('--data', type=Path, help='data root; by default input/data')
+    add_config_arguments(parser, required=False)
+    return parser
 
 
 # --- the vote ---------------------------------------------------------------------------------------------

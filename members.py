@@ -2,7 +2,7 @@
 probabilities.
 
     members = find_members(paths, out)
-    for part, truth, preds, probs in read_samples(by_model(members).values(), photos, data, num_classes):
+    for sample in read_samples(list(by_model(members).values()), photos, data, num_classes):
 
 Shapes: M members or models, K classes.
 """
@@ -55,10 +55,13 @@ def find_members(paths: Sequence[Path], out: Path) -> list[Member]:
         if path.resolve() in seen:
             raise BadInput(f'{path}: is given twice; --weights counts a CSV more than once')
         seen.add(path.resolve())
-        fold = re.fullmatch(r'fold(\d+)', path.parent.name)
-        folder = path.parent.parent if fold else path.parent
-        members.append(Member(path, folder, int(fold[1]) if fold else None))
+        members.append(member_of(path))
     return members
+
+
+def member_of(path: Path) -> Member:
+    fold = re.fullmatch(r'fold(\d+)', path.parent.name)
+    return Member(path, path.parent.parent if fold else path.parent, int(fold[1]) if fold else None)
 
 
 def by_model(members: Iterable[Member]) -> dict[Path, list[Member]]:

@@ -63,7 +63,7 @@ def main(
             )
         path.unlink(missing_ok=True)  # labels and their origin never disagree
         write_text(path.with_suffix('.yaml'), yaml.safe_dump(origin, sort_keys=False))
-        label(cfg, runs, cache, path, ranks.device)
+        label(cfg, runs, cache, path, ranks.device, origin['temperatures'])
     ranks.wait()
     masks = np.load(path, mmap_mode='r')
     rows = PseudoRows(Cache(cache.coco, cache.photos, masks), schedule, origin['held_out'])
@@ -97,7 +97,12 @@ def label_origin(cfg: Config, runs: list[tuple[Config, int]], cache: Cache) -> d
 
 
 def label(
-    cfg: Config, runs: list[tuple[Config, int]], cache: Cache, path: Path, device: torch.device
+    cfg: Config,
+    runs: list[tuple[Config, int]],
+    cache: Cache,
+    path: Path,
+    device: torch.device,
+    temperatures: list[float],
 ) -> None:
     """Writes (n, S, S) uint8 labels of the test photos: the likeliest class of the teachers' mean
     probability, or IGNORED below the threshold. All teachers are in memory together, since a batch is
@@ -109,7 +114,7 @@ def label(
     try:
         masks = np.lib.format.open_memmap(partial, 'w+', np.uint8, shape)
         sure = np.lib.format.open_memmap(sure_path, 'w+', np.uint8, shape)  # 255 times the confidence
-        predict_labels(cfg, runs, cache, masks, sure, device)
+        predict_labels(cfg, runs, cache, masks, sure, device, temperatures)
         cutoffs = class_cutoffs(masks, sure, cfg)
         known = 0
         for row in range(len(masks)):
@@ -133,10 +138,10 @@ def predict_labels(
     masks: np.ndarray,
     sure: np.ndarray,
     device: torch.device,
+    temperatures: list[float],
 ) -> None:
     """Fills masks (n, S, S) with the likeliest class, sure with 255 times its probability, rounded down."""
     models = [load_run(teacher, k, device) for teacher, k in runs]
-    temperatures = [read_temperature(teacher.output_dir / teacher.name) for teacher, _ in runs]
     loaders = [make_eval_loader(cache, np.arange(len(cache)), run.cfg) for run in models]
     for batches in tqdm(
         zip(*loaders, strict=True), total=len(loaders[0]), desc='pseudo-labels', unit='batch', disable=None

@@ -15,13 +15,13 @@ import yaml
 from tqdm import tqdm
 
 from calibration import Calibration, calibrate, write_calibration
-from coco import board_truth, draw_mask, read_coco
+from coco import Photo, board_truth, draw_mask, read_coco
 from config import BadInput, read_yaml
 from files import write_text
 from intervals import DRAWS, LEVEL, interval, paired_by_class, paired_interval, verdict
-from members import Member, OofSample, by_model, find_members, oof_hash, read_samples
+from members import Member, OofSample, by_model, member_of, oof_hash, read_samples
 from metrics import confusion_matrix, image_counts
-from search import SearchResult, count_votes, format_search, search_weights, vote
+from search import SearchResult, count_votes, format_search, member_table, search_weights, vote
 from soft import SoftResult, mean_probs, search_soft
 from submission import SubmissionReader, require_same_images
 
@@ -46,14 +46,14 @@ def search_recipe(
     Raises BadInput.
     """
     models = by_model(members)
-    photos = {photo.file_name: photo for photo in read_coco(data, 'train', classes).photos}
+    photos = training_photos(data, classes)
 
     def samples(soft: bool = soft) -> Iterator[OofSample]:
         return read_samples(list(models.values()), photos, data, len(classes), soft)
 
     result = search_weights(count_votes(samples(False), len(models), len(classes)), by_class)
-    found = hard_recipe(result, len(classes))
-    out_of_sample = result.out_of_sample
+    table = result.table(len(classes)).tolist()
+    found = Recipe('hard vote', [[Fraction(w) for w in row] for row in table], [1.0] * len(table))
 
     def choose(sample: OofSample) -> np.ndarray:
         return vote(sample.preds, result.part_table(sample.part, len(classes)))
@@ -63,12 +63,14 @@ def search_recipe(
     if soft and len(models) > 1:
         calibrations = calibrate(samples(), len(models))
         mean = search_soft(samples(), len(models), len(classes), calibrations)
-        print(format_soft(mean, calibrations, names, mean.out_of_sample > out_of_sample))
-        if mean.out_of_sample > out_of_sample:
-            found = soft_recipe(mean, len(classes))
+        better = mean.out_of_sample > result.out_of_sample
+        print(format_soft(mean, calibrations, names, better))
+        if better:
+            rows = [[Fraction(weight)] * len(classes) for weight in mean.weights]
+            found = Recipe('soft vote', rows, list(mean.temperatures))
 
             def choose(sample: OofSample) -> np.ndarray:
-                table = np.tile(np.array(mean.part_weights[sample.part])[:, None], len(classes))
+                table = member_table(mean.part_weights[sample.part], len(classes))
                 return mean_probs(sample.probs, table, mean.part_temperatures[sample.part]).argmax(0)
 
     print(format_gain(samples(), choose, result, len(classes)))
@@ -80,17 +82,6 @@ def search_recipe(
     return replace(
         found, table=rows, temperatures=[found.temperatures[place[member.folder]] for member in members]
     )
-
-
-def hard_recipe(result: SearchResult, num_classes: int) -> Recipe:
-    """The recipe of the models that a search of hard votes found."""
-    table = result.class_table if result.by_class else np.tile(np.array(result.weights)[:, None], num_classes)
-    return Recipe('hard vote', [[Fraction(w) for w in row] for row in table.tolist()], [1.0] * len(table))
-
-
-def soft_recipe(result: SoftResult, num_classes: int) -> Recipe:
-    rows = [[Fraction(weight)] * num_classes for weight in result.weights]
-    return Recipe('soft vote', rows, list(result.temperatures))
 
 
 def format_soft(
@@ -132,12 +123,16 @@ def format_gain(
     )
 
 
+def training_photos(data: Path, classes: tuple[str, ...]) -> dict[str, Photo]:
+    """The training photos of a data root by file name. Raises BadInput."""
+    return {photo.file_name: photo for photo in read_coco(data, 'train', classes).photos}
+
+
 def calibrate_model(folder: Path, data: Path, classes: tuple[str, ...]) -> str:
     """Fits a model's temperature on its oof_probs.npy, and keeps it in its folder. Raises BadInput."""
-    paths = sorted(folder.glob('fold*/oof.csv')) or [folder / 'oof.csv']
-    members = find_members(paths, folder / 'none.csv')
-    photos = {photo.file_name: photo for photo in read_coco(data, 'train', classes).photos}
-    found = calibrate(read_samples([members], photos, data, len(classes), soft=True), 1)[0]
+    members = [member_of(path) for path in sorted(folder.glob('fold*/oof.csv')) or [folder / 'oof.csv']]
+    samples = read_samples([members], training_photos(data, classes), data, len(classes), soft=True)
+    found = calibrate(samples, 1)[0]
     path = write_calibration(folder, found, [oof_hash(member) for member in members])
     return f'{folder}: {found}; wrote {path}'
 
@@ -177,14 +172,14 @@ def read_recipe(path: Path, members: Sequence[Member], num_classes: int) -> Reci
             raise ValueError('a rule that is none')
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError):
         raise BadInput(f'{path}: not a recipe of ensemble.py --search') from None
-    given = {oof_hash(member): member for member in members}
-    for key, member in given.items():
+    given = [oof_hash(member) for member in members]
+    for key, member in zip(given, members, strict=True):
         if key not in found:
             raise BadInput(f'{member.path}: is no member of {path}: its oof.csv is another one')
     for key, (csv, row, _) in found.items():
         if any(row) and key not in given:
             raise BadInput(f'{path}: its member {csv} is not among the CSVs')
-    own = [found[oof_hash(member)] for member in members]
+    own = [found[key] for key in given]
     return Recipe(rule, [row for _, row, _ in own], [temperature for *_, temperature in own])
 
 
@@ -195,7 +190,7 @@ def compare(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> str:
     """The scores of two CSVs on the photos that they have, and the difference, by class too, with paired
     bootstrap intervals. Raises BadInput where one lacks a photo of the other.
     """
-    photos = {photo.file_name: photo for photo in read_coco(data, 'train', classes).photos}
+    photos = training_photos(data, classes)
     with ExitStack() as stack:
         first, second = (stack.enter_context(SubmissionReader(path, len(classes))) for path in csvs)
         require_same_images(first.image_ids, csvs[0], second)

@@ -55,6 +55,11 @@ def vote(preds: np.ndarray, table: np.ndarray) -> np.ndarray:
     return winner
 
 
+def member_table(weights: Sequence[int], num_classes: int) -> np.ndarray:
+    """(M, K) weights of (M,) members, the same for every class."""
+    return np.tile(np.array(weights)[:, None], num_classes)
+
+
 def count_votes(samples: Iterable[OofSample], num_models: int, num_classes: int) -> VoteCounts:
     """The histogram of samples; pixels of truth IGNORED are left out. Raises BadInput for too many models."""
     if 2**10 * num_classes ** (num_models + 1) >= 2**63:  # 1024 parts
@@ -121,7 +126,7 @@ class Scorer:
         """(n, M) whole weights → (n, G): the model whose vote wins where models agree so."""
         groups, models = self.same.shape[:2]
         total = (weights @ self.same.reshape(-1, models).T).reshape(-1, groups, models)
-        total *= (weights > 0)[:, None]  # as in ensemble.vote: no vote, no say in a tie
+        total *= (weights > 0)[:, None]  # as in vote: no vote, no say in a tie
         return total.argmax(2)
 
     def tallies(self, weights: np.ndarray) -> np.ndarray:
@@ -144,19 +149,19 @@ class Scorer:
             winners = self.winners(weights[start : start + size]).astype(np.min_scalar_type(self.num_models))
             keys = winners.view(f'S{winners[0].nbytes}').ravel()
             _, first, place = np.unique(keys, return_index=True, return_inverse=True)
-            distinct = [winners[row].tobytes() for row in first]
-            new = [row for row, key in zip(first, distinct, strict=True) if key not in known]
-            if new:
-                tallies, true = self.sums(winners[new].astype(np.int64)), self.true.sum(0)
-                total = tallies.sum(0)
-                columns = [self.miou(total, true)]
-                for part, own in zip(tallies, self.true, strict=True):
-                    columns.append(self.miou(total - part, true - own))
-                known |= {
-                    winners[row].tobytes(): own for row, own in zip(new, np.stack(columns, 1), strict=True)
-                }
-            scores[start : start + size] = np.stack([known[key] for key in distinct])[place]
+            rows = {winners[row].tobytes(): row for row in first}
+            if new := [key for key in rows if key not in known]:
+                own = self.scores_of(winners[[rows[key] for key in new]].astype(np.int64))
+                known |= dict(zip(new, own, strict=True))
+            scores[start : start + size] = np.stack([known[key] for key in rows])[place]
         return scores
+
+    def scores_of(self, winners: np.ndarray) -> np.ndarray:
+        """(n, G) winners → (n, 1 + parts), as `scores`."""
+        tallies, true = self.sums(winners), self.true.sum(0)
+        total = tallies.sum(0)
+        others = [self.miou(total - part, true - own) for part, own in zip(tallies, self.true, strict=True)]
+        return np.stack([self.miou(total, true), *others], 1)
 
     @staticmethod
     def miou(tallies: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -201,7 +206,7 @@ class Patterns:
         used = [part for part in range(self.num_parts) if part != left_out]
         pixels = self.pixels[used].sum(0)
         true = pixels.sum(0)
-        table = np.tile(weights[:, None] * 2, true.size)
+        table = member_table(weights * 2, true.size)
         winner = vote(self.votes.T, table)
         sums = self.tallies(pixels, winner)
         best = float(mean_of_iou(iou_of_counts(*sums, true)))
@@ -238,30 +243,47 @@ class SearchResult:
     best: float  # in sample: too good
     best_out_of_sample: float
     single_out_of_sample: float  # of the best single model, chosen in the same way
-    class_table: np.ndarray  # (M, K): the best weights, then changed by class
-    class_out_of_sample: float
-    weights: tuple[int, ...]  # the ones to use
-    by_class: bool  # use class_table instead
+    weights: tuple[int, ...]  # the ones to use, where those by class are not better still
     part_weights: tuple[tuple[int, ...], ...]  # of each part, the best chosen without it
     part_singles: tuple[tuple[int, ...], ...]  # of each part, the best single model chosen without it
-    part_tables: tuple[np.ndarray, ...]  # of each part, weights by class chosen without it
+    by_class: 'ClassResult | None' = None  # where weights by class were searched
 
     @property
     def num_parts(self) -> int:
         return len(self.part_weights)
 
     @property
+    def without_classes(self) -> float:
+        """Out of sample, of `weights`."""
+        return max(self.single_out_of_sample, self.equal, self.best_out_of_sample)
+
+    @property
+    def uses_classes(self) -> bool:
+        return self.by_class is not None and self.by_class.out_of_sample > self.without_classes
+
+    @property
     def out_of_sample(self) -> float:
         """Of what is to be used."""
-        if self.by_class:
-            return self.class_out_of_sample
-        return max(self.single_out_of_sample, self.equal, self.best_out_of_sample)
+        return self.by_class.out_of_sample if self.uses_classes else self.without_classes
+
+    def table(self, num_classes: int) -> np.ndarray:
+        """(M, K) weights to use."""
+        return self.by_class.table if self.uses_classes else member_table(self.weights, num_classes)
 
     def part_table(self, part: int, num_classes: int) -> np.ndarray:
         """(M, K) weights of a part's vote, chosen without it: by class where those are to be used."""
-        if self.by_class:
-            return self.part_tables[part]
-        return np.tile(np.array(self.part_weights[part])[:, None], num_classes)
+        if self.uses_classes:
+            return self.by_class.part_tables[part]
+        return member_table(self.part_weights[part], num_classes)
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """What the search for weights by class found."""
+
+    table: np.ndarray  # (M, K)
+    out_of_sample: float
+    part_tables: tuple[np.ndarray, ...]  # of each part, chosen without it
 
 
 def search_weights(counts: VoteCounts, by_class: bool = False) -> SearchResult:
@@ -294,13 +316,8 @@ def search_weights(counts: VoteCounts, by_class: bool = False) -> SearchResult:
     part_singles = [singles[single_scores[:, part].argmax()] for part in parts]
     best_out, single_out = out_of_sample(part_weights), out_of_sample(part_singles)
     equal_score = float(scorer.scores(equal)[0, 0])
-    patterns = Patterns(counts)
-    tables = [np.tile(own[:, None], counts.num_classes) for own in part_weights]
-    part_tables = [patterns.climb(w, p) for p, w in enumerate(part_weights)] if by_class else tables
-    own_parts = sum(patterns.part_tallies(table, part) for part, table in enumerate(part_tables))
-    class_out = float(mean_of_iou(iou_of_counts(*own_parts, patterns.pixels.sum((0, 1)))))
     options = [(single_out, singles[single_scores[:, 0].argmax()]), (equal_score, equal[0]), (best_out, best)]
-    without, weights = max(options, key=lambda option: option[0])  # the simplest of equally good ones
+    _, weights = max(options, key=lambda option: option[0])  # the simplest of equally good ones
     return SearchResult(
         singles=tuple(single_scores[:, 0].tolist()),
         equal=equal_score,
@@ -308,14 +325,20 @@ def search_weights(counts: VoteCounts, by_class: bool = False) -> SearchResult:
         best=float(scorer.scores(best[None])[0, 0]),
         best_out_of_sample=best_out,
         single_out_of_sample=single_out,
-        class_table=patterns.climb(best, None) if by_class else np.tile(best[:, None], counts.num_classes),
-        class_out_of_sample=class_out,
         weights=tuple(weights.tolist()),
-        by_class=by_class and class_out > without,
         part_weights=tuple(tuple(chosen.tolist()) for chosen in part_weights),
         part_singles=tuple(tuple(chosen.tolist()) for chosen in part_singles),
-        part_tables=tuple(part_tables),
+        by_class=search_classes(counts, best, part_weights) if by_class else None,
     )
+
+
+def search_classes(counts: VoteCounts, best: np.ndarray, part_weights: Sequence[np.ndarray]) -> ClassResult:
+    """Weights by class, from the best member weights on, and from those of each part for it."""
+    patterns = Patterns(counts)
+    tables = tuple(patterns.climb(weights, part) for part, weights in enumerate(part_weights))
+    sums = sum(patterns.part_tallies(table, part) for part, table in enumerate(tables))
+    out_of_sample = float(mean_of_iou(iou_of_counts(*sums, patterns.pixels.sum((0, 1)))))
+    return ClassResult(patterns.climb(best, None), out_of_sample, tables)
 
 
 def weight_grid(num_models: int, top: int = TOP_WEIGHT) -> np.ndarray:
@@ -352,9 +375,9 @@ def format_search(result: SearchResult, names: Sequence[str]) -> str:
     lines.append(f'out of sample, chosen without each of {result.num_parts} parts of the photos in turn:')
     lines.append(f'  the best weights  {result.best_out_of_sample:.4f}')
     lines.append(f'  the best model    {result.single_out_of_sample:.4f}')
-    if result.class_out_of_sample != result.best_out_of_sample:
-        lines.append(f'  weights by class  {result.class_out_of_sample:.4f}')
-    if result.by_class:
+    if result.by_class is not None:
+        lines.append(f'  weights by class  {result.by_class.out_of_sample:.4f}')
+    if result.uses_classes:
         lines.append('use the vote with weights by class')
     elif np.count_nonzero(result.weights) == 1:
         model = names[np.argmax(result.weights)]

@@ -8,7 +8,7 @@ Shapes: M models, K classes, P pixels, n candidates.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class SoftResult:
     out_of_sample: float
     part_weights: tuple[tuple[int, ...], ...]
     part_temperatures: tuple[tuple[float, ...], ...]
-    plain_out_of_sample: float  # without temperatures
+    plain_out_of_sample: float = float('nan')  # without temperatures
 
 
 def search_soft(
@@ -88,7 +88,7 @@ def search_soft(
         for mode, own in zip(modes, sums, strict=True)
     ]
     best = max(results, key=lambda result: result.out_of_sample)  # without temperatures where equal
-    return SoftResult(**{**vars(best), 'plain_out_of_sample': results[0].out_of_sample})
+    return replace(best, plain_out_of_sample=results[0].out_of_sample)
 
 
 def contested_sums(
@@ -132,7 +132,6 @@ def _choose(
         out_of_sample=float(scores(out, pixels)),
         part_weights=tuple(tuple(candidates[chosen].tolist()) for chosen in without),
         part_temperatures=tuple(temperatures),
-        plain_out_of_sample=float('nan'),
     )
 
 

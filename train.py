@@ -142,26 +142,30 @@ def main(
             )
         if resume:
             trainer.resume(cfg.run_dir(fold) / 'last.pt')
+
+        def validate(model: SegModel) -> np.ndarray | None:
+            return evaluate(model, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
+
         board = SummaryWriter(str(folder / 'tensorboard'), purge_step=trainer.epoch) if folder else None
         for epoch in range(trainer.epoch, cfg.epochs):
             started = time.monotonic()
             loss = trainer.train_epoch(epoch)
             ranks.share(trainer.averaged)
-            confusion = evaluate(trainer.averaged, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
+            confusion = validate(trainer.averaged)
+            score = mean_iou(confusion) if confusion is not None else math.nan
             if ranks.is_main:
                 report_epoch(folder, board, cfg, epoch, trainer, loss, confusion, time.monotonic() - started)
-                trainer.keep_best(folder, trainer.averaged, confusion)
+                trainer.keep_best(folder, trainer.averaged, score)
             if trainer.swa is not None and epoch == cfg.epochs - 1:
                 trainer.finish_swa()
-                score = (
-                    evaluate(trainer.swa.module, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
-                )
+                confusion = validate(trainer.swa.module)
+                swa_score = mean_iou(confusion) if confusion is not None else math.nan
                 if ranks.is_main:
-                    shown = '' if score is None else f': mIoU {mean_iou(score):.4f}'
+                    shown = '' if confusion is None else f': mIoU {swa_score:.4f}'
                     log.info(f'weights averaged over the last {trainer.swa_epochs} epochs{shown}')
-                    trainer.keep_best(folder, trainer.swa.module, score)
+                    trainer.keep_best(folder, trainer.swa.module, swa_score)
             if ranks.is_main:
-                trainer.save(folder)
+                trainer.save(folder, score)
             ranks.wait()
         if board is not None:
             board.close()
@@ -224,9 +228,9 @@ class Trainer:
         self.batches = EpochBatches(cfg.batch_size, cfg.seed, ranks.rank, ranks.world)
         self.loader = make_loader(self.samples, cfg.workers, batch_sampler=self.batches)
         self.total_steps = self.updates_in(range(cfg.epochs))
-        half = pseudo is not None and pseudo.schedule == 'pretrain'
-        self.pretrain_steps = self.updates_in(range(cfg.epochs // 2)) if half else 0
-        self.epoch, self.step, self.score, self.best, self.best_epoch = 0, 0, math.nan, math.nan, -1
+        pretrains = pseudo is not None and pseudo.schedule == 'pretrain'
+        self.pretrain_steps = self.updates_in(range(cfg.epochs // 2)) if pretrains else 0
+        self.epoch, self.step, self.best, self.best_epoch = 0, 0, math.nan, -1
 
     @property
     def averaged(self) -> SegModel:
@@ -261,7 +265,7 @@ class Trainer:
             leave=False,
             disable=None if self.ranks.is_main else True,
         )
-        for number, (images, masks, positions) in enumerate(bar):
+        for number, (images, masks, places) in enumerate(bar):
             group_size = min(cfg.accumulate, len(self.batches) - number // cfg.accumulate * cfg.accumulate)
             with autocast(cfg, device):
                 outputs = self.forward(self.prepared(images))
@@ -275,7 +279,7 @@ class Trainer:
             )
             value = loss.item()
             if not math.isfinite(value):
-                names = ', '.join(self.samples.name(position) for position in positions.tolist())
+                names = ', '.join(self.samples.name(position) for position in places.tolist())
                 raise CheckFailed(
                     f'loss is {value} in epoch {epoch}, step {number}, on {names}; try a lower lr, '
                     'clip_norm=1 or amp=off'
@@ -286,7 +290,6 @@ class Trainer:
             if (number + 1) % cfg.accumulate == 0 or number + 1 == len(self.batches):
                 self.update()
         self.epoch = epoch + 1
-        self.score = math.nan
         if epoch >= cfg.epochs - self.swa_epochs:
             self.swa.update_parameters(self.model)
         mean = torch.tensor(total / len(self.batches) / self.ranks.world, device=device)
@@ -300,11 +303,9 @@ class Trainer:
 
     def update(self) -> None:
         """One step of the optimizer, at the rate of this iteration."""
-        start, end = (
-            (0, self.pretrain_steps)
-            if self.step < self.pretrain_steps
-            else (self.pretrain_steps, self.total_steps)
-        )
+        start, end = self.pretrain_steps, self.total_steps
+        if self.step < self.pretrain_steps:
+            start, end = 0, self.pretrain_steps
         factor = lr_factor(self.cfg, self.step - start, end - start)
         for group in self.optimizer.param_groups:
             floor = min(self.cfg.min_lr, group['peak_lr'])
@@ -344,17 +345,14 @@ class Trainer:
             'torch': str(torch.__version__),
         }
 
-    def keep_best(self, folder: Path, model: SegModel, confusion: np.ndarray | None) -> None:
-        """Writes best.pt where the model's score is the best so far, or where there is no score."""
-        score = mean_iou(confusion) if confusion is not None else math.nan
-        if model is self.averaged:
-            self.score = score
-        if confusion is None or not score <= self.best:
+    def keep_best(self, folder: Path, model: SegModel, score: float) -> None:
+        """Writes best.pt where the model's score is the best so far, or where there is none (nan)."""
+        if not score <= self.best:
             self.best, self.best_epoch = score, self.epoch - 1
             save_checkpoint(folder / 'best.pt', {'model': model.state_dict(), **self.public(score)})
 
-    def save(self, folder: Path) -> None:
-        """last.pt, after every epoch."""
+    def save(self, folder: Path, score: float) -> None:
+        """last.pt, after every epoch, with its score."""
         resume = {
             'optimizer': self.optimizer.state_dict(),
             'ema': self.ema.module.state_dict() if self.ema else None,
@@ -366,7 +364,7 @@ class Trainer:
             'cpu_rng': torch.get_rng_state(),
             'cuda_rng': torch.cuda.get_rng_state() if self.ranks.device.type == 'cuda' else None,
         }
-        content = {'model': self.model.state_dict(), **self.public(self.score), 'resume': resume}
+        content = {'model': self.model.state_dict(), **self.public(score), 'resume': resume}
         save_checkpoint(folder / 'last.pt', content)
 
     def resume(self, path: Path) -> None:

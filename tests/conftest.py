@@ -98,6 +98,25 @@ def write_set(root: Path, train: int = 24, test: int = 6, side: int = 256, seed:
     return root
 
 
+def write_rectangles(
+    root: Path, height: int, width: int, boxes: dict[str, tuple[int, int, int, int, int]]
+) -> dict[str, np.ndarray]:
+    """The train_all.json of photos with a rectangle (x, y, w, h, category) each, and their masks by name."""
+    annotations, masks = [], {}
+    for i, (name, (x, y, w, h, category)) in enumerate(boxes.items()):
+        polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+        one = {'id': i, 'image_id': i, 'category_id': category, 'iscrowd': 0, 'area': w * h}
+        annotations.append({**one, 'segmentation': [polygon]})
+        masks[name] = np.zeros((height, width), np.uint8)
+        masks[name][y : y + h, x : x + w] = category
+    images = [{'id': i, 'file_name': n, 'height': height, 'width': width} for i, n in enumerate(boxes)]
+    categories = [{'id': i, 'name': name} for i, name in enumerate(CLASSES)]
+    root.mkdir()
+    coco = {'images': images, 'categories': categories, 'annotations': annotations}
+    (root / 'train_all.json').write_text(json.dumps(coco))
+    return masks
+
+
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory) -> Path:
     """The small set, made once; tests that change it copy it first."""

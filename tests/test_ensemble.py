@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_rectangles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -388,28 +389,9 @@ PHOTOS = [f'train/{i}.jpg' for i in range(6)]
 def runs(tmp_path) -> Path:
     """Two models of two folds, `good` and `bad`, on rectangles; photos are 320 x 512."""
     rng = np.random.default_rng(0)
-    categories = [{'id': i, 'name': name} for i, name in enumerate(CLASSES)]
-    images = [{'id': i, 'file_name': name, 'height': 320, 'width': 512} for i, name in enumerate(PHOTOS)]
-    annotations, truth = [], {}
-    for i, name in enumerate(PHOTOS):
-        x, y, category = 100 + 20 * i, 60, 1 + i % 3
-        polygon = [x, y, x + 200, y, x + 200, y + 160, x, y + 160]
-        annotations.append(
-            {
-                'id': i,
-                'image_id': i,
-                'category_id': category,
-                'iscrowd': 0,
-                'area': 32_000,
-                'segmentation': [polygon],
-            }
-        )
-        mask = np.zeros((320, 512), np.uint8)
-        mask[y : y + 160, x : x + 200] = category
-        truth[name] = mask[np.arange(SIDE) * 320 // SIDE][:, ::2]
-    coco = {'images': images, 'categories': categories, 'annotations': annotations}
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data' / 'train_all.json').write_text(json.dumps(coco))
+    boxes = {name: (100 + 20 * i, 60, 200, 160, 1 + i % 3) for i, name in enumerate(PHOTOS)}
+    masks = write_rectangles(tmp_path / 'data', 320, 512, boxes)
+    truth = {name: mask[np.arange(SIDE) * 320 // SIDE][:, ::2] for name, mask in masks.items()}
     for model, error in (('bad', 0.5), ('good', 0.1)):
         for fold in range(2):
             folder = tmp_path / 'output' / model / f'fold{fold}'

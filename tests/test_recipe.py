@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import write_rectangles
 
 from calibration import (
     Calibration,
@@ -16,7 +17,7 @@ from calibration import (
     tempered,
     write_calibration,
 )
-from config import CLASSES, BadInput
+from config import BadInput
 from ensemble import main
 from members import OofSample
 from metrics import confusion_matrix, mean_iou
@@ -81,14 +82,15 @@ def test_weights_by_class_are_used_where_models_know_different_classes():
     preds = np.stack([first, second], 1)
     counts = count_votes(samples_of(truth, preds, [i // 2 for i in range(10)]), 2, 4)
     result = search_weights(counts, by_class=True)
-    assert result.by_class and result.class_out_of_sample > result.single_out_of_sample + 0.05
-    assert result.out_of_sample == result.class_out_of_sample
+    found = result.by_class
+    assert result.uses_classes and found.out_of_sample > result.single_out_of_sample + 0.05
+    assert result.out_of_sample == found.out_of_sample
     parts = np.arange(10) // 2
     confusion = sum(
-        confusion_matrix(truth[parts == p], vote(preds[parts == p].swapaxes(0, 1), result.part_tables[p]), 4)
+        confusion_matrix(truth[parts == p], vote(preds[parts == p].swapaxes(0, 1), found.part_tables[p]), 4)
         for p in range(5)
     )
-    assert result.class_out_of_sample == mean_iou(confusion)
+    assert found.out_of_sample == mean_iou(confusion)
 
 
 # --- temperatures -----------------------------------------------------------------------------------------
@@ -204,19 +206,8 @@ def soft_runs(tmp_path):
     """Two models of two folds with probabilities; b is overconfident; their mean is better than either."""
     rng = np.random.default_rng(0)
     names = [f'{i}.jpg' for i in range(4)]
-    categories = [{'id': i, 'name': name} for i, name in enumerate(CLASSES)]
-    images = [{'id': i, 'file_name': n, 'height': 256, 'width': 256} for i, n in enumerate(names)]
-    annotations, truth = [], {}
-    for i, name in enumerate(names):
-        x = 30 + 20 * i
-        polygon = [x, 60, x + 100, 60, x + 100, 200, x, 200]
-        one = {'id': i, 'image_id': i, 'category_id': 1, 'iscrowd': 0, 'area': 1, 'segmentation': [polygon]}
-        annotations.append(one)
-        truth[name] = np.zeros((SIDE, SIDE), np.uint8)
-        truth[name][60:200, x : x + 100] = 1
-    coco = {'images': images, 'categories': categories, 'annotations': annotations}
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data' / 'train_all.json').write_text(json.dumps(coco))
+    boxes = {name: (30 + 20 * i, 60, 100, 140, 1) for i, name in enumerate(names)}
+    truth = write_rectangles(tmp_path / 'data', 256, 256, boxes)
     for model, sharp in (('a', 1.0), ('b', 4.0)):
         for fold in range(2):
             folder = tmp_path / 'output' / model / f'fold{fold}'
