@@ -84,6 +84,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(
             '--class-weights are those of a vote that is not searched: leave out --search and --recipe'
         )
+    if args.by_class and not args.search:
+        parser.error('--by-class says what --search looks for: give --search too')
+    if args.soft and args.recipe:
+        parser.error('--recipe says itself whether the vote is a soft one: leave out --soft')
     classes, data = classes_and_data(args)
     members = find_members(args.csvs, args.out)
     image_ids = None if args.data is None else read_test_ids(data)

@@ -242,6 +242,9 @@ def test_wrong_arguments(csvs, tmp_path, capsys):
         [],
         ['--search', '--weights', '1', '1', '1'],
         ['--search', '--class-weights', 'x.yaml', '--out', out],
+        ['--recipe', 'x.yaml', '--class-weights', 'x.yaml', '--out', out],
+        ['--recipe', 'x.yaml', '--soft', '--out', out],
+        ['--by-class', '--out', out],
     ):
         with pytest.raises(SystemExit) as stop:
             main([*csvs, *argv])
