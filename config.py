@@ -228,6 +228,9 @@ class Config(BaseModel):
     tta_flips: tuple[Literal['h', 'v', 'hv'], ...] = Field(
         (), description='flipped views beside the plain one'
     )
+    tta_rotations: tuple[Literal[90, 180, 270], ...] = Field(
+        (), description='views turned by so many degrees, beside the plain one, each flip and each scale'
+    )
     tta_scales: tuple[Positive, ...] = Field(
         (1.0,), min_length=1, description='sizes of the views, relative to image_size'
     )

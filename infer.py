@@ -37,10 +37,11 @@ from dataset import Cache, held_out_hash, open_cache, read_folds, split_fold
 from drawing import overlay, write_png
 from intervals import DRAWS, LEVEL, interval
 from layers import resize
+from members import open_probs
 from metrics import confusion_matrix, format_table, image_counts
 from models import SegModel
 from predict import STRIDE, predict_probs, predict_rows
-from submission import SIDE, SubmissionWriter, board_ids, board_probs
+from submission import SIDE, SubmissionReader, SubmissionWriter, board_ids, board_probs
 from utils import FREE_KEYS, load_checkpoint, load_model_state, log, start_log, start_ranks
 
 
@@ -65,7 +66,6 @@ def predict_oof(cfg: Config, fold: int | None, device: torch.device, save_probs:
     if fold == -1:
         raise BadInput('--fold -1: a model that was trained on everything has no photos out of fold')
     counted: list[np.ndarray] = []  # of each photo, image_counts
-    merged = np.empty((len(cache), SIDE, SIDE), np.uint8) if fold is None else None
     for k in range(cfg.folds) if fold is None else [fold]:
         _, rows = split_fold(folds, k)
         run = load_run(cfg, k, device)
@@ -79,23 +79,36 @@ def predict_oof(cfg: Config, fold: int | None, device: torch.device, save_probs:
             for row, ids, probs in predicted_ids(run, cache, rows, device, tta, f'oof fold {k}'):
                 predictions.write(row, ids, probs)
                 counts.append(image_counts(confusion_matrix(cache.truth(row), ids, len(cfg.classes))))
-                if merged is not None:
-                    merged[row] = ids
         log.info(
             f'fold {k}: mIoU {interval(np.stack(counts))} on {len(rows)} photos; wrote '
             f'{cfg.run_dir(k) / "oof.csv"}'
         )
         counted += counts
-    if merged is not None:
-        with SubmissionWriter(cfg.output_dir / cfg.name / 'oof.csv') as writer:
-            for photo, ids in zip(cache.coco.photos, merged, strict=True):
-                writer.write(photo.file_name, ids)
-        log.info(f'wrote {cfg.output_dir / cfg.name / "oof.csv"}')
+    if fold is None:
+        merge_oof(cfg, cache, folds, save_probs)
     counts = np.stack(counted)
     score = interval(counts)
     log.info(format_table(counts, cfg.classes))
     log.info(f'mIoU {score}: the bracket has {LEVEL:.0%} of {DRAWS:,} draws of the {len(counts)} photos')
     return score.value
+
+
+def merge_oof(cfg: Config, cache: Cache, folds: np.ndarray, save_probs: bool) -> None:
+    """<name>/oof.csv of the folds' own, in the order of the data set; one photo is in memory at a time."""
+    rows = np.arange(len(cache))
+    with ExitStack() as stack:
+        paths = [cfg.run_dir(k) / 'oof.csv' for k in range(cfg.folds)]
+        readers = [stack.enter_context(SubmissionReader(path, len(cfg.classes))) for path in paths]
+        probs = [open_probs(reader, len(cfg.classes)) for reader in readers] if save_probs else []
+        places = [{name: place for place, name in enumerate(reader.image_ids)} for reader in readers]
+        merged = stack.enter_context(
+            Predictions(cfg.output_dir / cfg.name, 'oof', cache, rows, cfg, save_probs)
+        )
+        for row, (name, k) in enumerate(zip(cache.names(rows), folds, strict=True)):
+            merged.writer.write(name, readers[k].read(name))
+            if merged.probs is not None:
+                merged.probs[row] = probs[k][places[k][name]]
+    log.info(f'wrote {cfg.output_dir / cfg.name / "oof.csv"}')
 
 
 def predict_test(cfg: Config, fold: int | None, device: torch.device, save_probs: bool, tta: bool) -> None:

@@ -5,7 +5,7 @@ Shapes: N batch, K classes, S cache_size, B side of what is kept of a prediction
 submission.board_probs).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from config import Config
 from dataset import Cache, WholePhotos, make_loader, normalize
 from layers import resize
-from metrics import confusion_matrix
+from metrics import confusion_matrix, image_counts
 from models import SegModel
 from submission import board_ids, board_probs
 from utils import Ranks
@@ -77,18 +77,31 @@ def predict_probs(
     """(N, 3, H, W) uint8 → (N, K, *size) float32 probabilities on the device, averaged over the config's
     views.
     """
-    flips, scales = (('', *cfg.tta_flips), cfg.tta_scales) if tta else (('',), (1.0,))
-    views = ttach.Compose([Flip(flips), Rescale(scales, size)])
+    chosen = (cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales) if tta else ()
+    views = make_views(size, *chosen)
     images = normalize(images.to(device, non_blocking=True), model.mean, model.std)
-    total = torch.zeros((), device=device)
-    for view in views:
-        inputs = view.augment_image(images)
-        if cfg.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with autocast(cfg, device):
-            logits = view_logits(model, inputs, cfg.window)
-        total = total + view.deaugment_mask(logits.float()).softmax(dim=1)
-    return total / len(views)
+    return sum(view_probs(model, images, cfg, view) for view in views) / len(views)
+
+
+def make_views(
+    size: tuple[int, int],
+    flips: Sequence[str] = (),
+    rotations: Sequence[int] = (),
+    scales: Sequence[float] = (1.0,),
+) -> ttach.Compose:
+    """Every flip, and none, at every scale, turned by every angle, and by none; back to `size` (H, W)."""
+    turn = ttach.Rotate90([0, *rotations])  # after the scale, so that it is undone before the size is
+    return ttach.Compose([Flip(('', *flips)), Rescale(tuple(scales), size), turn])
+
+
+def view_probs(model: SegModel, images: Tensor, cfg: Config, view: ttach.base.Transformer) -> Tensor:
+    """(N, 3, H, W) normalised photos on the device → (N, K, *size) probabilities as seen in one view."""
+    inputs = view.augment_image(images)
+    if cfg.channels_last:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with autocast(cfg, images.device):
+        logits = view_logits(model, inputs, cfg.window)
+    return view.deaugment_mask(logits.float()).softmax(dim=1)
 
 
 def view_logits(model: SegModel, inputs: Tensor, window: int) -> Tensor:
@@ -154,15 +167,19 @@ def make_eval_loader(cache: Cache, rows: np.ndarray, cfg: Config) -> DataLoader:
 def evaluate(
     model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config, ranks: Ranks, tta: bool = False
 ) -> np.ndarray:
-    """(K, K) confusion matrix of the board's own 256x256 masks, over all ranks, each photo once."""
-    confusion = np.zeros((len(cfg.classes), len(cfg.classes)), np.int64)
+    """(n, 3, K) image_counts of the board's own 256x256 masks of the n rows; each rank predicts its share of
+    them, and all get all.
+    """
+    counts = np.zeros((len(rows), 3, len(cfg.classes)), np.int64)
+    places = {int(row): place for place, row in enumerate(rows)}
     for batch, probs in predict_rows(
         model, cache, rows[ranks.rank :: ranks.world], cfg, ranks.device, tta, desc='valid'
     ):
         pred = board_ids(board_probs(probs, cfg.downsample), cfg.downsample)
         for row, ids in zip(batch, pred.to(torch.uint8).cpu().numpy(), strict=True):
-            confusion += confusion_matrix(cache.truth(row), ids, len(cfg.classes))
-    return ranks.sum(torch.from_numpy(confusion).to(ranks.device)).cpu().numpy()
+            confusion = confusion_matrix(cache.truth(row), ids, len(cfg.classes))
+            counts[places[row]] = image_counts(confusion)
+    return ranks.sum(torch.from_numpy(counts).to(ranks.device)).cpu().numpy()
 
 
 def amp_dtype(cfg: Config, device: torch.device) -> torch.dtype:

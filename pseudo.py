@@ -89,7 +89,11 @@ def label_origin(cfg: Config, runs: list[tuple[Config, int]], cache: Cache) -> d
         'threshold': cfg.pseudo_threshold,
         'keep': cfg.pseudo_keep,
         'temperatures': [read_temperature(teacher.output_dir / teacher.name) for teacher, _ in runs],
-        'views': {'flips': list(cfg.tta_flips), 'scales': list(cfg.tta_scales)},
+        'views': {
+            'flips': list(cfg.tta_flips),
+            'rotations': list(cfg.tta_rotations),
+            'scales': list(cfg.tta_scales),
+        },
         'photos': cache.coco.fingerprint,
         'side': cfg.cache_size,
         'held_out': held_out.pop() if len(held_out) == 1 else None,

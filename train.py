@@ -49,8 +49,9 @@ from dataset import (
     split_fold,
     steps_per_epoch,
 )
+from intervals import interval
 from losses import segmentation_loss
-from metrics import class_iou, mean_iou
+from metrics import iou_of_counts, mean_of_iou
 from models import SegModel, parameter_groups
 from predict import amp_dtype, autocast, evaluate
 from utils import (
@@ -151,17 +152,17 @@ def main(
             started = time.monotonic()
             loss = trainer.train_epoch(epoch)
             ranks.share(trainer.averaged)
-            confusion = validate(trainer.averaged)
-            score = mean_iou(confusion) if confusion is not None else math.nan
+            counts = validate(trainer.averaged)
+            score = score_of(counts)
             if ranks.is_main:
-                report_epoch(folder, board, cfg, epoch, trainer, loss, confusion, time.monotonic() - started)
+                report_epoch(folder, board, cfg, epoch, trainer, loss, counts, time.monotonic() - started)
                 trainer.keep_best(folder, trainer.averaged, score)
             if trainer.swa is not None and epoch == cfg.epochs - 1:
                 trainer.finish_swa()
-                confusion = validate(trainer.swa.module)
-                swa_score = mean_iou(confusion) if confusion is not None else math.nan
+                counts = validate(trainer.swa.module)
+                swa_score = score_of(counts)
                 if ranks.is_main:
-                    shown = '' if confusion is None else f': mIoU {swa_score:.4f}'
+                    shown = '' if counts is None else f': mIoU {interval(counts)}'
                     log.info(f'weights averaged over the last {trainer.swa_epochs} epochs{shown}')
                     trainer.keep_best(folder, trainer.swa.module, swa_score)
             if ranks.is_main:
@@ -180,6 +181,11 @@ def main(
         why = 'fold -1 trains on all photos' if fold == -1 else seen
         log.info(f'no photos to validate on ({why}); wrote {cfg.run_dir(fold) / "best.pt"}, the last epoch')
     return trainer.best
+
+
+def score_of(counts: np.ndarray | None) -> float:
+    """The mIoU of (n, 3, K) counts; nan where nothing was validated."""
+    return math.nan if counts is None else float(mean_of_iou(iou_of_counts(*counts.sum(0))))
 
 
 def first_line(cfg: Config, fold: int, cache: Cache, train_rows: np.ndarray, valid_rows: np.ndarray) -> str:
@@ -434,21 +440,27 @@ def report_epoch(
     epoch: int,
     trainer: Trainer,
     loss: float,
-    confusion: np.ndarray | None,
+    counts: np.ndarray | None,
     seconds: float,
 ) -> None:
-    """One line in the log, one row in metrics.csv, the curves in TensorBoard."""
+    """One line in the log, one row in metrics.csv, the curves in TensorBoard; counts (n, 3, K) of the photos
+    that were validated.
+    """
     lr = max(group['lr'] for group in trainer.optimizer.param_groups)
     row = {'epoch': epoch, 'step': trainer.step, 'lr': f'{lr:.3e}', 'loss': f'{loss:.6f}', 'miou': ''}
+    row |= {'miou_low': '', 'miou_high': ''}
     line = f'epoch {epoch + 1}/{cfg.epochs}  loss {loss:.4f}  lr {lr:.2e}'
     board.add_scalar('loss', loss, epoch)
     board.add_scalar('lr', lr, epoch)
-    if confusion is not None:
-        row['miou'] = f'{mean_iou(confusion):.6f}'
-        iou = {f'iou_{name}': value for name, value in zip(cfg.classes, class_iou(confusion), strict=True)}
+    if counts is not None:
+        score = interval(counts)
+        row['miou'] = f'{score.value:.6f}'
+        row |= {'miou_low': f'{score.low:.6f}', 'miou_high': f'{score.high:.6f}'}
+        values = iou_of_counts(*counts.sum(0))
+        iou = {f'iou_{name}': value for name, value in zip(cfg.classes, values, strict=True)}
         row |= {key: '' if math.isnan(value) else f'{value:.6f}' for key, value in iou.items()}
-        line += f'  mIoU {mean_iou(confusion):.4f}'
-        board.add_scalar('miou', mean_iou(confusion), epoch)
+        line += f'  mIoU {score}'
+        board.add_scalar('miou', score.value, epoch)
         for key, value in iou.items():
             board.add_scalar(key, value, epoch)
     append_metrics(folder / 'metrics.csv', row)

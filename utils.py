@@ -38,6 +38,7 @@ FREE_KEYS = {
     'encoder_weights',
     'infer_batch_size',
     'tta_flips',
+    'tta_rotations',
     'tta_scales',
     'window',
     'downsample',

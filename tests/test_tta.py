@@ -1,0 +1,74 @@
+"""The search for views: it counts as inference does, and chooses without the photos that it is judged on."""
+
+import numpy as np
+import pytest
+import torch
+
+import infer
+import train
+import tta
+from config import BadInput
+from layers import resize
+from predict import make_views
+
+
+def test_every_view_is_turned_back_on_photos_that_are_not_square():
+    images = resize(torch.rand(1, 3, 4, 6), (64, 96))
+    for view in make_views((64, 96), ('h', 'v', 'hv'), (90, 180, 270), (1.0, 2.0)):
+        seen = view.augment_image(images)
+        assert max(seen.shape[2:]) in (96, 192)
+        back = view.deaugment_mask(seen)
+        assert back.shape == images.shape and (back - images).abs().mean() < 0.05
+
+
+def test_sets_are_every_choice_in_the_order_of_the_views():
+    sets = tta.view_sets(['h'], [90], [0.75, 1.0])
+    assert len(sets) == 2 * 2 * 3
+    every = list(make_views((32, 32), ['h'], [90], [0.75, 1.0]))
+    assert len(every) == 8 and max(len(one.views) for one in sets) == 8
+    plain = next(one for one in sets if one.is_plain)
+    image = torch.rand(1, 3, 32, 32)
+    assert torch.equal(every[plain.views[0]].augment_image(image), image)
+    assert str(plain) == 'tta_flips=[] tta_rotations=[] tta_scales=[1]'
+
+
+def test_too_many_sets():
+    with pytest.raises(BadInput, match='too many'):
+        tta.view_sets(['h', 'v', 'hv'], [90, 180, 270], [1 + n / 10 for n in range(7)])
+
+
+def test_counts_are_those_of_inference(tiny, capsys):
+    train.main(tiny, 0)
+    device = torch.device('cpu')
+    sets = tta.view_sets(['h'], [90], [1.0, 1.5])
+    tally = tta.count(tiny, 0, ['h'], [90], [1.0, 1.5], sets, device)
+    for number in (0, 5, len(sets) - 1):
+        one = sets[number]
+        keys = {'tta_flips': one.flips, 'tta_rotations': one.rotations, 'tta_scales': one.scales}
+        score = infer.main(tiny.model_copy(update=keys), 0, 'oof')
+        assert float(tta.miou(tally.counts[:, number].sum(0))) == pytest.approx(score, abs=1e-6)
+    assert (tally.seconds > 0).all()
+    chosen = tta.main(tiny, 0, ['h'], [90], [1.0, 1.5])
+    said = capsys.readouterr().out
+    assert '12 sets of views' in said and 'out of sample' in said and chosen in sets
+
+
+def test_a_part_has_no_say_in_its_own_choice():
+    right, wrong = np.array([[9, 1], [9, 1], [9, 1]]), np.array([[1, 1], [9, 1], [9, 1]])
+    totals = np.stack([np.stack([right, wrong]), np.stack([wrong, right]), np.stack([wrong, right])])
+    best, chosen = tta.choose(totals)
+    assert best == 1 and chosen.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize('fold', ['-1', '7'])
+def test_fold_that_is_none(tiny_yaml, fold):
+    with pytest.raises(BadInput, match='no such fold'):
+        tta.command(['--cfg', str(tiny_yaml), f'--fold={fold}'])
+
+
+def test_labels_that_the_model_has_seen(tiny):
+    train.main(tiny, 0)
+    run = tiny.run_dir(0)
+    run.rename(run.with_name('fold1'))
+    with pytest.raises(BadInput, match='has seen labels of fold 1'):
+        tta.main(tiny, 1, [], [], [1.0])
