@@ -255,6 +255,11 @@ class Config(BaseModel):
         description='share of the pixels of each class that are kept, the surest, with a threshold a class '
         'in place of pseudo_threshold; 0 is off',
     )
+    pseudo_soft: bool = Field(
+        False,
+        description="in place of a threshold: each time a pixel is kept by the chance that is the teacher's "
+        'confidence in it, so that in the mean it weighs as much',
+    )
 
     @model_validator(mode='before')
     @classmethod
@@ -279,6 +284,8 @@ class Config(BaseModel):
             raise ValueError(
                 f'class_weights: found {len(self.class_weights)}, expected {len(self.classes)}, one a class'
             )
+        if self.pseudo_soft and self.pseudo_keep:
+            raise ValueError('pseudo_soft and pseudo_keep: expected one of the two')
         if self.scale_range[0] > self.scale_range[1]:
             raise ValueError(f'scale_range: found {self.scale_range}, the first must not be above the second')
         if len(set(self.classes)) != len(self.classes):

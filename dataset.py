@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from augment import Augment, Sample, cutmix, happens, mosaic, paste_object
-from coco import CocoSet, board_truth, draw_mask, read_coco, read_photo
+from coco import IGNORED, CocoSet, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, one_line
 from files import make_folder, write_text
 
@@ -41,12 +41,13 @@ THUMBNAIL = 24
 @dataclass(frozen=True)
 class Cache:
     """The photos of a split at one size, memory-mapped: `photos` (n, S, S, 3) RGB and `masks` (n, S, S),
-    both uint8.
+    both uint8; where the masks are a teacher's, `sure` (n, S, S) may be 255 times its confidence.
     """
 
     coco: CocoSet
     photos: np.ndarray
     masks: np.ndarray
+    sure: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -57,14 +58,15 @@ class Cache:
 
     def __reduce__(self) -> tuple:
         """A process that is not a fork maps the files again, instead of getting their content."""
-        return _open_mapped, (self.coco, self.photos.filename, self.masks.filename)
+        mapped = (self.photos, self.masks, self.sure)
+        return _open_mapped, (self.coco, *(None if m is None else m.filename for m in mapped))
 
     def names(self, rows: np.ndarray) -> list[str]:
         return [self.coco.photos[row].file_name for row in rows]
 
 
-def _open_mapped(coco: CocoSet, photos: str, masks: str) -> Cache:
-    return Cache(coco, np.load(photos, mmap_mode='r'), np.load(masks, mmap_mode='r'))
+def _open_mapped(coco: CocoSet, *paths: str | Path | None) -> Cache:
+    return Cache(coco, *(None if path is None else np.load(path, mmap_mode='r') for path in paths))
 
 
 # --- the cache
@@ -312,19 +314,24 @@ class TrainingSet(Dataset):
         rng = np.random.default_rng((self.cfg.seed, epoch, position))
         if self.donors and happens(self.cfg.balance, rng):
             position = self.places[self.row_with(int(rng.choice(sorted(self.donors))), rng)]
-        image, mask = self.pixels(position)
+        image, mask = self.pixels(position, rng)
         if happens(self.cfg.mosaic, rng):
-            image, mask = mosaic([(image, mask), *(self.pixels(self.other(rng)) for _ in range(3))], rng)
+            image, mask = mosaic([(image, mask), *(self.pixels(self.other(rng), rng) for _ in range(3))], rng)
         if happens(self.cfg.cutmix, rng):
-            image, mask = cutmix(image, mask, *self.pixels(self.other(rng)), rng)
+            image, mask = cutmix(image, mask, *self.pixels(self.other(rng), rng), rng)
         if self.donors and happens(self.cfg.copy_paste, rng):
             image, mask = self.paste(image, mask, rng)
         image, mask = self.augment(image, mask, rng)
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask), position
 
-    def pixels(self, position: int) -> Sample:
+    def pixels(self, position: int, rng: np.random.Generator) -> Sample:
+        """A photo and its mask; of a teacher's soft one each pixel by the chance of its confidence."""
         cache, row = self.sources[position]
-        return cache.photos[row], cache.masks[row]
+        mask = cache.masks[row]
+        if cache.sure is not None:
+            drawn = rng.integers(0, 255, mask.shape, np.uint8)
+            mask = np.where(drawn < cache.sure[row], mask, np.uint8(IGNORED))
+        return cache.photos[row], mask
 
     def other(self, rng: np.random.Generator) -> int:
         """The position of a random training photo."""
@@ -339,7 +346,7 @@ class TrainingSet(Dataset):
         categories = sorted(self.donors)
         chances = np.array([1 / len(self.donors[category]) for category in categories])
         category = int(rng.choice(categories, p=chances / chances.sum()))
-        donor = self.pixels(self.places[self.row_with(category, rng)])
+        donor = self.pixels(self.places[self.row_with(category, rng)], rng)
         return paste_object(image, mask, *donor, category, rng)
 
     def name(self, position: int) -> str:

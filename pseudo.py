@@ -7,8 +7,8 @@
 The teacher of fold k is the teachers' own fold k, so that the student is validated on photos whose labels
 never reached it. --teacher-folds all averages every fold of the teachers: better labels, and no validation
 score. Pixels under pseudo_threshold are ignored, or with pseudo_keep all but that share of each class, the
-surest. Writes output/<name>-pseudo/fold<k>/ as train.py does, and
-pseudo_masks.npy, the labels at cache_size.
+surest; with pseudo_soft each counts as much as the teacher is sure of it. Writes
+output/<name>-pseudo/fold<k>/ as train.py does, and pseudo_masks.npy, the labels at cache_size.
 """
 
 import hashlib
@@ -30,6 +30,8 @@ from metrics import IGNORED
 from predict import make_eval_loader, predict_probs
 from train import PseudoRows
 from utils import check_run, load_checkpoint, start_log, start_ranks
+
+SURE = 'pseudo_sure.npy'
 
 
 def main(
@@ -66,7 +68,8 @@ def main(
         label(cfg, runs, cache, path, ranks.device, origin['temperatures'])
     ranks.wait()
     masks = np.load(path, mmap_mode='r')
-    rows = PseudoRows(Cache(cache.coco, cache.photos, masks), schedule, origin['held_out'])
+    sure = np.load(path.with_name(SURE), mmap_mode='r') if cfg.pseudo_soft else None
+    rows = PseudoRows(Cache(cache.coco, cache.photos, masks, sure), schedule, origin['held_out'])
     return train.main(student, fold, resume, overwrite, rows)
 
 
@@ -88,6 +91,7 @@ def label_origin(cfg: Config, runs: list[tuple[Config, int]], cache: Cache) -> d
         'teachers': teachers,
         'threshold': cfg.pseudo_threshold,
         'keep': cfg.pseudo_keep,
+        'soft': cfg.pseudo_soft,
         'temperatures': [read_temperature(teacher.output_dir / teacher.name) for teacher, _ in runs],
         'views': {
             'flips': list(cfg.tta_flips),
@@ -109,7 +113,8 @@ def label(
     temperatures: list[float],
 ) -> None:
     """Writes (n, S, S) uint8 labels of the test photos: the likeliest class of the teachers' mean
-    probability, or IGNORED below the threshold. All teachers are in memory together, since a batch is
+    probability, or IGNORED below the threshold; with pseudo_soft all of them, and their confidence beside
+    them. All teachers are in memory together, since a batch is
     labelled at full size and never stored as probabilities.
     """
     start_log(None)
@@ -118,25 +123,28 @@ def label(
     try:
         masks = np.lib.format.open_memmap(partial, 'w+', np.uint8, shape)
         sure = np.lib.format.open_memmap(sure_path, 'w+', np.uint8, shape)  # 255 times the confidence
-        predict_labels(cfg, runs, cache, masks, sure, device, temperatures)
-        cutoffs = class_cutoffs(masks, sure, cfg)
+        predict_labels(runs, cache, masks, sure, device, temperatures)
+        cutoffs = np.zeros(len(cfg.classes), int) if cfg.pseudo_soft else class_cutoffs(masks, sure, cfg)
         known = 0
         for row in range(len(masks)):
             masks[row][sure[row] < cutoffs[masks[row]]] = IGNORED
             known += np.count_nonzero(masks[row] != IGNORED)
         masks.flush()
+        if cfg.pseudo_soft:
+            sure.flush()
+            sure_path.replace(path.with_name(SURE))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
         sure_path.unlink(missing_ok=True)
-    print(f'pseudo-labels of {len(masks)} photos: {known / masks.size:.1%} of the pixels are sure enough')
+    kept = 'kept, each by its confidence' if cfg.pseudo_soft else 'sure enough'
+    print(f'pseudo-labels of {len(masks)} photos: {known / masks.size:.1%} of the pixels are {kept}')
     if cfg.pseudo_keep:
         shown = ', '.join(f'{name} {cutoffs[k] / 255:.2f}' for k, name in enumerate(cfg.classes))
         print(f'thresholds: {shown}')
 
 
 def predict_labels(
-    cfg: Config,
     runs: list[tuple[Config, int]],
     cache: Cache,
     masks: np.ndarray,

@@ -1,8 +1,12 @@
-"""Averages of weights: SWA in training."""
+"""Averages of weights: SWA in training, soups of checkpoints."""
 
+import pytest
 import torch
 
+import infer
+import soup
 import train
+from config import BadInput
 from dataset import open_cache
 from train import PseudoRows
 from utils import load_checkpoint
@@ -47,3 +51,39 @@ def test_pretraining_is_on_pseudo_labels_alone_and_then_on_clean_ones(tiny):
     lines = (cfg.run_dir(-1) / 'metrics.csv').read_text().splitlines()[1:]
     rates = [float(line.split(',')[2]) for line in lines]
     assert rates[1] < rates[2] > rates[3]  # the schedule begins again with the clean labels
+
+
+def test_soup_is_the_mean_of_those_that_help(tiny, capsys):
+    base = tiny.model_copy(update={'encoder': 'resnet18', 'lr': 1e-3})
+    paths = []
+    for name, seed in (('one', 0), ('two', 1)):
+        cfg = base.model_copy(update={'name': name, 'seed': seed, 'folds_csv': None})
+        train.main(cfg, 0)
+        paths.append(cfg.run_dir(0) / 'best.pt')
+    cfg = base.model_copy(update={'name': 'soup'})
+    score = soup.main(cfg, 0, [*paths, paths[0]])
+    said = capsys.readouterr().out
+    assert said.count('taken') + said.count('left out') == 2 and 'chosen on these photos' in said
+    kept = load_checkpoint(cfg.run_dir(0) / 'best.pt')
+    assert kept['score'] == score >= max(load_checkpoint(path)['score'] for path in paths) - 1e-9
+    assert infer.main(cfg, 0, 'oof', tta=False) == pytest.approx(score, abs=1e-9)
+    with pytest.raises(BadInput, match='holds'):
+        soup.main(cfg, 0, paths)
+
+
+def test_mean_of_states():
+    states = [{'w': torch.full((2,), float(n)), 'n': torch.tensor(n)} for n in (1, 4)]
+    mean = soup.mean_state(states)
+    assert mean['w'].tolist() == [2.5, 2.5] and mean['n'] == 1
+
+
+def test_ingredient_of_another_fold(tiny):
+    train.main(tiny, 1)
+    with pytest.raises(BadInput, match='of another one'):
+        soup.main(tiny.model_copy(update={'name': 'soup'}), 0, [tiny.run_dir(1) / 'best.pt'] * 2)
+
+
+def test_one_checkpoint_is_no_soup(tiny_yaml, capsys):
+    with pytest.raises(SystemExit) as stop:
+        soup.command(['a.pt', '--cfg', str(tiny_yaml), '--fold', '0'])
+    assert stop.value.code == 2 and 'two or more' in capsys.readouterr().err

@@ -2,6 +2,10 @@
 
 import numpy as np
 
+import pseudo
+import train
+from dataset import Cache, TrainingSet, open_cache
+from metrics import IGNORED
 from pseudo import class_cutoffs
 
 
@@ -26,3 +30,28 @@ def test_everything_is_kept_with_a_share_of_one(tiny):
     masks = np.zeros((1, 8, 8), np.uint8)
     sure = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
     assert class_cutoffs(masks, sure, tiny.model_copy(update={'pseudo_keep': 1.0}))[0] == 0
+
+
+def test_soft_labels_are_kept_as_often_as_the_teacher_is_sure(tiny):
+    cache = open_cache(tiny, 'test')
+    sure = np.full(cache.masks.shape, 51, np.uint8)  # a fifth
+    sure[:, :128] = 255
+    sure[:, :8] = 0
+    soft = Cache(cache.coco, cache.photos, np.ones_like(cache.masks), sure)
+    samples = TrainingSet(tiny, cache, np.arange(0), (0, 0, 0), soft)
+    _, mask = samples.pixels(0, np.random.default_rng(0))
+    assert (mask[:8] == IGNORED).all() and (mask[8:128] == 1).all()
+    assert abs((mask[128:] == 1).mean() - 0.2) < 0.01
+    _, other = samples.pixels(0, np.random.default_rng(1))
+    assert not np.array_equal(mask, other)  # drawn anew
+
+
+def test_a_student_of_soft_labels(tiny, capsys):
+    train.main(tiny, 0)
+    soft = tiny.model_copy(update={'pseudo_soft': True, 'workers': 1})
+    pseudo.main(soft, 0, [tiny.name], 'full')
+    folder = tiny.output_dir / f'{tiny.name}-pseudo/fold0'
+    assert '100.0% of the pixels are kept, each by its confidence' in capsys.readouterr().out
+    sure = np.load(folder / pseudo.SURE)
+    assert sure.shape == np.load(folder / 'pseudo_masks.npy').shape and 20 < sure.mean() < 255
+    assert (folder / 'best.pt').exists()
