@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metrics import iou_of_counts, mean_of_iou
+from metrics import iou_of_counts, miou_of_counts
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -34,13 +34,13 @@ class Interval:
 
 def interval(counts: np.ndarray) -> Interval:
     """The mIoU of (n, 3, K) counts."""
-    return _interval(_miou(counts.sum(0)), _miou(draw(counts)))
+    return _interval(miou_of_counts(counts.sum(0)), miou_of_counts(draw(counts)))
 
 
 def paired_interval(ours: np.ndarray, theirs: np.ndarray) -> Interval:
     """By how much the mIoU of (n, 3, K) counts is above that of others, on the same draws of the images."""
-    draws = _miou(draw(ours)) - _miou(draw(theirs))
-    return _interval(_miou(ours.sum(0)) - _miou(theirs.sum(0)), draws)
+    draws = miou_of_counts(draw(ours)) - miou_of_counts(draw(theirs))
+    return _interval(miou_of_counts(ours.sum(0)) - miou_of_counts(theirs.sum(0)), draws)
 
 
 def paired_by_class(ours: np.ndarray, theirs: np.ndarray) -> list[Interval]:
@@ -57,6 +57,15 @@ def draw(counts: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     return (times @ counts.reshape(n, -1).astype(np.float64)).reshape(draws, *counts.shape[1:])
 
 
+def cross_fit(totals: np.ndarray) -> tuple[int, np.ndarray]:
+    """Of (parts, C, 3, K) counts of C candidates: the best on all parts, and for each part the best on the
+    others. The first of equal ones.
+    """
+    everything = totals.sum(0)
+    without = [miou_of_counts(everything - own).argmax() for own in totals]
+    return int(miou_of_counts(everything).argmax()), np.array(without)
+
+
 def verdict(difference: Interval, images: int) -> str:
     """A plain sentence on a paired difference."""
     if difference.low > 0:
@@ -69,10 +78,6 @@ def verdict(difference: Interval, images: int) -> str:
 def _iou(counts: np.ndarray) -> np.ndarray:
     """(..., 3, K) → (..., K)."""
     return iou_of_counts(*np.moveaxis(counts, -2, 0))
-
-
-def _miou(counts: np.ndarray) -> np.ndarray:
-    return mean_of_iou(_iou(counts))
 
 
 def _interval(value: float, draws: np.ndarray) -> Interval:

@@ -47,6 +47,11 @@ def iou_of_counts(hits: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> 
     return np.divide(hits, union, out=np.full(union.shape, np.nan), where=union > 0)
 
 
+def miou_of_counts(counts: np.ndarray) -> np.ndarray:
+    """(...) mIoU of (..., 3, K) image_counts."""
+    return mean_of_iou(iou_of_counts(*np.moveaxis(counts, -2, 0)))
+
+
 def mean_iou(confusion: np.ndarray) -> float:
     """Mean IoU over the classes that are in the truth or predicted; nan where there are none."""
     return float(mean_of_iou(class_iou(confusion)))

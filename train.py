@@ -51,7 +51,7 @@ from dataset import (
 )
 from intervals import interval
 from losses import segmentation_loss
-from metrics import iou_of_counts, mean_of_iou
+from metrics import iou_of_counts, miou_of_counts
 from models import SegModel, parameter_groups
 from predict import amp_dtype, autocast, evaluate
 from utils import (
@@ -185,7 +185,7 @@ def main(
 
 def score_of(counts: np.ndarray | None) -> float:
     """The mIoU of (n, 3, K) counts; nan where nothing was validated."""
-    return math.nan if counts is None else float(mean_of_iou(iou_of_counts(*counts.sum(0))))
+    return math.nan if counts is None else float(miou_of_counts(counts.sum(0)))
 
 
 def first_line(cfg: Config, fold: int, cache: Cache, train_rows: np.ndarray, valid_rows: np.ndarray) -> str:

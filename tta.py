@@ -23,9 +23,9 @@ from tqdm import tqdm
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
 from dataset import held_out_hash, normalize, open_cache, read_folds, split_fold
 from infer import Run, load_run, parse_fold
-from intervals import interval, paired_interval
+from intervals import cross_fit, interval, paired_interval
 from members import PARTS
-from metrics import confusion_matrix, image_counts, iou_of_counts, mean_of_iou
+from metrics import confusion_matrix, image_counts, miou_of_counts
 from predict import make_eval_loader, make_views, view_probs
 from submission import board_ids, board_probs
 from utils import start_log, start_ranks
@@ -77,8 +77,8 @@ def main(
     sets = view_sets(flips, rotations, scales)
     tally = count(cfg, fold, flips, rotations, scales, sets, device)
     totals = np.stack([tally.counts[tally.parts == part].sum(0) for part in np.unique(tally.parts)])
-    best, chosen = choose(totals)
-    order = np.argsort(-miou(totals.sum(0)), kind='stable')[:SHOWN]
+    best, chosen = cross_fit(totals)
+    order = np.argsort(-miou_of_counts(totals.sum(0)), kind='stable')[:SHOWN]
     plain = next(n for n, one in enumerate(sets) if one.is_plain)
     print(format_table(sets, tally, plain, [*order.tolist(), plain]))
     out = tally.counts[np.arange(len(tally.parts)), chosen[tally.parts]]
@@ -170,26 +170,13 @@ def subsets(values: Sequence) -> list[tuple]:
     return list(chain.from_iterable(combinations(values, size) for size in range(len(values) + 1)))
 
 
-def choose(totals: np.ndarray) -> tuple[int, np.ndarray]:
-    """Of (parts, C, 3, K) counts: the best set, and for each part the best on the others; the first of equal
-    ones, which has the fewest views.
-    """
-    everything = totals.sum(0)
-    return int(miou(everything).argmax()), np.array([miou(everything - own).argmax() for own in totals])
-
-
-def miou(counts: np.ndarray) -> np.ndarray:
-    """(..., 3, K) → (...)."""
-    return mean_of_iou(iou_of_counts(*np.moveaxis(counts, -2, 0)))
-
-
 def format_table(sets: Sequence[ViewSet], tally: Tally, plain: int, shown: Sequence[int]) -> str:
     """The sets `shown`: cost a photo, mIoU in sample, and by how much that is above the photo alone."""
     lines = ['  cost  mIoU    above the photo alone       views']
     cost = np.array([tally.seconds[list(one.views)].sum() for one in sets])
     for n in dict.fromkeys(shown):
         above = paired_interval(tally.counts[:, n], tally.counts[:, plain])
-        score = miou(tally.counts[:, n].sum(0))
+        score = miou_of_counts(tally.counts[:, n].sum(0))
         times = f'{cost[n] / cost[plain]:.1f}x'
         lines.append(
             f'{times:>6}  {score:.4f}  {above.value:+.4f} [{above.low:+.4f}, {above.high:+.4f}]  {sets[n]}'

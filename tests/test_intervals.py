@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from intervals import Interval, draw, interval, paired_by_class, paired_interval, verdict
+from intervals import Interval, cross_fit, draw, interval, paired_by_class, paired_interval, verdict
 from metrics import confusion_matrix, image_counts, mean_iou
 
 
@@ -66,3 +66,10 @@ def test_a_class_that_is_nowhere():
     assert np.isnan(paired_by_class(counts, counts)[1].value)
     assert str(interval(counts)) == '1.0000 [1.0000, 1.0000]'
     assert paired_interval(counts, counts).value == pytest.approx(0)
+
+
+def test_a_part_has_no_say_in_its_own_choice():
+    right, wrong = np.array([[9, 1], [9, 1], [9, 1]]), np.array([[1, 1], [9, 1], [9, 1]])
+    totals = np.stack([np.stack([right, wrong]), np.stack([wrong, right]), np.stack([wrong, right])])
+    best, chosen = cross_fit(totals)
+    assert best == 1 and chosen.tolist() == [1, 0, 0]

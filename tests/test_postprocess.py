@@ -1,0 +1,87 @@
+"""Islands and holes: found, given away, and only where the photos out of fold say so."""
+
+import numpy as np
+import pytest
+from conftest import write_rectangles
+
+import postprocess
+from config import CLASSES, BadInput
+from submission import SubmissionWriter, read_masks
+
+
+def test_pieces_are_given_to_what_is_around_them():
+    mask = np.zeros((256, 256), np.uint8)
+    mask[50:100, 50:100] = 3
+    mask[60:62, 60:62] = 0  # a hole of 4
+    mask[70:73, 70:73] = 5  # an island of 9 in the object
+    mask[200:202, 200:202] = 7  # an island of 4 on the background
+    pieces = postprocess.find_pieces(mask)
+    assert sorted(pieces.size.tolist()) == [4, 4, 9, 2500 - 13, 256 * 256 - 2504]
+    assert np.array_equal(pieces.cleaned(0, 0), mask)
+    islands = pieces.cleaned(10, 0)
+    assert islands[60, 60] == 0 and islands[71, 71] == 3 and islands[200, 200] == 0
+    holes = pieces.cleaned(0, 5)
+    assert holes[60, 60] == 3 and holes[71, 71] == 5 and holes[200, 200] == 7
+    assert pieces.cleaned(5, 0)[71, 71] == 5  # 9 pixels are not below 5
+
+
+def test_diagonal_neighbours_are_one_piece():
+    mask = np.eye(256, dtype=np.uint8)
+    assert len(postprocess.find_pieces(mask).own) == 3
+    assert np.array_equal(postprocess.find_pieces(mask).cleaned(256, 0), mask)
+
+
+@pytest.mark.parametrize('value', [0, 4])
+def test_mask_of_one_class(value):
+    mask = np.full((256, 256), value, np.uint8)
+    assert np.array_equal(postprocess.find_pieces(mask).cleaned(65536, 65536), mask)
+
+
+def speckled(path, masks, speckles, rng):
+    """A CSV of the masks, with `speckles` single pixels of a class that is in none of them."""
+    with SubmissionWriter(path) as writer:
+        for name, mask in masks.items():
+            pred = mask.copy()
+            pred.ravel()[rng.choice(pred.size, speckles, replace=False)] = 9
+            writer.write(name, pred)
+
+
+@pytest.fixture
+def rectangles(tmp_path):
+    boxes = {f'{n}.jpg': (10 + 5 * n, 20, 60, 80, 1 + n % 3) for n in range(20)}
+    return tmp_path / 'data', write_rectangles(tmp_path / 'data', 256, 256, boxes)
+
+
+def test_search_accepts_what_helps(rectangles, tmp_path, capsys):
+    data, masks = rectangles
+    speckled(tmp_path / 'oof.csv', masks, 50, np.random.default_rng(0))
+    postprocess.command(['search', str(tmp_path / 'oof.csv'), '--data', str(data)])
+    said = capsys.readouterr().out
+    assert 'it helps: postprocess.py apply CSV --islands 8 --holes 0' in said
+    out = tmp_path / 'out.csv'
+    postprocess.command(['apply', str(tmp_path / 'oof.csv'), '--islands', '8', '--out', str(out)])
+    cleaned = read_masks(out)
+    assert list(cleaned) == list(masks) and all(9 not in mask for mask in cleaned.values())
+
+
+def test_search_refuses_what_does_not(rectangles, tmp_path, capsys):
+    data, masks = rectangles
+    speckled(tmp_path / 'oof.csv', masks, 0, np.random.default_rng(0))
+    _, gain = postprocess.search([tmp_path / 'oof.csv'], data, CLASSES)
+    assert gain.value == 0 and 'not shown to help' in capsys.readouterr().out
+
+
+def test_a_csv_is_not_written_over_itself(rectangles, tmp_path):
+    path = tmp_path / 'oof.csv'
+    speckled(path, rectangles[1], 0, np.random.default_rng(0))
+    before = path.read_bytes()
+    with pytest.raises(BadInput, match='give --out another name'):
+        postprocess.command(['apply', str(path), '--islands', '8', '--out', str(path)])
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize('size', ['-1', 'x', '65537', '1.5'])
+def test_sizes(size, capsys):
+    with pytest.raises(SystemExit) as stop:
+        postprocess.command(['apply', 'a.csv', f'--islands={size}', '--out', 'b.csv'])
+    assert stop.value.code == 2 and 'pixels from 0 to 65536' in capsys.readouterr().err
