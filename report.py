@@ -9,6 +9,7 @@ import base64
 import csv
 import html
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from coco import CocoSet, Photo, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, dump_config, make_config, one_line, read_yaml
 from drawing import compare, draw_confusion, draw_curves, sheet, write_png
 from files import write_text
-from metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
+from intervals import DRAWS, LEVEL, interval
+from metrics import class_iou, confusion_matrix, image_counts, mean_iou, pixel_accuracy
 from submission import SubmissionReader
 
 SHOWN = 8  # photos in worst.png and in best.png
@@ -58,6 +60,7 @@ class Scored:
     score: float
     photo: Photo
     fold: int
+    counts: np.ndarray  # (3, K), metrics.image_counts
 
 
 def main(name: str, output: Path, data: Path | None = None) -> Path:
@@ -78,8 +81,8 @@ def main(name: str, output: Path, data: Path | None = None) -> Path:
     folder = output / name / 'report'
     for file_name, picture in pictures.items():
         write_png(folder / file_name, picture, step=8)
-    write_html(folder, name, runs, confusions, coco)
-    print(f'{name}: mIoU {mean_iou(total):.4f} on {len(scored)} photos out of fold, {len(runs)} folds')
+    write_html(folder, name, runs, scored, confusions, coco)
+    print(f'{name}: out of fold, {len(runs)} folds: mIoU {score_text(scored)}')
     print(f'wrote {folder / "index.html"}, {", ".join(pictures)}')
     return folder / 'index.html'
 
@@ -119,6 +122,31 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         raise BadInput(f'{path}: expected a row an epoch with epoch, loss, miou: {one_line(error)}') from None
 
 
+@dataclass(frozen=True)
+class OofPhoto:
+    """A photo out of fold: its row in the fold's oof.csv, its truth and its prediction, (256, 256) both."""
+
+    photo: Photo
+    row: int
+    truth: np.ndarray
+    pred: np.ndarray
+
+
+def oof_photos(run: FoldRun, photos: dict[str, Photo], num_classes: int) -> Iterator[OofPhoto]:
+    """The photos of a fold's oof.csv, which are taken out of `photos`. Raises BadInput."""
+    path = run.folder / 'oof.csv'
+    with SubmissionReader(path, num_classes) as reader:
+        bar = tqdm(reader.image_ids, desc=f'fold {run.number}', unit='photo', leave=False, disable=None)
+        for row, image_id in enumerate(bar):
+            photo = photos.pop(image_id, None)
+            if photo is None:
+                raise BadInput(
+                    f'{path}: image {image_id!r} is none of the training photos, or is out of fold in '
+                    'another fold too'
+                )
+            yield OofPhoto(photo, row, board_truth(draw_mask(photo)), reader.read(image_id))
+
+
 def score_photos(
     runs: list[FoldRun], coco: CocoSet, num_classes: int
 ) -> tuple[list[Scored], dict[int, np.ndarray]]:
@@ -128,22 +156,12 @@ def score_photos(
     confusions: dict[int, np.ndarray] = {}
     for run in runs:
         confusions[run.number] = np.zeros((num_classes, num_classes), np.int64)
-        path = run.folder / 'oof.csv'
-        with SubmissionReader(path, num_classes) as reader:
-            for image_id in tqdm(
-                reader.image_ids, desc=f'fold {run.number}', unit='photo', leave=False, disable=None
-            ):
-                photo = photos.pop(image_id, None)
-                if photo is None:
-                    raise BadInput(
-                        f'{path}: image {image_id!r} is none of the training photos of {coco.root}, '
-                        'or is out of fold in another fold too'
-                    )
-                truth = board_truth(draw_mask(photo))
-                confusion = confusion_matrix(truth, reader.read(image_id), num_classes)
-                confusions[run.number] += confusion
-                if confusion.any():
-                    scored.append(Scored(mean_iou(confusion), photo, run.number))
+        for one in oof_photos(run, photos, num_classes):
+            confusion = confusion_matrix(one.truth, one.pred, num_classes)
+            confusions[run.number] += confusion
+            if confusion.any():
+                counts = image_counts(confusion)
+                scored.append(Scored(mean_iou(confusion), one.photo, run.number, counts))
     return scored, confusions
 
 
@@ -170,19 +188,50 @@ def curve(runs: list[FoldRun], key: str) -> dict[str, list[tuple[float, float]]]
 
 
 def write_html(
-    folder: Path, name: str, runs: list[FoldRun], confusions: dict[int, np.ndarray], coco: CocoSet
+    folder: Path,
+    name: str,
+    runs: list[FoldRun],
+    scored: list[Scored],
+    confusions: dict[int, np.ndarray],
+    coco: CocoSet,
 ) -> None:
     """index.html, with the pictures in it, so that it can be mailed. Raises BadInput."""
-    parts = [f'<h1>{html.escape(name)}</h1>', '<h2>IoU out of fold</h2>']
+    parts = [f'<h2>IoU out of fold</h2><p>mIoU {score_text(scored)}</p>']
     parts.append(score_table(confusions, runs[0].cfg.classes, coco))
-    for file_name, title in PICTURES.items():
-        content = base64.b64encode((folder / file_name).read_bytes()).decode()
-        parts.append(f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{content}">')
+    parts += [html_picture(title, folder / file_name) for file_name, title in PICTURES.items()]
     config = html.escape(dump_config(runs[0].cfg))
     parts.append(f'<details><summary>Config</summary><pre>{config}</pre></details>')
-    head = f'<meta charset="utf-8"><title>{html.escape(name)}</title><style>{STYLE}</style>'
-    text = f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
-    write_text(folder / 'index.html', text)
+    write_page(folder / 'index.html', name, parts)
+
+
+def score_text(scored: list[Scored]) -> str:
+    """The mIoU of all photos with its interval."""
+    score = interval(np.stack([one.counts for one in scored]))
+    return f'{score} on {len(scored)} photos: the bracket has {LEVEL:.0%} of {DRAWS:,} draws of them'
+
+
+def write_page(path: Path, title: str, parts: list[str]) -> None:
+    """An HTML page of a title and of parts that are HTML already. Raises BadInput."""
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    body = f'<h1>{html.escape(title)}</h1>{"".join(parts)}'
+    write_text(path, f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n')
+
+
+def html_picture(title: str, path: Path) -> str:
+    """A PNG under its title, with its bytes in the page."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    shown = html.escape(title)
+    return f'<h2>{shown}</h2><img alt="{shown}" src="data:image/png;base64,{content}">'
+
+
+def html_table(lines: list[list[str]], total: str | None = None) -> str:
+    """An HTML table, the first line its headings; that which begins with `total` stands out."""
+    rows = []
+    for number, line in enumerate(lines):
+        tag = 'td' if number else 'th'
+        cells = ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in line)
+        rows.append(f'<tr class="total">{cells}</tr>' if line[0] == total else f'<tr>{cells}</tr>')
+    return f'<table>{"".join(rows)}</table>'
 
 
 def score_table(confusions: dict[int, np.ndarray], classes: tuple[str, ...], coco: CocoSet) -> str:
@@ -199,12 +248,7 @@ def score_table(confusions: dict[int, np.ndarray], classes: tuple[str, ...], coc
         lines[-1] += [f'{pixels[k] / max(1, pixels.sum()):.2%}', str(photos) if k else '']
     lines.append(['mIoU', *(shown(mean_iou(counts)) for counts in columns.values()), '', ''])
     lines.append(['pixel accuracy', *(shown(pixel_accuracy(counts)) for counts in columns.values()), '', ''])
-    rows = []
-    for number, line in enumerate(lines):
-        tag = 'td' if number else 'th'
-        cells = ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in line)
-        rows.append(f'<tr class="total">{cells}</tr>' if line[0] == 'mIoU' else f'<tr>{cells}</tr>')
-    return f'<table>{"".join(rows)}</table>'
+    return html_table(lines, total='mIoU')
 
 
 def shown(value: float) -> str:

@@ -113,7 +113,8 @@ def count(
         run = load_run(cfg, k, device)
         if run.held_out != held_out_hash(cache.names(rows)):
             raise BadInput(f'{cfg.run_dir(k) / "best.pt"}: has seen labels of fold {k} as it is now')
-        loader = make_eval_loader(cache, rows, run.cfg)
+        batch_size = max(1, 4 * run.cfg.infer_batch_size // len(views))  # what is kept is a quarter of a view
+        loader = make_eval_loader(cache, rows, run.cfg.model_copy(update={'infer_batch_size': batch_size}))
         for images, batch in tqdm(loader, desc=f'views, fold {k}', unit='batch', leave=False, disable=None):
             probs = predict_views(run, images, views, device, seconds)
             for place, row in enumerate(batch.tolist()):
@@ -132,7 +133,8 @@ def predict_views(
         photos = normalize(images.to(device, non_blocking=True), run.model.mean, run.model.std)
         for number, view in enumerate(views):
             started = time.perf_counter()
-            kept.append(board_probs(view_probs(run.model, photos, run.cfg, view), run.cfg.downsample))
+            probs = view_probs(run.model, photos, run.cfg, view)
+            kept.append(board_probs(probs, run.cfg.downsample).clone())  # not a part of something larger
             if device.type == 'cuda':
                 torch.cuda.synchronize(device)
             seconds[number] += time.perf_counter() - started

@@ -4,6 +4,8 @@
     python viz.py pictures --csv output/convnext/fold0/oof.csv --split train --out pictures.png
     python viz.py score output/a/test.csv output/submission.csv --labels input/demo/test_labels.json
     python viz.py report --name convnext            # output/convnext/report/index.html, and its pictures
+    python viz.py suspects --name convnext          # output/convnext/suspects/: labels to look at again
+    python viz.py augment --cfg configs/convnext.yaml --out augment.png     # what the model sees in training
     python viz.py app --port 8501                   # http://127.0.0.1:8501
 
 --cfg FILE.yaml, where it is taken, is that of another data set: its classes, and its data_root.
@@ -21,8 +23,9 @@ from typing import NoReturn
 import numpy as np
 
 import report
+import suspects
 from coco import Photo, annotation_files, board_truth, draw_mask, read_coco, read_labels, read_photo
-from config import DONE, ArgumentParser, BadInput, add_config_arguments, one_line, run_script
+from config import DONE, ArgumentParser, BadInput, add_config_arguments, load_config, one_line, run_script
 from drawing import compare, sheet, write_png
 from metrics import class_iou, confusion_matrix, mean_iou
 from submission import SubmissionReader, classes_and_data, require_same_images
@@ -36,10 +39,20 @@ def command(argv: list[str] | None = None) -> int:
     add_pictures(commands)
     add_score(commands)
     add_report(commands)
+    add_suspects(commands)
+    add_augment(commands)
     add_app(commands)
     args = parser.parse_args(argv)
     if args.command == 'report':
         report.main(args.name, args.output, args.data)
+        return DONE
+    if args.command == 'suspects':
+        suspects.main(args.name, args.output, args.data)
+        return DONE
+    if args.command == 'augment':
+        import augmented  # with torch, which the others do without
+
+        augmented.main(load_config(args.cfg, args.set), args.fold, args.out, args.count, args.seed)
         return DONE
     classes, data = classes_and_data(args)
     if args.command == 'pictures':
@@ -89,6 +102,26 @@ def add_report(commands: argparse._SubParsersAction) -> None:
         '--output', type=Path, default=Path('output'), help='where runs are; by default output'
     )
     parser.add_argument('--data', type=Path, help="data root; by default the data_root of the run's config")
+
+
+def add_suspects(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        'suspects', doc='Labels that the models out of fold disagree with, the strongest first.'
+    )
+    parser.add_argument('--name', required=True, help='the run: a folder of --output')
+    parser.add_argument(
+        '--output', type=Path, default=Path('output'), help='where runs are; by default output'
+    )
+    parser.add_argument('--data', type=Path, help="data root; by default the data_root of the run's config")
+
+
+def add_augment(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser('augment', doc='A sheet of training photos and their augmented samples.')
+    add_config_arguments(parser)
+    parser.add_argument('--fold', type=int, default=0, help='whose training photos; by default 0')
+    parser.add_argument('--out', type=Path, required=True, metavar='PNG', help='the picture to write')
+    parser.add_argument('--count', type=at_least_1, default=6, help='photos, drawn at random; by default 6')
+    parser.add_argument('--seed', type=int, default=0, help='of the draw; by default 0')
 
 
 def add_app(commands: argparse._SubParsersAction) -> None:

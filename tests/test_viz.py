@@ -239,7 +239,11 @@ def test_report_of_a_run(output, capsys, monkeypatch):
     viz.command(['report', '--name', 'run', '--output', str(output)])
     out = capsys.readouterr().out
     folder = output / 'run' / 'report'
-    assert 'on 24 photos out of fold, 2 folds' in out and str(folder / 'index.html') in out
+    assert (
+        'run: out of fold, 2 folds: mIoU 0.8' in out
+        and 'on 24 photos' in out
+        and str(folder / 'index.html') in out
+    )
     assert {path.name for path in folder.iterdir()} == {'index.html', *report.PICTURES}
     page = (folder / 'index.html').read_text()
     rows = [line.split('</td><td>') for line in page.replace('<td>', '</td><td>', 1).split('<tr>')]
