@@ -182,7 +182,11 @@ def board_probs(probs: Any, rule: str) -> Any:
 
 def board_ids(kept: Any, rule: str) -> Any:
     """(N, K, B, B) of `board_probs`, or a mean of several → (N, 256, 256) ids of the likeliest classes."""
-    ids = kept.argmax(1)
+    return shrink_ids(kept.argmax(1), rule)
+
+
+def shrink_ids(ids: Any, rule: str) -> Any:
+    """(N, B, B) likeliest classes of what `board_probs` keeps → (N, 256, 256) ids."""
     step = _step(ids.shape)
     blocks = (ids[:, row::step, column::step] for row in range(step) for column in range(step))
     return reduce(lambda highest, ids: highest.clip(min=ids), blocks) if rule == 'block_max' else ids

@@ -27,11 +27,12 @@ from intervals import cross_fit, interval, paired_interval
 from members import PARTS
 from metrics import confusion_matrix, image_counts, miou_of_counts
 from predict import make_eval_loader, make_views, view_probs
-from submission import board_ids, board_probs
+from submission import board_probs, shrink_ids
 from utils import start_log, start_ranks
 
 SHOWN = 8  # sets in the table
 MOST_SETS = 4096
+CHUNK = 64  # sets at a time
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,24 @@ def predict_views(
 def count_sets(
     probs: Sequence[torch.Tensor], sets: Sequence[ViewSet], truth: np.ndarray, cfg: Config
 ) -> np.ndarray:
-    """(C, 3, K) image_counts of the mean over each set's views, of (K, B, B) probabilities of each view."""
+    """(C, 3, K) image_counts of the mean over each set's views, of (K, B, B) probabilities of each view.
+
+    Where all views have one class likeliest, so has every mean of them: only the other pixels are looked at.
+    """
+    stack = torch.stack(list(probs))
+    likeliest = stack.argmax(1)
+    contested = (likeliest != likeliest[0]).any(0)
+    own = stack[:, :, contested]  # (V, K, P)
     counts = []
-    for one in sets:
-        mean = sum(probs[view] for view in one.views) / len(one.views)
-        ids = board_ids(mean[None], cfg.downsample)[0].to(torch.uint8).cpu().numpy()
-        counts.append(image_counts(confusion_matrix(truth, ids, len(cfg.classes))))
+    for start in range(0, len(sets), CHUNK):
+        chunk = sets[start : start + CHUNK]
+        asked = own.new_tensor([[view in one.views for view in range(len(probs))] for one in chunk])
+        won = (asked @ own.flatten(1)).view(len(chunk), *own.shape[1:]).argmax(1)
+        for winners in won:
+            ids = likeliest[0].clone()
+            ids[contested] = winners
+            mask = shrink_ids(ids[None], cfg.downsample)[0].to(torch.uint8).cpu().numpy()
+            counts.append(image_counts(confusion_matrix(truth, mask, len(cfg.classes))))
     return np.stack(counts)
 
 

@@ -37,7 +37,9 @@ def test_too_many_sets():
         tta.view_sets(['h', 'v', 'hv'], [90, 180, 270], [1 + n / 10 for n in range(7)])
 
 
-def test_counts_are_those_of_inference(tiny, capsys):
+@pytest.mark.parametrize('rule', ['nearest', 'block_max'])
+def test_counts_are_those_of_inference(tiny, capsys, rule):
+    tiny = tiny.model_copy(update={'downsample': rule, 'cache_size': 512})
     train.main(tiny, 0)
     device = torch.device('cpu')
     sets = tta.view_sets(['h'], [90], [1.0, 1.5])
