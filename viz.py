@@ -27,7 +27,8 @@ import suspects
 from coco import Photo, annotation_files, board_truth, draw_mask, read_coco, read_labels, read_photo
 from config import DONE, ArgumentParser, BadInput, add_config_arguments, load_config, one_line, run_script
 from drawing import compare, sheet, write_png
-from metrics import class_iou, confusion_matrix, mean_iou
+from intervals import LEVEL, interval
+from metrics import confusion_matrix, image_counts, iou_of_counts
 from submission import SubmissionReader, classes_and_data, require_same_images
 
 APP = Path(__file__).with_name('app.py')
@@ -176,16 +177,18 @@ def pictures(
 
 
 def score(csvs: Sequence[Path], labels: Path, classes: Sequence[str]) -> list[np.ndarray]:
-    """The (K, K) confusion of each CSV with the labels. Raises BadInput: they are of other images, say."""
+    """The (n, 3, K) image_counts of each CSV with the labels. Raises BadInput: of other images, say."""
     photos = labelled_photos(labels, classes)
-    totals = [np.zeros((len(classes), len(classes)), np.int64) for _ in csvs]
+    counts = []
     truths = {name: board_truth(draw_mask(photo)) for name, photo in photos.items()}
-    for csv, total in zip(csvs, totals, strict=True):
+    for csv in csvs:
         with SubmissionReader(csv, len(classes)) as reader:
             require_same_images(list(truths), labels, reader)
-            for name, truth in truths.items():
-                total += confusion_matrix(truth, reader.read(name), len(classes))
-    return totals
+            confusions = (
+                confusion_matrix(truth, reader.read(n), len(classes)) for n, truth in truths.items()
+            )
+            counts.append(np.stack([image_counts(confusion) for confusion in confusions]))
+    return counts
 
 
 def labelled_photos(labels: Path, classes: Sequence[str]) -> dict[str, Photo]:
@@ -196,15 +199,21 @@ def labelled_photos(labels: Path, classes: Sequence[str]) -> dict[str, Photo]:
     return {photo.file_name: photo for photo in photos}
 
 
-def format_scores(csvs: Sequence[Path], confusions: Sequence[np.ndarray], classes: Sequence[str]) -> str:
-    """A line a CSV: its mIoU and the IoU of each class, in per cent; the best mIoU has a star."""
-    scores = [mean_iou(confusion) for confusion in confusions]
-    table = [['', *(name.partition(' ')[0] for name in ('mIoU', *classes))]]
-    table.append(['', *(name.partition(' ')[2] for name in ('mIoU', *classes))])
-    for csv, value, confusion in zip(csvs, scores, confusions, strict=True):
-        star = '*' if len(csvs) > 1 and value == np.nanmax(scores) else ' '
-        cells = ('-' if np.isnan(iou) else f'{100 * iou:.1f}' for iou in class_iou(confusion))
-        table.append([str(csv), f'{100 * value:.2f}{star}', *cells])
+def format_scores(csvs: Sequence[Path], counts: Sequence[np.ndarray], classes: Sequence[str]) -> str:
+    """A line a CSV, of its (n, 3, K) counts: its mIoU, the bootstrap interval of that, and the IoU of each
+    class, in per cent; the best mIoU has a star.
+    """
+    scores = [interval(own) for own in counts]
+    best = max(score.value for score in scores)
+    names = ('mIoU', f'{LEVEL:.0%} interval', *classes)
+    table = [['', *(name.partition(' ')[0] for name in names)]]
+    table.append(['', *(name.partition(' ')[2] for name in names)])
+    for csv, score, own in zip(csvs, scores, counts, strict=True):
+        star = '*' if len(csvs) > 1 and score.value == best else ' '
+        ious = iou_of_counts(*own.sum(0))
+        cells = ('-' if np.isnan(iou) else f'{100 * iou:.1f}' for iou in ious)
+        within = f'{100 * score.low:.1f}-{100 * score.high:.1f}'
+        table.append([str(csv), f'{100 * score.value:.2f}{star}', within, *cells])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = (
         [

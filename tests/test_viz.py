@@ -194,10 +194,10 @@ def test_score_by_hand(tmp_path, capsys):
     right = write_csv(tmp_path / 'right.csv', {'a.jpg': pred})
     viz.command(['score', str(half), str(right), '--labels', str(tmp_path / 'labels.json')])
     head, _, first, second = capsys.readouterr().out.splitlines()
-    assert head.split() == ['mIoU', *(name.split()[0] for name in CLASSES)]
+    assert head.split() == ['mIoU', '95%', *(name.split()[0] for name in CLASSES)]
     # background 128 of 192 columns, paper 64 of 128: (2/3 + 1/2) / 2
-    assert first.split() == [str(half), '58.33', '66.7', '-', '50.0', *'--------']
-    assert second.split() == [str(right), '100.00*', '100.0', '-', '100.0', *'--------']
+    assert first.split() == [str(half), '58.33', '58.3-58.3', '66.7', '-', '50.0', *'--------']
+    assert second.split() == [str(right), '100.00*', '100.0-100.0', '100.0', '-', '100.0', *'--------']
 
 
 @pytest.mark.parametrize(
