@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from signals import interrupt_on_signals
+
 CLASSES = (
     'Background', 'General trash', 'Paper', 'Paper pack', 'Metal', 'Glass',
     'Plastic', 'Styrofoam', 'Plastic bag', 'Battery', 'Clothing',
@@ -35,6 +37,10 @@ class BadInput(Exception):
     """What the user gave is wrong: the message is one line that names the file, key or id, what was found,
     and what is allowed.
     """
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and can go on from where it is: one line that says where."""
 
 
 class CheckFailed(Exception):
@@ -220,6 +226,12 @@ class Config(BaseModel):
     amp: Literal['auto', 'bf16', 'fp16', 'off'] = Field(
         'auto', description='auto is bf16 where the device has it in hardware, else fp16 on a GPU'
     )
+    deterministic: bool = Field(
+        False, description='only algorithms that give the same bits each time on a GPU; slower'
+    )
+    checkpoint_minutes: float = Field(
+        10, ge=0, description='last.pt is written so often within an epoch; 0 writes it at the ends of epochs'
+    )
     workers: int = Field(4, ge=0, le=256, description='processes that load data, for each rank')
     device: Literal['auto', 'cpu', 'cuda'] = Field('auto', description='auto is a GPU where there is one')
 
@@ -397,13 +409,17 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True)
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Runs a script's main and exits with its status: 0 done, 1 a check failed, 2 bad input, 75 interrupted
-    and resumable.
+    and resumable. SIGTERM and SIGUSR1 interrupt as Ctrl-C does.
     """
+    interrupt_on_signals()
     try:
         status = main()
     except (BadInput, CheckFailed) as error:
         print(f'{Path(sys.argv[0]).name}: error: {one_line(error)}', file=sys.stderr)
         sys.exit(BAD_INPUT if isinstance(error, BadInput) else CHECK_FAILED)
+    except Interrupted as stop:
+        print(f'{Path(sys.argv[0]).name}: {one_line(stop)}', file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
         print(f'{Path(sys.argv[0]).name}: interrupted', file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -373,20 +373,21 @@ class EpochBatches(Sampler):
     """Batches of (epoch, position) for one rank: a seeded permutation of `positions`, cut into equal batches.
 
     Every rank takes its part of the same global batches, so that the samples of a step do not depend on how
-    many ranks share it. The last, smaller batch is left out, unless it is the only one. `epoch` and
-    `positions` are set before each epoch.
+    many ranks share it. The last, smaller batch is left out, unless it is the only one. `epoch`,
+    `positions` and `start`, how many batches of the epoch are done already, are set before each epoch; its
+    length is that of a whole epoch.
     """
 
     def __init__(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
-        self.epoch, self.positions = 0, range(0)
+        self.epoch, self.positions, self.start = 0, range(0), 0
 
     def __len__(self) -> int:
         return steps_per_epoch(len(self.positions), self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.positions)
-        for step in range(len(self)):
+        for step in range(self.start, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield [(self.epoch, int(position)) for position in batch[self.rank :: self.world]]
 
@@ -403,6 +404,7 @@ def make_loader(dataset: Dataset, workers: int, **kwargs) -> DataLoader:
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
         worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # its own: a new epoch takes nothing from the model's random numbers
         **kwargs,
     )
 

@@ -32,6 +32,11 @@ def write_whole(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the name, too, is on the disk
+        finally:
+            os.close(folder)
     except OSError as error:
         raise BadInput(f'{path}: cannot be written: {error.strerror or one_line(error)}') from None
     finally:

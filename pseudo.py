@@ -28,7 +28,7 @@ from files import write_text
 from infer import load_run
 from metrics import IGNORED
 from predict import make_eval_loader, predict_probs
-from train import PseudoRows
+from trainer import PseudoRows
 from utils import check_run, load_checkpoint, start_log, start_ranks
 
 SURE = 'pseudo_sure.npy'

@@ -34,6 +34,7 @@ FREE_KEYS = {
     'output_dir',
     'folds_csv',
     'workers',
+    'checkpoint_minutes',
     'device',
     'encoder_weights',
     'infer_batch_size',
@@ -83,6 +84,21 @@ class Ranks:
             for value in model.state_dict().values():
                 dist.broadcast(value, src=0)
 
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """(world, ...) what each rank has, of one shape and type, on every rank; on the CPU."""
+        if self.world == 1:
+            return values[None].cpu()
+        values = values.to(self.device)
+        found = [torch.empty_like(values) for _ in range(self.world)]
+        dist.all_gather(found, values)
+        return torch.stack(found).cpu()
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Each of the flags, set where it is on any rank."""
+        if self.world == 1:
+            return list(flags)
+        return [bool(count) for count in self.sum(torch.tensor(flags, device=self.device).int())]
+
     def wait(self) -> None:
         if self.world > 1:
             dist.barrier()
@@ -113,10 +129,13 @@ def start_ranks(cfg: Config) -> Ranks:
     return Ranks(dist.get_rank(), world, torch.device('cpu'))
 
 
-def seed_everything(seed: int) -> None:
+def seed_everything(seed: int, deterministic: bool = False) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that use the global generator
     torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which torch asks for
+        torch.use_deterministic_algorithms(True)
 
 
 # --- run folder

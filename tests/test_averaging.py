@@ -8,7 +8,7 @@ import soup
 import train
 from config import BadInput
 from dataset import open_cache
-from train import PseudoRows
+from trainer import PseudoRows
 from utils import load_checkpoint
 
 

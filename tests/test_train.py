@@ -27,9 +27,10 @@ from dataset import open_cache, read_folds
 from metrics import confusion_matrix, iou_of_counts, mean_iou
 from models import SegModel
 from predict import evaluate
+from signals import StopRequest
 from submission import read_masks
-from train import build_optimizer, lr_factor
-from utils import hold_run, load_checkpoint, save_checkpoint
+from trainer import Trainer, build_optimizer, lr_factor
+from utils import Ranks, hold_run, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARN = dict(
@@ -212,9 +213,9 @@ def test_synchronised_norms_keep_their_activation(tiny):
 
 
 def test_one_image_a_rank_needs_synchronised_norms(tiny):
-    gpu = train.Ranks(0, 8, torch.device('cuda'))
+    gpu = Ranks(0, 8, torch.device('cuda'))
     assert gpu.sync_bn(tiny) and not gpu.sync_bn(tiny.model_copy(update={'sync_bn': False}))
-    assert not train.Ranks(0, 8, torch.device('cpu')).sync_bn(tiny)
+    assert not Ranks(0, 8, torch.device('cpu')).sync_bn(tiny)
 
 
 def test_start_from_a_checkpoint(learned):
@@ -227,41 +228,6 @@ def test_start_from_a_checkpoint(learned):
     assert math.isnan(train.main(again, 1))
     with pytest.raises(BadInput, match='is of another model'):
         train.main(again.model_copy(update={'name': 'wider', 'head_channels': 16}), 0)
-
-
-def test_resume_gives_the_same_weights(tiny):
-    cfg = tiny.model_copy(update={'epochs': 3, 'ema': 0.9, 'drop_path': 0.2, 'warmup_iters': 2})
-    train.main(cfg, 0)
-    whole = load_checkpoint(cfg.run_dir(0) / 'last.pt')
-    metrics = (cfg.run_dir(0) / 'metrics.csv').read_bytes()
-    other = cfg.model_copy(update={'name': 'stopped'})
-
-    class Stop(Exception):
-        pass
-
-    real = train.Trainer.train_epoch
-
-    def stop_in_the_third(self, epoch):
-        if epoch == 2:
-            raise Stop
-        return real(self, epoch)
-
-    train.Trainer.train_epoch = stop_in_the_third
-    try:
-        with pytest.raises(Stop):
-            train.main(other, 0)
-    finally:
-        train.Trainer.train_epoch = real
-    torch.manual_seed(123)
-    train.main(other, 0, resume=True)
-    again = load_checkpoint(other.run_dir(0) / 'last.pt')
-    assert again['epoch'] == whole['epoch'] == 2
-    for part in ('model',):
-        assert all(torch.equal(again[part][key], whole[part][key]) for key in whole[part])
-    assert all(
-        torch.equal(again['resume']['ema'][key], whole['resume']['ema'][key]) for key in whole['model']
-    )
-    assert (other.run_dir(0) / 'metrics.csv').read_bytes() == metrics
 
 
 def test_run_folder_of_another_config_or_of_this_one(tiny):
@@ -358,18 +324,18 @@ def test_layer_decay_acts_through_warm_up_and_decay(tiny):
     """The rates that the optimizer really steps with keep their ratio at every iteration."""
     cfg = tiny.model_copy(update={'layer_decay': 0.5, 'warmup_iters': 2, 'epochs': 6, 'name': 'decay'})
     seen = []
-    real = train.Trainer.update
+    real = Trainer.update
 
     def spy(self):
         real(self)
         rates = {name: group['lr'] for group in self.optimizer.param_groups for name in group['names']}
         seen.append((rates['encoder.model.stem_0.weight'], rates['head.classifier.conv.weight']))
 
-    train.Trainer.update = spy
+    Trainer.update = spy
     try:
         train.main(cfg, 0)
     finally:
-        train.Trainer.update = real
+        Trainer.update = real
     low, high = np.array(seen).T
     assert np.allclose(low / high, 0.5**10) and high.max() == pytest.approx(cfg.lr)
     assert high[0] < high.max() and high[-1] < 0.2 * high.max()
@@ -432,8 +398,17 @@ def test_accumulation_equals_the_larger_batch(tiny):
             if isinstance(module, torch.nn.Dropout2d):
                 module.p = 0.0
         cache = open_cache(cfg, 'train')
-        trainer = train.Trainer(
-            cfg, 0, None, model, train.Ranks(0, 1, torch.device('cpu')), cache, np.arange(8), None
+        trainer = Trainer(
+            cfg,
+            0,
+            None,
+            model,
+            Ranks(0, 1, torch.device('cpu')),
+            cache,
+            np.arange(8),
+            None,
+            StopRequest(),
+            None,
         )
         trainer.train_epoch(0)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
@@ -572,7 +547,7 @@ def test_overfits_eight_real_photos(boostcamp60, tmp_path):
     train.main(cfg, -1)
     run = infer.load_run(cfg, -1, torch.device('cpu'))
     cache = open_cache(cfg, 'train')
-    counts = evaluate(run.model, cache, np.arange(8), run.cfg, train.Ranks(0, 1, torch.device('cpu')))
+    counts = evaluate(run.model, cache, np.arange(8), run.cfg, Ranks(0, 1, torch.device('cpu')))
     assert train.score_of(counts) > 0.9, iou_of_counts(*counts.sum(0))
 
 
