@@ -179,6 +179,9 @@ def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
         curves = (folder / 'tensorboard').glob('events.out.tfevents.*')
         for path in [*(folder / name for name in names), *merged, *curves]:
             path.unlink(missing_ok=True)
+    for name in ('last.pt', 'best.pt', 'metrics.csv', 'config.yaml'):
+        for left in folder.glob(f'.{name}.*.partial'):  # of a run that was killed while it wrote
+            left.unlink(missing_ok=True)
     write_text(folder / 'config.yaml', dump_config(cfg))
     return folder
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import write_set
 from PIL import Image
-from timm.layers import BatchNormAct2d, SyncBatchNormAct
+from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 
 import infer
 import pseudo
@@ -208,7 +208,7 @@ def test_synchronised_norms_keep_their_activation(tiny):
     """torch's own conversion makes another network of timm's BatchNormAct2d."""
     model = SegModel(tiny.model_copy(update={'encoder': 'tf_efficientnet_lite0'}))
     acts = [name for name, m in model.named_modules() if isinstance(m, BatchNormAct2d)]
-    converted = dict(train.convert_sync_batchnorm(model).named_modules())
+    converted = dict(convert_sync_batchnorm(model).named_modules())
     assert acts and all(type(converted[name]) is SyncBatchNormAct for name in acts)
 
 
