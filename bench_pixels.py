@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import sys
+import types
 from argparse import Namespace
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -89,14 +92,18 @@ def ours(cfg: Config):
 
 
 def organiser(cfg: Config, heavy: A.Compose | None):
-    """The baseline's dataset class: photo and annotations read for every sample, then albumentations."""
+    """The baseline's dataset class: photo and annotations are read for every sample, the photo becomes floats
+    from 0 to 1, and goes through albumentations.
+    """
     coco = quiet_coco(cfg.data_root / 'train_all.json')
     low, high = cfg.scale_range
     side = cfg.crop_size
     chain = A.Compose(
         [
             A.RandomScale((low - 1, high - 1), p=1),
-            A.PadIfNeeded(side, side, border_mode=cv2.BORDER_CONSTANT, fill=FILL, fill_mask=255),
+            A.PadIfNeeded(
+                side, side, border_mode=cv2.BORDER_CONSTANT, fill=[v / 255 for v in FILL], fill_mask=255
+            ),
             A.RandomCrop(side, side),
             A.HorizontalFlip(p=0.5),
             A.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05, p=1),
@@ -108,7 +115,7 @@ def organiser(cfg: Config, heavy: A.Compose | None):
     def run() -> None:
         for image_id in coco.imgs:
             image = cv2.imread(str(cfg.data_root / coco.imgs[image_id]['file_name']))
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.float32) / 255
             chain(image=image, mask=organiser_mask(coco, image_id))
 
     return run
@@ -125,6 +132,8 @@ def organiser_mask(coco: COCO, image_id: int) -> np.ndarray:
 
 def mmseg_ways(cfg: Config) -> dict[str, Way]:
     """mmsegmentation's pipeline classes with the same chain, where it can be imported."""
+    # mmcv-lite has no compiled operators, and these classes call none
+    sys.modules.setdefault('mmcv._ext', NoOperators('mmcv._ext'))
     with contextlib.suppress(ImportError):
         from mmcv.transforms import Compose, LoadImageFromFile, RandomFlip, RandomResize
         from mmseg.datasets.transforms import (
@@ -161,6 +170,13 @@ def mmseg_ways(cfg: Config) -> dict[str, Way]:
 
         return {"mmsegmentation's pipeline": Way(run, 4)}
     return {}
+
+
+class NoOperators(types.ModuleType):
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return lambda: None
 
 
 def quiet_coco(path: Path) -> COCO:
