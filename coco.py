@@ -125,12 +125,11 @@ def draw_mask(photo: Photo) -> np.ndarray:
     """(H, W) uint8 ids. Painted by area, largest first, ties by order in the file; iscrowd regions are
     IGNORED.
     """
-    mask = np.zeros((photo.height, photo.width), np.uint8)
+    mask = np.zeros((photo.width, photo.height), np.uint8)  # columns first, as RLE goes
     for annotation in sorted(photo.annotations, key=lambda a: -a.area):
-        mask[_draw(annotation, photo.height, photo.width)] = (
-            IGNORED if annotation.iscrowd else annotation.category_id
-        )
-    return mask
+        drawn = _draw(annotation, photo.height, photo.width)
+        np.copyto(mask, IGNORED if annotation.iscrowd else annotation.category_id, where=drawn)
+    return cv2.transpose(mask)
 
 
 def board_truth(mask: np.ndarray) -> np.ndarray:
@@ -357,12 +356,12 @@ def _decompress(path: Path, where: str, text: str) -> list[int]:
 
 
 def _draw(annotation: Annotation, height: int, width: int) -> np.ndarray:
-    """(H, W) bool, as pycocotools' annToMask draws it."""
+    """(W, H) bool, the transpose of what pycocotools' annToMask draws."""
     if annotation.polygons:
         parts = rle_codec.frPyObjects([list(p) for p in annotation.polygons], height, width)
-        return rle_codec.decode(rle_codec.merge(parts)).astype(bool)
+        return rle_codec.decode(rle_codec.merge(parts)).T.view(bool)
     ends = np.cumsum(annotation.counts)
     flat = np.zeros(height * width, bool)
     for start, end in zip(ends[0::2], ends[1::2], strict=False):
         flat[start:end] = True
-    return flat.reshape(width, height).T
+    return flat.reshape(width, height)
