@@ -15,7 +15,7 @@ from dataset import normalize
 from losses import segmentation_loss
 from models import SegModel
 from predict import autocast, main_logits, predict_probs
-from submission import board_ids, board_probs
+from submission import board_ids
 from trainer import build_optimizer
 
 
@@ -69,8 +69,9 @@ def bench_infer(args: Namespace) -> list[Case]:
 
     @torch.inference_mode()
     def ours() -> None:
-        probs = predict_probs(model, images, cfg, device, (cfg.cache_size, cfg.cache_size))
-        board_ids(board_probs(probs, cfg.downsample), cfg.downsample).cpu()
+        size = (cfg.cache_size, cfg.cache_size)
+        probs = predict_probs(model, images, cfg, device, size, rule=cfg.downsample)
+        board_ids(probs, cfg.downsample).cpu()
 
     ways = {
         'ours': Way(ours),
@@ -83,8 +84,9 @@ def bench_infer(args: Namespace) -> list[Case]:
 def ttach_loop(
     model: SegModel, images: torch.Tensor, cfg: Config, device: torch.device, amp: str
 ) -> Callable[[], None]:
-    """A view after another through ttach, each brought to the photo's size and copied back."""
+    """A view after another through ttach, each brought to the cache's size and copied back."""
     cfg = cfg.model_copy(update={'amp': amp})
+    size = (cfg.cache_size, cfg.cache_size)
     views = ttach.Compose(
         [ttach.HorizontalFlip(), ttach.Scale([0.75, 1, 1.25, 1.5], interpolation='nearest')]
     )
@@ -103,8 +105,8 @@ def ttach_loop(
             inputs = F.pad(inputs, [0, -inputs.shape[-1] % 32, 0, -inputs.shape[-2] % 32])
             with autocast(cfg, device):
                 logits = network(inputs)
-            total = total + F.interpolate(logits, images.shape[-2:]).softmax(1).cpu()
-        total.argmax(1)
+            total = total + F.interpolate(logits, size, mode='bilinear').softmax(1).cpu()
+        total.argmax(1)[:, ::2, ::2]
 
     return run
 

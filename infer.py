@@ -41,7 +41,7 @@ from members import open_probs
 from metrics import confusion_matrix, format_table, image_counts
 from models import SegModel
 from predict import STRIDE, predict_probs, predict_rows
-from submission import SIDE, SubmissionReader, SubmissionWriter, board_ids, board_probs
+from submission import SIDE, SubmissionReader, SubmissionWriter, board_ids
 from utils import FREE_KEYS, load_checkpoint, load_model_state, log, start_log, start_ranks
 
 
@@ -143,7 +143,7 @@ def averaged_probs(
         for k in range(cfg.folds):
             run = load_run(cfg, k, device)
             for batch, probs in predict_rows(run.model, cache, rows, run.cfg, device, tta, f'test fold {k}'):
-                kept = board_probs(probs, cfg.downsample).cpu().numpy()
+                kept = probs.cpu().numpy()
                 if total is None:
                     total = np.memmap(path, np.float32, 'w+', shape=(len(rows), *kept.shape[1:]))
                 total[batch] += kept
@@ -159,8 +159,7 @@ def predicted_ids(
 ) -> Iterator[tuple[int, np.ndarray, torch.Tensor]]:
     """(row, (256, 256) uint8 ids, (K, B, B) probabilities) of each row."""
     for batch, probs in predict_rows(run.model, cache, rows, run.cfg, device, tta, desc):
-        kept = board_probs(probs, run.cfg.downsample)
-        yield from zip(batch, to_ids(kept, run.cfg), kept, strict=True)
+        yield from zip(batch, to_ids(probs, run.cfg), probs, strict=True)
 
 
 def to_ids(kept: torch.Tensor, cfg: Config) -> np.ndarray:

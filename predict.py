@@ -6,6 +6,7 @@ submission.board_probs).
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from dataset import Cache, WholePhotos, make_loader, normalize
 from layers import resize
 from metrics import confusion_matrix, image_counts
 from models import SegModel
-from submission import board_ids, board_probs
+from submission import SIDE, board_ids, board_probs
 from utils import Ranks
 
 STRIDE = 32  # views have sides that are multiples of it
@@ -45,22 +46,21 @@ class Flip(ttach.base.DualTransform):
 
 
 class Rescale(ttach.base.DualTransform):
-    """One view a scale, its sides rounded to the stride, bilinear; back to exactly `size` (H, W). ttach's
-    own Scale is nearest.
+    """One view a scale, its sides rounded to the stride, bilinear; ttach's own Scale is nearest. A view's
+    logits stay at their own size.
     """
 
     identity_param = 1.0
 
-    def __init__(self, scales: tuple[float, ...], size: tuple[int, int]) -> None:
+    def __init__(self, scales: tuple[float, ...]) -> None:
         super().__init__('scale', scales)
-        self.size = size
 
     def apply_aug_image(self, image: Tensor, scale: float = 1.0, **_) -> Tensor:
         sides = [max(STRIDE, round(side * scale / STRIDE) * STRIDE) for side in image.shape[-2:]]
         return resize(image, (sides[0], sides[1]), antialias=True)
 
     def apply_deaug_mask(self, mask: Tensor, **_) -> Tensor:
-        return resize(mask, self.size, antialias=True)
+        return mask
 
     def apply_deaug_label(self, label, **_):
         return label
@@ -73,35 +73,64 @@ def predict_probs(
     device: torch.device,
     size: tuple[int, int],
     tta: bool = True,
+    rule: str | None = None,
 ) -> Tensor:
     """(N, 3, H, W) uint8 → (N, K, *size) float32 probabilities on the device, averaged over the config's
-    views.
+    views; with a rule the (N, K, B, B) of them that submission.board_probs keeps.
     """
     chosen = (cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales) if tta else ()
-    views = make_views(size, *chosen)
+    views = make_views(*chosen)
     images = normalize(images.to(device, non_blocking=True), model.mean, model.std)
-    return sum(view_probs(model, images, cfg, view) for view in views) / len(views)
+    return sum(view_probs(model, images, cfg, view, size, rule) for view in views) / len(views)
 
 
 def make_views(
-    size: tuple[int, int],
-    flips: Sequence[str] = (),
-    rotations: Sequence[int] = (),
-    scales: Sequence[float] = (1.0,),
+    flips: Sequence[str] = (), rotations: Sequence[int] = (), scales: Sequence[float] = (1.0,)
 ) -> ttach.Compose:
-    """Every flip, and none, at every scale, turned by every angle, and by none; back to `size` (H, W)."""
-    turn = ttach.Rotate90([0, *rotations])  # after the scale, so that it is undone before the size is
-    return ttach.Compose([Flip(('', *flips)), Rescale(tuple(scales), size), turn])
+    """Every flip, and none, at every scale, turned by every angle, and by none."""
+    return ttach.Compose([Flip(('', *flips)), Rescale(tuple(scales)), ttach.Rotate90([0, *rotations])])
 
 
-def view_probs(model: SegModel, images: Tensor, cfg: Config, view: ttach.base.Transformer) -> Tensor:
-    """(N, 3, H, W) normalised photos on the device → (N, K, *size) probabilities as seen in one view."""
+def view_probs(
+    model: SegModel,
+    images: Tensor,
+    cfg: Config,
+    view: ttach.base.Transformer,
+    size: tuple[int, int],
+    rule: str | None = None,
+) -> Tensor:
+    """(N, 3, H, W) normalised photos on the device → (N, K, *size) probabilities as seen in one view; with a
+    rule what it keeps of them.
+    """
     inputs = view.augment_image(images)
     if cfg.channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     with autocast(cfg, images.device):
         logits = view_logits(model, inputs, cfg.window)
-    return view.deaugment_mask(logits.float()).softmax(dim=1)
+    logits = view.deaugment_mask(logits.float())
+    if rule == 'nearest':
+        return resize_every(logits, size, size[0] // SIDE).softmax(dim=1)
+    probs = resize(logits, size, antialias=True).softmax(dim=1)
+    return probs if rule is None else board_probs(probs, rule)
+
+
+def resize_every(logits: Tensor, size: tuple[int, int], step: int) -> Tensor:
+    """(N, K, h, w) → resize(logits, size)[..., ::step, ::step], where only those pixels are computed.
+
+    Bilinear interpolation is a product with a matrix along each side, of which the other rows are left out.
+    """
+    rows, columns = (
+        interpolation(own, wanted, step, logits.device)
+        for own, wanted in zip(logits.shape[-2:], size, strict=True)
+    )
+    return rows @ logits.contiguous() @ columns.T
+
+
+@cache
+def interpolation(own: int, wanted: int, step: int, device: torch.device) -> Tensor:
+    """(wanted / step, own): what each pixel that is kept of `wanted` takes of each of `own`."""
+    identity = torch.eye(own, device=device)[None, None]
+    return resize(identity, (wanted, own), antialias=True)[0, 0, ::step].contiguous()
 
 
 def view_logits(model: SegModel, inputs: Tensor, window: int) -> Tensor:
@@ -147,15 +176,15 @@ def predict_rows(
     tta: bool = True,
     desc: str | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of (rows, (N, K, S, S) probabilities at the cache's own size) for those rows of the
-    cache.
+    """Batches of (rows, (N, K, B, B) probabilities that the config's `downsample` keeps) for those rows of
+    the cache.
     """
     size = cache.photos.shape[1:3]
     loader = make_eval_loader(cache, rows, cfg)
     model.eval()
     for images, batch in tqdm(loader, desc=desc, unit='batch', leave=False, disable=None if desc else True):
         with torch.inference_mode():  # not around the yield: it would reach into the caller
-            probs = predict_probs(model, images, cfg, device, size, tta)
+            probs = predict_probs(model, images, cfg, device, size, tta, cfg.downsample)
         yield batch.tolist(), probs
 
 
@@ -175,7 +204,7 @@ def evaluate(
     for batch, probs in predict_rows(
         model, cache, rows[ranks.rank :: ranks.world], cfg, ranks.device, tta, desc='valid'
     ):
-        pred = board_ids(board_probs(probs, cfg.downsample), cfg.downsample)
+        pred = board_ids(probs, cfg.downsample)
         for row, ids in zip(batch, pred.to(torch.uint8).cpu().numpy(), strict=True):
             confusion = confusion_matrix(cache.truth(row), ids, len(cfg.classes))
             counts[places[row]] = image_counts(confusion)

@@ -27,7 +27,7 @@ from intervals import cross_fit, interval, paired_interval
 from members import PARTS
 from metrics import confusion_matrix, image_counts, miou_of_counts
 from predict import make_eval_loader, make_views, view_probs
-from submission import board_probs, shrink_ids
+from submission import shrink_ids
 from utils import start_log, start_ranks
 
 SHOWN = 8  # sets in the table
@@ -106,7 +106,7 @@ def count(
     cache = open_cache(cfg, 'train')
     folds = read_folds(cfg, cache)
     size = cache.photos.shape[1:3]
-    views = list(make_views(size, flips, rotations, scales))
+    views = list(make_views(flips, rotations, scales))
     seconds = np.zeros(len(views))
     counts, parts = [], []
     for part, k in enumerate(range(cfg.folds) if fold is None else [fold]):
@@ -117,7 +117,7 @@ def count(
         batch_size = max(1, 4 * run.cfg.infer_batch_size // len(views))  # what is kept is a quarter of a view
         loader = make_eval_loader(cache, rows, run.cfg.model_copy(update={'infer_batch_size': batch_size}))
         for images, batch in tqdm(loader, desc=f'views, fold {k}', unit='batch', leave=False, disable=None):
-            probs = predict_views(run, images, views, device, seconds)
+            probs = predict_views(run, images, views, size, device, seconds)
             for place, row in enumerate(batch.tolist()):
                 truth = cache.truth(row)
                 counts.append(count_sets([own[place] for own in probs], sets, truth, cfg))
@@ -126,7 +126,12 @@ def count(
 
 
 def predict_views(
-    run: Run, images: torch.Tensor, views: Sequence, device: torch.device, seconds: np.ndarray
+    run: Run,
+    images: torch.Tensor,
+    views: Sequence,
+    size: tuple[int, int],
+    device: torch.device,
+    seconds: np.ndarray,
 ) -> list[torch.Tensor]:
     """(N, K, B, B) of each view, as the board's rule keeps it; adds up the time that each took."""
     kept = []
@@ -134,8 +139,7 @@ def predict_views(
         photos = normalize(images.to(device, non_blocking=True), run.model.mean, run.model.std)
         for number, view in enumerate(views):
             started = time.perf_counter()
-            probs = view_probs(run.model, photos, run.cfg, view)
-            kept.append(board_probs(probs, run.cfg.downsample).clone())  # not a part of something larger
+            kept.append(view_probs(run.model, photos, run.cfg, view, size, run.cfg.downsample))
             if device.type == 'cuda':
                 torch.cuda.synchronize(device)
             seconds[number] += time.perf_counter() - started

@@ -9,7 +9,8 @@ from torch import nn
 
 import infer
 from config import BadInput
-from predict import view_logits, window_starts
+from layers import resize
+from predict import resize_every, view_logits, window_starts
 
 
 class PixelModel(nn.Module):
@@ -64,3 +65,14 @@ def test_fold_of_infer_beyond_the_last(tiny_yaml):
 def test_probabilities_of_a_photo_are_the_same_through_windows_that_see_it_whole():
     images = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32))
     assert torch.equal(view_logits(PixelModel(), images, 64), view_logits(PixelModel(64), images, 0))
+
+
+@pytest.mark.parametrize('own', [(128, 128), (96, 160), (256, 256), (512, 512), (768, 640), (17, 33)])
+@pytest.mark.parametrize('step', [1, 2])
+def test_only_the_pixels_that_are_kept_are_computed_and_they_are_the_same(own, step):
+    logits = torch.randn(2, 5, *own) * 3
+    size = (256 * step, 256 * step)
+    plain = resize(logits, size, antialias=True)[..., ::step, ::step]
+    fast = resize_every(logits, size, step)
+    assert torch.allclose(plain, fast, atol=1e-4)
+    assert torch.equal(plain.argmax(1), fast.argmax(1))
