@@ -7,6 +7,8 @@ with one code path.
     python infer.py --cfg configs/convnext.yaml --fold all --split test  # output/convnext/test.csv, averaged
     python infer.py --cfg configs/convnext.yaml --fold 0 --image photo.jpg
 
+    torchrun --standalone --nproc-per-node=8 infer.py --cfg configs/convnext.yaml --fold 0 --split test
+
 The model is rebuilt from best.pt alone; data, views and batch size are the config's. A pseudo-label retrain
 is --set name=convnext-pseudo. --fold -1 is the model that was trained on everything.
 """
@@ -41,52 +43,58 @@ from members import open_probs
 from metrics import confusion_matrix, format_table, image_counts
 from models import SegModel
 from predict import STRIDE, predict_probs, predict_rows
-from submission import SIDE, SubmissionReader, SubmissionWriter, board_ids
-from utils import FREE_KEYS, load_checkpoint, load_model_state, log, start_log, start_ranks
+from predictions import Predictions, allocated
+from submission import SubmissionReader, board_ids
+from utils import FREE_KEYS, Ranks, load_checkpoint, load_model_state, log, start_log, start_ranks
+
+NO_PROBS = np.empty(0, np.uint8)
 
 
 def main(cfg: Config, fold: int | None, split: str, save_probs: bool = False, tta: bool = True) -> float:
     """Predicts one fold, or all of them (None), and writes the CSV. Returns the mIoU of oof, nan for test.
     Raises BadInput.
     """
-    start_log(cfg.run_dir(fold) if fold is not None and cfg.run_dir(fold).is_dir() else None)
-    device = start_ranks(cfg).device
+    ranks = start_ranks(cfg)
+    folder = cfg.output_dir / cfg.name if fold is None else cfg.run_dir(fold)
+    if not folder.is_dir():
+        raise BadInput(f'{folder}: no such run; train it first')
+    start_log(folder if fold is not None and ranks.is_main else None, quiet=not ranks.is_main)
     if split == 'test':
-        predict_test(cfg, fold, device, save_probs, tta)
+        predict_test(cfg, fold, ranks, folder, save_probs, tta)
         return math.nan
-    return predict_oof(cfg, fold, device, save_probs, tta)
+    return predict_oof(cfg, fold, ranks, save_probs, tta)
 
 
-def predict_oof(cfg: Config, fold: int | None, device: torch.device, save_probs: bool, tta: bool) -> float:
+def predict_oof(cfg: Config, fold: int | None, ranks: Ranks, save_probs: bool, tta: bool) -> float:
     """oof.csv of one fold, or of all folds in the order of the data set, each photo by the model that never
     saw it.
     """
-    cache = open_cache(cfg, 'train')
-    folds = read_folds(cfg, cache)
+    cache = ranks.main_first(lambda: open_cache(cfg, 'train'))
+    folds = ranks.main_first(lambda: read_folds(cfg, cache))
     if fold == -1:
         raise BadInput('--fold -1: a model that was trained on everything has no photos out of fold')
-    counted: list[np.ndarray] = []  # of each photo, image_counts
+    counted: list[np.ndarray] = []  # of each fold, (n, 3, K) image_counts
     for k in range(cfg.folds) if fold is None else [fold]:
         _, rows = split_fold(folds, k)
-        run = load_run(cfg, k, device)
-        if run.held_out != held_out_hash(cache.names(rows)):
+        run = load_run(cfg, k, ranks.device)
+        names = cache.names(rows)
+        if run.held_out != held_out_hash(names):
             raise BadInput(
                 f'{cfg.run_dir(k) / "best.pt"}: has seen labels of fold {k} as it is now: a score on it '
                 'would mean nothing'
             )
-        counts = []
-        with Predictions(cfg.run_dir(k), 'oof', cache, rows, cfg, save_probs) as predictions:
-            for row, ids, probs in predicted_ids(run, cache, rows, device, tta, f'oof fold {k}'):
-                predictions.write(row, ids, probs)
-                counts.append(image_counts(confusion_matrix(cache.truth(row), ids, len(cfg.classes))))
-        log.info(
-            f'fold {k}: mIoU {interval(np.stack(counts))} on {len(rows)} photos; wrote '
-            f'{cfg.run_dir(k) / "oof.csv"}'
-        )
-        counted += counts
-    if fold is None:
+        counts = np.zeros((len(rows), 3, len(cfg.classes)), np.int64)
+        with Predictions(cfg.run_dir(k), 'oof', names, cfg, save_probs, ranks) as predictions:
+            for place, ids, probs in predicted_ids(run, cache, rows, ranks, tta, f'oof fold {k}'):
+                predictions.write(place, ids, probs)
+                confusion = confusion_matrix(cache.truth(rows[place]), ids, len(cfg.classes))
+                counts[place] = image_counts(confusion)
+        counted.append(ranks.sum(torch.from_numpy(counts).to(ranks.device)).cpu().numpy())
+        path = cfg.run_dir(k) / 'oof.csv'
+        log.info(f'fold {k}: mIoU {interval(counted[-1])} on {len(rows)} photos; wrote {path}')
+    if fold is None and ranks.is_main:
         merge_oof(cfg, cache, folds, save_probs)
-    counts = np.stack(counted)
+    counts = np.concatenate(counted)
     score = interval(counts)
     log.info(format_table(counts, cfg.classes))
     log.info(f'mIoU {score}: the bracket has {LEVEL:.0%} of {DRAWS:,} draws of the {len(counts)} photos')
@@ -94,113 +102,82 @@ def predict_oof(cfg: Config, fold: int | None, device: torch.device, save_probs:
 
 
 def merge_oof(cfg: Config, cache: Cache, folds: np.ndarray, save_probs: bool) -> None:
-    """<name>/oof.csv of the folds' own, in the order of the data set; one photo is in memory at a time."""
-    rows = np.arange(len(cache))
+    """<name>/oof.csv of the folds' own, in the order of the data set."""
+    folder, names, alone = cfg.output_dir / cfg.name, cache.names(np.arange(len(cache))), Ranks.alone()
     with ExitStack() as stack:
         paths = [cfg.run_dir(k) / 'oof.csv' for k in range(cfg.folds)]
         readers = [stack.enter_context(SubmissionReader(path, len(cfg.classes))) for path in paths]
         probs = [open_probs(reader, len(cfg.classes)) for reader in readers] if save_probs else []
         places = [{name: place for place, name in enumerate(reader.image_ids)} for reader in readers]
-        merged = stack.enter_context(
-            Predictions(cfg.output_dir / cfg.name, 'oof', cache, rows, cfg, save_probs)
-        )
-        for row, (name, k) in enumerate(zip(cache.names(rows), folds, strict=True)):
-            merged.writer.write(name, readers[k].read(name))
-            if merged.probs is not None:
-                merged.probs[row] = probs[k][places[k][name]]
-    log.info(f'wrote {cfg.output_dir / cfg.name / "oof.csv"}')
+        merged = stack.enter_context(Predictions(folder, 'oof', names, cfg, save_probs, alone))
+        for place, (name, k) in enumerate(zip(names, folds, strict=True)):
+            own = probs[k][places[k][name]] if save_probs else NO_PROBS
+            merged.write(place, readers[k].read(name), own)
+    log.info(f'wrote {folder / "oof.csv"}')
 
 
-def predict_test(cfg: Config, fold: int | None, device: torch.device, save_probs: bool, tta: bool) -> None:
+def predict_test(
+    cfg: Config, fold: int | None, ranks: Ranks, folder: Path, save_probs: bool, tta: bool
+) -> None:
     """test.csv of one fold, or of the probabilities averaged over all folds, of which one is in memory at a
     time.
     """
-    cache = open_cache(cfg, 'test')
+    cache = ranks.main_first(lambda: open_cache(cfg, 'test'))
     rows = np.arange(len(cache))
-    folder = cfg.output_dir / cfg.name if fold is None else cfg.run_dir(fold)
-    if not folder.is_dir():
-        raise BadInput(f'{folder}: no such run; train it first')
-    with Predictions(folder, 'test', cache, rows, cfg, save_probs) as predictions:
-        if fold is not None:
-            run = load_run(cfg, fold, device)
-            for row, ids, probs in predicted_ids(run, cache, rows, device, tta, f'test fold {fold}'):
-                predictions.write(row, ids, probs)
+    with Predictions(folder, 'test', cache.names(rows), cfg, save_probs, ranks) as predictions:
+        if fold is None:
+            predicted = averaged_probs(cfg, cache, rows, ranks, tta, folder)
         else:
-            for row, probs in enumerate(averaged_probs(cfg, cache, rows, device, tta, folder)):
-                predictions.write(row, to_ids(probs[None], cfg)[0], probs)
+            run = load_run(cfg, fold, ranks.device)
+            predicted = predicted_ids(run, cache, rows, ranks, tta, f'test fold {fold}')
+        for place, ids, probs in predicted:
+            predictions.write(place, ids, probs)
     log.info(f'wrote {folder / "test.csv"}, {len(rows)} photos')
 
 
 def averaged_probs(
-    cfg: Config, cache: Cache, rows: np.ndarray, device: torch.device, tta: bool, folder: Path
-) -> Iterator[torch.Tensor]:
-    """The (K, B, B) probabilities of each row, averaged over the folds; kept in a file meanwhile, not in
-    memory.
+    cfg: Config, cache: Cache, rows: np.ndarray, ranks: Ranks, tta: bool, folder: Path
+) -> Iterator[tuple[int, np.ndarray, torch.Tensor]]:
+    """(place, ids, probabilities averaged over the folds) of this rank's share of the rows, as predicted_ids;
+    kept in a file meanwhile, not in memory.
     """
-    path = folder / '.averaged.partial'
+    share = ranks.share_of(len(rows))
+    path = folder / f'.averaged{ranks.rank}.partial'
     total = None
     try:
         for k in range(cfg.folds):
-            run = load_run(cfg, k, device)
-            for batch, probs in predict_rows(run.model, cache, rows, run.cfg, device, tta, f'test fold {k}'):
+            run = load_run(cfg, k, ranks.device)
+            done = 0
+            for batch, probs in predict_rows(
+                run.model, cache, rows[share], run.cfg, ranks.device, tta, f'test fold {k}'
+            ):
                 kept = probs.cpu().numpy()
                 if total is None:
-                    total = np.memmap(path, np.float32, 'w+', shape=(len(rows), *kept.shape[1:]))
-                total[batch] += kept
-        for row in range(len(rows)):
-            yield torch.from_numpy(total[row] / cfg.folds)
+                    total = allocated(path, np.float32, (len(share), *kept.shape[1:]))
+                total[done : done + len(batch)] += kept
+                done += len(batch)
+        for number, place in enumerate(share):
+            mean = torch.from_numpy(total[number] / cfg.folds)
+            yield place, to_ids(mean[None], cfg)[0], mean
     finally:
         del total
         path.unlink(missing_ok=True)
 
 
 def predicted_ids(
-    run: 'Run', cache: Cache, rows: np.ndarray, device: torch.device, tta: bool, desc: str
+    run: 'Run', cache: Cache, rows: np.ndarray, ranks: Ranks, tta: bool, desc: str
 ) -> Iterator[tuple[int, np.ndarray, torch.Tensor]]:
-    """(row, (256, 256) uint8 ids, (K, B, B) probabilities) of each row."""
-    for batch, probs in predict_rows(run.model, cache, rows, run.cfg, device, tta, desc):
-        yield from zip(batch, to_ids(probs, run.cfg), probs, strict=True)
+    """(place among the rows, (256, 256) uint8 ids, (K, B, B) probabilities) of this rank's share of them."""
+    share = ranks.share_of(len(rows))
+    places = iter(share)
+    for _, probs in predict_rows(run.model, cache, rows[share], run.cfg, ranks.device, tta, desc):
+        for ids, own in zip(to_ids(probs, run.cfg), probs, strict=True):
+            yield next(places), ids, own
 
 
 def to_ids(kept: torch.Tensor, cfg: Config) -> np.ndarray:
     """(N, K, B, B) probabilities → (N, 256, 256) uint8 ids, by the config's rule."""
     return board_ids(kept, cfg.downsample).to(torch.uint8).cpu().numpy()
-
-
-class Predictions:
-    """The files of one prediction: <split>.csv and, where asked for, <split>_probs.npy (n, K, 256, 256)
-    uint8; whole or not there.
-    """
-
-    def __init__(
-        self, folder: Path, split: str, cache: Cache, rows: np.ndarray, cfg: Config, save_probs: bool
-    ) -> None:
-        self.names = dict(zip(rows.tolist(), cache.names(rows), strict=True))
-        self.place = {row: place for place, row in enumerate(rows.tolist())}
-        self.writer = SubmissionWriter(folder / f'{split}.csv')
-        self.probs_path = folder / f'{split}_probs.npy'
-        self.partial = folder / f'.{split}_probs.npy.partial'
-        shape = (len(rows), len(cfg.classes), SIDE, SIDE)
-        self.probs = np.lib.format.open_memmap(self.partial, 'w+', np.uint8, shape) if save_probs else None
-        self.stack = ExitStack()
-
-    def __enter__(self) -> 'Predictions':
-        self.stack.enter_context(self.writer)
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.stack.__exit__(*error)
-        if self.probs is not None:
-            self.probs.flush()
-            self.partial.replace(self.probs_path) if error[0] is None else self.partial.unlink(
-                missing_ok=True
-            )
-
-    def write(self, row: int, ids: np.ndarray, probs: torch.Tensor) -> None:
-        self.writer.write(self.names[row], ids)
-        if self.probs is not None:
-            small = resize(probs[None].float(), (SIDE, SIDE), antialias=True)[0]
-            self.probs[self.place[row]] = (small * 255).round().to(torch.uint8).cpu().numpy()
 
 
 @dataclass(frozen=True)

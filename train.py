@@ -50,6 +50,10 @@ def main(
     CheckFailed.
     """
     ranks = start_ranks(cfg)
+    if cfg.batch_size % ranks.world:
+        raise BadInput(
+            f"config key 'batch_size': found {cfg.batch_size}, expected a multiple of the {ranks.world} ranks"
+        )
     if cfg.batch_size == ranks.world and not ranks.sync_bn(cfg):
         raise BadInput(
             f"config key 'batch_size': found {cfg.batch_size} for {ranks.world} ranks: BatchNorm has no "
@@ -58,13 +62,8 @@ def main(
     if ranks.is_main:
         check_run(cfg, fold, resume, overwrite)
     seed_everything(cfg.seed, cfg.deterministic)
-    if ranks.is_main:
-        cache = open_cache(cfg, 'train')  # built by one rank, then found by the others
-        folds = read_folds(cfg, cache)
-    ranks.wait()
-    if not ranks.is_main:
-        cache = open_cache(cfg, 'train')
-        folds = read_folds(cfg, cache)
+    cache = ranks.main_first(lambda: open_cache(cfg, 'train'))
+    folds = ranks.main_first(lambda: read_folds(cfg, cache))
     train_rows, valid_rows = split_fold(folds, fold)
     if len(train_rows) < ranks.world:
         raise BadInput(f'--fold {fold}: {len(train_rows)} photos are too few for {ranks.world} ranks')

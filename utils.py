@@ -10,12 +10,12 @@ import pickle
 import random
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from config import BadInput, Config, dump_config, make_config, one_line, read_ya
 from files import make_folder, write_text, write_whole
 
 log = logging.getLogger('trash')
+T = TypeVar('T')
 
 # Keys that do not change what a run is: they may differ between training and resuming, or between training
 # and inference.
@@ -64,6 +65,11 @@ class Ranks:
     world: int
     device: torch.device
 
+    @classmethod
+    def alone(cls) -> 'Ranks':
+        """One process on the CPU."""
+        return cls(0, 1, torch.device('cpu'))
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0
@@ -99,6 +105,16 @@ class Ranks:
             return list(flags)
         return [bool(count) for count in self.sum(torch.tensor(flags, device=self.device).int())]
 
+    def share_of(self, count: int) -> range:
+        """The places of `count` that are this rank's to do."""
+        return range(self.rank, count, self.world)
+
+    def main_first(self, make: Callable[[], T], find: Callable[[], T] | None = None) -> T:
+        """What rank 0 makes, and the others find when it is there, by the same call where none is given."""
+        made = make() if self.is_main else None
+        self.wait()
+        return made if self.is_main else (find or make)()
+
     def wait(self) -> None:
         if self.world > 1:
             dist.barrier()
@@ -114,10 +130,6 @@ def start_ranks(cfg: Config) -> Ranks:
     world = int(os.environ.get('WORLD_SIZE', 1))
     if world == 1:
         return Ranks(0, 1, torch.device('cuda' if use_gpu else 'cpu'))
-    if cfg.batch_size % world:
-        raise BadInput(
-            f"config key 'batch_size': found {cfg.batch_size}, expected a multiple of the {world} ranks"
-        )
     if use_gpu:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     if not dist.is_initialized():
@@ -186,19 +198,26 @@ def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
     return folder
 
 
-@contextmanager
-def hold_run(folder: Path | None) -> Iterator[None]:
+def hold_run(folder: Path | None) -> AbstractContextManager:
     """Keeps a run's folder for this process; None keeps nothing. Raises BadInput where another has it."""
-    if folder is None:
+    return hold(None if folder is None else folder / '.lock', 'training')
+
+
+@contextmanager
+def hold(path: Path | None, doing: str) -> Iterator[None]:
+    """Keeps a lock file for this process, and makes its folder; None keeps nothing. Raises BadInput where
+    another has it.
+    """
+    if path is None:
         yield
         return
-    make_folder(folder)
-    with (folder / '.lock').open('a+') as file:
+    make_folder(path.parent)
+    with path.open('a+') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise BadInput(f'{folder}: process {file.read().strip()} is training here now') from None
+            raise BadInput(f'{path.parent}: process {file.read().strip()} is {doing} here now') from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
