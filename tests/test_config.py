@@ -6,7 +6,16 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from config import BadInput, Config, LossTerm, dump_config, load_config, make_config, read_yaml
+from config import (
+    BadInput,
+    Config,
+    LossTerm,
+    describe_config,
+    dump_config,
+    load_config,
+    make_config,
+    read_yaml,
+)
 from encoders import is_smp_encoder, timm_cfg
 from heads import HEADS
 from losses import LOSSES
@@ -95,3 +104,10 @@ def test_loss_terms_are_those_of_losses():
 
 def test_every_key_has_a_meaning():
     assert all(field.description for key, field in Config.model_fields.items())
+
+
+def test_page_of_all_keys_is_up_to_date():
+    page = Path(__file__).resolve().parents[1] / 'docs/config.md'
+    assert page.read_text() == describe_config(), 'python config.py > docs/config.md'
+    for key in Config.model_fields:
+        assert f'| `{key}` |' in describe_config()

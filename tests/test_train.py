@@ -125,7 +125,7 @@ def test_test_split_of_a_fold_and_of_all(learned):
     assert np.abs(averaged - (folds[0] + folds[1]) / 2).max() <= 1.01
     assert list(read_masks(folder / 'test.csv')) == names
     assert (np.stack(list(read_masks(folder / 'test.csv').values())) == averaged.argmax(1)).mean() > 0.98
-    assert not list(folder.glob('.*'))
+    assert not list(folder.glob('**/*.partial'))
 
 
 @pytest.mark.parametrize('rule', ['block_max', 'prob_mean'])
