@@ -86,7 +86,21 @@ def open_cache(cfg: Config, split: str) -> Cache:
         with locked(cfg.cache_dir / f'.{folder.name}.lock'):
             if not folder.is_dir():
                 build_cache(coco, folder, cfg.cache_size)
+    check_sizes(coco, folder)
     return _open_mapped(coco, folder / 'photos.npy', folder / 'masks.npy')
+
+
+def check_sizes(coco: CocoSet, folder: Path) -> None:
+    """Raises BadInput where a photo's file has another size than when it was decoded."""
+    kept = json.loads((folder / 'meta.json').read_text()).get('bytes', {})
+    for photo in coco.photos:
+        path = coco.path(photo)
+        before = kept.get(photo.file_name)
+        if before is not None and path.exists() and path.stat().st_size != before:
+            raise BadInput(
+                f'{path}: has {path.stat().st_size:,} bytes, and had {before:,} when it was cached; remove '
+                f'{folder} to cache it again'
+            )
 
 
 def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
@@ -117,9 +131,9 @@ def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
                 pass
         photos.flush()
         masks.flush()
-        (partial / 'meta.json').write_text(
-            json.dumps({'photos': count, 'side': side, 'fingerprint': coco.fingerprint})
-        )
+        sizes = {photo.file_name: coco.path(photo).stat().st_size for photo in coco.photos}
+        meta = {'photos': count, 'side': side, 'fingerprint': coco.fingerprint, 'bytes': sizes}
+        (partial / 'meta.json').write_text(json.dumps(meta))
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -6,8 +6,8 @@
     torchrun --standalone --nproc-per-node=8 train.py --cfg configs/convnext.yaml --fold 0
 
 Writes output/<name>/fold<k>/: best.pt (best validation mIoU), last.pt (to resume from), metrics.csv,
-log.txt, config.yaml. --fold -1 trains on everything into output/<name>/all/, where best.pt is the last
-epoch's.
+log.txt, config.yaml, provenance.yaml (what made it). --fold -1 trains on everything into
+output/<name>/all/, where best.pt is the last epoch's.
 """
 
 import math
@@ -19,13 +19,15 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from checks import check_classes, check_epoch, check_first_batch
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
 from convert import is_mmseg
-from dataset import Cache, held_out_hash, open_cache, read_folds, split_fold
+from dataset import held_out_hash, open_cache, read_folds, split_fold
 from intervals import interval
 from metrics import iou_of_counts, miou_of_counts
 from models import SegModel
 from predict import evaluate
+from provenance import write_provenance
 from signals import stop_requests
 from trainer import PseudoRows, Trainer
 from utils import (
@@ -85,7 +87,9 @@ def main(
         stack.enter_context(hold_run(cfg.run_dir(fold) if ranks.is_main else None))
         folder = open_run(cfg, fold, overwrite) if ranks.is_main else None
         start_log(folder, quiet=not ranks.is_main)
-        log.info(first_line(cfg, fold, cache, train_rows, valid_rows))
+        present = [{a.category_id for a in cache.coco.photos[row].annotations} for row in train_rows]
+        log.info(first_line(cfg, fold, present, len(valid_rows)))
+        check_classes(present, cfg)
         if left_out:
             log.info(f'{cfg.weights}: of another number of classes, and left out: {", ".join(left_out)}')
         if pseudo is not None:
@@ -99,10 +103,14 @@ def main(
             )
         if resume:
             trainer.resume(cfg.run_dir(fold) / 'last.pt')
+        if ranks.is_main:
+            write_provenance(folder, cache.coco.fingerprint, ranks.world)
+            check_first_batch(trainer.model, trainer.samples, cfg, ranks.device, trainer.positions_in(0))
 
         def validate(model: SegModel) -> np.ndarray | None:
             return evaluate(model, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
 
+        before = None  # what was counted an epoch ago
         board = SummaryWriter(str(folder / 'tensorboard'), purge_step=trainer.epoch) if folder else None
         for epoch in range(trainer.epoch, cfg.epochs):
             started = time.monotonic()
@@ -110,6 +118,9 @@ def main(
             ranks.share(trainer.averaged)
             counts = validate(trainer.averaged)
             trainer.score = score_of(counts)
+            if counts is not None:
+                check_epoch(counts, before, cfg)
+                before = counts
             if ranks.is_main:
                 report_epoch(folder, board, cfg, epoch, trainer, loss, counts, time.monotonic() - started)
                 trainer.keep_best(trainer.averaged, trainer.score)
@@ -144,11 +155,10 @@ def score_of(counts: np.ndarray | None) -> float:
     return math.nan if counts is None else float(miou_of_counts(counts.sum(0)))
 
 
-def first_line(cfg: Config, fold: int, cache: Cache, train_rows: np.ndarray, valid_rows: np.ndarray) -> str:
+def first_line(cfg: Config, fold: int, present: list[set[int]], valid: int) -> str:
     """What is trained on: photos, and how many of the training photos have each class."""
-    present = [{a.category_id for a in cache.coco.photos[row].annotations} for row in train_rows]
     counts = [f'{name} {sum(k in ids for ids in present)}' for k, name in enumerate(cfg.classes) if k]
-    return f'fold {fold}: {len(train_rows)} train, {len(valid_rows)} valid, classes {", ".join(counts)}'
+    return f'fold {fold}: {len(present)} train, {valid} valid, classes {", ".join(counts)}'
 
 
 def report_epoch(
