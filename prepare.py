@@ -1,17 +1,17 @@
-"""Stage 0: looks at a data set, draws its masks, caches it, assigns folds; makes the demo set; converts TACO.
+"""Stage 0: looks at a data set, draws its masks, caches it, assigns folds; makes the demo set, or one of TACO.
 
 python prepare.py check --data input/data
 python prepare.py masks --data input/data --out output/masks
 python prepare.py folds --cfg configs/convnext.yaml   # the cache and folds.csv; train.py makes them too
 python prepare.py demo --out input/demo --train 120 --test 40 --seed 0
-python prepare.py taco --annotations annotations.json --out input/taco
+python prepare.py taco --annotations annotations.json --out input/taco   # photos too, 512x512
 """
 
-import csv
-import json
 import os
-from argparse import Namespace
+import re
+from argparse import ArgumentTypeError, Namespace
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,14 +19,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from coco import CocoSet, Photo, draw_mask, load_json, read_coco, read_photo
-from config import CLASSES, ArgumentParser, BadInput, add_config_arguments, load_config, run_script
+from coco import CocoSet, Photo, draw_mask, read_coco, read_photo
+from config import ArgumentParser, BadInput, add_config_arguments, load_config, run_script
 from dataset import folds_path, near_duplicates, open_cache, read_folds, thumbnail
-from files import make_folder, write_text
+from files import make_folder
 from submission import classes_and_data
-
-TACO_TABLE = Path(__file__).with_name('taco.csv')  # category,class: read it, change it
-TACO_SIDE = 512
+from taco import make_taco
 
 
 def check(classes: tuple[str, ...], data: Path) -> None:
@@ -131,67 +129,6 @@ def print_folds(args: Namespace) -> None:
             print(f'{name:<16}' + ''.join(f'{n:>8}' for n in counts[:, k]))
 
 
-def convert_taco(annotations: Path, out: Path, overwrite: bool = False) -> None:
-    """TACO's annotations as a train_all.json of this competition: 60 categories to its classes, every
-    polygon scaled to 512x512.
-    """
-    try:
-        data = load_json(annotations, annotations.read_bytes())
-        table = {
-            row['category']: row['class']
-            for row in csv.DictReader(TACO_TABLE.read_text(encoding='utf-8').splitlines())
-        }
-        names = {category['id']: category['name'] for category in data['categories']}
-        sizes = {image['id']: (image['width'], image['height']) for image in data['images']}
-        images = [{**image, 'width': TACO_SIDE, 'height': TACO_SIDE} for image in data['images']]
-        objects = [
-            scale_annotation(number, a, sizes[a['image_id']], to_class(names[a['category_id']], table))
-            for number, a in enumerate(data['annotations'])  # TACO gives some of its ids twice
-        ]
-    except OSError as error:
-        raise BadInput(f'{annotations}: cannot be read: {error.strerror}') from None
-    except (KeyError, TypeError) as error:
-        raise BadInput(f'{annotations}: not the annotations of TACO: {error!r}') from None
-    path = out / 'train_all.json'
-    if path.exists() and not overwrite:
-        raise BadInput(f'{path}: is there already; give another --out, or --overwrite')
-    categories = [{'id': k, 'name': name, 'supercategory': name} for k, name in enumerate(CLASSES) if k]
-    content = {'images': images, 'categories': categories, 'annotations': objects}
-    write_text(path, json.dumps(content))
-    coco = read_coco(out, 'train', CLASSES)
-    print(
-        f'wrote {path}: {len(coco.photos)} images, {len(objects)} annotations; its photos are not downloaded'
-    )
-
-
-def to_class(category: str, table: dict[str, str]) -> int:
-    """The class id of a TACO category. Raises BadInput where the table has none."""
-    if table.get(category) not in CLASSES[1:]:
-        raise BadInput(
-            f'{TACO_TABLE}: category {category!r} has the class {table.get(category)!r}, expected one '
-            f'of {CLASSES[1:]}'
-        )
-    return CLASSES.index(table[category])
-
-
-def scale_annotation(number: int, annotation: dict, size: tuple[int, int], category_id: int) -> dict:
-    """A polygon annotation of a (width, height) image as one of the 512x512 image."""
-    fx, fy = TACO_SIDE / size[0], TACO_SIDE / size[1]
-    x, y, w, h = annotation['bbox']
-    polygons = [
-        [round(v * (fy if i % 2 else fx), 3) for i, v in enumerate(p)] for p in annotation['segmentation']
-    ]
-    return {
-        'id': number,
-        'image_id': annotation['image_id'],
-        'category_id': category_id,
-        'iscrowd': annotation['iscrowd'],
-        'segmentation': polygons,
-        'area': annotation['area'] * fx * fy,
-        'bbox': [x * fx, y * fy, w * fx, h * fy],
-    }
-
-
 def make_demo(args: Namespace) -> None:
     from scenes import make_demo_set
 
@@ -205,6 +142,17 @@ def make_demo(args: Namespace) -> None:
         f'wrote {args.train} training and {args.test} test photos under {args.out}; the test labels '
         'are in test_labels.json'
     )
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number from `least`."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r'\d{1,4}', text, re.ASCII) or int(text) < least:
+            raise ArgumentTypeError(f'found {text!r}, expected a whole number from {least}')
+        return int(text)
+
+    return parse
 
 
 def command(argv: list[str] | None = None) -> None:
@@ -241,12 +189,15 @@ def command(argv: list[str] | None = None) -> None:
     sub.add_argument('--seed', type=int, default=0, help='default 0')
     sub = add(
         'taco',
-        'TACO as a training set of this competition',
-        lambda a: convert_taco(a.annotations, a.out, a.overwrite),
+        'TACO as a training set of this competition: photos downloaded, checked, 512x512',
+        lambda a: make_taco(a.annotations, a.out, a.photos, a.workers, a.retries, a.overwrite),
     )
     sub.add_argument('--annotations', type=Path, required=True, help="TACO's annotations.json")
-    sub.add_argument('--out', type=Path, required=True, help='data root to make')
-    sub.add_argument('--overwrite', action='store_true', help='where it has a train_all.json already')
+    sub.add_argument('--out', type=Path, required=True, help='data root to make, or to go on with')
+    sub.add_argument('--photos', type=Path, help='folder of the original photos, instead of downloading them')
+    sub.add_argument('--workers', type=at_least(1), default=8, help='downloads at a time; default 8')
+    sub.add_argument('--retries', type=at_least(0), default=5, help='of a photo; default 5')
+    sub.add_argument('--overwrite', action='store_true', help='where it has another train_all.json already')
     args = parser.parse_args(argv)
     args.run(args)
 

@@ -1,8 +1,6 @@
 """prepare.py as it is typed: a clean set is clean, and each fault ends in one line and status 2."""
 
-import json
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -96,34 +94,7 @@ def test_demo_set_is_a_clean_set(tmp_path, capsys):
         prepare.command(['demo', '--out', str(tmp_path / 'mine')])
 
 
-def test_taco_becomes_a_training_set(taco, tmp_path, capsys):
-    started = time.monotonic()
-    prepare.command(['taco', '--annotations', str(taco), '--out', str(tmp_path)])
-    coco = read_coco(tmp_path, 'train', CLASSES)
-    masks = [draw_mask(photo) for photo in coco.photos]
-    assert len(masks) == 1500 and {mask.shape for mask in masks} == {(512, 512)}
-    assert sum(len(photo.annotations) for photo in coco.photos) == 4784
-    assert set(np.unique(np.stack(masks)).tolist()) == set(range(11))
-    print(f'{time.monotonic() - started:.1f} s')
-
-
 def test_demo_set_of_nothing(tmp_path):
     with pytest.raises(BadInput, match='--train -1 --test 40: expected 1 or more of each'):
         prepare.command(['demo', '--out', str(tmp_path / 'demo'), '--train', '-1'])
     assert not (tmp_path / 'demo').exists()
-
-
-def test_taco_does_not_write_over_what_is_there(tmp_path):
-    (tmp_path / 'a.json').write_text(json.dumps({'images': [], 'categories': [], 'annotations': []}))
-    (tmp_path / 'train_all.json').write_text('mine')
-    with pytest.raises(BadInput, match='is there already; give another --out, or --overwrite'):
-        prepare.command(['taco', '--annotations', str(tmp_path / 'a.json'), '--out', str(tmp_path)])
-    assert (tmp_path / 'train_all.json').read_text() == 'mine'
-
-
-def test_taco_that_is_something_else(tmp_path):
-    (tmp_path / 'a.json').write_text(json.dumps({'images': [], 'categories': []}))
-    with pytest.raises(BadInput, match='not the annotations of TACO'):
-        prepare.command(['taco', '--annotations', str(tmp_path / 'a.json'), '--out', str(tmp_path / 'o')])
-    with pytest.raises(BadInput, match='cannot be read'):
-        prepare.command(['taco', '--annotations', str(tmp_path / 'none.json'), '--out', str(tmp_path / 'o')])
