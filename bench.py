@@ -77,19 +77,15 @@ def machine() -> str:
 def command(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument('path', choices=[*BENCHES, 'all'], help='what to measure')
-    parser.add_argument('--repeats', type=int, default=3, help='default 3')
-    parser.add_argument('--rows', type=int, default=624, help='of a CSV, photos of a search; default 624')
-    parser.add_argument(
-        '--photos', type=int, default=16, help='of the set drawn for data and cache; default 16'
-    )
-    parser.add_argument(
-        '--device', choices=['cpu', 'cuda'], default='cpu', help='of train and infer; default cpu'
-    )
+    parser.add_argument('--repeats', type=int, default=3, help='of each case')
+    parser.add_argument('--rows', type=int, default=624, help='of a CSV, photos of a search')
+    parser.add_argument('--photos', type=int, default=16, help='of the set drawn for data and cache')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='of train and infer')
     parser.add_argument('--cfg', type=Path, help='default: demo for train and infer, convnext for data')
     parser.add_argument(
         '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes of the config'
     )
-    parser.add_argument('--json', type=Path, help='also write the table here')
+    parser.add_argument('--json', type=Path, help='also write the table here; by default nowhere')
     args = parser.parse_args(argv)
     cv2.setNumThreads(1)
     print(machine())

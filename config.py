@@ -1,6 +1,6 @@
 """The one typed config: defaults, meaning and limits of each knob; read from YAML, changed with --set.
 
-    from config import load_config
+    python config.py > docs/config.md     # a table of all keys
     cfg = load_config('configs/convnext.yaml', ['epochs=1', 'batch_size=4'])
 
 A file in configs/ says only what differs from the defaults below. The name of the file is the name of the
@@ -12,6 +12,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -19,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from signals import interrupt_on_signals
+from terminal import HelpFormatter, examples_of
 
 CLASSES = (
     'Background', 'General trash', 'Paper', 'Paper pack', 'Metal', 'Glass',
@@ -430,12 +432,19 @@ def one_line(error: object) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are one line, and whose help keeps the module docstring's layout and shows
-    defaults.
+    """argparse whose errors are one line, and whose help keeps the docstring's layout, shows defaults and
+    examples.
     """
 
-    def __init__(self, doc: str, **kwargs: Any) -> None:
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    def __init__(self, doc: str, examples: str = '', **kwargs: Any) -> None:
+        """Of the lines of `examples`, those that call this command are shown."""
+        super().__init__(description=doc, formatter_class=HelpFormatter, **kwargs)
+        self.epilog = examples_of(self.prog, examples)
+
+    def add_subparsers(self, **kwargs: Any) -> argparse._SubParsersAction:
+        """Each command's examples are those lines of the script's own docstring that call it."""
+        parser_class = partial(ArgumentParser, examples=self.description)
+        return super().add_subparsers(**{'metavar': 'COMMAND', 'parser_class': parser_class, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f'{self.prog}: error: {one_line(message)}; see --help\n')
@@ -445,7 +454,8 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True)
     """--cfg and --set, the same in every script that takes a config; not required where it is there for the
     classes and the data root of another data set alone.
     """
-    what = 'a file of configs/' if required else 'of another data set: its classes and data_root'
+    another = "of another data set: its classes and data_root; by default the competition's"
+    what = 'a file of configs/' if required else another
     parser.add_argument('--cfg', required=required, type=Path, metavar='YAML', help=what)
     parser.add_argument(
         '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes of the config'
@@ -471,5 +481,10 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(status or DONE)
 
 
-if __name__ == '__main__':
+def command(argv: list[str] | None = None) -> None:
+    ArgumentParser(__doc__).parse_args(argv)
     print(describe_config(), end='')
+
+
+if __name__ == '__main__':
+    run_script(command)

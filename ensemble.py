@@ -74,10 +74,18 @@ def main(argv: list[str] | None = None) -> int:
         action='store_true',
         help='choose weights on the oof.csv beside each CSV, and keep them in ensemble.yaml beside --out',
     )
-    how.add_argument('--recipe', type=Path, metavar='YAML', help='the weights that a search has kept')
+    how.add_argument(
+        '--recipe', type=Path, metavar='YAML', help='the weights that a search has kept; by default none'
+    )
     parser.add_argument('--by-class', action='store_true', help='--search: weights by class as well')
-    parser.add_argument('--class-weights', type=Path, metavar='YAML', help='weights by the class voted for')
-    parser.add_argument('--data', type=Path, help='data root; rows are then in the order of its test.json')
+    parser.add_argument(
+        '--class-weights', type=Path, metavar='YAML', help='weights by the class voted for; by default 1'
+    )
+    parser.add_argument(
+        '--data',
+        type=Path,
+        help='data root; rows are then in the order of its test.json, by default in that of the first CSV',
+    )
     add_config_arguments(parser, required=False)
     args = parser.parse_args(argv)
     if args.class_weights and (args.search or args.recipe):
@@ -112,7 +120,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare_command(argv: list[str]) -> int:
-    parser = labelled_parser('Which of two predictions is better, by the truth of the training photos.')
+    parser = labelled_parser(
+        'compare', 'Which of two predictions is better, by the truth of the training photos.'
+    )
     parser.add_argument('csvs', nargs=2, type=Path, metavar='CSV', help='two oof.csv of the same photos')
     args = parser.parse_args(argv)
     classes, data = classes_and_data(args)
@@ -122,7 +132,7 @@ def compare_command(argv: list[str]) -> int:
 
 def calibrate_command(argv: list[str]) -> int:
     parser = labelled_parser(
-        'Fits the temperature of a model on its photos out of fold; pseudo.py then uses it.'
+        'calibrate', 'Fits the temperature of a model on its photos out of fold; pseudo.py then uses it.'
     )
     parser.add_argument(
         'folder', type=Path, help='output/<name>, with oof_probs.npy of infer.py --save-probs'
@@ -133,9 +143,9 @@ def calibrate_command(argv: list[str]) -> int:
     return DONE
 
 
-def labelled_parser(doc: str) -> ArgumentParser:
+def labelled_parser(command: str, doc: str) -> ArgumentParser:
     """The parser of a command that reads training photos."""
-    parser = ArgumentParser(doc)
+    parser = ArgumentParser(doc, __doc__, prog=f'{Path(sys.argv[0]).name} {command}')
     parser.add_argument('--data', type=Path, help='data root; by default input/data')
     add_config_arguments(parser, required=False)
     return parser

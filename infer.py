@@ -256,9 +256,11 @@ def command(argv: list[str] | None = None) -> None:
     parser.add_argument('--fold', type=parse_fold, required=True, metavar='K|all', help='a fold, -1, or all')
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        '--split', choices=['oof', 'test'], help='oof: the photos that the fold was validated on'
+        '--split',
+        choices=['oof', 'test'],
+        help='oof: the photos that the fold was validated on; required, or --image',
     )
-    what.add_argument('--image', type=Path, help='a photo of your own, of any size')
+    what.add_argument('--image', type=Path, help='a photo of your own, of any size; required, or --split')
     parser.add_argument(
         '--out',
         type=Path,

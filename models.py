@@ -277,13 +277,15 @@ def print_groups(cfg: Config) -> None:
         )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument('--cfg', nargs='+', type=Path, metavar='YAML', help='by default all of configs/')
-    parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE')
+    parser.add_argument(
+        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes of the config'
+    )
     parser.add_argument('--groups', action='store_true', help='the parameter groups of each')
-    parser.add_argument('--size', type=int, default=512, help='side of the photo for the GMACs (512)')
-    args = parser.parse_args()
+    parser.add_argument('--size', type=int, default=512, help='side of the photo for the GMACs')
+    args = parser.parse_args(argv)
     if args.size <= 0 or args.size % 32:
         raise BadInput(f'--size: found {args.size}, expected a multiple of 32')
     paths = args.cfg or sorted((Path(__file__).parent / 'configs').glob('*.yaml'))

@@ -157,9 +157,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def command(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    commands = parser.add_subparsers(
-        dest='command', required=True, metavar='COMMAND', parser_class=ArgumentParser
-    )
+    commands = parser.add_subparsers(dest='command', required=True)
 
     def add(name: str, doc: str, run) -> ArgumentParser:
         sub = commands.add_parser(name, doc=doc, help=doc)
@@ -186,7 +184,7 @@ def command(argv: list[str] | None = None) -> None:
     )
     sub.add_argument('--train', type=int, default=120, help='training photos; default 120')
     sub.add_argument('--test', type=int, default=40, help='test photos; default 40')
-    sub.add_argument('--seed', type=int, default=0, help='default 0')
+    sub.add_argument('--seed', type=int, default=0, help='of what is drawn')
     sub = add(
         'taco',
         'TACO as a training set of this competition: photos downloaded, checked, 512x512',

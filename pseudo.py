@@ -198,14 +198,14 @@ def command(argv: list[str] | None = None) -> None:
         '--schedule',
         choices=['full', 'half', 'pretrain'],
         default='full',
-        help='in all epochs, in the first half of them, or (pretrain) alone in the first half; default full',
+        help='in all epochs, in the first half of them, or (pretrain) alone in the first half',
     )
-    parser.add_argument('--round', type=int, default=1, help='2 writes output/<name>-pseudo2/; default 1')
+    parser.add_argument('--round', type=int, default=1, help='2 writes output/<name>-pseudo2/')
     parser.add_argument(
         '--teacher-folds',
         choices=['own', 'all'],
         default='own',
-        help='all: every fold of the teachers; default own',
+        help='all: every fold of the teachers',
     )
     parser.add_argument('--resume', action='store_true', help='go on from last.pt, where there is one')
     parser.add_argument(

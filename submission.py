@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     check = commands.add_parser('check', doc='Every rule of the format; what the classes cover.')
     check.add_argument('csv', type=Path, help='the submission')
     check.add_argument('--data', type=Path, help='the folder of test.json; by default input/data')
-    check.add_argument('--against', type=Path, metavar='CSV', help='another submission to compare with')
+    check.add_argument(
+        '--against', type=Path, metavar='CSV', help='another submission to compare with; by default none'
+    )
     add_config_arguments(check, required=False)
     args = parser.parse_args(argv)
     classes, data = classes_and_data(args)

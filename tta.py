@@ -208,18 +208,16 @@ def command(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     add_config_arguments(parser)
     parser.add_argument('--fold', type=parse_fold, required=True, metavar='K|all', help='a fold, or all')
+    parser.add_argument('--flips', nargs='*', choices=['h', 'v', 'hv'], default=['h', 'v'], help='to try')
     parser.add_argument(
-        '--flips', nargs='*', choices=['h', 'v', 'hv'], default=['h', 'v'], help='to try; by default h v'
-    )
-    parser.add_argument(
-        '--rotations', nargs='*', type=int, choices=[90, 180, 270], default=[90], help='to try; by default 90'
+        '--rotations', nargs='*', type=int, choices=[90, 180, 270], default=[90], help='to try'
     )
     parser.add_argument(
         '--scales',
         nargs='*',
         type=float,
         default=[0.75, 1.0, 1.25, 1.5],
-        help='to try beside 1; by default 0.75 1 1.25 1.5',
+        help='to try beside 1',
     )
     args = parser.parse_args(argv)
     views = {'tta_flips': args.flips, 'tta_rotations': args.rotations, 'tta_scales': args.scales or [1.0]}

@@ -74,7 +74,10 @@ def add_pictures(commands: argparse._SubParsersAction) -> None:
     parser.add_argument('--data', type=Path, help='data root; by default input/data')
     parser.add_argument('--split', choices=['test', 'train'], default='test', help='by default test')
     parser.add_argument(
-        '--labels', type=Path, metavar='JSON', help='a COCO file with the truth of the test photos'
+        '--labels',
+        type=Path,
+        metavar='JSON',
+        help='a COCO file with the truth of the test photos; by default none',
     )
     parser.add_argument('--count', type=at_least_1, default=6, help='photos, drawn at random; by default 6')
     parser.add_argument('--seed', type=int, default=0, help='of the draw; by default 0')
