@@ -1,4 +1,4 @@
-"""Stage 0: looks at a data set, draws its masks, caches it, assigns folds; makes the demo set, or one of TACO.
+"""Stage 0: looks at a data set, draws its masks, caches it, assigns folds; makes the demo set, or one of TACO
 
 python prepare.py check --data input/data
 python prepare.py masks --data input/data --out output/masks
