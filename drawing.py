@@ -24,6 +24,7 @@ CONTEST_COLOURS = (
     (64, 0, 192), (192, 128, 64), (192, 192, 128), (64, 64, 128), (128, 0, 192),
 )  # fmt: skip
 LINE_COLOURS = ('#1f77b4', '#ff7f0e', '#2ca02c', '#d62728', '#9467bd', '#8c564b', '#e377c2', '#17becf')
+RIGHT, WRONG = (0, 96, 168), (200, 30, 40)  # the blue of Paper, and red
 INK, PALE, PAPER = '#1c1c1c', '#6b6b6b', '#ffffff'
 VIEW = 256  # side of a photo in a sheet: that of the masks that are submitted
 GAP = 8
@@ -54,6 +55,13 @@ def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.6) -> np.nda
     kernel = np.ones((side, side), np.uint8)
     border = (mask > 0) & (cv2.dilate(mask, kernel) != cv2.erode(mask, kernel))
     return np.where(border[..., None], colours, painted)
+
+
+def differences(image: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """(H, W, 3) photo, grey and pale but for the (H, W) bool pixels, which are red."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    pale = np.repeat((128 + grey[..., None] // 2).astype(np.uint8), 3, axis=2)
+    return np.where(where[..., None], np.array(WRONG, np.uint8), pale)
 
 
 def write_png(path: str | Path, image: np.ndarray, step: int = 1) -> None:
@@ -158,8 +166,7 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         canvas.upright((left + cell_w * k + cell_w // 2, top - GAP), name, 15)
     for row, column in np.ndindex(shares.shape):
         share = shares[row, column]
-        # white to the blue of Paper where it is right, to red where it is wrong
-        full = np.array((0, 96, 168) if row == column else (200, 30, 40))
+        full = np.array(RIGHT if row == column else WRONG)
         colour = tuple(int(v) for v in 255 + (full - 255) * share**0.7)
         x, y = left + cell_w * column, top + cell_h * row
         canvas.draw.rectangle((x, y, x + cell_w - 2, y + cell_h - 2), colour)

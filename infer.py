@@ -219,29 +219,34 @@ def predict_image(
     start_log(None)
     device = start_ranks(cfg).device
     image = read_rgb(image_path)
-    height, width = image.shape[:2]
-    photo = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
     folds = list(range(cfg.folds)) if fold is None else [fold]
     total = 0.0
     for k in tqdm(folds, desc='folds', leave=False, disable=None if len(folds) > 1 else True):
-        run = load_run(cfg, k, device)
-        scale = run.cfg.image_size / max(height, width)
-        size = (
-            max(STRIDE, round(height * scale / STRIDE) * STRIDE),
-            max(STRIDE, round(width * scale / STRIDE) * STRIDE),
-        )
-        inputs = resize(photo, size, antialias=True).round().to(torch.uint8)
-        with torch.inference_mode():
-            total = total + resize(
-                predict_probs(run.model, inputs, run.cfg, device, size, tta), (height, width), antialias=True
-            )
-    ids = total[0].argmax(0).to(torch.uint8).cpu().numpy()
+        total = total + photo_probs(load_run(cfg, k, device), image, device, tta)
+    ids = total.argmax(0).to(torch.uint8).cpu().numpy()
     out = out or cfg.output_dir / cfg.name / f'{image_path.stem}_overlay.png'
     write_png(out, overlay(image, ids))
     shares = np.bincount(ids.ravel(), minlength=len(cfg.classes)) / ids.size
     found = ', '.join(f'{cfg.classes[k]} {shares[k]:.1%}' for k in np.argsort(-shares) if shares[k] > 0)
     print(f'{image_path}: {found}; wrote {out}')
     return out
+
+
+def photo_probs(run: Run, image: np.ndarray, device: torch.device, tta: bool = True) -> torch.Tensor:
+    """(K, H, W) probabilities of an (H, W, 3) uint8 RGB photo of any size, its longer side seen at
+    image_size.
+    """
+    height, width = image.shape[:2]
+    photo = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
+    scale = run.cfg.image_size / max(height, width)
+    size = (
+        max(STRIDE, round(height * scale / STRIDE) * STRIDE),
+        max(STRIDE, round(width * scale / STRIDE) * STRIDE),
+    )
+    inputs = resize(photo, size, antialias=True).round().to(torch.uint8)
+    with torch.inference_mode():
+        probs = predict_probs(run.model, inputs, run.cfg, device, size, tta)
+        return resize(probs, (height, width), antialias=True)[0]
 
 
 def parse_fold(text: str) -> int | None:

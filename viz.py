@@ -6,7 +6,7 @@
     python viz.py report --name convnext            # output/convnext/report/index.html, and its pictures
     python viz.py suspects --name convnext          # output/convnext/suspects/: labels to look at again
     python viz.py augment --cfg configs/convnext.yaml --out augment.png     # what the model sees in training
-    python viz.py app --port 8501                   # http://127.0.0.1:8501
+    python viz.py app --port 8501                   # http://127.0.0.1:8501: runs, photos, and sorting
 
 --cfg FILE.yaml, where it is taken, is that of another data set: its classes, and its data_root.
 """
@@ -30,6 +30,7 @@ from drawing import compare, sheet, write_png
 from intervals import LEVEL, interval
 from metrics import confusion_matrix, image_counts, iou_of_counts
 from submission import SubmissionReader, classes_and_data, require_same_images
+from uploads import MAX_MEGABYTES
 
 APP = Path(__file__).with_name('app.py')
 
@@ -130,7 +131,7 @@ def add_augment(commands: argparse._SubParsersAction) -> None:
 
 def add_app(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
-        'app', doc='Photos, truth and predictions in a browser, on this machine alone.'
+        'app', doc='Runs, photos with truth and predictions, and sorting; in a browser on this machine.'
     )
     parser.add_argument('--port', type=int, default=8501, help='by default 8501')
     parser.add_argument('--data', type=Path, help='data root; by default input/data')
@@ -242,7 +243,7 @@ def start_app(port: int, data: Path, output: Path, cfg: Path | None, changes: li
     settings = {
         'server.address': '127.0.0.1', 'server.port': port, 'server.headless': 'true',
         'server.fileWatcherType': 'none', 'browser.gatherUsageStats': 'false',
-        'client.toolbarMode': 'minimal',
+        'client.toolbarMode': 'minimal', 'server.maxUploadSize': MAX_MEGABYTES,
     }  # fmt: skip
     options = [word for key, value in settings.items() for word in (f'--{key}', str(value))]
     values = ['--data', str(data), '--output', str(output), *(['--cfg', str(cfg)] if cfg else [])]

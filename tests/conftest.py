@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from config import CLASSES, Config, load_config
+from submission import SubmissionWriter
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared'
 DATA_DIR = Path(os.environ.get('DATA_DIR', SHARED / 'data'))
@@ -115,6 +116,15 @@ def write_rectangles(
     coco = {'images': images, 'categories': categories, 'annotations': annotations}
     (root / 'train_all.json').write_text(json.dumps(coco))
     return masks
+
+
+def write_csv(path: Path, masks: dict[str, np.ndarray]) -> Path:
+    """A submission of (256, 256) masks by image id."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with SubmissionWriter(path) as writer:
+        for image_id, mask in masks.items():
+            writer.write(image_id, mask)
+    return path
 
 
 @pytest.fixture(scope='session')

@@ -1,13 +1,13 @@
-"""What is looked at: colours, sheets, scores against labels, the report of a run, the page in the browser."""
+"""What is looked at: colours, sheets, scores against labels, the report of a run."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_csv
 from PIL import Image
 
 import report
@@ -27,17 +27,8 @@ from drawing import (
     write_png,
 )
 from metrics import IGNORED
-from submission import SubmissionWriter
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def write_csv(path: Path, masks: dict[str, np.ndarray]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with SubmissionWriter(path) as writer:
-        for image_id, mask in masks.items():
-            writer.write(image_id, mask)
-    return path
 
 
 @pytest.fixture(scope='module')
@@ -321,89 +312,3 @@ def test_bad_input_is_one_line_and_status_2(words, message):
 def test_no_torch_is_imported():
     code = "import sys, viz; assert not {'torch', 'streamlit'} & set(sys.modules)"
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
-
-
-# --- the page -----------------------------------------------------------------------------------------------
-
-
-def show_page(data, output, classes):
-    from pathlib import Path
-
-    import app
-
-    app.page(Path(data), Path(output), classes)
-
-
-@pytest.fixture
-def page(shapes, output):
-    testing = pytest.importorskip('streamlit.testing.v1')
-    app_test = testing.AppTest.from_function(
-        show_page, args=(str(shapes), str(output), CLASSES), default_timeout=20
-    )
-    return app_test.run()
-
-
-def where(page) -> tuple[int, str]:
-    """Number and file name of the photo that is shown; both widgets have to agree."""
-    number, name = page.number_input[0].value, page.selectbox[0].value
-    assert page.selectbox[0].options.index(name) == number - 1
-    return number, name
-
-
-def test_page_goes_forward_back_and_anywhere(page):
-    assert not page.exception and where(page) == (1, 'batch_01/0000.jpg')
-    assert page.button(key='previous').disabled and not page.button(key='next').disabled
-    page.button(key='next').click().run()
-    page.button(key='next').click().run()
-    assert where(page) == (3, 'batch_01/0002.jpg')
-    page.button(key='previous').click().run()
-    assert where(page) == (2, 'batch_01/0001.jpg')
-    page.number_input[0].set_value(24).run()
-    assert where(page) == (24, 'batch_01/0023.jpg') and page.button(key='next').disabled
-    page.selectbox[0].set_value('batch_01/0009.jpg').run()
-    assert where(page) == (10, 'batch_01/0009.jpg')
-    page.radio(key='split').set_value('test').run()
-    assert not page.exception and where(page) == (1, 'batch_01/0024.jpg')
-    assert page.multiselect[0].options == ['submission.csv'] and not page.dataframe
-
-
-def test_page_scores_the_photo_that_is_shown(page, shapes):
-    photos = read_coco(shapes, 'train', CLASSES).photos
-    row = next(row for row in range(1, 24, 2) if (board_truth(draw_mask(photos[row])) == 4).any())
-    page.number_input[0].set_value(row + 1).run()
-    table = page.dataframe[0].value['run']
-    assert table['Metal'] == 0 and table['Background'] == 1 and 0 < table['mIoU'] < 1
-
-
-def test_page_shows_names_as_they_are(shapes, output, tmp_path):
-    testing = pytest.importorskip('streamlit.testing.v1')
-    name = '<script>*x*_[a](b)'
-    (tmp_path / name / 'fold0').mkdir(parents=True)
-    (tmp_path / name / 'fold0' / 'oof.csv').write_bytes((output / 'run/fold0/oof.csv').read_bytes())
-    classes = (*CLASSES[:-1], '<i>Clothing')
-    for labels in ('train_all.json', 'test.json'):
-        text = (shapes / labels).read_text().replace('"Clothing"', '"<i>Clothing"')
-        (tmp_path / labels).write_text(text.replace('batch_01/0000.jpg', '<img src=x>.jpg'))
-    shutil.copytree(shapes / 'batch_01', tmp_path / 'batch_01')
-    (tmp_path / '<img src=x>.jpg').write_bytes((shapes / 'batch_01/0000.jpg').read_bytes())
-    page = testing.AppTest.from_function(
-        show_page, args=(str(tmp_path), str(tmp_path), classes), default_timeout=20
-    )
-    page.run()
-    assert where(page)[1] == '<img src=x>.jpg' and not page.exception
-    captions = [caption.value for caption in page.caption]
-    assert captions == [r'\<script\>\*x\*\_\[a\]\(b\) has no prediction of this photo\.']
-    body = ' '.join(element.proto.body for element in page.get('html'))
-    assert '&lt;i&gt;Clothing' in body and '<i>' not in body
-
-
-def test_page_follows_a_csv_that_is_written_again(page, output, shapes):
-    path = output / 'run' / 'fold0' / 'oof.csv'
-    before = path.read_bytes()
-    assert page.dataframe[0].value['run']['mIoU'] == 1
-    photos = read_coco(shapes, 'train', CLASSES).photos
-    try:
-        write_csv(path, {photo.file_name: np.zeros((256, 256), np.uint8) for photo in photos[::2]})
-        assert page.run().dataframe[0].value['run']['mIoU'] < 0.5
-    finally:
-        path.write_bytes(before)

@@ -1,0 +1,410 @@
+"""The app without a browser: its pages, what they count and keep, photos that are sent, pieces and bins."""
+
+import io
+import json
+import os
+import shutil
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_csv
+from PIL import Image
+
+import confusions
+from coco import CocoSet, board_truth, draw_mask, read_coco
+from config import CLASSES, BadInput, dump_config, make_config
+from confusions import read_confusions
+from members import find_members
+from metrics import class_iou, confusion_matrix, image_counts
+from recipe import Recipe, write_recipe
+from uploads import MAX_MEGABYTES, SEEN, read_upload
+
+testing = pytest.importorskip('streamlit.testing.v1')
+import browse  # noqa: E402 - with streamlit
+import sort_it  # noqa: E402
+import sources  # noqa: E402
+
+
+def make_output(data: Path, output: Path) -> Path:
+    """Two runs of two folds. Fold 1 of the first took metal for glass; the second sees metal nowhere."""
+    photos = read_coco(data, 'train', CLASSES).photos
+    test = read_coco(data, 'test', CLASSES).photos
+    for name, lost in (('run', 5), ('second', 0)):
+        for fold in (0, 1):
+            folder = output / name / f'fold{fold}'
+            masks = {photo.file_name: draw_mask(photo) for photo in photos[fold::2]}
+            if fold == 1 or name == 'second':
+                masks = {key: np.where(mask == 4, lost, mask) for key, mask in masks.items()}
+            write_csv(folder / 'oof.csv', masks)
+            values = {'name': name, 'data_root': str(data), 'folds': 2}
+            (folder / 'config.yaml').write_text(dump_config(make_config(values, 'here')))
+            (folder / 'metrics.csv').write_text(
+                'epoch,step,lr,loss,miou\n0,3,1e-4,2.5,0.1\n1,6,1e-4,1.5,\n2,9,1e-4,1.0,0.4\n'
+            )
+            empty = np.zeros((256, 256), np.uint8)
+            for number, photo in enumerate(test):
+                masks[photo.file_name] = np.where(np.arange(256)[:, None] < 40 * number * lost, 6, empty)
+            write_csv(folder / 'test.csv', {photo.file_name: masks[photo.file_name] for photo in test})
+    write_csv(output / 'submission.csv', {photo.file_name: empty for photo in test})
+    return output
+
+
+@pytest.fixture(scope='module')
+def output(shapes, tmp_path_factory) -> Path:
+    return make_output(shapes, tmp_path_factory.mktemp('app'))
+
+
+@pytest.fixture(scope='module')
+def train(shapes) -> CocoSet:
+    return read_coco(shapes, 'train', CLASSES)
+
+
+def show_page(page, data, output, classes):
+    from importlib import import_module
+    from pathlib import Path
+
+    import_module(page).page(Path(data), Path(output), classes)
+
+
+def open_page(page, data, output, classes=CLASSES):
+    args = (page, str(data), str(output), classes)
+    return testing.AppTest.from_function(show_page, args=args, default_timeout=30).run()
+
+
+@pytest.fixture
+def photos(shapes, output):
+    return open_page('browse', shapes, output)
+
+
+def tables(page) -> list[list[list[str]]]:
+    """The cells of the HTML tables on a page."""
+    found = []
+    for element in page.get('html'):
+        for table in element.proto.body.split('<table>')[1:]:
+            rows = table.split('</table>')[0].replace('<tr class="total">', '<tr>').split('<tr>')[1:]
+            cells = [row.replace('<th>', '<td>').replace('</th>', '</td>').split('<td>')[1:] for row in rows]
+            found.append(
+                [[cell.removesuffix('</tr>').removesuffix('</td>') for cell in row] for row in cells]
+            )
+    return found
+
+
+def where(page) -> tuple[int, str]:
+    """Number and file name of the photo that is shown; both widgets have to agree."""
+    names = next(box for box in page.selectbox if box.label == 'File name')
+    number = page.number_input[0].value
+    assert names.options.index(names.value) == number - 1
+    return number, names.value
+
+
+# --- the first page -----------------------------------------------------------------------------------------
+
+
+def test_first_page_says_how_the_runs_stand(shapes, output, train):
+    page = open_page('standing', shapes, output)
+    assert not page.exception and not page.error
+    runs, ious = tables(page)
+    right = [draw_mask(photo) for photo in train.photos]
+    taken = [np.where(mask == 4, 5, mask) if n % 2 else mask for n, mask in enumerate(right)]
+    pairs = zip(right, taken, strict=True)
+    counts = sum(confusion_matrix(board_truth(a), board_truth(b), len(CLASSES)) for a, b in pairs)
+    expected = f'{np.nanmean(class_iou(counts)):.4f}'
+    assert runs[1][0] == 'second' and runs[2][0] == 'run'  # the best first
+    assert runs[2][3:7] == ['0 1 of 2', '3', '0.4000', expected] and runs[2][8] == '24'
+    low, high = map(float, runs[2][7].split(' to '))
+    assert low < float(expected) < high
+    assert ious[5][:3] == ['Metal', f'{class_iou(counts)[4]:.4f}', '0.0000']
+    assert 'ensemble.yaml is not there yet' in page.caption[2].value.replace('\\', '')
+
+
+def test_first_page_without_runs_and_with_broken_ones(shapes, output, tmp_path):
+    page = open_page('standing', shapes, tmp_path)
+    assert 'No runs under' in page.info[0].value and not page.exception
+    shutil.copytree(output / 'run', tmp_path / 'run')
+    shutil.copytree(output / 'run', tmp_path / 'bad')
+    (tmp_path / 'bad' / 'fold0' / 'config.yaml').write_text('epoch: 1')
+    (tmp_path / 'bad' / 'fold1' / 'oof.csv').write_text('nonsense')
+    (tmp_path / 'ensemble.yaml').write_text('rule: 7')
+    page = open_page('standing', shapes, tmp_path)
+    said = [error.value.replace('\\', '') for error in page.error]
+    assert len(said) == 3 and "unknown key 'epoch'" in said[0] and 'found the header' in said[1]
+    assert 'not a recipe' in said[2] and tables(page)[0][1][0] == 'run' and not page.exception
+
+
+def test_first_page_scores_the_ensemble(shapes, output, train, tmp_path):
+    shutil.copytree(output, tmp_path / 'o')
+    paths = sorted((tmp_path / 'o').glob('*/fold*/test.csv'))
+    rows = [[Fraction(weight)] * len(CLASSES) for weight in (2, 2, 1, 1)]
+    write_recipe(
+        tmp_path / 'o/ensemble.yaml',
+        find_members(paths, tmp_path / 'x'),
+        Recipe('hard vote', rows, [1.0] * 4),
+    )
+    page = open_page('standing', shapes, tmp_path / 'o')
+    assert [row[1] for row in tables(page)[1]] == ['weight', '2', '2', '1', '1']
+    page.button(key='score-ensemble').click().run()
+    scores, by_class = tables(page)[2:4]
+    assert [row[:2] for row in scores[1:]] == [['run', '4'], ['second', '2'], ['hard vote', '']]
+    assert scores[1][2] == scores[3][2] < scores[2][2]  # the first outvotes the second, which is better
+    by_class = {row[0]: row for row in by_class}
+    metal = sum(np.count_nonzero(board_truth(draw_mask(photo)) == 4) for photo in train.photos[::2])
+    assert by_class['Metal'][1] == '0.0000' and by_class['Metal'][4:] == [f'{metal:,}', '0']
+    assert by_class['Paper'][3:] == ['+0.0000', '0', '0'] and '**-0.0' in page.markdown[1].value
+
+
+# --- photos -------------------------------------------------------------------------------------------------
+
+
+def test_photos_go_forward_back_and_anywhere(photos):
+    page = photos
+    assert not page.exception and where(page) == (1, 'batch_01/0000.jpg')
+    assert page.button(key='previous').disabled and not page.button(key='next').disabled
+    page.button(key='next').click().run()
+    page.button(key='next').click().run()
+    assert where(page) == (3, 'batch_01/0002.jpg')
+    page.button(key='previous').click().run()
+    assert where(page) == (2, 'batch_01/0001.jpg')
+    page.number_input[0].set_value(24).run()
+    assert where(page) == (24, 'batch_01/0023.jpg') and page.button(key='next').disabled
+    page.selectbox(key='name-train').set_value('batch_01/0009.jpg').run()
+    assert where(page) == (10, 'batch_01/0009.jpg')
+    page.segmented_control(key='split').set_value('test').run()
+    assert not page.exception and where(page) == (1, 'batch_01/0024.jpg')
+    assert page.multiselect[0].options[0] == 'submission.csv' and not tables(page)
+    page.segmented_control(key='split').set_value('train').run()
+    assert where(page) == (10, 'batch_01/0009.jpg')  # where it was left
+
+
+def test_photo_is_scored(photos, train):
+    row = next(row for row in range(1, 24, 2) if (board_truth(draw_mask(train.photos[row])) == 4).any())
+    photos.number_input[0].set_value(row + 1).run()
+    table = {cells[0]: cells[1:4] for cells in tables(photos)[0]}
+    assert table['IoU in this photo'] == ['run', 'second', 'vote']
+    assert table['Metal'] == ['0.0000'] * 3 and table['Background'][0] == '1.0000' > table['Background'][1]
+    assert table['mIoU'][0] == table['mIoU'][2]  # a tie goes to the first
+
+
+def test_photos_are_chosen_by_name_class_and_fold(photos, train):
+    page = photos
+    page.text_input[0].set_value('/000').run()
+    assert len(page.selectbox(key='name-train').options) == 10
+    page.text_input[0].set_value('').run()
+    page.selectbox(key='fold').set_value(1).run()
+    assert page.selectbox(key='name-train').options == [p.file_name for p in train.photos[1::2]]
+    page.selectbox(key='fold').set_value(browse.ANY).run()
+    page.selectbox(key='class-train').set_value('Metal').run()
+    with_metal = [p.file_name for p in train.photos if any(a.category_id == 4 for a in p.annotations)]
+    assert 0 < len(with_metal) < 24 and page.selectbox(key='name-train').options == with_metal
+    page.text_input[0].set_value('nothing like it').run()
+    assert 'None of the 24 train photos' in page.info[0].value and not page.exception
+
+
+def test_photos_are_ordered_by_score_and_by_disagreement(photos, train):
+    page = photos
+    page.selectbox(key='order-train').set_value(browse.WORST).run()
+    page.selectbox(key='score-of').set_value('run').run()
+    first = tables(page)[0][-1][1]
+    page.button(key='next').click().run()
+    assert first <= tables(page)[0][-1][1] and first < '0.9'
+    assert f'mIoU of run {tables(page)[0][-1][1]}' in page.caption[0].value.replace('\\', '')
+    page.selectbox(key='order-train').set_value(browse.BEST).run()
+    assert tables(page)[0][-1][1] == '1.0000'
+    page.selectbox(key='class-train').set_value('Metal').run()
+    assert 'IoU of Metal of run 1' in page.caption[0].value.replace('\\', '')
+    page.selectbox(key='class-train').set_value(browse.ANY).run()
+    page.selectbox(key='order-train').set_value(browse.DIFFER).run()
+    metal = [np.count_nonzero(board_truth(draw_mask(photo)) == 4) for photo in train.photos]
+    assert where(page)[1] == train.photos[int(np.argmax(metal))].file_name
+    assert f'differ on {max(metal) / 65536:.2%}' in page.caption[0].value.replace('\\', '')
+    page.segmented_control(key='split').set_value('test').run()
+    page.multiselect[0].set_value(['run/fold0', 'second/fold0']).run()
+    page.selectbox(key='order-test').set_value(browse.DIFFER).run()
+    assert where(page) == (1, 'batch_01/0026.jpg') and not page.exception  # the first of 256 lines of plastic
+    page.selectbox(key='class-test').set_value('Plastic').run()
+    assert len(page.selectbox(key='name-test').options) == 5  # all but the first, by the vote
+
+
+def test_names_are_shown_as_they_are(shapes, output, tmp_path):
+    name = '<script>*x*_[a](b)'
+    (tmp_path / name / 'fold0').mkdir(parents=True)
+    (tmp_path / name / 'fold0' / 'oof.csv').write_bytes((output / 'run/fold0/oof.csv').read_bytes())
+    classes = (*CLASSES[:-1], '<i>Clothing')
+    for labels in ('train_all.json', 'test.json'):
+        text = (shapes / labels).read_text().replace('"Clothing"', '"<i>Clothing"')
+        (tmp_path / labels).write_text(text.replace('batch_01/0000.jpg', '<img src=x>.jpg'))
+    shutil.copytree(shapes / 'batch_01', tmp_path / 'batch_01')
+    (tmp_path / '<img src=x>.jpg').write_bytes((shapes / 'batch_01/0000.jpg').read_bytes())
+    page = open_page('browse', tmp_path, tmp_path, classes)
+    assert where(page)[1] == '<img src=x>.jpg' and not page.exception
+    assert page.caption[1].value == r'\<script\>\*x\*\_\[a\]\(b\) has no prediction of this photo\.'
+    body = ' '.join(element.proto.body for element in page.get('html'))
+    assert '&lt;i&gt;Clothing' in body and '<i>' not in body
+    body = tables(open_page('standing', tmp_path, tmp_path, classes))
+    assert body == []  # its CSV has an image that is none of the photos
+    card = sort_it.bin_card('<i>x', 1, None, {1: sort_it.Piece(1, 0.1, 0.9, (0, 0))})
+    assert '&lt;i&gt;x' in card and '<i>' not in card
+
+
+def test_page_follows_a_csv_that_is_written_again(photos, output, train):
+    path = output / 'run' / 'fold0' / 'oof.csv'
+    before = path.read_bytes()
+    assert tables(photos)[0][-1][1] == '1.0000'
+    try:
+        write_csv(path, {photo.file_name: np.zeros((256, 256), np.uint8) for photo in train.photos[::2]})
+        assert float(tables(photos.run())[0][-1][1]) < 0.5
+    finally:
+        path.write_bytes(before)
+
+
+# --- what is counted ----------------------------------------------------------------------------------------
+
+
+def test_confusions_are_counted_once_and_again_when_something_changed(output, train, tmp_path, monkeypatch):
+    path = shutil.copy(output / 'run/fold1/oof.csv', tmp_path / 'oof.csv')
+    found = read_confusions(path, train, len(CLASSES))
+    masks = {photo.file_name: draw_mask(photo) for photo in train.photos[1::2]}
+    for row, (name, mask) in enumerate(masks.items()):
+        expected = confusion_matrix(board_truth(mask), np.where(mask == 4, 5, mask), len(CLASSES))
+        assert found.image_ids[row] == name and np.array_equal(found.matrices[row], expected)
+        assert np.array_equal(found.counts()[row], image_counts(expected))
+        assert np.array_equal(found.ious()[row], class_iou(expected), equal_nan=True)
+    assert (tmp_path / '.oof.csv.confusions.npz').stat().st_size < 10_000
+
+    def never(*_):
+        raise AssertionError('counted again')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(confusions, 'confusion_matrix', never)
+        again = read_confusions(path, train, len(CLASSES))
+        assert again.image_ids == found.image_ids and np.array_equal(again.matrices, found.matrices)
+    other = CocoSet(train.root, 'train', train.files, train.photos, 'other')
+    monkeypatch.setattr(confusions, 'confusion_matrix', never)
+    with pytest.raises(AssertionError):
+        read_confusions(path, other, len(CLASSES))
+    os.utime(path, (1, 1))
+    with pytest.raises(AssertionError):
+        read_confusions(path, train, len(CLASSES))
+    monkeypatch.undo()
+    (tmp_path / '.oof.csv.confusions.npz').write_bytes(b'cut off')
+    assert np.array_equal(read_confusions(path, train, len(CLASSES)).matrices, found.matrices)
+
+
+def test_a_photo_out_of_fold_twice_is_refused(output, train):
+    path = output / 'run/fold0/oof.csv'
+    with pytest.raises(BadInput, match='is out of fold in .* too'):
+        sources.count_source('run', [path, output / 'second/fold0/oof.csv'], train, len(CLASSES))
+
+
+def test_four_thousand_rows_are_quick(shapes, tmp_path):
+    """What is kept of 4,000 rows is read in well under a second, and a photo of them is shown as quickly."""
+    coco = json.loads((shapes / 'train_all.json').read_text())
+    first = coco['images'][0]
+    boxes = [one for one in coco['annotations'] if one['image_id'] == first['id']]
+    images = [{**first, 'id': n, 'file_name': f'{n}.jpg'} for n in range(4000)]
+    annotations = [
+        {**box, 'id': 10 * n + k, 'image_id': n} for n in range(4000) for k, box in enumerate(boxes)
+    ]
+    (tmp_path / 'train_all.json').write_text(
+        json.dumps({**coco, 'images': images, 'annotations': annotations})
+    )
+    for n in (0, 3999):
+        shutil.copy(shapes / first['file_name'], tmp_path / f'{n}.jpg')
+    train = read_coco(tmp_path, 'train', CLASSES)
+    mask = draw_mask(train.photos[0])
+    path = tmp_path / 'o/run/fold0/oof.csv'
+    write_csv(path, {photo.file_name: mask for photo in train.photos})
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        assert len(read_confusions(path, train, len(CLASSES)).image_ids) == 4000
+        times.append(time.perf_counter() - start)
+    page = open_page('browse', tmp_path, tmp_path / 'o')
+    page.selectbox(key='order-train').set_value(browse.WORST).run()
+    start = time.perf_counter()
+    page.number_input[0].set_value(4000).run()
+    shown = time.perf_counter() - start
+    print(f'counted in {times[0]:.1f} s, then read in {times[1]:.2f} s; a photo in {shown:.2f} s')
+    path.unlink()  # half a gigabyte
+    assert where(page)[0] == 4000 and not page.exception
+    assert times[1] < min(1, times[0] / 5) and shown < 3
+
+
+# --- photos that are sent -----------------------------------------------------------------------------------
+
+
+def encode(image: Image.Image, kind: str = 'PNG', **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_uploads_of_any_kind_become_upright_rgb():
+    for mode in ('RGB', 'RGBA', 'L', 'P', '1', 'LA', 'CMYK', 'I;16'):
+        kind = 'JPEG' if mode == 'CMYK' else 'PNG'
+        assert read_upload('a', encode(Image.new(mode, (30, 20)), kind)).shape == (20, 30, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    assert read_upload('a', encode(Image.new('RGB', (30, 20)), 'JPEG', exif=exif)).shape == (30, 20, 3)
+    large = read_upload('a', encode(Image.new('RGB', (5000, 2500), 'red'), 'JPEG'))
+    assert large.shape == (SEEN // 2, SEEN, 3) and large[0, 0, 0] > 250 and large.flags.writeable
+    assert read_upload('a', encode(Image.new('RGB', (4000, 1), 'red'))).shape == (1, SEEN, 3)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'', 'not an image of these: JPEG'),
+        (b'GIF89a' + bytes(100), 'not an image of these'),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'not an image of these'),
+        (bytes(MAX_MEGABYTES * 2**20 + 1), r'found 10.0 MB, at most 10 MB'),
+        (encode(Image.new('1', (20_000, 20_000))), 'found far too many pixels, at most 64 million'),
+        (encode(Image.new('1', (9_000, 8_000))), 'found 9000x8000 pixels, at most 64 million'),
+        (encode(Image.new('RGB', (300, 300), 'red'))[:-200], 'cannot be decoded'),
+        (encode(Image.new('RGB', (300, 300), 'red'), 'JPEG')[:400], 'cannot be decoded'),
+    ],
+)
+def test_uploads_that_are_refused(content, message):
+    with pytest.raises(BadInput, match=message) as error:
+        read_upload('<x>.jpg', content)
+    assert str(error.value).startswith('<x>.jpg: ') and '\n' not in str(error.value)
+
+
+# --- pieces and bins ----------------------------------------------------------------------------------------
+
+
+def test_pieces_are_numbered_by_size_and_specks_are_left_out():
+    ids = np.zeros((100, 200), np.uint8)
+    ids[10:30, 10:30] = 2
+    ids[50:90, 100:180] = 2
+    ids[10:30, 30:50] = 6  # touches the first, but is of another class
+    ids[0:2, 190:192] = 9
+    probs = np.full((11, 100, 200), 0.01)
+    np.put_along_axis(probs, ids[None].astype(np.intp), 0.8, 0)
+    probs[6][ids == 6] = 0.4
+    pieces, kept = sort_it.find_pieces(probs)
+    assert [piece.category for piece in pieces] == [2, 2, 6]
+    assert [piece.share for piece in pieces] == [0.16, 0.02, 0.02]
+    assert [round(piece.sure, 6) for piece in pieces] == [0.8, 0.8, 0.4]
+    assert all(ids[piece.middle[1], piece.middle[0]] == piece.category for piece in pieces)
+    assert 115 <= pieces[0].middle[0] <= 165 and 65 <= pieces[0].middle[1] <= 75
+    assert np.array_equal(kept, np.where(ids == 9, 0, ids))
+    picture = sort_it.draw_pieces(np.zeros((100, 200, 3), np.uint8), kept, pieces, 0.5)
+    x, y = pieces[0].middle
+    assert picture.shape == (100, 200, 3) and (picture[y - 8 : y + 8, x - 8 : x + 8] == 255).all(2).any()
+    assert sort_it.find_pieces(np.eye(11)[0][:, None, None] * np.ones((1, 9, 9)))[0] == []
+
+
+def test_every_class_has_a_bin(tmp_path):
+    bins = sort_it.read_bins()
+    assert set(bins) == set(CLASSES[1:])
+    assert bins['Battery'].name == 'Battery box' and bins['General trash'].korean == '종량제봉투'
+    (tmp_path / 'bins.csv').write_text('class,bin\nPaper,Paper\n')
+    with pytest.raises(BadInput, match='expected lines of class,bin,korean,how'):
+        sort_it.read_bins(tmp_path / 'bins.csv')
+
+
+def test_sorting_without_a_model_says_what_to_do(shapes, output):
+    assert 'No trained model under' in open_page('sort_it', shapes, output).info[0].value
