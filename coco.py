@@ -7,7 +7,8 @@ knows.
 
 import hashlib
 import json
-import math
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,20 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as rle_codec
 
-from config import BadInput, one_line
+from config import BadInput, is_plain, one_line, refuse_device
 from metrics import IGNORED
 
-MAX_SIDE = 20_000  # of a photo, in pixels; beyond it a record is a mistake or an attack
+# beyond these a record is a mistake or an attack
+MAX_SIDE = 20_000  # of a photo, in pixels
+MAX_PIXELS = 1 << 27
+MAX_OUTLINE = 1_000_000  # length of a polygon, in pixels: drawing takes some 100 bytes for each
+FORMATS = ('BMP', 'JPEG', 'MPO', 'PNG', 'TIFF', 'WEBP')  # Pillow's others have run programs, such as gs
+Image.MAX_IMAGE_PIXELS = None  # it warns on top of our own error
+# what Pillow's decoders raise for bytes that are not what they expect
+UNREADABLE = (
+    UnidentifiedImageError, OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError,
+    EOFError, RuntimeError, struct.error, zlib.error, MemoryError, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +129,10 @@ def annotation_files(root: Path, split: str) -> tuple[Path, ...]:
 
 def inside(root: Path, file_name: str) -> bool:
     """Whether a file name stays below the root, symbolic links followed."""
-    return (root / file_name).resolve().is_relative_to(root.resolve())
+    try:
+        return (root / file_name).resolve().is_relative_to(root.resolve())
+    except (RuntimeError, OSError):  # links in a circle
+        return False
 
 
 def draw_mask(photo: Photo) -> np.ndarray:
@@ -148,17 +162,17 @@ def read_rgb(path: Path, expected: tuple[int, int] | None = None) -> np.ndarray:
     """(H, W, 3) uint8 of an RGB image file; `expected` (H, W) is checked before a pixel is decoded. Raises
     BadInput.
     """
+    refuse_device(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             size = (image.height, image.width)
             if expected is not None and size != expected:
                 raise BadInput(
                     f'{path}: found {size[0]}x{size[1]} pixels, its record says {expected[0]}x{expected[1]}'
                 )
-            if max(size) > MAX_SIDE:
-                raise BadInput(
-                    f'{path}: found {size[0]}x{size[1]} pixels, at most {MAX_SIDE} a side are read'
-                )
+            if max(size) > MAX_SIDE or size[0] * size[1] > MAX_PIXELS:
+                allowed = f'at most {MAX_SIDE:,} a side and {MAX_PIXELS:,} in all are read'
+                raise BadInput(f'{path}: found {size[0]}x{size[1]} pixels, {allowed}')
             if image.mode != 'RGB':
                 raise BadInput(
                     f'{path}: found mode {image.mode}, expected a photo in RGB (3 channels, 8 bits)'
@@ -166,12 +180,13 @@ def read_rgb(path: Path, expected: tuple[int, int] | None = None) -> np.ndarray:
             return np.asarray(image)
     except FileNotFoundError:
         raise BadInput(f'{path}: no such image') from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadInput(f'{path}: cannot be decoded: {one_line(error)}') from None
+    except UNREADABLE as error:
+        raise BadInput(f'{path}: cannot be decoded: {one_line(error)[:300]}') from None
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
+        refuse_device(path)
         return path.read_bytes()
     except OSError as error:
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
@@ -204,7 +219,9 @@ def _read_file(path: Path, content: bytes, classes: tuple[str, ...], first_id: i
         records[image_id] = record
     annotations: dict[int, list[Annotation]] = {image_id: [] for image_id in records}
     is_test = path.name == 'test.json'
-    listed = data.get('annotations', []) if is_test else _require(path, 'the file', data, 'annotations', list)
+    if is_test:
+        data.setdefault('annotations', [])
+    listed = _require(path, 'the file', data, 'annotations', list)
     ids: set[int] = set()
     for position, record in enumerate(listed):
         where = f'annotations[{position}]'
@@ -262,12 +279,15 @@ def _check_categories(path: Path, categories: list[Any], classes: tuple[str, ...
 
 def _check_image(path: Path, where: str, record: dict[str, Any]) -> None:
     name = _require(path, where, record, 'file_name', str)
-    if not name or any(ord(c) < 32 for c in name):
-        raise BadInput(f'{path}: {where}: file_name {name!r} is not a file name')
+    if not name or not is_plain(name):
+        raise BadInput(f'{path}: {where}: file_name {name[:80]!r} is not a file name')
     for key in ('height', 'width'):
         side = _require(path, where, record, key, int)
         if not 1 <= side <= MAX_SIDE:
-            raise BadInput(f'{path}: {where}: {key} is {side}, expected 1 to {MAX_SIDE}')
+            raise BadInput(f'{path}: {where}: {key} is {str(side)[:60]}, expected 1 to {MAX_SIDE}')
+    pixels = record['height'] * record['width']
+    if pixels > MAX_PIXELS:
+        raise BadInput(f'{path}: {where}: has {pixels:,} pixels, expected at most {MAX_PIXELS:,}')
 
 
 def _read_annotation(
@@ -279,8 +299,8 @@ def _read_annotation(
             f'{path}: {where}: category_id {category_id} is not among the categories, 1 to {num_classes - 1}'
         )
     area = _require(path, where, record, 'area', (int, float))
-    if not (math.isfinite(area) and area >= 0):
-        raise BadInput(f'{path}: {where}: area is {area}, expected a number from 0')
+    if not 0 <= area < 1e18:  # NaN too
+        raise BadInput(f'{path}: {where}: area is {str(area)[:60]}, expected a number from 0')
     iscrowd = record.get('iscrowd', 0)
     if iscrowd not in (0, 1):
         raise BadInput(f'{path}: {where}: iscrowd is {str(iscrowd)[:60]!r}, expected 0 or 1')
@@ -309,8 +329,14 @@ def _check_polygons(
         for value, side in zip(polygon, (width, height) * (len(polygon) // 2), strict=True):
             if not -side <= value <= 2 * side:  # NaN too; far outside, drawing would need memory without end
                 raise BadInput(
-                    f'{path}: {where}: a polygon has the coordinate {value}, expected one near 0 to {side}'
+                    f'{path}: {where}: a polygon has the coordinate {str(value)[:60]}, '
+                    f'expected one near 0 to {side}'
                 )
+        steps = np.abs(np.diff(np.reshape(polygon + polygon[:2], (-1, 2)), axis=0))
+        if (length := steps.max(1).sum()) > MAX_OUTLINE:
+            raise BadInput(
+                f'{path}: {where}: a polygon is {length:,.0f} pixels long, expected at most {MAX_OUTLINE:,}'
+            )
     return tuple(tuple(map(float, polygon)) for polygon in polygons)
 
 
@@ -326,7 +352,8 @@ def _check_rle(path: Path, where: str, rle: dict[str, Any], height: int, width: 
         raise BadInput(f'{path}: {where}: RLE counts must be whole numbers from 0')
     if sum(counts) != height * width:
         raise BadInput(
-            f'{path}: {where}: RLE counts add up to {sum(counts)}, the image has {height * width} pixels'
+            f'{path}: {where}: RLE counts add up to {str(sum(counts))[:60]}, '
+            f'the image has {height * width} pixels'
         )
     return tuple(counts)
 

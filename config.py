@@ -11,6 +11,7 @@ ends on it (`run_script`).
 import argparse
 import difflib
 import sys
+import unicodedata
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,10 +29,12 @@ CLASSES = (
 )  # fmt: skip
 # exit statuses; 75 is BSD's EX_TEMPFAIL: run it again
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
+MAX_YAML = 1_000_000  # bytes; a config has some hundred
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 LossTerm = Literal['ce', 'ohem', 'dice', 'lovasz', 'focal']
 Positive = Annotated[float, Field(gt=0)]
+Scale = Annotated[float, Field(gt=0, le=16)]
 Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
 
 
@@ -59,7 +62,7 @@ class Config(BaseModel):
         pattern=r'^([\w-][\w.-]*)?$',
         description='the run: output/<name>/; by default the name of the config file',
     )
-    seed: int = Field(0, ge=0, description='of folds, initial weights, sampling and augmentation')
+    seed: int = Field(0, ge=0, lt=2**32, description='of folds, initial weights, sampling and augmentation')
 
     # Where things are
     data_root: Path = Field(
@@ -93,7 +96,7 @@ class Config(BaseModel):
     crop_size: Side = Field(512, description='side of a training crop')
 
     # Augmentation: the probability of each, unless it says otherwise
-    scale_range: tuple[Positive, Positive] = Field(
+    scale_range: tuple[Scale, Scale] = Field(
         (0.5, 2.0), description='random scale of a training photo, relative to image_size'
     )
     crop_max_share: float = Field(
@@ -139,7 +142,7 @@ class Config(BaseModel):
     weights: Path | None = Field(
         None, description='a checkpoint to start the whole model from: of this project, or of mmsegmentation'
     )
-    features: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+    features: tuple[Annotated[int, Field(ge=1, le=1000)], ...] | None = Field(
         None,
         min_length=4,
         max_length=4,
@@ -174,9 +177,13 @@ class Config(BaseModel):
     sync_bn: bool = Field(True, description='one BatchNorm over all ranks, where there are several GPUs')
 
     # Training
-    epochs: int = Field(100, ge=1, description='passes over the training images')
-    batch_size: int = Field(8, ge=1, description='images a step over all ranks, before accumulation')
-    accumulate: int = Field(1, ge=1, description='steps whose gradients are added up for one update')
+    epochs: int = Field(100, ge=1, le=100_000, description='passes over the training images')
+    batch_size: int = Field(
+        8, ge=1, le=65_536, description='images a step over all ranks, before accumulation'
+    )
+    accumulate: int = Field(
+        1, ge=1, le=65_536, description='steps whose gradients are added up for one update'
+    )
     loss: dict[LossTerm, Annotated[float, Field(ge=0)]] = Field(
         {'ce': 1.0}, min_length=1, description='weight of each term: keys of losses.LOSSES'
     )
@@ -206,7 +213,7 @@ class Config(BaseModel):
     )
     poly_power: Positive = Field(1.0, description='exponent of the poly schedule')
     warmup_iters: int = Field(
-        300, ge=0, description='iterations of linear warm-up; at most a tenth of the run is used'
+        300, ge=0, le=10**9, description='iterations of linear warm-up; at most a tenth of the run is used'
     )
     warmup_ratio: float = Field(0.1, ge=0, le=1, description='of lr, where the warm-up starts')
     min_lr: float = Field(0.0, ge=0, description='floor of the schedule')
@@ -238,14 +245,14 @@ class Config(BaseModel):
     device: Literal['auto', 'cpu', 'cuda'] = Field('auto', description='auto is a GPU where there is one')
 
     # Inference
-    infer_batch_size: int = Field(16, ge=1, description='images a forward pass')
+    infer_batch_size: int = Field(16, ge=1, le=65_536, description='images a forward pass')
     tta_flips: tuple[Literal['h', 'v', 'hv'], ...] = Field(
         (), description='flipped views beside the plain one'
     )
     tta_rotations: tuple[Literal[90, 180, 270], ...] = Field(
         (), description='views turned by so many degrees, beside the plain one, each flip and each scale'
     )
-    tta_scales: tuple[Positive, ...] = Field(
+    tta_scales: tuple[Scale, ...] = Field(
         (1.0,), min_length=1, description='sizes of the views, relative to image_size'
     )
     window: int = Field(
@@ -306,11 +313,24 @@ class Config(BaseModel):
             raise ValueError('classes: two of them have the same name')
         if sum(self.loss.values()) == 0:
             raise ValueError('loss: the weights of its terms are all 0')
+        for key, value in self:
+            for text in value if isinstance(value, tuple) else [value]:
+                if isinstance(text, str | Path) and not is_plain(str(text)):
+                    raise ValueError(f'{key}: found {str(text)[:60]!r}, which no file and no line can hold')
         return self
 
     def run_dir(self, fold: int) -> Path:
         """output/<name>/fold<k>, or output/<name>/all for fold -1, which trains on everything."""
         return self.output_dir / self.name / (f'fold{fold}' if fold >= 0 else 'all')
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text can be a path, and be written in a line: no control characters, no halves of characters,
+    no name longer than Linux takes.
+    """
+    if any(unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp') for character in text):
+        return False
+    return len(text) < 1000 and all(len(part.encode()) <= 255 for part in text.split('/'))
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -326,44 +346,68 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         key, equals, text = override.partition('=')
         if not equals:
             raise BadInput(f"--set {override}: expected key=value, as in '--set epochs=1 batch_size=4'")
-        try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise BadInput(f'--set {override}: {text!r} is not a YAML value') from None
+        values[key] = parse_yaml(text, where=f'--set {override[:80]}')
     return make_config(values, where=str(path))
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, which takes no key twice: the second would win without a word."""
+class StrictLoader(yaml.SafeLoader):
+    """The safe loader, which takes no key twice: the second would win without a word. Nor aliases, of which
+    a few lines can make gigabytes.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = [key for place, key in enumerate(keys) if key in keys[:place]]
-        if repeated:
-            raise yaml.YAMLError(f'key {repeated[0]!r} is there twice')
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.YAMLError(f'key {key.value[:60]!r} is there twice')
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError('has an alias (*name), which is not taken')
+        return super().compose_node(parent, index)
 
 
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds; {} for an empty one. Raises BadInput."""
     try:
-        values = yaml.load(path.read_text(encoding='utf-8'), Loader=UniqueKeyLoader)
+        refuse_device(path)
+        with path.open('rb') as file:
+            content = file.read(MAX_YAML + 1)
+        if len(content) > MAX_YAML:
+            raise BadInput(f'{path}: has over {MAX_YAML:,} bytes, more than is read of YAML')
+        values = parse_yaml(content.decode('utf-8'), where=str(path))
     except FileNotFoundError:
         raise BadInput(f'{path}: no such file') from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f'{path}: cannot be read: {one_line(error)}') from None
-    except yaml.YAMLError as error:
-        raise BadInput(f'{path}: not YAML: {one_line(error)}') from None
     return {} if values is None else values
+
+
+def refuse_device(path: Path) -> None:
+    """Raises BadInput for a device or a pipe, which would be read without end, or waited for."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise BadInput(f'{path}: is not a file')
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Plain values of YAML; `where` is what a message calls their source. Raises BadInput."""
+    try:
+        return yaml.load(text, Loader=StrictLoader)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise BadInput(f'{where}: not YAML: {one_line(error)[:300]}') from None
 
 
 def make_config(values: dict[str, Any], where: str) -> Config:
     """A Config of plain values; `where` is what a message calls their source. Raises BadInput."""
     for key in values:
         if key not in Config.model_fields:
-            near = difflib.get_close_matches(str(key), Config.model_fields, n=1)
+            shown = str(key)[:60]
+            near = difflib.get_close_matches(shown, Config.model_fields, n=1)
             raise BadInput(
-                f'{where}: unknown key {str(key)!r}' + (f'; did you mean {near[0]!r}?' if near else '')
+                f'{where}: unknown key {shown!r}' + (f'; did you mean {near[0]!r}?' if near else '')
             )
     try:
         return Config.model_validate(values)
@@ -372,58 +416,13 @@ def make_config(values: dict[str, Any], where: str) -> Config:
         key = '.'.join(str(part) for part in first['loc'])
         what = one_line(first['msg'].removeprefix('Value error, '))
         raise BadInput(
-            f'{where}: key {key!r}: {what}; found {first["input"]!r}' if key else f'{where}: {what}'
+            f'{where}: key {key!r}: {what}; found {repr(first["input"])[:80]}' if key else f'{where}: {what}'
         ) from None
 
 
 def dump_config(cfg: Config) -> str:
     """The resolved config as YAML, every key of it."""
     return yaml.safe_dump(cfg.model_dump(mode='json'), sort_keys=False, allow_unicode=True)
-
-
-def describe_config() -> str:
-    """docs/config.md: each key with its default, what it may be, and what it means."""
-    lines = [
-        '# Every key of a config',
-        '',
-        'Made by `python config.py > docs/config.md`. A file in `configs/` says what differs from these',
-        'defaults; `--set key=value` changes any of them at any command that takes `--cfg`.',
-        '',
-        '| key | default | allowed | meaning |',
-        '| --- | --- | --- | --- |',
-    ]
-    schema = Config.model_json_schema()
-    for key, field in Config.model_fields.items():
-        default = yaml.safe_dump(Config().model_dump(mode='json')[key], default_flow_style=True, width=1000)
-        shown = default.removesuffix('...\n').strip()
-        allowed = describe_values(schema['properties'][key], schema)
-        cells = (f'`{key}`', f'`{shown}`' if key != 'classes' else 'those of the competition', allowed)
-        meaning = field.description.replace('|', '\\|').replace('<', '&lt;')
-        lines.append(f'| {" | ".join(cells)} | {meaning} |')
-    return '\n'.join(lines) + '\n'
-
-
-def describe_values(part: dict[str, Any], schema: dict[str, Any]) -> str:
-    """What a part of a JSON schema allows, in a few words."""
-    if 'anyOf' in part:
-        return ' or '.join(describe_values(one, schema) for one in part['anyOf'])
-    if 'enum' in part or 'const' in part:
-        return ', '.join(f'`{value}`' for value in part.get('enum', [part.get('const')]))
-    kind = part.get('type')
-    if kind == 'array':
-        inner = part.get('items') or part['prefixItems'][0]
-        low, high = part.get('minItems'), part.get('maxItems')
-        count = low if low is not None and low == high else 'a list'
-        return f'{count}, each {describe_values(inner, schema)}'
-    if kind == 'object':
-        return f'{{term: {describe_values(part.get("additionalProperties", {}), schema)}}}'
-    words = {'integer': 'a whole number', 'number': 'a number', 'boolean': 'true, false', 'null': 'null'}
-    signs = {'minimum': 'from', 'exclusiveMinimum': 'above', 'maximum': 'to', 'exclusiveMaximum': 'below'}
-    limits = [f'{sign} {part[key]:g}' for key, sign in signs.items() if key in part]
-    steps = [f'in steps of {part["multipleOf"]}'] if 'multipleOf' in part else []
-    return ' '.join(
-        [words.get(kind, 'a path' if part.get('format') == 'path' else 'a word'), *limits, *steps]
-    )
 
 
 def one_line(error: object) -> str:
@@ -479,12 +478,3 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         print(f'{Path(sys.argv[0]).name}: interrupted', file=sys.stderr)
         sys.exit(INTERRUPTED)
     sys.exit(status or DONE)
-
-
-def command(argv: list[str] | None = None) -> None:
-    ArgumentParser(__doc__).parse_args(argv)
-    print(describe_config(), end='')
-
-
-if __name__ == '__main__':
-    run_script(command)

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import cv2
 import numpy as np
@@ -31,7 +32,7 @@ from tqdm import tqdm
 from augment import Augment, Sample, cutmix, happens, mosaic, paste_object
 from coco import IGNORED, CocoSet, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, one_line
-from files import make_folder, write_text
+from files import make_folder, map_array, write_text
 
 CACHE_VERSION = 1  # to be raised when what is drawn or decoded changes
 DUPLICATE_CORRELATION = 0.985  # of two photos' thumbnails; from it on they are taken for the same scene
@@ -86,21 +87,38 @@ def open_cache(cfg: Config, split: str) -> Cache:
         with locked(cfg.cache_dir / f'.{folder.name}.lock'):
             if not folder.is_dir():
                 build_cache(coco, folder, cfg.cache_size)
-    check_sizes(coco, folder)
-    return _open_mapped(coco, folder / 'photos.npy', folder / 'masks.npy')
+    check_photos(coco, folder)
+    shape = (len(coco.photos), cfg.cache_size, cfg.cache_size)
+    photos, masks = map_array(folder / 'photos.npy', (*shape, 3)), map_array(folder / 'masks.npy', shape)
+    return Cache(coco, photos, masks)
 
 
-def check_sizes(coco: CocoSet, folder: Path) -> None:
-    """Raises BadInput where a photo's file has another size than when it was decoded."""
-    kept = json.loads((folder / 'meta.json').read_text()).get('bytes', {})
+def check_photos(coco: CocoSet, folder: Path) -> None:
+    """Raises BadInput where a photo's file is not the one that was decoded: of another size, or, where it was
+    written since, of other content. A photo that is gone is not missed.
+    """
+    try:
+        kept = json.loads((folder / 'meta.json').read_text()).get('files', {})
+    except (OSError, ValueError) as error:
+        raise BadInput(f'{folder}: is damaged ({one_line(error)}); remove it to cache it again') from None
     for photo in coco.photos:
         path = coco.path(photo)
-        before = kept.get(photo.file_name)
-        if before is not None and path.exists() and path.stat().st_size != before:
-            raise BadInput(
-                f'{path}: has {path.stat().st_size:,} bytes, and had {before:,} when it was cached; remove '
-                f'{folder} to cache it again'
-            )
+        if photo.file_name not in kept or not path.exists():
+            continue
+        size, written, checksum = kept[photo.file_name]
+        now = path.stat()
+        if now.st_size == size and (now.st_mtime_ns == written or crc32(path.read_bytes()) == checksum):
+            continue
+        raise BadInput(
+            f'{path}: is not the photo that was cached ({size:,} bytes, now {now.st_size:,}); '
+            f'remove {folder} to cache it again'
+        )
+
+
+def describe_file(path: Path) -> tuple[int, int, int]:
+    """Size, time of writing, and checksum of what is in it."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, crc32(path.read_bytes())
 
 
 def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
@@ -131,8 +149,8 @@ def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
                 pass
         photos.flush()
         masks.flush()
-        sizes = {photo.file_name: coco.path(photo).stat().st_size for photo in coco.photos}
-        meta = {'photos': count, 'side': side, 'fingerprint': coco.fingerprint, 'bytes': sizes}
+        files = {photo.file_name: describe_file(coco.path(photo)) for photo in coco.photos}
+        meta = {'photos': count, 'side': side, 'fingerprint': coco.fingerprint, 'files': files}
         (partial / 'meta.json').write_text(json.dumps(meta))
         partial.rename(folder)
     finally:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that can be written. Without torch."""
+"""Files that are whole or not there, arrays in files, and folders that can be written. Without torch."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +6,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from config import BadInput, one_line
+import numpy as np
+
+from config import BadInput, one_line, refuse_device
 
 
 @contextmanager
@@ -48,6 +50,21 @@ def write_text(path: str | Path, text: str) -> None:
     """Writes a UTF-8 file, whole or not at all. Raises BadInput."""
     with write_whole(path) as file:
         file.write(text.encode())
+
+
+def map_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """The uint8 array of a .npy file, memory-mapped: nothing is allocated, whatever its header says. Raises
+    BadInput for one that is cut off, or of another shape or type.
+    """
+    refuse_device(path)
+    try:
+        array = np.load(path, mmap_mode='r', allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError) as error:
+        raise BadInput(f'{path}: not an array, or cut off: {one_line(error)[:160]}') from None
+    if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != np.uint8:
+        found = f'{array.shape} {array.dtype}' if isinstance(array, np.memmap) else 'an archive'
+        raise BadInput(f'{path}: found {found}, expected {shape} uint8')
+    return array
 
 
 def make_folder(path: Path) -> None:

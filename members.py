@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from coco import Photo, board_truth, draw_mask
-from config import BadInput, one_line
+from config import BadInput
+from files import map_array
 from submission import SIDE, SubmissionReader
 
 PARTS = 5  # of the photos out of fold, for choosing weights on the others, where they are of one fold
@@ -85,16 +86,9 @@ def oof_hash(member: Member) -> str:
 def open_probs(reader: SubmissionReader, num_classes: int) -> np.ndarray:
     """(n, K, 256, 256) uint8, memory-mapped, of the rows of a CSV. Raises BadInput."""
     path = reader.path.with_name(f'{reader.path.stem}_probs.npy')
-    try:
-        probs = np.load(path, mmap_mode='r')
-    except FileNotFoundError:
-        raise BadInput(f'{path}: no such file; infer.py --save-probs writes it beside the CSV') from None
-    except (OSError, ValueError) as error:
-        raise BadInput(f'{path}: not probabilities, or cut off: {one_line(error)}') from None
-    expected = (len(reader.image_ids), num_classes, SIDE, SIDE)
-    if probs.shape != expected or probs.dtype != np.uint8:
-        raise BadInput(f'{path}: found {probs.shape} {probs.dtype}, expected {expected} uint8')
-    return probs
+    if not path.exists():
+        raise BadInput(f'{path}: no such file; infer.py --save-probs writes it beside the CSV')
+    return map_array(path, (len(reader.image_ids), num_classes, SIDE, SIDE))
 
 
 def read_samples(

@@ -61,8 +61,9 @@ def decode_all(coco: CocoSet) -> list[np.ndarray]:
 
     def look(photo: Photo) -> np.ndarray | None:
         try:
+            thumb = thumbnail(read_photo(coco, photo))  # its size is checked before a mask is drawn
             draw_mask(photo)
-            return thumbnail(read_photo(coco, photo))
+            return thumb
         except BadInput as error:
             faults.append(str(error))
             return None

@@ -24,7 +24,7 @@ import train
 from calibration import read_temperature, tempered
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, read_yaml, run_script
 from dataset import Cache, open_cache
-from files import write_text
+from files import map_array, write_text
 from infer import load_run
 from metrics import IGNORED
 from predict import make_eval_loader, predict_probs
@@ -67,8 +67,9 @@ def main(
         write_text(path.with_suffix('.yaml'), yaml.safe_dump(origin, sort_keys=False))
         label(cfg, runs, cache, path, ranks.device, origin['temperatures'])
     ranks.wait()
-    masks = np.load(path, mmap_mode='r')
-    sure = np.load(path.with_name(SURE), mmap_mode='r') if cfg.pseudo_soft else None
+    shape = cache.photos.shape[:3]
+    masks = map_array(path, shape)
+    sure = map_array(path.with_name(SURE), shape) if cfg.pseudo_soft else None
     rows = PseudoRows(Cache(cache.coco, cache.photos, masks, sure), schedule, origin['held_out'])
     return train.main(student, fold, resume, overwrite, rows)
 

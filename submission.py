@@ -30,6 +30,7 @@ from config import (
     add_config_arguments,
     load_config,
     one_line,
+    refuse_device,
     run_script,
 )
 from files import write_whole
@@ -77,6 +78,7 @@ def classes_and_data(args: Namespace) -> tuple[tuple[str, ...], Path]:
 def read_test_ids(data: Path) -> list[str]:
     """The image ids (file names) of a data root's test.json, in its order. Raises BadInput."""
     path = data / 'test.json'
+    refuse_device(path)
     try:
         content = json.loads(path.read_bytes())
         image_ids = [image['file_name'] for image in content['images']]
@@ -389,6 +391,7 @@ def find_fault(text: bytes, num_classes: int) -> str:
 
 
 def _open(path: Path) -> BinaryIO:
+    refuse_device(path)
     try:
         return path.open('rb', buffering=1 << 18)
     except OSError as error:
@@ -457,6 +460,8 @@ def _split_line(line: bytes, path: Path, number: int) -> tuple[str, bytes]:
         raise BadInput(f'{path}: line {number}: the image id {field[:40]!r} is not UTF-8') from None
     if not image_id:
         raise BadInput(f'{path}: line {number}: the image id is empty')
+    if any(character < ' ' for character in image_id):
+        raise BadInput(f'{path}: line {number}: the image id {image_id[:40]!r} has a control character')
     return image_id, line[end:-1]
 
 

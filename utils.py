@@ -7,10 +7,8 @@ import fcntl
 import io
 import logging
 import os
-import pickle
 import random
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -22,8 +20,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from config import BadInput, Config, dump_config, make_config, one_line, read_yaml
+from config import BadInput, Config, dump_config, make_config, read_yaml
 from files import make_folder, write_text, write_whole
+from tensors import read_tensors
 
 log = logging.getLogger('trash')
 T = TypeVar('T')
@@ -55,6 +54,17 @@ SCORE_KEYS = {
     'pseudo_threshold',
     'pseudo_keep',
 }  # free for inference, but not for a run that goes on
+
+
+# What every checkpoint holds.
+CHECKPOINT = {
+    'model': dict,
+    'config': dict,
+    'fold': int,
+    'held_out': (str, type(None)),
+    'epoch': int,
+    'score': float,
+}
 
 
 # --- ranks
@@ -282,25 +292,18 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """What save_checkpoint wrote, on the CPU; no code in it is run. Raises BadInput for anything else."""
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        raise BadInput(f'{path}: no such checkpoint; train it first') from None
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise BadInput(f'{path}: not a checkpoint, or cut off: {one_line(error)[:160]}') from None
-    if (
-        not isinstance(checkpoint, dict)
-        or not {'model', 'config', 'fold', 'held_out', 'epoch', 'score'} <= checkpoint.keys()
-    ):
+    if not path.exists():
+        raise BadInput(f'{path}: no such checkpoint; train it first')
+    checkpoint = read_tensors(path)
+    if not isinstance(checkpoint, dict) or not CHECKPOINT.keys() <= checkpoint.keys():
         raise BadInput(f'{path}: not a checkpoint of train.py')
+    for key, kind in CHECKPOINT.items():
+        if not isinstance(checkpoint[key], kind):
+            found = type(checkpoint[key]).__name__
+            raise BadInput(f'{path}: not a checkpoint of train.py: {key} is of type {found}')
+    for key, value in checkpoint['model'].items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise BadInput(f'{path}: not a checkpoint of train.py: model holds {str(key)[:60]!r}, no tensor')
     return checkpoint
 
 

@@ -9,24 +9,20 @@ import importlib.util
 import re
 import urllib.request
 from pathlib import Path
-from pickle import UnpicklingError
 
 import timm
-import torch
 from huggingface_hub import constants as hub
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 
 from config import BadInput, Config, one_line
 from convert import convert_mmseg, is_mmseg
 from encoders import build_options, is_smp_encoder, timm_cfg
+from tensors import FAULTS, read_tensors
 
 LITE = ('efficientnet-lite0', 'efficientnet-lite1', 'efficientnet-lite2')
 WEIGHTS_DIR = Path('input/weights')  # looked into before the network is asked
-NOT_WEIGHTS = (RuntimeError, ValueError, KeyError, AttributeError, EOFError, UnpicklingError, SafetensorError)
 
 
 def load_encoder_weights(encoder: nn.Module, cfg: Config) -> None:
@@ -105,7 +101,7 @@ def published_state(encoder: str, source: str, image_size: int) -> dict[str, Ten
         model = timm.create_model(encoder, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except OSError as error:
         raise BadInput(f'{path or encoder}: cannot be read or fetched: {one_line(error)[:300]}') from None
-    except NOT_WEIGHTS as error:
+    except FAULTS as error:
         raise BadInput(f'{path or encoder}: not the weights of {encoder}: {one_line(error)[:300]}') from None
     return model.state_dict()
 
@@ -208,14 +204,7 @@ def need_network(encoder: str) -> None:
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors in a file, loaded without running any code in it. Raises BadInput for anything else."""
-    try:
-        if path.suffix == '.safetensors':
-            return load_file(path)
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        raise BadInput(f'{path}: no such file') from None
-    except (OSError, *NOT_WEIGHTS) as error:
-        raise BadInput(f'{path}: no file of weights, or cut off: {one_line(error)[:160]}') from None
+    state = read_tensors(path)
     for key in ('state_dict', 'model'):  # as mmsegmentation and others wrap them
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -91,7 +91,7 @@ def test_photo_that_changed_since_it_was_cached(tiny, tmp_path):
     photo = sorted((data / 'batch_01').iterdir())[0]
     photo.write_bytes(photo.read_bytes() + b'\0')
     with pytest.raises(
-        BadInput, match=r'0000.jpg: has [\d,]+ bytes, and had [\d,]+ when it was cached; remove'
+        BadInput, match=r'0000.jpg: is not the photo that was cached \([\d,]+ bytes, now [\d,]+\); remove'
     ):
         open_cache(cfg, 'train')
 

@@ -10,7 +10,6 @@ from config import (
     BadInput,
     Config,
     LossTerm,
-    describe_config,
     dump_config,
     load_config,
     make_config,
@@ -18,6 +17,7 @@ from config import (
 )
 from encoders import is_smp_encoder, timm_cfg
 from heads import HEADS
+from keys import describe_config
 from losses import LOSSES
 
 CONFIGS = sorted(Path(__file__).resolve().parents[1].glob('configs/*.yaml'))
@@ -108,6 +108,6 @@ def test_every_key_has_a_meaning():
 
 def test_page_of_all_keys_is_up_to_date():
     page = Path(__file__).resolve().parents[1] / 'docs/config.md'
-    assert page.read_text() == describe_config(), 'python config.py > docs/config.md'
+    assert page.read_text() == describe_config(), 'python keys.py > docs/config.md'
     for key in Config.model_fields:
         assert f'| `{key}` |' in describe_config()

@@ -515,7 +515,7 @@ def test_soft_vote_refuses(tmp_path):
     with pytest.raises(BadInput, match='expected .1, 11, 256, 256. uint8'):
         main(argv)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(BadInput, match='not probabilities, or cut off'):
+    with pytest.raises(BadInput, match='not an array, or cut off'):
         main(argv)
     path.unlink()
     with pytest.raises(BadInput, match='infer.py --save-probs writes it'):

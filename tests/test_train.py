@@ -420,10 +420,10 @@ def test_checkpoint_that_is_none(tiny, tmp_path):
     path = tiny.run_dir(0) / 'best.pt'
     good = path.read_bytes()
     path.write_bytes(good[: len(good) // 2])
-    with pytest.raises(BadInput, match=r'best.pt: not a checkpoint, or cut off'):
+    with pytest.raises(BadInput, match=r'best.pt: no file of tensors, or cut off'):
         infer.main(tiny, 0, 'test')
     path.write_bytes(b'')
-    with pytest.raises(BadInput, match='not a checkpoint'):
+    with pytest.raises(BadInput, match='no file of tensors'):
         infer.main(tiny, 0, 'test')
     torch.save({'a': 1}, path)
     with pytest.raises(BadInput, match=r'not a checkpoint of train.py'):
