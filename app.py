@@ -52,26 +52,18 @@ def main(argv: list[str] | None = None) -> None:
     except BadInput as error:
         show_error(error)
         return
-    pages = [
-        st.Page(
-            shown(standing.page, data, args.output, classes), title='Runs', url_path='runs', default=True
-        ),
-        st.Page(shown(browse.page, data, args.output, classes), title='Photos', url_path='photos'),
-        st.Page(shown(sort_it.page, data, args.output), title='Sort it for me', url_path='sort'),
-    ]
-    st.navigation(pages).run()
 
+    def one(page: Callable[..., None], title: str, url_path: str, **options) -> st.Page:
+        def show() -> None:
+            try:
+                page(data, args.output, classes)
+            except BadInput as error:
+                show_error(error)
 
-def shown(page: Callable[..., None], *args) -> Callable[[], None]:
-    """A page whose wrong input is one line on it."""
+        return st.Page(show, title=title, url_path=url_path, **options)
 
-    def show() -> None:
-        try:
-            page(*args)
-        except BadInput as error:
-            show_error(error)
-
-    return show
+    pages = [one(standing.page, 'Runs', 'runs', default=True), one(browse.page, 'Photos', 'photos')]
+    st.navigation([*pages, one(sort_it.page, 'Sort it for me', 'sort')]).run()
 
 
 if __name__ == '__main__':
