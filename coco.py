@@ -25,8 +25,8 @@ from metrics import IGNORED
 MAX_SIDE = 20_000  # of a photo, in pixels
 MAX_PIXELS = 1 << 27
 MAX_OUTLINE = 1_000_000  # length of a polygon, in pixels: drawing takes some 100 bytes for each
-FORMATS = ('BMP', 'JPEG', 'MPO', 'PNG', 'TIFF', 'WEBP')  # Pillow's others have run programs, such as gs
-Image.MAX_IMAGE_PIXELS = None  # it warns on top of our own error
+FORMATS = ('BMP', 'JPEG', 'PNG', 'TIFF', 'WEBP')  # Pillow's others have run programs, such as gs
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many, in every reader of images
 # what Pillow's decoders raise for bytes that are not what they expect
 UNREADABLE = (
     UnidentifiedImageError, OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError,

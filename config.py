@@ -29,7 +29,8 @@ CLASSES = (
 )  # fmt: skip
 # exit statuses; 75 is BSD's EX_TEMPFAIL: run it again
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
-MAX_YAML = 1_000_000  # bytes; a config has some hundred
+MAX_YAML = 100_000  # bytes; a config has some hundred
+MAX_DEPTH = 20  # of lists in lists
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 LossTerm = Literal['ce', 'ohem', 'dice', 'lovasz', 'focal']
@@ -355,6 +356,8 @@ class StrictLoader(yaml.SafeLoader):
     a few lines can make gigabytes.
     """
 
+    depth = 0
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
@@ -362,12 +365,19 @@ class StrictLoader(yaml.SafeLoader):
                 if key.value in seen:
                     raise yaml.YAMLError(f'key {key.value[:60]!r} is there twice')
                 seen.add(key.value)
+            if key.tag == 'tag:yaml.org,2002:merge':
+                raise yaml.YAMLError('has a merge key (<<), which is not taken')
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError('has an alias (*name), which is not taken')
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.YAMLError(f'is nested more than {MAX_DEPTH} deep')
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def read_yaml(path: Path) -> Any:

@@ -33,6 +33,17 @@ GLOBALS = {
     'torch._utils _rebuild_tensor_v2',
     'torch._utils _rebuild_parameter',
 }
+STORAGES = {  # bytes of a number
+    f'{kind}Storage': size
+    for size, kinds in {
+        1: ('Bool', 'Byte', 'Char', 'Untyped'),
+        2: ('BFloat16', 'Half', 'Short'),
+        4: ('Float', 'Int'),
+        8: ('ComplexFloat', 'Double', 'Long'),
+        16: ('ComplexDouble',),
+    }.items()
+    for kind in kinds
+}
 # what readers of torch, pickletools and zipfile raise for bytes that are not what they expect
 FAULTS = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
@@ -69,51 +80,65 @@ def read_tensors(path: Path) -> Any:
 
 
 def check_archive(file: BinaryIO, size: int) -> None:
-    """Raises ValueError for a zip whose files, written out, are larger than it, or hold a hostile pickle."""
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError('is compressed, which torch.save never does')
-        stored = sum(entry.file_size for entry in entries)
-        if stored > size or any(entry.file_size != entry.compress_size for entry in entries):
-            raise ValueError(f'says that it holds {stored:,} bytes, and has {size:,}')
-        for entry in entries:
-            if entry.filename.endswith('.pkl'):
-                if entry.file_size > MAX_PICKLE:
-                    raise ValueError(
-                        f'{entry.filename} has {entry.file_size:,} bytes, at most {MAX_PICKLE:,}'
-                    )
-                check_pickle(io.BytesIO(archive.read(entry)))
-
-
-def check_pickle(file: BinaryIO) -> None:
-    """Reads a pickle without running it. Raises ValueError for one that makes anything but tensors, plain
-    values and containers, or whose parts, each counted as often as it is used, are more than MAX_WEIGHT.
+    """Raises ValueError for a zip whose files, written out, are larger than it, for a hostile pickle in it,
+    and for tensors of other sizes than the files that hold their numbers.
     """
-    stack: list[int | None] = []  # the weight of each object; None is a mark
-    memo: dict[int, int] = {}
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+            raise ValueError('is compressed, which torch.save never does')
+        stored = sum(entry.file_size for entry in entries.values())
+        if stored > size or any(entry.file_size != entry.compress_size for entry in entries.values()):
+            raise ValueError(f'says that it holds {stored:,} bytes, and has {size:,}')
+        pickled = [entry for name, entry in entries.items() if name.endswith('/data.pkl')]
+        if len(pickled) != 1 or pickled[0].file_size > MAX_PICKLE:
+            raise ValueError(f'expected one data.pkl of at most {MAX_PICKLE:,} bytes in it')
+        folder = pickled[0].filename.removesuffix('data.pkl')
+        for key, wanted in check_pickle(io.BytesIO(archive.read(pickled[0]))):
+            found = entries[f'{folder}data/{key}'].file_size
+            if found != wanted:
+                raise ValueError(f'numbers {key!r} have {found:,} bytes, their tensor says {wanted:,}')
+
+
+def check_pickle(file: BinaryIO) -> list[tuple[str, int]]:
+    """Reads a pickle without running it: the name and the bytes of each array of numbers it refers to.
+
+    Raises ValueError for one that makes anything but tensors, plain values and containers, or whose parts,
+    each counted as often as it is used, are more than MAX_WEIGHT.
+    """
+    stack: list[tuple[int, Any] | None] = []  # weight, and value of texts, numbers and tuples; None is a mark
+    memo: dict[int, tuple[int, Any]] = {}
+    storages = []
     for opcode, arg, _ in pickletools.genops(file):
         if opcode.name == 'GLOBAL':
             check_global(arg)
         elif opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT'):
             memo[arg] = stack[-1]
-        before, weight = list(opcode.stack_before), 1
+        elif opcode.name in ('GET', 'BINGET', 'LONG_BINGET'):
+            stack.append(memo[arg])
+            continue
+        elif opcode.name == 'BINPERSID':
+            _, kind, key, _, count = stack[-1][1][:5]
+            storages.append((str(key), count * STORAGES[kind.split()[-1]]))
+        before, parts = list(opcode.stack_before), []
         if pickletools.stackslice in before:
             while (part := stack.pop()) is not None:
-                weight += part
+                parts.insert(0, part)
             before = before[: before.index(pickletools.markobject)]
-        weight += sum(stack.pop() for _ in before)
-        if opcode.name in ('GET', 'BINGET', 'LONG_BINGET'):
-            weight = memo[arg]
+        parts = [stack.pop() for _ in before][::-1] + parts
+        weight = 1 + sum(part[0] for part in parts)
         if weight > MAX_WEIGHT:
             raise ValueError('one object would have millions of parts')
-        stack += [None if kind is pickletools.markobject else weight for kind in opcode.stack_after]
+        value = tuple(part[1] for part in parts) if opcode.name.startswith('TUPLE') else arg
+        made = (weight, value)
+        stack += [None if kind is pickletools.markobject else made for kind in opcode.stack_after]
+    return storages
 
 
 def check_global(name: str) -> None:
     """Raises ValueError unless a pickled tensor needs it: 'module name'."""
     module, _, member = name.partition(' ')
     is_dtype = module == 'torch' and isinstance(getattr(torch, member, None), torch.dtype)
-    is_storage = module in ('torch', 'torch.storage') and member.endswith('Storage')
+    is_storage = module in ('torch', 'torch.storage') and member in STORAGES
     if name not in GLOBALS and not is_dtype and not is_storage:
         raise ValueError(f'needs {name[:80].replace(" ", ".")}, which is no tensor')

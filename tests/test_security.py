@@ -1,0 +1,463 @@
+"""Nobody gets in: files that lie about their sizes, that would run code, that lead out of the data root; what
+the sources may not call; what the app answers to.
+"""
+
+import ast
+import io
+import json
+import pickle
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_set
+from PIL import Image
+
+from coco import read_coco, read_photo, read_rgb
+from config import CLASSES, BadInput, load_config
+from files import map_array
+from tensors import check_pickle, read_tensors
+from utils import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted(ROOT.glob('*.py'))
+TERA = 10**12
+
+
+@contextmanager
+def refused(path: Path, message: str = ''):
+    """BadInput on one line that names the file, within seconds, and without 200 MB more of memory."""
+    Path('/proc/self/clear_refs').write_text('5')  # the peak begins here
+    before, started = memory(), time.monotonic()
+    with pytest.raises(BadInput, match=message) as error:
+        yield
+    assert str(path) in str(error.value) and '\n' not in str(error.value) and len(str(error.value)) < 600
+    assert time.monotonic() - started < 5 and memory() - before < 200 * 2**20
+
+
+def memory() -> int:
+    """The most bytes that this process had in memory."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith('VmHWM')).split()[1])
+
+
+# --- what the sources call ---------------------------------------------------------------------------------
+
+FORBIDDEN = {
+    'eval', 'exec', 'compile', '__import__', 'os.system', 'os.popen', 'pickle.load', 'pickle.loads',
+    'pickle.Unpickler', 'marshal.loads', 'marshal.load', 'shelve.open', 'joblib.load', 'pd.read_pickle',
+    'torch.hub.load', 'yaml.unsafe_load', 'yaml.full_load', 'yaml.load_all',
+}  # fmt: skip
+
+
+def dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f'{dotted(node.value)}.{node.attr}'
+    return node.id if isinstance(node, ast.Name) else ''
+
+
+def faults_of(source: str) -> list[str]:
+    """Calls that would run what is in a file."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = dotted(node.func)
+        words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if (
+            name in FORBIDDEN
+            or (name == 'torch.load' and words.get('weights_only') != 'True')
+            or words.get('allow_pickle', 'False') != 'False'
+            or (name == 'yaml.load' and words.get('Loader') != 'StrictLoader')
+            or words.get('shell', 'False') != 'False'
+            or words.get('trust_remote_code', 'False') != 'False'
+        ):
+            found.append(f'line {node.lineno}: {name}')
+    return found
+
+
+def test_sources_run_nothing_that_is_in_a_file():
+    assert len(SOURCES) > 40
+    assert {path.name: faults for path in SOURCES if (faults := faults_of(path.read_text()))} == {}
+    loads = [path.name for path in SOURCES if 'torch.load(' in path.read_text()]
+    assert loads == ['tensors.py'], 'read_tensors checks sizes before torch allocates them'
+
+
+@pytest.mark.parametrize(
+    'source',
+    ['pickle.load(f)', 'torch.load(f)', 'np.load(f, allow_pickle=True)', 'yaml.load(f, Loader=yaml.Loader)',
+     'eval(s)', 'subprocess.run(s, shell=True)', 'torch.load(f, weights_only=False)'],
+)  # fmt: skip
+def test_a_call_that_runs_a_file_is_seen(source):
+    assert len(faults_of(source)) == 1
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------
+
+
+def saved(**options) -> bytes:
+    file = io.BytesIO()
+    torch.save({'w': torch.arange(10.0)}, file, **options)
+    return file.getvalue()
+
+
+def packed(pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
+    """A file of torch.save with another pickle in it."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved())) as good, zipfile.ZipFile(out, 'w', compression) as archive:
+        for entry in good.infolist():
+            is_pickle = entry.filename.endswith('data.pkl')
+            archive.writestr(entry.filename, pickled if is_pickle else good.read(entry))
+    return out.getvalue()
+
+
+def pickled() -> bytes:
+    with zipfile.ZipFile(io.BytesIO(saved())) as good:
+        return good.read(next(name for name in good.namelist() if name.endswith('data.pkl')))
+
+
+def long(number: int) -> bytes:
+    """An integer as a pickle has it."""
+    return b'\x8a\x08' + struct.pack('<q', number)
+
+
+def claims(numbers: int, elements: int) -> bytes:
+    """The pickle of a tensor of `elements` over a storage of so many numbers, where the file has 10."""
+    content = pickled().replace(b'K\ntq', long(numbers) + b'tq').replace(b'K\n\x85', long(elements) + b'\x85')
+    assert content != pickled()
+    return content
+
+
+def tuples(depth: int) -> bytes:
+    """A dict whose key is a pair of pairs of pairs: a few bytes, and 2 ** depth hashes."""
+    return b'\x80\x02}(K\x01' + b''.join(b'q%c' % n + b'h%c' % n + b'\x86' for n in range(depth)) + b'K\x02u.'
+
+
+def tar() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode='w') as archive:
+        for name in ('storages', 'tensors', 'pickle'):
+            entry = tarfile.TarInfo(name)
+            entry.size = 1 << 20
+            archive.addfile(entry, io.BytesIO(bytes(1 << 20)))
+    return out.getvalue()
+
+
+class Code:
+    def __reduce__(self):
+        return print, ('code in a checkpoint ran',)
+
+
+SAFETENSORS = json.dumps({'w': {'dtype': 'F32', 'shape': [TERA], 'data_offsets': [0, 4 * TERA]}}).encode()
+CHECKPOINTS = {
+    'a tensor of 10 TB in its zip': lambda: packed(claims(10 * TERA, 10)),
+    'a tensor of 10 TB, and a shape that fits it': lambda: packed(claims(10 * TERA, 10 * TERA)),
+    'a shape beyond the numbers': lambda: packed(claims(10, 10 * TERA)),
+    'a storage that reaches into the next file of the zip': lambda: packed(claims(30, 30)),
+    'a negative size': lambda: packed(claims(-1, 10)),
+    '10 TB in the format before 1.6': lambda: saved(_use_new_zipfile_serialization=False).replace(
+        b'K\nNtq', long(10 * TERA) + b'Ntq'
+    ),
+    'a zip bomb': lambda: packed(pickled() + bytes(10**8), zipfile.ZIP_DEFLATED),
+    'a tuple that hashes for years': lambda: packed(tuples(60)),
+    '10 GB of zeros': lambda: packed(b'\x80\x02cbuiltins\nbytearray\n' + long(10**10) + b'\x85R.'),
+    'text that doubles': lambda: packed(b'\x80\x02c_codecs\nencode\nX\1\0\0\0aX\3\0\0\0hex\x86R.'),
+    'code': lambda: packed(pickle.dumps({'model': Code()}, protocol=2)),
+    'code alone': lambda: pickle.dumps(Code()),
+    'a tar': tar,
+    'nothing': lambda: b'',
+    'half of it': lambda: saved()[: len(saved()) // 2],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('fault', CHECKPOINTS)
+def test_hostile_checkpoint(tmp_path, fault, capfd):
+    path = tmp_path / 'best.pt'
+    path.write_bytes(CHECKPOINTS[fault]())
+    with refused(path, 'no file of tensors'):
+        load_checkpoint(path)
+    assert 'ran' not in capfd.readouterr().out
+
+
+def test_a_zip_that_says_more_than_it_has(tmp_path):
+    path = tmp_path / 'best.pt'
+    content = saved()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        size = archive.getinfo('archive/data/0').file_size
+    at = content.index(b'PK\1\2')  # the first entry of the list of contents
+    at = content.index(struct.pack('<II', size, size), at)
+    path.write_bytes(content[:at] + struct.pack('<II', 2**32 - 2, 2**32 - 2) + content[at + 8 :])
+    with refused(path, 'says that it holds 4,294,9.* bytes, and has'):
+        load_checkpoint(path)
+
+
+def test_safetensors_that_lie(tmp_path):
+    path = tmp_path / 'w.safetensors'
+    for content in (struct.pack('<Q', len(SAFETENSORS)) + SAFETENSORS, struct.pack('<Q', TERA), b''):
+        path.write_bytes(content)
+        with refused(path, 'no file of tensors'):
+            read_tensors(path)
+
+
+def test_what_is_not_a_checkpoint_of_train(tmp_path):
+    path = tmp_path / 'best.pt'
+    good = {'model': {}, 'config': {}, 'fold': 0, 'held_out': None, 'epoch': 0, 'score': 0.5}
+    torch.save(good, path)
+    assert load_checkpoint(path) == good
+    for change, message in [
+        ({'fold': 'x'}, 'fold is of type str'),
+        ({'model': {'w': 3}}, "model holds 'w', no tensor"),
+        ({'score': torch.zeros(3)}, 'score is of type Tensor'),
+    ]:
+        torch.save({**good, **change}, path)
+        with refused(path, message):
+            load_checkpoint(path)
+
+
+def test_shared_values_are_no_bomb():
+    betas = (0.9, 0.999)
+    check_pickle(io.BytesIO(pickle.dumps({n: [betas, betas] for n in range(1000)}, protocol=2)))
+    with pytest.raises(ValueError, match='millions of parts'):
+        check_pickle(io.BytesIO(tuples(30)))
+
+
+def test_torch_that_is_not_safe_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / 'best.pt'
+    path.write_bytes(saved())
+    monkeypatch.setattr(torch, '__version__', torch.torch_version.TorchVersion('2.5.1'))
+    with pytest.raises(BadInput, match=r'torch 2\.5\.1: loading with it may run code'):
+        read_tensors(path)
+
+
+def test_arrays_that_lie(tmp_path):
+    path = tmp_path / 'masks.npy'
+    header = "{'descr': '|u1', 'fortran_order': False, 'shape': (%d,), }"
+    for size, message in ((10**15, 'not an array'), (10**30, 'not an array'), (5, r'found \(5,\)')):
+        text = (header % size).ljust(117).encode() + b'\n'
+        path.write_bytes(b'\x93NUMPY\1\0' + struct.pack('<H', len(text)) + text + bytes(5))
+        with refused(path, message):
+            map_array(path, (7,))
+    np.save(path, np.array([Code()]), allow_pickle=True)
+    with refused(path, 'not an array'):
+        map_array(path, (1,))
+    path.write_bytes(b'')
+    with refused(path, 'not an array'):
+        map_array(path, (1,))
+    np.save(path, np.arange(7, dtype=np.uint8))
+    assert map_array(path, (7,))[6] == 6
+
+
+# --- annotations and photos --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return write_set(tmp_path / 'd', train=2, test=1, side=64)
+
+
+def change(data: Path, key: str, **values) -> Path:
+    path = data / 'train_all.json'
+    content = json.loads(path.read_text())
+    content[key][0].update(values)
+    path.write_text(json.dumps(content))
+    return path
+
+
+ZIGZAG = [20_000 * (n // 2 % 2) if n % 2 else n / 100 for n in range(200_000)]
+
+
+@pytest.mark.parametrize(
+    ('key', 'values', 'message'),
+    [
+        ('annotations', {'segmentation': {'size': [64, 64], 'counts': [TERA]}}, 'add up to 1000000000000'),
+        ('annotations', {'segmentation': {'size': [10**6, 10**6], 'counts': [TERA]}}, 'RLE size'),
+        ('annotations', {'area': 10**400}, 'area is 1000'),
+        ('annotations', {'segmentation': [[10**400] * 6]}, 'has the coordinate 1000'),
+        ('annotations', {'id': 'x' * 10**6}, "id is 'xxx"),
+        ('images', {'height': 10**400}, 'height is 1000'),
+        ('images', {'height': 20_000, 'width': 20_000}, 'has 400,000,000 pixels'),
+        ('images', {'file_name': 'a' * 300}, 'is not a file name'),
+        ('images', {'file_name': '\ud800.jpg'}, 'is not a file name'),
+        ('images', {'file_name': 'a\n.jpg'}, 'is not a file name'),
+    ],
+)
+def test_hostile_annotation(data, key, values, message):
+    path = change(data, key, **values)
+    with refused(path, message):
+        read_coco(data, 'train', CLASSES)
+
+
+def test_polygon_that_would_be_drawn_for_hours(data):
+    """200,000 coordinates, each 20,000 pixels from the last: pycocotools would need 40 GB."""
+    change(data, 'images', height=5_000, width=20_000)
+    path = change(data, 'annotations', image_id=0, segmentation=[[x / 4 for x in ZIGZAG]])
+    with refused(path, 'pixels long, expected at most 1,000,000'):
+        read_coco(data, 'train', CLASSES)
+
+
+def test_nothing_leads_out_of_the_root(data, tmp_path):
+    outside = tmp_path / 'outside'
+    outside.mkdir()
+    (outside / 'a.jpg').write_bytes((data / 'batch_01/0000.jpg').read_bytes())
+    (data / 'link').symlink_to(outside)
+    (data / 'circle').symlink_to(data / 'circle')
+    inner = data / 'inner'
+    inner.symlink_to(data / 'batch_01')
+    linked = ('link/a.jpg', 'circle/a.jpg')
+    for name in (*linked, '../outside/a.jpg', 'batch_01/../../outside/a.jpg', str(outside / 'a.jpg')):
+        path = change(data, 'images', file_name=name)
+        with refused(path, 'leads out of'):
+            read_coco(data, 'train', CLASSES)
+    change(data, 'images', file_name='inner/0000.jpg')
+    assert read_coco(data, 'train', CLASSES).photos[0].file_name == 'inner/0000.jpg'
+
+
+def png(height: int, width: int, rows: int) -> bytes:
+    """A PNG whose header says height x width, with black rows."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack('>I', zlib.crc32(kind + content))
+        return struct.pack('>I', len(content)) + kind + content + checksum
+
+    packer = zlib.compressobj(1)
+    parts = [packer.compress(bytes(1 + 3 * width)) for _ in range(rows)] + [packer.flush()]
+    header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    chunks = chunk(b'IHDR', header), chunk(b'IDAT', b''.join(parts)), chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + b''.join(chunks)
+
+
+def test_photos_that_are_bombs(data, tmp_path):
+    path = tmp_path / 'photo.png'
+    path.write_bytes(png(30_000, 30_000, 200))
+    assert path.stat().st_size < 100_000
+    with refused(path, 'cannot be decoded: Image size .900000000 pixels. exceeds limit'):
+        read_rgb(path)
+    path.write_bytes(png(2, 30_000, 2))
+    with refused(path, 'found 2x30000 pixels, at most 20,000 a side'):
+        read_rgb(path)
+    coco = read_coco(data, 'train', CLASSES)
+    path = coco.path(coco.photos[0])
+    path.write_bytes(png(3_000, 3_000, 3_000))  # its record says 64 x 64
+    with refused(path, 'found 3000x3000 pixels, its record says 64x64'):
+        read_photo(coco, coco.photos[0])
+
+
+def test_formats_whose_readers_start_programs(tmp_path):
+    path = tmp_path / 'photo.jpg'
+    Image.new('RGB', (64, 64)).save(path, format='EPS')
+    with refused(path, 'cannot be decoded'):
+        read_rgb(path)
+
+
+def test_devices_are_not_read():
+    for read in (load_config, read_rgb, read_tensors):
+        with refused(Path('/dev/zero'), 'is not a file'):
+            read(Path('/dev/zero'))
+
+
+# --- the config --------------------------------------------------------------------------------------------
+
+LAUGHS = 'a0: &a0 [x, x, x, x, x, x, x, x, x]\n' + ''.join(
+    f'a{n}: &a{n} [{", ".join([f"*a{n - 1}"] * 9)}]\n' for n in range(1, 20)
+)
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (LAUGHS + 'classes: *a19', 'has an alias'),
+        ('classes: &a [*a]', 'has an alias'),
+        ('classes: ' + '[' * 50_000, 'is nested more than 20 deep'),
+        ('lr: ' + '9' * 10_000, 'not YAML|lr'),
+        ('lr: 2001-99-99', 'not YAML'),
+        ('lr: !!int x', 'not YAML'),
+        ('lr: !!timestamp x', 'not YAML'),
+        ('lr: !!bool x', 'not YAML'),
+        ('lr: !!python/object/apply:os.system [id]', 'not YAML'),
+        ('<<: {lr: 1}\nlr: 2', 'not taken'),
+        ('? [a]\n: b', 'not YAML'),
+        ('name: ' + 'a' * 300, 'name'),
+        ('x' * 200_000, 'has over 100,000 bytes'),
+        ('encoder: "a\\0b"', 'encoder: found'),
+        ('data_root: "\\ud800"', 'data_root: found|not YAML'),
+        ('seed: 4294967296', "key 'seed'"),
+        ('epochs: ' + '1' * 4000, "key 'epochs'"),
+        ('tta_scales: [1e300]', "key 'tta_scales"),
+        ('\n'.join(f'k{n}: 1' for n in range(8_000)), 'unknown key'),
+    ],
+)
+def test_hostile_config(tmp_path, text, message):
+    path = tmp_path / 'c.yaml'
+    path.write_bytes(text.encode(errors='surrogatepass'))
+    with refused(path, message):
+        load_config(path)
+
+
+def test_hostile_override(tiny_yaml):
+    for text in ('classes=[&a x, *a]', 'lr=2001-99-99', 'classes=' + '[' * 50_000, 'lr=!!bool x'):
+        with pytest.raises(BadInput, match='not YAML') as error:
+            load_config(tiny_yaml, [text])
+        assert len(str(error.value)) < 500
+
+
+# --- the app -----------------------------------------------------------------------------------------------
+
+
+def test_app_answers_to_this_machine_alone_and_serves_no_file(shapes, tmp_path):
+    pytest.importorskip('streamlit')
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    words = ['app', '--port', str(port), '--data', str(shapes), '--output', str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, 'viz.py', *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as app:
+        try:
+            until = time.monotonic() + 60
+            while fetch(port, '/_stcore/health')[0] != 200:
+                assert time.monotonic() < until and app.poll() is None
+                time.sleep(0.2)
+            assert listening(port) == {'0100007F'}, 'on 127.0.0.1 alone'
+            for path in (
+                '/etc/passwd', '/../../../../etc/passwd', '/%2e%2e/%2e%2e/%2e%2e/etc/passwd', '/app.py',
+                '/static/../../app.py', '/app/static/app.py', '/media/../app.py', '/media/%2e%2e%2fapp.py',
+                '//etc/passwd', '/component/x/../../../../etc/passwd',
+            ):  # fmt: skip
+                content = fetch(port, path)[1]
+                assert b'root:' not in content and b'import' not in content.split(b'<')[0], path
+        finally:
+            app.kill()
+
+
+def fetch(port: int, path: str) -> tuple[int, bytes]:
+    """Status and content; the path is sent as it is. 0 where nobody answers."""
+    try:
+        with socket.create_connection(('127.0.0.1', port), 5) as connection:
+            connection.sendall(f'GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n'.encode())
+            answer = b''.join(iter(lambda: connection.recv(65536), b''))
+    except OSError:
+        return 0, b''
+    head, _, content = answer.partition(b'\r\n\r\n')
+    return int(head.split()[1]) if head else 0, content
+
+
+def listening(port: int) -> set[str]:
+    """The addresses, in hex, that sockets of this port listen on."""
+    rows = [line.split() for name in ('tcp', 'tcp6') for line in table(name)]
+    places = [row[1].split(':') for row in rows if row[3] == '0A']
+    return {address for address, own in places if int(own, 16) == port}
+
+
+def table(name: str) -> list[str]:
+    path = Path('/proc/net') / name
+    return path.read_text().splitlines()[1:] if path.exists() else []
