@@ -1,10 +1,13 @@
-"""Stage 0: looks at a data set, draws its masks, caches it, assigns folds; makes the demo set, or one of TACO
+"""Stage 0: looks at a data set, draws its masks, caches it, assigns folds; makes one: the demo set, TACO, or
+of other formats.
 
 python prepare.py check --data input/data
 python prepare.py masks --data input/data --out output/masks
 python prepare.py folds --cfg configs/convnext.yaml   # the cache and folds.csv; train.py makes them too
 python prepare.py demo --out input/demo --train 120 --test 40 --seed 0
 python prepare.py taco --annotations annotations.json --out input/taco   # photos too, 512x512
+python prepare.py yolo --yaml set/data.yaml --out input/mine   # segmentation labels: class x1 y1 x2 y2 ...
+python prepare.py from-masks --photos photos --masks masks --out input/mine [--test DIR]   # PNG ids
 """
 
 import os
@@ -16,13 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image
 from tqdm import tqdm
 
 from coco import CocoSet, Photo, draw_mask, read_coco, read_photo
-from config import ArgumentParser, BadInput, add_config_arguments, load_config, run_script
+from config import CLASSES, ArgumentParser, BadInput, add_config_arguments, load_config, run_script
 from dataset import folds_path, near_duplicates, open_cache, read_folds, thumbnail
 from files import make_folder
+from formats import import_masks, import_yolo
 from submission import classes_and_data
 from taco import make_taco
 
@@ -145,6 +150,20 @@ def make_demo(args: Namespace) -> None:
     )
 
 
+def from_masks(args: Namespace) -> None:
+    classes, _ = classes_and_data(args)
+    import_masks(args.photos, args.masks, classes, args.out, args.test, args.overwrite)
+    print_config(classes, args.out)
+
+
+def print_config(classes: tuple[str, ...], out: Path) -> None:
+    """What a config needs to train on a set that was imported."""
+    if classes != CLASSES:
+        print('its config needs the line')
+        print('classes: ' + yaml.safe_dump(list(classes), default_flow_style=True, width=10_000).strip())
+    print(f'and each command --set data_root={out} cache_dir={out}_cache')
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """The type of an option that is a whole number from `least`."""
 
@@ -197,6 +216,21 @@ def command(argv: list[str] | None = None) -> None:
     sub.add_argument('--workers', type=at_least(1), default=8, help='downloads at a time; default 8')
     sub.add_argument('--retries', type=at_least(0), default=5, help='of a photo; default 5')
     sub.add_argument('--overwrite', action='store_true', help='where it has another train_all.json already')
+    sub = add(
+        'yolo',
+        'a YOLO segmentation set as a data root',
+        lambda a: print_config(import_yolo(a.yaml, a.out, a.overwrite), a.out),
+    )
+    sub.add_argument('--yaml', type=Path, required=True, help='data.yaml: names, train, val, test')
+    sub.add_argument('--out', type=Path, required=True, help='data root to make')
+    sub.add_argument('--overwrite', action='store_true', help='where it has a train_all.json already')
+    sub = add('from-masks', 'photos and PNG masks of ids as a data root', from_masks)
+    sub.add_argument('--photos', type=Path, required=True, help='folder of the training photos')
+    sub.add_argument('--masks', type=Path, required=True, help='folder of <photo>.png: ids, 255 ignored')
+    sub.add_argument('--test', type=Path, help='folder of photos without masks, for test.json')
+    sub.add_argument('--out', type=Path, required=True, help='data root to make')
+    sub.add_argument('--overwrite', action='store_true', help='where it has a train_all.json already')
+    add_config_arguments(sub, required=False)
     args = parser.parse_args(argv)
     args.run(args)
 

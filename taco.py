@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import urllib3
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from coco import MAX_SIDE, inside, load_json, read_coco, read_rgb
+from coco import inside, load_json, read_coco, read_rgb
 from config import CLASSES, BadInput, CheckFailed, one_line
 from dataset import resize_image
 from files import make_folder, write_text, write_whole
+from formats import TURNED, opened, orientation
 
 TABLE = Path(__file__).with_name('taco.csv')  # category,class: read it, change it
 SIDE = 512
@@ -32,7 +33,6 @@ SHOWN = 20  # missing photos that are named on the terminal; missing.csv has all
 BACKOFF = 0.5  # seconds before the second retry; twice as long before each one after it
 TIMEOUT = urllib3.Timeout(connect=10, read=30)  # seconds; read: without a single byte
 TEMPORARY = (429, 500, 502, 503, 504)  # statuses that are asked again
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 class Missing(Exception):
@@ -268,15 +268,15 @@ def decode(content: bytes, size: tuple[int, int]) -> np.ndarray:
     the recorded size only as it is stored was turned already, and its orientation is a leftover.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with opened(io.BytesIO(content), f'{len(content):,} bytes') as image:
             stored = image.size
-            turned = stored[::-1] if image.getexif().get(ExifTags.Base.Orientation) in TURNED else stored
-            if size not in (turned, stored) or max(stored) > MAX_SIDE:
+            turned = stored[::-1] if orientation(image) in TURNED else stored
+            if size not in (turned, stored):
                 raise Missing(f'found {turned[0]}x{turned[1]} pixels, its record says {size[0]}x{size[1]}')
             upright = ImageOps.exif_transpose(image) if size == turned else image
             return resize_image(np.asarray(upright.convert('RGB')), SIDE)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Missing(f'cannot be decoded: {one_line(error)}') from None
+    except BadInput as error:
+        raise Missing(str(error)) from None
 
 
 def write_missing(path: Path, missing: dict[str, tuple[str, str]]) -> None:
