@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from signals import interrupt_on_signals
-from terminal import HelpFormatter, examples_of
+from terminal import HelpFormatter, examples_of, say
 
 CLASSES = (
     'Background', 'General trash', 'Paper', 'Paper pack', 'Metal', 'Glass',
@@ -479,7 +479,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     try:
         status = main()
     except (BadInput, CheckFailed) as error:
-        print(f'{Path(sys.argv[0]).name}: error: {one_line(error)}', file=sys.stderr)
+        say(f'{Path(sys.argv[0]).name}: error: {one_line(error)}', sys.stderr)
         sys.exit(BAD_INPUT if isinstance(error, BadInput) else CHECK_FAILED)
     except Interrupted as stop:
         print(f'{Path(sys.argv[0]).name}: {one_line(stop)}', file=sys.stderr)

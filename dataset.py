@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from scipy.sparse.csgraph import connected_components
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
 from augment import Augment, Sample, cutmix, happens, mosaic, paste_object
 from coco import IGNORED, CocoSet, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, one_line
 from files import make_folder, map_array, write_text
+from terminal import progress
 
 CACHE_VERSION = 1  # to be raised when what is drawn or decoded changes
 DUPLICATE_CORRELATION = 0.985  # of two photos' thumbnails; from it on they are taken for the same scene
@@ -145,7 +145,7 @@ def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             jobs = pool.map(fill, range(count))
-            for _ in tqdm(jobs, total=count, desc=f'cache {coco.split}', unit='photo', disable=None):
+            for _ in progress(jobs, f'cache {coco.split}', 'photo', count):
                 pass
         photos.flush()
         masks.flush()

@@ -37,7 +37,6 @@ from math import gcd, lcm
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from config import DONE, ArgumentParser, BadInput, add_config_arguments, read_yaml, run_script
 from members import Member, find_members, open_probs
@@ -53,6 +52,7 @@ from submission import (
     read_test_ids,
     require_same_images,
 )  # fmt: skip
+from terminal import progress
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -171,7 +171,7 @@ def vote_files(
         for reader in readers:
             require_same_images(image_ids, where, reader)
         writer = stack.enter_context(SubmissionWriter(out))
-        for image_id in tqdm(image_ids, desc='vote', unit='image', leave=False, disable=None):
+        for image_id in progress(image_ids, 'vote', 'image'):
             preds = np.stack([reader.read(image_id).ravel() for reader in readers])
             winner = preds[0].copy()
             open_pixels = np.flatnonzero((preds[1:] != preds[0]).any(0))
@@ -207,7 +207,7 @@ def soft_vote_files(
             require_same_images(image_ids, where, reader)
         rows = [{image_id: row for row, image_id in enumerate(reader.image_ids)} for reader in readers]
         writer = stack.enter_context(SubmissionWriter(out))
-        for image_id in tqdm(image_ids, desc='soft vote', unit='image', leave=False, disable=None):
+        for image_id in progress(image_ids, 'soft vote', 'image'):
             own = [p[row[image_id]] for p, row in zip(probs, rows, strict=True)]
             writer.write(image_id, mean_probs(own, weights, temperatures).argmax(0).astype(np.uint8))
     return f'{out}: the mean of the probabilities of {len(members)} models on {len(image_ids)} images'

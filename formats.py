@@ -19,12 +19,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from pycocotools import mask as rle_codec
-from tqdm import tqdm
 
 from coco import FORMATS, MAX_PIXELS, MAX_SIDE, UNREADABLE, inside
 from config import BadInput, one_line, read_yaml
 from files import write_text, write_whole
 from metrics import IGNORED
+from terminal import progress
 
 PHOTOS = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff'}
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
@@ -271,12 +271,12 @@ def write_set(
     photos = list(dict.fromkeys(path for paths in splits.values() for path in paths))
     if len(set(names.values())) < len(names):
         raise BadInput(f'{out}: two photos would have the same name there')
-    sizes = {path: upright_size(path) for path in tqdm(photos, desc='photos', disable=None)}
+    sizes = {path: upright_size(path) for path in progress(photos, 'photos', 'photo')}
     categories = [{'id': k, 'name': name} for k, name in enumerate(classes) if k]
     contents = {}
     for file_name, paths in splits.items():
         images, annotations, is_test = [], [], file_name == 'test.json'
-        for path in tqdm(paths, desc=file_name, disable=None):
+        for path in progress(paths, file_name, 'photo'):
             height, width = sizes[path]
             image_id = len(images)
             images.append({'id': image_id, 'file_name': names[path], 'height': height, 'width': width})
@@ -288,7 +288,7 @@ def write_set(
             bare = len(images) - len({one['image_id'] for one in annotations})
             labels = '' if is_test else f', {len(annotations)} annotations, {bare} photos with none'
             print(f'{file_name}: {len(images)} photos{labels}')
-    for path in tqdm(photos, desc='copy', disable=None):
+    for path in progress(photos, 'copy', 'photo'):
         copy_upright(path, out / names[path])
     for file_name in ('train_all.json', 'test.json', 'test_labels.json'):
         if file_name in contents:

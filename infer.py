@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from coco import read_rgb
 from config import (
@@ -45,6 +44,7 @@ from models import SegModel
 from predict import STRIDE, predict_probs, predict_rows
 from predictions import Predictions, allocated
 from submission import SubmissionReader, board_ids
+from terminal import progress
 from utils import FREE_KEYS, Ranks, load_checkpoint, load_model_state, log, start_log, start_ranks
 
 NO_PROBS = np.empty(0, np.uint8)
@@ -147,10 +147,8 @@ def averaged_probs(
     try:
         for k in range(cfg.folds):
             run = load_run(cfg, k, ranks.device)
-            done = 0
-            for batch, probs in predict_rows(
-                run.model, cache, rows[share], run.cfg, ranks.device, tta, f'test fold {k}'
-            ):
+            desc, done = f'test fold {k}' if ranks.is_main else None, 0
+            for batch, probs in predict_rows(run.model, cache, rows[share], run.cfg, ranks.device, tta, desc):
                 kept = probs.cpu().numpy()
                 if total is None:
                     total = allocated(path, np.float32, (len(share), *kept.shape[1:]))
@@ -170,7 +168,8 @@ def predicted_ids(
     """(place among the rows, (256, 256) uint8 ids, (K, B, B) probabilities) of this rank's share of them."""
     share = ranks.share_of(len(rows))
     places = iter(share)
-    for _, probs in predict_rows(run.model, cache, rows[share], run.cfg, ranks.device, tta, desc):
+    shown = desc if ranks.is_main else None
+    for _, probs in predict_rows(run.model, cache, rows[share], run.cfg, ranks.device, tta, shown):
         for ids, own in zip(to_ids(probs, run.cfg), probs, strict=True):
             yield next(places), ids, own
 
@@ -221,7 +220,7 @@ def predict_image(
     image = read_rgb(image_path)
     folds = list(range(cfg.folds)) if fold is None else [fold]
     total = 0.0
-    for k in tqdm(folds, desc='folds', leave=False, disable=None if len(folds) > 1 else True):
+    for k in progress(folds, 'folds', 'fold', quiet=len(folds) == 1):
         total = total + photo_probs(load_run(cfg, k, device), image, device, tta)
     ids = total.argmax(0).to(torch.uint8).cpu().numpy()
     out = out or cfg.output_dir / cfg.name / f'{image_path.stem}_overlay.png'

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from coco import Photo, board_truth, draw_mask
 from config import BadInput
 from files import map_array
 from submission import SIDE, SubmissionReader
+from terminal import progress
 
 PARTS = 5  # of the photos out of fold, for choosing weights on the others, where they are of one fold
 
@@ -131,7 +131,7 @@ def read_samples(
         if len(set(parts.values())) < 2:
             parts = {image_id: place * PARTS // len(parts) for place, image_id in enumerate(parts)}
         numbers = {part: number for number, part in enumerate(sorted(set(parts.values())))}
-        for image_id, part in tqdm(parts.items(), desc='count', unit='photo', leave=False, disable=None):
+        for image_id, part in progress(parts.items(), 'count', 'photo'):
             own = [images[image_id][0] for images in found]
             preds = np.stack([reader.read(image_id) for reader in own])
             truth = board_truth(draw_mask(photos[image_id]))

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from config import DONE, ArgumentParser, BadInput, add_config_arguments, run_script
 from intervals import Interval, cross_fit, interval, paired_interval
@@ -27,6 +26,7 @@ from members import member_of, read_samples
 from metrics import confusion_matrix, image_counts
 from recipe import training_photos
 from submission import PIXELS, SubmissionReader, SubmissionWriter, classes_and_data
+from terminal import progress
 
 SIZES = (0, 8, 16, 32, 64, 128, 256, 512)  # that are tried; 0 leaves everything
 
@@ -100,7 +100,7 @@ def apply(csv: Path, out: Path, islands: int, holes: int, num_classes: int) -> N
         raise BadInput(f'{out}: is the CSV that is read; give --out another name')
     changed = 0
     with SubmissionReader(csv, num_classes) as reader, SubmissionWriter(out) as writer:
-        for image_id in tqdm(reader.image_ids, desc='clean', unit='image', leave=False, disable=None):
+        for image_id in progress(reader.image_ids, 'clean', 'image'):
             mask = reader.read(image_id)
             cleaned = find_pieces(mask).cleaned(islands, holes)
             changed += np.count_nonzero(cleaned != mask)

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 import ttach
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from config import Config
 from dataset import Cache, WholePhotos, make_loader, normalize
@@ -22,6 +21,7 @@ from layers import resize
 from metrics import confusion_matrix, image_counts
 from models import SegModel
 from submission import SIDE, board_ids, board_probs
+from terminal import progress
 from utils import Ranks
 
 STRIDE = 32  # views have sides that are multiples of it
@@ -182,7 +182,7 @@ def predict_rows(
     size = cache.photos.shape[1:3]
     loader = make_eval_loader(cache, rows, cfg)
     model.eval()
-    for images, batch in tqdm(loader, desc=desc, unit='batch', leave=False, disable=None if desc else True):
+    for images, batch in progress(loader, desc or '', 'batch', quiet=desc is None):
         with torch.inference_mode():  # not around the yield: it would reach into the caller
             probs = predict_probs(model, images, cfg, device, size, tta, cfg.downsample)
         yield batch.tolist(), probs
@@ -201,9 +201,9 @@ def evaluate(
     """
     counts = np.zeros((len(rows), 3, len(cfg.classes)), np.int64)
     places = {int(row): place for place, row in enumerate(rows)}
-    for batch, probs in predict_rows(
-        model, cache, rows[ranks.rank :: ranks.world], cfg, ranks.device, tta, desc='valid'
-    ):
+    desc = 'valid' if ranks.is_main else None
+    share = rows[ranks.rank :: ranks.world]
+    for batch, probs in predict_rows(model, cache, share, cfg, ranks.device, tta, desc):
         pred = board_ids(probs, cfg.downsample)
         for row, ids in zip(batch, pred.to(torch.uint8).cpu().numpy(), strict=True):
             confusion = confusion_matrix(cache.truth(row), ids, len(cfg.classes))

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import yaml
 from PIL import Image
-from tqdm import tqdm
 
 from coco import CocoSet, Photo, draw_mask, read_coco, read_photo
 from config import CLASSES, ArgumentParser, BadInput, add_config_arguments, load_config, run_script
@@ -30,6 +29,7 @@ from files import make_folder
 from formats import import_masks, import_yolo
 from submission import classes_and_data
 from taco import make_taco
+from terminal import progress
 
 
 def check(classes: tuple[str, ...], data: Path) -> None:
@@ -75,16 +75,7 @@ def decode_all(coco: CocoSet) -> list[np.ndarray]:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = pool.map(look, coco.photos)
-        thumbs = list(
-            tqdm(
-                jobs,
-                total=len(coco.photos),
-                desc=f'check {coco.split}',
-                unit='photo',
-                leave=False,
-                disable=None,
-            )
-        )
+        thumbs = list(progress(jobs, f'check {coco.split}', 'photo', len(coco.photos)))
     if faults:
         more = (
             f' (and {len(faults) - 1} more photos like it, of {len(coco.photos)})' if len(faults) > 1 else ''
@@ -111,7 +102,7 @@ def write_masks(classes: tuple[str, ...], data: Path, out: Path) -> None:
     """The masks of a data set's training photos, at their own size, as PNG ids: out/<file_name>.png."""
     coco = read_coco(data, 'train', classes)
     make_folder(out)
-    for photo in tqdm(coco.photos, desc='masks', unit='mask', disable=None):
+    for photo in progress(coco.photos, 'masks', 'mask'):
         path = out / f'{photo.file_name}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw_mask(photo)).save(path, compress_level=1)
@@ -212,7 +203,9 @@ def command(argv: list[str] | None = None) -> None:
     )
     sub.add_argument('--annotations', type=Path, required=True, help="TACO's annotations.json")
     sub.add_argument('--out', type=Path, required=True, help='data root to make, or to go on with')
-    sub.add_argument('--photos', type=Path, help='folder of the original photos, instead of downloading them')
+    sub.add_argument(
+        '--photos', type=Path, help='folder of the original photos; by default they are downloaded'
+    )
     sub.add_argument('--workers', type=at_least(1), default=8, help='downloads at a time; default 8')
     sub.add_argument('--retries', type=at_least(0), default=5, help='of a photo; default 5')
     sub.add_argument('--overwrite', action='store_true', help='where it has another train_all.json already')
@@ -227,7 +220,9 @@ def command(argv: list[str] | None = None) -> None:
     sub = add('from-masks', 'photos and PNG masks of ids as a data root', from_masks)
     sub.add_argument('--photos', type=Path, required=True, help='folder of the training photos')
     sub.add_argument('--masks', type=Path, required=True, help='folder of <photo>.png: ids, 255 ignored')
-    sub.add_argument('--test', type=Path, help='folder of photos without masks, for test.json')
+    sub.add_argument(
+        '--test', type=Path, help='folder of photos without masks, for test.json; by default none'
+    )
     sub.add_argument('--out', type=Path, required=True, help='data root to make')
     sub.add_argument('--overwrite', action='store_true', help='where it has a train_all.json already')
     add_config_arguments(sub, required=False)

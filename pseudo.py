@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from tqdm import tqdm
 
 import train
 from calibration import read_temperature, tempered
@@ -28,6 +27,7 @@ from files import map_array, write_text
 from infer import load_run
 from metrics import IGNORED
 from predict import make_eval_loader, predict_probs
+from terminal import progress
 from trainer import PseudoRows
 from utils import check_run, load_checkpoint, start_log, start_ranks
 
@@ -156,9 +156,7 @@ def predict_labels(
     """Fills masks (n, S, S) with the likeliest class, sure with 255 times its probability, rounded down."""
     models = [load_run(teacher, k, device) for teacher, k in runs]
     loaders = [make_eval_loader(cache, np.arange(len(cache)), run.cfg) for run in models]
-    for batches in tqdm(
-        zip(*loaders, strict=True), total=len(loaders[0]), desc='pseudo-labels', unit='batch', disable=None
-    ):
+    for batches in progress(zip(*loaders, strict=True), 'pseudo-labels', 'batch', len(loaders[0])):
         with torch.inference_mode():
             probs = sum(
                 tempered(predict_probs(run.model, images, run.cfg, device, masks.shape[1:]), temperature, 1)

@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 import yaml
-from tqdm import tqdm
 
 from calibration import Calibration, calibrate, write_calibration
 from coco import Photo, board_truth, draw_mask, read_coco
@@ -24,6 +23,7 @@ from metrics import confusion_matrix, image_counts
 from search import SearchResult, count_votes, format_search, member_table, search_weights, vote
 from soft import SoftResult, mean_probs, search_soft
 from submission import SubmissionReader, require_same_images
+from terminal import progress
 
 Rule = Literal['hard vote', 'soft vote']
 
@@ -195,7 +195,7 @@ def compare(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> str:
         first, second = (stack.enter_context(SubmissionReader(path, len(classes))) for path in csvs)
         require_same_images(first.image_ids, csvs[0], second)
         counts = np.zeros((2, len(first.image_ids), 3, len(classes)), np.int64)
-        for n, image_id in enumerate(tqdm(first.image_ids, desc='compare', leave=False, disable=None)):
+        for n, image_id in enumerate(progress(first.image_ids, 'compare', 'image')):
             if image_id not in photos:
                 raise BadInput(f'{csvs[0]}: image {image_id!r} is none of the training photos of {data}')
             truth = board_truth(draw_mask(photos[image_id]))

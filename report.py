@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from coco import CocoSet, Photo, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, dump_config, make_config, one_line, read_yaml
@@ -23,6 +22,7 @@ from files import write_text
 from intervals import DRAWS, LEVEL, interval
 from metrics import class_iou, confusion_matrix, image_counts, mean_iou, pixel_accuracy
 from submission import SubmissionReader
+from terminal import progress
 
 SHOWN = 8  # photos in worst.png and in best.png
 PICTURES = {
@@ -136,8 +136,7 @@ def oof_photos(run: FoldRun, photos: dict[str, Photo], num_classes: int) -> Iter
     """The photos of a fold's oof.csv, which are taken out of `photos`. Raises BadInput."""
     path = run.folder / 'oof.csv'
     with SubmissionReader(path, num_classes) as reader:
-        bar = tqdm(reader.image_ids, desc=f'fold {run.number}', unit='photo', leave=False, disable=None)
-        for row, image_id in enumerate(bar):
+        for row, image_id in enumerate(progress(reader.image_ids, f'fold {run.number}', 'photo')):
             photo = photos.pop(image_id, None)
             if photo is None:
                 raise BadInput(

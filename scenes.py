@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from pycocotools import mask as rle_codec
-from tqdm import tqdm
 
 from config import CLASSES
 from kinds import KINDS
 from shapes import Cutout
+from terminal import progress
 from textures import GROUNDS, Array, Rng, grain, grid, hsv, noise
 
 SIDE = 512  # pixels, of a photo
@@ -69,7 +69,7 @@ def make_demo_set(out: Path, train: int = 120, test: int = 40, seed: int = 0) ->
     # not a Pool, which replaces processes that cannot start, for ever
     with ProcessPoolExecutor(min(PROCESSES, max(len(jobs), 1)), get_context('spawn')) as pool:
         drawn = pool.map(partial(write_scene, out, seed), jobs, chunksize=4)
-        scenes = list(tqdm(drawn, total=len(jobs), desc='demo set', unit='photo', disable=None))
+        scenes = list(progress(drawn, 'demo set', 'photo', len(jobs)))
     files = (('train', 'train_all', False), ('test', 'test_labels', False), ('test', 'test', True))
     for split, name, hidden in files:
         images, annotations = [], []

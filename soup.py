@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
-from tqdm import tqdm
 
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
 from dataset import (
@@ -32,6 +31,7 @@ from dataset import (
 from intervals import interval, paired_interval, verdict
 from models import SegModel
 from predict import autocast, evaluate
+from terminal import progress
 from utils import (
     Ranks,
     check_run,
@@ -127,7 +127,7 @@ def renew_norms(model: SegModel, cfg: Config, cache: Cache, rows: np.ndarray, ra
     batches = EpochBatches(cfg.batch_size, cfg.seed)
     batches.positions = range(len(rows))
     loader = make_loader(TrainingSet(cfg, cache, rows, fill), cfg.workers, batch_sampler=batches)
-    bar = tqdm(loader, desc='norms', unit='batch', leave=False, disable=None)
+    bar = progress(loader, 'norms', 'batch')
     with autocast(cfg, ranks.device):
         update_bn((normalize(images.to(ranks.device), model.mean, model.std) for images, *_ in bar), model)
 

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import urllib3
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from coco import inside, load_json, read_coco, read_rgb
 from config import CLASSES, BadInput, CheckFailed, one_line
 from dataset import resize_image
 from files import make_folder, write_text, write_whole
 from formats import TURNED, opened, orientation
+from terminal import progress
 
 TABLE = Path(__file__).with_name('taco.csv')  # category,class: read it, change it
 SIDE = 512
@@ -207,7 +207,7 @@ def get_photos(
     pool = ThreadPoolExecutor(workers)
     try:
         jobs = {pool.submit(get, record): record for record in records}
-        for job in tqdm(as_completed(jobs), total=len(jobs), desc='photos', unit='photo', disable=None):
+        for job in progress(as_completed(jobs), 'photos', 'photo', len(jobs)):
             record = jobs[job]
             try:
                 job.result()

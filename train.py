@@ -29,6 +29,7 @@ from models import SegModel
 from predict import evaluate
 from provenance import write_provenance
 from signals import stop_requests
+from terminal import gpu_memory
 from trainer import PseudoRows, Trainer
 from utils import (
     append_metrics,
@@ -112,9 +113,10 @@ def main(
 
         before = None  # what was counted an epoch ago
         board = SummaryWriter(str(folder / 'tensorboard'), purge_step=trainer.epoch) if folder else None
+        bar = stack.enter_context(trainer.bar())
         for epoch in range(trainer.epoch, cfg.epochs):
             started = time.monotonic()
-            loss = trainer.train_epoch(epoch)
+            loss = trainer.train_epoch(epoch, bar)
             ranks.share(trainer.averaged)
             counts = validate(trainer.averaged)
             trainer.score = score_of(counts)
@@ -122,7 +124,10 @@ def main(
                 check_epoch(counts, before, cfg)
                 before = counts
             if ranks.is_main:
-                report_epoch(folder, board, cfg, epoch, trainer, loss, counts, time.monotonic() - started)
+                seconds = time.monotonic() - started
+                log.info(epoch_line(cfg, trainer, loss, counts, seconds, bar.left()))
+                report_epoch(folder, board, cfg, epoch, trainer, loss, counts)
+                bar.show(mIoU=f'{trainer.score:.3f}')
                 trainer.keep_best(trainer.averaged, trainer.score)
             if trainer.swa is not None and epoch == cfg.epochs - 1:
                 trainer.finish_swa()
@@ -139,7 +144,7 @@ def main(
             board.close()
     if ranks.is_main and len(valid_rows):
         log.info(
-            f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch}; wrote '
+            f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch + 1}; wrote '
             f'{cfg.run_dir(fold) / "best.pt"}'
         )
         log.info(f'next: python infer.py --cfg {folder / "config.yaml"} --fold {fold} --split oof')
@@ -161,6 +166,22 @@ def first_line(cfg: Config, fold: int, present: list[set[int]], valid: int) -> s
     return f'fold {fold}: {len(present)} train, {valid} valid, classes {", ".join(counts)}'
 
 
+def epoch_line(
+    cfg: Config, trainer: Trainer, loss: float, counts: np.ndarray | None, seconds: float, left: str
+) -> str:
+    """What an epoch came to, always in this order; counts (n, 3, K) of the photos that were validated."""
+    lr = max(group['lr'] for group in trainer.optimizer.param_groups)
+    score = '-' if counts is None else interval(counts)
+    parts = [
+        f'epoch {trainer.epoch:>{len(str(cfg.epochs))}}/{cfg.epochs}',
+        f'loss {loss:.4f}',
+        f'mIoU {score}',
+    ]
+    parts += [f'lr {lr:.2e}', f'{seconds:.0f} s', left, gpu_memory()]
+    parts += ['best'] if counts is not None and not trainer.score <= trainer.best else []
+    return '  '.join(part for part in parts if part)
+
+
 def report_epoch(
     folder: Path,
     board: SummaryWriter,
@@ -169,15 +190,13 @@ def report_epoch(
     trainer: Trainer,
     loss: float,
     counts: np.ndarray | None,
-    seconds: float,
 ) -> None:
-    """One line in the log, one row in metrics.csv, the curves in TensorBoard; counts (n, 3, K) of the photos
+    """One row in metrics.csv, the curves in TensorBoard; counts (n, 3, K) of the photos
     that were validated.
     """
     lr = max(group['lr'] for group in trainer.optimizer.param_groups)
     row = {'epoch': epoch, 'step': trainer.step, 'lr': f'{lr:.3e}', 'loss': f'{loss:.6f}', 'miou': ''}
     row |= {'miou_low': '', 'miou_high': ''}
-    line = f'epoch {epoch + 1}/{cfg.epochs}  loss {loss:.4f}  lr {lr:.2e}'
     board.add_scalar('loss', loss, epoch)
     board.add_scalar('lr', lr, epoch)
     if counts is not None:
@@ -187,12 +206,10 @@ def report_epoch(
         values = iou_of_counts(*counts.sum(0))
         iou = {f'iou_{name}': value for name, value in zip(cfg.classes, values, strict=True)}
         row |= {key: '' if math.isnan(value) else f'{value:.6f}' for key, value in iou.items()}
-        line += f'  mIoU {score}'
         board.add_scalar('miou', score.value, epoch)
         for key, value in iou.items():
             board.add_scalar(key, value, epoch)
     append_metrics(folder / 'metrics.csv', row)
-    log.info(f'{line}  {seconds:.0f} s')
 
 
 def command(argv: list[str] | None = None) -> None:

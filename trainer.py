@@ -1,7 +1,8 @@
 """The model in training: its optimizer, averages, position, and the checkpoints that bring all of them back.
 
     trainer = Trainer(cfg, fold, held_out, model, ranks, cache, rows, pseudo, stop)
-    loss = trainer.train_epoch(epoch)
+    with trainer.bar() as bar:
+        loss = trainer.train_epoch(epoch, bar)
 
 Resumed from last.pt, a run goes on to the bit: the weights and everything that changes them are in it, the
 state of every rank's random numbers and the place in the epoch as well.
@@ -21,7 +22,6 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, update_bn
-from tqdm import tqdm
 
 from config import BadInput, CheckFailed, Config, Interrupted
 from dataset import Cache, EpochBatches, TrainingSet, make_loader, normalize, steps_per_epoch
@@ -29,6 +29,7 @@ from losses import segmentation_loss
 from models import SegModel, parameter_groups
 from predict import amp_dtype, autocast
 from signals import StopRequest
+from terminal import Bar
 from utils import Ranks, load_checkpoint, load_model_state, log, save_checkpoint
 
 
@@ -108,12 +109,20 @@ class Trainer:
             return range(self.clean_size)
         return range(self.clean_size if self.pseudo.schedule == 'pretrain' else 0, len(self.samples))
 
+    def batches_in(self, epochs: range) -> list[int]:
+        """Batches of each of those epochs."""
+        return [steps_per_epoch(len(self.positions_in(epoch)), self.cfg.batch_size) for epoch in epochs]
+
     def updates_in(self, epochs: range) -> int:
         """Steps of the optimizer in those epochs."""
-        batches = [steps_per_epoch(len(self.positions_in(epoch)), self.cfg.batch_size) for epoch in epochs]
-        return sum(math.ceil(number / self.cfg.accumulate) for number in batches)
+        return sum(math.ceil(number / self.cfg.accumulate) for number in self.batches_in(epochs))
 
-    def train_epoch(self, epoch: int) -> float:
+    def bar(self) -> Bar:
+        """The progress of all epochs, from where the run is."""
+        total, done = (sum(self.batches_in(range(n))) for n in (self.cfg.epochs, self.epoch))
+        return Bar('train', 'batch', total, done + self.batch, quiet=not self.ranks.is_main)
+
+    def train_epoch(self, epoch: int, bar: Bar) -> float:
         """One pass, or what is left of it; the mean loss. Raises CheckFailed, and Interrupted after a
         checkpoint.
         """
@@ -121,19 +130,13 @@ class Trainer:
         positions = self.positions_in(epoch)
         if self.pseudo and (epoch == 0 or positions != self.positions_in(epoch - 1)):
             pseudo_labelled = max(0, positions.stop - self.clean_size)
-            log.info(f'epoch {epoch}: training on {len(positions)} photos, {pseudo_labelled} pseudo-labelled')
+            log.info(
+                f'epoch {epoch + 1}: training on {len(positions)} photos, {pseudo_labelled} pseudo-labelled'
+            )
         self.batches.epoch, self.batches.positions, self.batches.start = epoch, positions, self.batch
         self.model.train()
-        bar = tqdm(
-            self.loader,
-            desc=f'epoch {epoch}',
-            unit='batch',
-            initial=self.batch,
-            total=len(self.batches),
-            leave=False,
-            disable=None if self.ranks.is_main else True,
-        )
-        for number, (images, masks, places) in enumerate(bar, start=self.batch):
+        bar.desc = f'epoch {epoch + 1}/{cfg.epochs}'
+        for number, (images, masks, places) in enumerate(self.loader, start=self.batch):
             group_size = min(cfg.accumulate, len(self.batches) - number // cfg.accumulate * cfg.accumulate)
             with autocast(cfg, device):
                 outputs = self.forward(self.prepared(images))
@@ -149,16 +152,16 @@ class Trainer:
             if not math.isfinite(value):
                 names = ', '.join(self.samples.name(position) for position in places.tolist())
                 raise CheckFailed(
-                    f'loss is {value} in epoch {epoch}, step {number}, on {names}; try a lower lr, '
+                    f'loss is {value} in epoch {epoch + 1}, batch {number + 1}, on {names}; try a lower lr, '
                     'clip_norm=1 or amp=off'
                 )
             self.scaler.scale(loss / group_size).backward()
             self.total += value
-            bar.set_postfix(loss=f'{value:.3f}')
             if (number + 1) % cfg.accumulate == 0 or number + 1 == len(self.batches):
                 self.update()
                 self.batch = number + 1
                 self.save_or_stop()
+            bar.step(loss=f'{self.total / (number + 1):.3f}')
         self.epoch = epoch + 1
         if epoch >= cfg.epochs - self.swa_epochs:
             self.swa.update_parameters(self.model)

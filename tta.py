@@ -18,7 +18,6 @@ from itertools import chain, combinations, product
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
 from dataset import held_out_hash, normalize, open_cache, read_folds, split_fold
@@ -28,6 +27,7 @@ from members import PARTS
 from metrics import confusion_matrix, image_counts, miou_of_counts
 from predict import make_eval_loader, make_views, view_probs
 from submission import shrink_ids
+from terminal import progress
 from utils import start_log, start_ranks
 
 SHOWN = 8  # sets in the table
@@ -116,7 +116,7 @@ def count(
             raise BadInput(f'{cfg.run_dir(k) / "best.pt"}: has seen labels of fold {k} as it is now')
         batch_size = max(1, 4 * run.cfg.infer_batch_size // len(views))  # what is kept is a quarter of a view
         loader = make_eval_loader(cache, rows, run.cfg.model_copy(update={'infer_batch_size': batch_size}))
-        for images, batch in tqdm(loader, desc=f'views, fold {k}', unit='batch', leave=False, disable=None):
+        for images, batch in progress(loader, f'views, fold {k}', 'batch'):
             probs = predict_views(run, images, views, size, device, seconds)
             for place, row in enumerate(batch.tolist()):
                 truth = cache.truth(row)

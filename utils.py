@@ -23,6 +23,7 @@ import torch.distributed as dist
 from config import BadInput, Config, dump_config, make_config, read_yaml
 from files import make_folder, write_text, write_whole
 from tensors import read_tensors
+from terminal import say
 
 log = logging.getLogger('trash')
 T = TypeVar('T')
@@ -258,13 +259,23 @@ def start_log(folder: Path | None, quiet: bool = False) -> None:
         log.removeHandler(handler)
     log.propagate = False
     log.setLevel(logging.ERROR if quiet else logging.INFO)
-    console = logging.StreamHandler(sys.stdout)
+    console = Console(sys.stdout)
     console.setFormatter(logging.Formatter('%(message)s'))
     log.addHandler(console)
     if folder is not None:
         file = logging.FileHandler(folder / 'log.txt', encoding='utf-8')
         file.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         log.addHandler(file)
+
+
+class Console(logging.StreamHandler):
+    """Log lines for a person: above a bar, in colours on a terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            say(self.format(record), self.stream)
+        except OSError:  # nobody reads any more: what is done here goes on
+            self.handleError(record)
 
 
 def append_metrics(path: Path, row: dict[str, Any]) -> None:

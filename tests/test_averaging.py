@@ -46,8 +46,8 @@ def test_pretraining_is_on_pseudo_labels_alone_and_then_on_clean_ones(tiny):
     cfg = tiny.model_copy(update={'epochs': 4, 'batch_size': 2})
     train.main(cfg, -1, pseudo=rows)
     log = (cfg.run_dir(-1) / 'log.txt').read_text()
-    assert 'epoch 0: training on 6 photos, 6 pseudo-labelled' in log
-    assert 'epoch 2: training on 24 photos, 0 pseudo-labelled' in log
+    assert 'epoch 1: training on 6 photos, 6 pseudo-labelled' in log
+    assert 'epoch 3: training on 24 photos, 0 pseudo-labelled' in log
     lines = (cfg.run_dir(-1) / 'metrics.csv').read_text().splitlines()[1:]
     rates = [float(line.split(',')[2]) for line in lines]
     assert rates[1] < rates[2] > rates[3]  # the schedule begins again with the clean labels

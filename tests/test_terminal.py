@@ -2,13 +2,18 @@
 
 import argparse
 import importlib
+import io
 import re
 import sys
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 import config
+import terminal
+import train
+from terminal import Bar, progress
 
 ROOT = Path(config.__file__).parent
 # each script, and the function that run_script is given
@@ -73,3 +78,69 @@ def test_help_names_the_default_that_is_used():
     shown = ' '.join(parser.format_help().split())
     for text in ('of a thing; default 7', 'to try; default h v', 'of them; default off', 'of it; required'):
         assert text in shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def no_bar(monkeypatch):
+    monkeypatch.setattr(Bar, 'outer', None)
+    monkeypatch.delenv('NO_COLOR', raising=False)
+    monkeypatch.setenv('TERM', 'xterm')
+
+
+def two_epochs():
+    with Bar('train', 'batch', total=4) as bar:
+        for epoch in range(2):
+            bar.desc = f'epoch {epoch + 1}/2'
+            for _ in range(2):
+                bar.step(loss='0.512')
+            assert list(progress(range(3), 'valid', 'batch')) == [0, 1, 2]
+            bar.show(mIoU='0.250')
+    assert Bar.outer is None
+
+
+@pytest.mark.parametrize('every', [60, 0])
+def test_progress_in_a_log_is_lines_and_few(every, no_bar, monkeypatch, capsys):
+    monkeypatch.setattr(terminal, 'EVERY', every)
+    two_epochs()
+    out, shown = capsys.readouterr()
+    assert out == '' and '\r' not in shown and '\033' not in shown
+    lines = shown.splitlines()
+    assert len(lines) == (0 if every else 10)
+    if lines:
+        assert re.fullmatch(r'epoch 1/2 50%, 2/4, \d\d:\d\d left, .+ batch/s, loss 0.512', lines[1])
+        assert lines[4].startswith('epoch 1/2, valid 3/3 50%') and lines[-1].endswith('mIoU 0.250')
+
+
+def test_progress_on_a_terminal_is_one_bar(no_bar, monkeypatch):
+    monkeypatch.setattr(sys, 'stderr', Terminal())
+    monkeypatch.setattr(tqdm, 'monitor_interval', 0)
+    two_epochs()
+    shown = sys.stderr.getvalue()
+    assert 'epoch 1/2' in shown or 'train' in shown
+    assert '\n' not in shown, 'a bar stays on its line'
+
+
+@pytest.mark.parametrize(
+    'stream, no_color, coloured',
+    [(Terminal(), '', True), (Terminal(), '1', False), (io.StringIO(), '', False)],
+)
+def test_colours_on_a_terminal_alone(stream, no_color, coloured, no_bar, monkeypatch):
+    monkeypatch.setenv('NO_COLOR', no_color)
+    terminal.say('train.py: error: bad\nnext: python infer.py', stream)
+    plain = re.sub(r'\033\[\d+m', '', stream.getvalue())
+    assert plain == 'train.py: error: bad\nnext: python infer.py\n'
+    assert ('\033[31merror:\033[0m' in stream.getvalue()) == coloured
+
+
+def test_epochs_are_lines_of_one_order(tiny, capsys):
+    train.main(tiny.model_copy(update={'epochs': 2}), 0)
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith('epoch ')]
+    order = r'epoch \d/2  loss [\d.]+  mIoU [\d.]+ \[.+\]  lr \S+  \d+ s  [\d:]+ left(  best)?'
+    assert len(lines) == 2 and all(re.fullmatch(order, line) for line in lines), lines
+    assert f'next: python infer.py --cfg {tiny.run_dir(0) / "config.yaml"}' in out

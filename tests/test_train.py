@@ -165,8 +165,8 @@ def test_pseudo_labels_full_and_half(learned):
     masks = np.load(run / 'pseudo_masks.npy')
     assert masks.shape == (6, 256, 256) and 0 < (masks == IGNORED).mean() < 0.9
     log = (run / 'log.txt').read_text()
-    assert 'epoch 0: training on 18 photos, 6 pseudo-labelled' in log
-    assert 'epoch 2: training on 12 photos, 0 pseudo-labelled' in log
+    assert 'epoch 1: training on 18 photos, 6 pseudo-labelled' in log
+    assert 'epoch 3: training on 12 photos, 0 pseudo-labelled' in log
     pseudo.main(
         student.model_copy(update={'epochs': 1}), 0, ['student-pseudo', 'small'], 'full', round_number=2
     )
@@ -410,7 +410,8 @@ def test_accumulation_equals_the_larger_batch(tiny):
             StopRequest(),
             None,
         )
-        trainer.train_epoch(0)
+        with trainer.bar() as bar:
+            trainer.train_epoch(0, bar)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.allclose(*weights, atol=1e-5)
 
