@@ -37,6 +37,12 @@ def interval(counts: np.ndarray) -> Interval:
     return _interval(miou_of_counts(counts.sum(0)), miou_of_counts(draw(counts)))
 
 
+def by_class(counts: np.ndarray) -> list[Interval]:
+    """The IoU of each class of (n, 3, K) counts; nan for a class that is nowhere."""
+    draws = _iou(draw(counts))
+    return [_interval(value, own) for value, own in zip(_iou(counts.sum(0)), draws.T, strict=True)]
+
+
 def paired_interval(ours: np.ndarray, theirs: np.ndarray) -> Interval:
     """By how much the mIoU of (n, 3, K) counts is above that of others, on the same draws of the images."""
     draws = miou_of_counts(draw(ours)) - miou_of_counts(draw(theirs))

@@ -1,6 +1,7 @@
-"""The report of a run: scores out of fold, worst and best photos, confusion, curves; HTML and PNG.
+"""The report of a run as one HTML file that can be mailed: scores out of fold with intervals, curves,
+confusion, the best and the worst photos, a gallery of each class, what the ensemble did.
 
-    python viz.py report --name convnext
+    python viz.py report --name convnext        # output/convnext/report.html
 
 Of the folds that have an oof.csv. A photo's score is its mean IoU over the classes in truth or prediction.
 """
@@ -8,35 +9,34 @@ Of the folds that have an oof.csv. A photo's score is its mean IoU over the clas
 import base64
 import csv
 import html
+import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from coco import CocoSet, Photo, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, dump_config, make_config, one_line, read_yaml
-from drawing import compare, draw_confusion, draw_curves, sheet, write_png
+from drawing import compare, draw_confusion, draw_curves, sheet
+from ensembled import score_ensemble
 from files import write_text
-from intervals import DRAWS, LEVEL, interval
-from metrics import class_iou, confusion_matrix, image_counts, mean_iou, pixel_accuracy
+from intervals import DRAWS, LEVEL, by_class, interval
+from metrics import class_iou, confusion_matrix, image_counts, iou_of_counts, mean_iou, pixel_accuracy
 from submission import SubmissionReader
 from terminal import progress
 
-SHOWN = 8  # photos in worst.png and in best.png
-PICTURES = {
-    'curves.png': 'Curves',
-    'confusion.png': 'Confusion',
-    'worst.png': 'The worst photos',
-    'best.png': 'The best photos',
-}
+SHOWN = 8  # photos among the worst, and among the best
+GALLERY = 4  # photos of a class: half of them the worst, half the best
+LEAST = 256  # pixels of a class in the truth of a photo of its gallery
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1640px; margin: 2em auto; padding: 0 1em; }
 img { max-width: 100%; }
 h1, h2 { font-weight: 600; }
 pre { background: #f4f4f4; padding: 1em; overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin-bottom: 1em; font-variant-numeric: tabular-nums; }
 td, th { padding: .25em .9em; text-align: right; border-bottom: 1px solid #e4e4e4; }
 td:first-child, th:first-child { text-align: left; }
 tr.total td { font-weight: 600; border-top: 2px solid #1c1c1c; }
@@ -64,27 +64,32 @@ class Scored:
 
 
 def main(name: str, output: Path, data: Path | None = None) -> Path:
-    """Writes output/<name>/report/ and returns its index.html. Raises BadInput."""
+    """Writes output/<name>/report.html and returns it. Raises BadInput."""
     runs = read_runs(output / name)
     cfg = runs[0].cfg
-    coco = read_coco(data or cfg.data_root, 'train', cfg.classes)
+    data = data or cfg.data_root
+    coco = read_coco(data, 'train', cfg.classes)
     scored, confusions = score_photos(runs, coco, len(cfg.classes))
-    total = sum(confusions.values())
     ranked = sorted(scored, key=lambda one: (one.score, one.photo.file_name))
     number = min(SHOWN, (len(ranked) + 1) // 2)  # no photo is among the worst and among the best
-    pictures = {
-        'curves.png': draw_curves({'loss': curve(runs, 'loss'), 'mIoU': curve(runs, 'miou')}),
-        'confusion.png': draw_confusion(total, cfg.classes),
-        'worst.png': draw_photos(ranked[:number], runs, coco, cfg.classes),
-        'best.png': draw_photos(ranked[::-1][:number], runs, coco, cfg.classes),
-    }
-    folder = output / name / 'report'
-    for file_name, picture in pictures.items():
-        write_png(folder / file_name, picture, step=8)
-    write_html(folder, name, runs, scored, confusions, coco)
+    parts = [f'<h2>IoU out of fold</h2><p>mIoU {score_text(scored)}</p>']
+    parts.append(score_table(scored, confusions, cfg.classes, coco))
+    curves = draw_curves({'loss': curve(runs, 'loss'), 'mIoU': curve(runs, 'miou')})
+    parts.append(html_picture('Curves', curves))
+    parts.append(html_picture('Confusion', draw_confusion(sum(confusions.values()), cfg.classes)))
+    for title, chosen in (('worst', ranked[:number]), ('best', ranked[::-1][:number])):
+        if chosen:
+            picture = draw_photos(chosen, runs, coco, cfg.classes)
+            parts.append(html_picture(f'The {title} photos', picture, photos=True))
+    parts += ensemble_parts(output / 'ensemble.yaml', data, cfg.classes)
+    parts += gallery_parts(scored, runs, coco, cfg.classes)
+    config = html.escape(dump_config(cfg))
+    parts.append(f'<h2>Config</h2><details><summary>every key</summary><pre>{config}</pre></details>')
+    path = output / name / 'report.html'
+    write_page(path, name, parts)
     print(f'{name}: out of fold, {len(runs)} folds: mIoU {score_text(scored)}')
-    print(f'wrote {folder / "index.html"}, {", ".join(pictures)}')
-    return folder / 'index.html'
+    print(f'wrote {path}, {path.stat().st_size / 1e6:.1f} MB: one file that can be mailed')
+    return path
 
 
 def read_runs(folder: Path) -> list[FoldRun]:
@@ -165,16 +170,19 @@ def score_photos(
 
 
 def draw_photos(
-    chosen: list[Scored], runs: list[FoldRun], coco: CocoSet, classes: tuple[str, ...]
+    chosen: list[Scored], runs: list[FoldRun], coco: CocoSet, classes: tuple[str, ...], k: int | None = None
 ) -> np.ndarray:
-    """A sheet of photo, truth and prediction."""
+    """A sheet of photo, truth and prediction; with the IoU of class k, or mIoU where it is None."""
     folders = {run.number: run.folder for run in runs}
     rows = []
     for one in chosen:
         with SubmissionReader(folders[one.fold] / 'oof.csv', len(classes)) as reader:
             pred = reader.read(one.photo.file_name)
         truth = board_truth(draw_mask(one.photo))
-        rows.append(compare(one.photo.file_name, read_photo(coco, one.photo), truth, pred))
+        row = compare(one.photo.file_name, read_photo(coco, one.photo), truth, pred)
+        if k is not None:
+            row = replace(row, note=f'IoU {iou_of_counts(*one.counts)[k]:.2f}')
+        rows.append(row)
     return sheet(rows, ['photo', 'truth', 'prediction'], classes)
 
 
@@ -186,21 +194,41 @@ def curve(runs: list[FoldRun], key: str) -> dict[str, list[tuple[float, float]]]
     }
 
 
-def write_html(
-    folder: Path,
-    name: str,
-    runs: list[FoldRun],
-    scored: list[Scored],
-    confusions: dict[int, np.ndarray],
-    coco: CocoSet,
-) -> None:
-    """index.html, with the pictures in it, so that it can be mailed. Raises BadInput."""
-    parts = [f'<h2>IoU out of fold</h2><p>mIoU {score_text(scored)}</p>']
-    parts.append(score_table(confusions, runs[0].cfg.classes, coco))
-    parts += [html_picture(title, folder / file_name) for file_name, title in PICTURES.items()]
-    config = html.escape(dump_config(runs[0].cfg))
-    parts.append(f'<details><summary>Config</summary><pre>{config}</pre></details>')
-    write_page(folder / 'index.html', name, parts)
+def gallery_parts(
+    scored: list[Scored], runs: list[FoldRun], coco: CocoSet, classes: tuple[str, ...]
+) -> list[str]:
+    """Of each class but the background a sheet of photos that have it, of the lowest and the highest IoU."""
+    parts = []
+    for k, name in enumerate(classes[1:], start=1):
+        own = [one for one in scored if one.counts[2, k] >= LEAST]
+        own.sort(key=lambda one: (iou_of_counts(*one.counts)[k], one.photo.file_name))
+        chosen = own if len(own) <= GALLERY else own[: GALLERY // 2] + own[-(GALLERY // 2) :]
+        if chosen:
+            picture = draw_photos(chosen, runs, coco, classes, k)
+            shown_of = f'{name}: {len(chosen)} of {len(own)} photos, from the lowest IoU to the highest'
+            parts.append(html_picture(shown_of, picture, photos=True))
+    return parts
+
+
+def ensemble_parts(path: Path, data: Path, classes: tuple[str, ...]) -> list[str]:
+    """What the ensemble of ensemble.yaml did, or why that cannot be said; nothing where there is none."""
+    if not path.exists():
+        return []
+    title = '<h2>What the ensemble did</h2>'
+    try:
+        found = score_ensemble(path, data, classes)
+    except BadInput as error:
+        print(f'without the ensemble: {error}')
+        return [title, f'<p>{html.escape(str(error))}</p>']
+    gain = found.gain()
+    said = (
+        f'{found.rule.capitalize()} of {len(found.names)} models on {found.counts.shape[1]} photos out of '
+        f'fold: {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f}) above its best model, '
+        f'{found.names[found.best]}. Its weights were chosen on these photos, so that this is a little '
+        'hopeful.'
+    )
+    tables = html_table(found.lines()) + html_table(found.class_lines(classes))
+    return [title, f'<p>{html.escape(said)}</p>', tables]
 
 
 def score_text(scored: list[Scored]) -> str:
@@ -216,11 +244,14 @@ def write_page(path: Path, title: str, parts: list[str]) -> None:
     write_text(path, f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n')
 
 
-def html_picture(title: str, path: Path) -> str:
-    """A PNG under its title, with its bytes in the page."""
-    content = base64.b64encode(path.read_bytes()).decode()
+def html_picture(title: str, picture: np.ndarray, photos: bool = False) -> str:
+    """An (H, W, 3) picture under its title, with its bytes in the page: WebP where there are photos in it."""
+    file = io.BytesIO()
+    kind = 'webp' if photos else 'png'
+    Image.fromarray(picture).save(file, kind, **({'quality': 82} if photos else {'optimize': True}))
+    content = base64.b64encode(file.getvalue()).decode()
     shown = html.escape(title)
-    return f'<h2>{shown}</h2><img alt="{shown}" src="data:image/png;base64,{content}">'
+    return f'<h2>{shown}</h2><img alt="{shown}" src="data:image/{kind};base64,{content}">'
 
 
 def html_table(lines: list[list[str]], total: str | None = None) -> str:
@@ -233,20 +264,25 @@ def html_table(lines: list[list[str]], total: str | None = None) -> str:
     return f'<table>{"".join(rows)}</table>'
 
 
-def score_table(confusions: dict[int, np.ndarray], classes: tuple[str, ...], coco: CocoSet) -> str:
-    """The IoU of each class over all folds and in each, as an HTML table."""
-    columns = {'all folds': sum(confusions.values())} | {
-        f'fold {k}': counts for k, counts in confusions.items()
-    }
-    pixels = columns['all folds'].sum(1)
-    ious = {title: class_iou(counts) for title, counts in columns.items()}
-    lines = [['class', *columns, 'share of pixels', 'photos']]
-    for k, name in enumerate(classes):
+def score_table(
+    scored: list[Scored], confusions: dict[int, np.ndarray], classes: tuple[str, ...], coco: CocoSet
+) -> str:
+    """The IoU of each class over all folds, with its interval, and in each fold, as an HTML table."""
+    total = sum(confusions.values())
+    folds = {f'fold {k}': counts for k, counts in confusions.items()}
+    ious = {title: class_iou(counts) for title, counts in folds.items()}
+    intervals = by_class(np.stack([one.counts for one in scored]))
+    whole = interval(np.stack([one.counts for one in scored]))
+    lines = [['class', 'all folds', f'{LEVEL:.0%} interval', *folds, 'share of pixels', 'photos']]
+    for k, (name, one) in enumerate(zip(classes, intervals, strict=True)):
         photos = sum(any(a.category_id == k for a in photo.annotations) for photo in coco.photos)
-        lines.append([name, *(shown(iou[k]) for iou in ious.values())])
-        lines[-1] += [f'{pixels[k] / max(1, pixels.sum()):.2%}', str(photos) if k else '']
-    lines.append(['mIoU', *(shown(mean_iou(counts)) for counts in columns.values()), '', ''])
-    lines.append(['pixel accuracy', *(shown(pixel_accuracy(counts)) for counts in columns.values()), '', ''])
+        lines.append([name, shown(one.value), f'{shown(one.low)} to {shown(one.high)}'])
+        lines[-1] += [shown(iou[k]) for iou in ious.values()]
+        lines[-1] += [f'{total[k].sum() / max(1, total.sum()):.2%}', str(photos) if k else '']
+    means = [shown(mean_iou(counts)) for counts in folds.values()]
+    lines.append(['mIoU', shown(whole.value), f'{shown(whole.low)} to {shown(whole.high)}', *means, '', ''])
+    right = [shown(pixel_accuracy(counts)) for counts in (total, *folds.values())]
+    lines.append(['pixel accuracy', right[0], '', *right[1:], '', ''])
     return html_table(lines, total='mIoU')
 
 

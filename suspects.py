@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 
 from coco import CocoSet, Photo, board_truth, draw_mask, read_coco, read_photo
-from drawing import compare, sheet, write_png
+from drawing import compare, sheet
 from files import write_text
 from members import open_probs
 from metrics import IGNORED
@@ -134,9 +134,8 @@ def write_html(
     for kind, k in product(('missing', 'doubtful'), range(len(classes))):
         own = [one for one in found if (one.kind, one.category) == (kind, k)][:SHOWN]
         if own:
-            path = folder / f'{kind}{k}.png'
-            write_png(path, draw_suspects(own, runs, coco, classes), step=8)
-            parts.append(html_picture(f'{classes[k]}: {kind}', path))
+            picture = draw_suspects(own, runs, coco, classes)
+            parts.append(html_picture(f'{classes[k]}: {kind}', picture, photos=True))
     write_page(folder / 'index.html', f'{name}: labels to look at again', parts)
 
 

@@ -3,7 +3,7 @@
     python viz.py pictures --csv output/submission.csv --data input/data --out pictures.png
     python viz.py pictures --csv output/convnext/fold0/oof.csv --split train --out pictures.png
     python viz.py score output/a/test.csv output/submission.csv --labels input/demo/test_labels.json
-    python viz.py report --name convnext            # output/convnext/report/index.html, and its pictures
+    python viz.py report --name convnext            # output/convnext/report.html, one file to mail
     python viz.py suspects --name convnext          # output/convnext/suspects/: labels to look at again
     python viz.py augment --cfg configs/convnext.yaml --out augment.png     # what the model sees in training
     python viz.py app --port 8501                   # http://127.0.0.1:8501: runs, photos, and sorting
@@ -100,7 +100,7 @@ def add_score(commands: argparse._SubParsersAction) -> None:
 
 def add_report(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
-        'report', doc="A run's scores out of fold, curves, confusion, worst and best photos."
+        'report', doc="A run's scores out of fold, curves, confusion, photos, and ensemble, in one HTML file."
     )
     parser.add_argument('--name', required=True, help='the run: a folder of --output')
     parser.add_argument(

@@ -47,7 +47,7 @@ def test_suspects_are_found_and_ranked(run, capsys):
         ('2.png', '0', 'missing', CLASSES[7], '1000', '1000.0'),
     ]
     page = (folder.parent / 'suspects/index.html').read_text()
-    assert '2.png' in page and 'Styrofoam: missing' in page and page.count('data:image/png') == 2
+    assert '2.png' in page and 'Styrofoam: missing' in page and page.count('data:image/webp') == 2
     assert '2 suspects in 2 photos' in capsys.readouterr().out
 
 

@@ -1,8 +1,13 @@
 """What is looked at: colours, sheets, scores against labels, the report of a run."""
 
+import base64
+import io
 import json
+import re
+import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +31,10 @@ from drawing import (
     sheet,
     write_png,
 )
+from members import member_of
 from metrics import IGNORED
+from recipe import Recipe, write_recipe
+from submission import SubmissionReader
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -225,24 +233,56 @@ def test_labels_that_name_an_image_twice(shapes, tmp_path):
 # --- the report ---------------------------------------------------------------------------------------------
 
 
-def test_report_of_a_run(output, capsys, monkeypatch):
+def cells(page: str, first: str) -> list[list[str]]:
+    """The rows of a page's tables whose first cell is this."""
+    rows = [re.findall('<t[dh]>(.*?)</t[dh]>', row) for row in page.split('<tr')]
+    return [row for row in rows if row[:1] == [first]]
+
+
+def test_report_of_a_run(output, shapes, capsys, monkeypatch):
     monkeypatch.setattr(report, 'SHOWN', 2)
+    path = output / 'run' / 'report.html'
     viz.command(['report', '--name', 'run', '--output', str(output)])
     out = capsys.readouterr().out
-    folder = output / 'run' / 'report'
-    assert (
-        'run: out of fold, 2 folds: mIoU 0.8' in out
-        and 'on 24 photos' in out
-        and str(folder / 'index.html') in out
-    )
-    assert {path.name for path in folder.iterdir()} == {'index.html', *report.PICTURES}
-    page = (folder / 'index.html').read_text()
-    rows = [line.split('</td><td>') for line in page.replace('<td>', '</td><td>', 1).split('<tr>')]
-    metal = next(row for row in rows if 'Metal' in row[0])
-    assert (
-        metal[2] == '1.0000' and metal[3] == '0.0000' and 0 < float(metal[1]) < 1
-    )  # all folds, fold 0, fold 1
-    assert page.count('src="data:image/png;base64,') == 4 and 'http' not in page
+    assert 'run: out of fold, 2 folds: mIoU 0.8' in out and 'on 24 photos' in out and str(path) in out
+    page = path.read_text()
+    (metal,) = cells(page, 'Metal')  # all folds, interval, fold 0, fold 1
+    low, high = map(float, metal[2].split(' to '))
+    assert metal[3:5] == ['1.0000', '0.0000'] and 0 <= low < float(metal[1]) < high <= 1
+    assert cells(page, 'Paper')[0][1:4] == ['1.0000', '1.0000 to 1.0000', '1.0000']
+    assert page.count('src="data:image/png;base64,') == 2  # curves, confusion
+    assert page.count('src="data:image/webp;base64,') == 2 + 10  # worst, best, a gallery of each class
+    assert 'http' not in page and '<script' not in page and not (output / 'run' / 'report').exists()
+    assert 'ensemble' not in page
+    first = base64.b64decode(re.findall('image/webp;base64,([^"]*)', page)[0])
+    assert np.asarray(Image.open(io.BytesIO(first))).shape[1] == 2 * (3 * VIEW + 3 * GAP) + GAP
+    metal = next(text for text in re.findall('<h2>(.*?)</h2>', page) if text.startswith('Metal'))
+    assert re.fullmatch(r'Metal: 4 of \d+ photos, from the lowest IoU to the highest', metal)
+
+
+def test_report_says_what_the_ensemble_did(output, tmp_path, capsys):
+    shutil.copytree(output, tmp_path / 'o')
+    shutil.copytree(output / 'run' / 'fold0', tmp_path / 'o' / 'half' / 'fold0')
+    shutil.copytree(output / 'run' / 'fold0', tmp_path / 'o' / 'other' / 'fold0')
+    name = 'batch_01/0000.jpg'
+    with SubmissionReader(tmp_path / 'o/half/fold0/oof.csv') as reader:
+        masks = {image_id: reader.read(image_id) for image_id in reader.image_ids}
+    wrong = np.count_nonzero(masks[name])
+    masks[name] = np.zeros((256, 256), np.uint8)
+    write_csv(tmp_path / 'o/half/fold0/oof.csv', masks)
+    members = [member_of(tmp_path / f'o/{run}/fold0/test.csv') for run in ('half', 'other')]
+    rows = [[Fraction(1)] * len(CLASSES), [Fraction(0)] * len(CLASSES)]
+    write_recipe(tmp_path / 'o/ensemble.yaml', members, Recipe('hard vote', rows, [1.0, 1.0]))
+    page = report.main('run', tmp_path / 'o').read_text()
+    half, other, vote = (cells(page, first)[0] for first in ('half', 'other', 'hard vote'))
+    assert [half[1], other[1], vote[1]] == ['1', '0', ''] and half[2:] == vote[2:]
+    assert other[2] == '1.0000' and '-0.' in page and 'above its best model, other' in page
+    changed = [row[-1] for k in CLASSES for row in cells(page, k) if len(row) == 6]
+    assert sum(int(pixels.replace(',', '')) for pixels in changed) == wrong > 0  # all that half has lost
+    write_csv(tmp_path / 'o/other/fold0/oof.csv', masks)
+    page = report.main('run', tmp_path / 'o').read_text()
+    said = 'other/fold0/test.csv: is no member of'
+    assert said in page and said in capsys.readouterr().out
 
 
 def test_report_ranks_photos_by_their_own_score(output, shapes):
@@ -277,7 +317,7 @@ def test_report_escapes_what_it_is_given(shapes, tmp_path):
             lambda run: (run / 'fold1/oof.csv').write_bytes((run / 'fold0/oof.csv').read_bytes()),
             'in another fold too',
         ),
-        (lambda run: (run / 'report').write_text(''), 'cannot be written'),
+        (lambda run: (run / 'report.html').mkdir(), 'cannot be written'),
     ],
 )
 def test_report_of_a_broken_run(output, tmp_path, harm, message):
