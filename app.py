@@ -26,7 +26,7 @@ STYLE = """
 }
 .legend { font-size: .875rem; line-height: 1.7; }
 table { border-collapse: collapse; margin-bottom: 1em; font-size: .875rem; }
-td { font-variant-numeric: tabular-nums; }
+td { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td, th { padding: .25em .9em; text-align: right; border-bottom: 1px solid #8883; }
 td:first-child, th:first-child { text-align: left; }
 th { font-weight: 600; vertical-align: bottom; }

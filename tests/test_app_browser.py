@@ -103,7 +103,7 @@ def pick(page, label: str, option: str) -> None:
 def shows(page, name: str, *views: str) -> None:
     """Waits until these views of a photo, and no others, are there, each drawn."""
     for view in views:
-        expect(page.get_by_alt_text(re.compile(re.escape(f'{name}: {view}')))).to_be_visible()
+        expect(page.get_by_alt_text(f'{name}: {view}')).to_be_visible()
     images = page.get_by_alt_text(re.compile(r'\.jpg: '))
     expect(images).to_have_count(len(views))
     page.wait_for_function('() => [...document.images].every(one => one.complete && one.naturalWidth > 99)')
