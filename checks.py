@@ -28,6 +28,7 @@ def check_first_batch(
     taken = [samples[0, position] for position in positions[:BATCH]]
     images, masks = torch.stack([one[0] for one in taken]), torch.stack([one[1] for one in taken])
     check_labels(masks.numpy(), len(cfg.classes))
+    log.info(f'first batch: {describe_labels(masks.numpy(), cfg)}')
     inputs = normalize(images.to(device), model.mean, model.std)
     mean, std = float(inputs.mean()), float(inputs.std())
     log.info(f'first batch: mean {mean:+.2f} and deviation {std:.2f} after normalisation')
@@ -50,6 +51,18 @@ def check_labels(masks: np.ndarray, num_classes: int) -> None:
         log.warning(f'warning: {ignored:.0%} of the pixels of the first batch are ignored')
 
 
+def describe_labels(masks: np.ndarray, cfg: Config) -> str:
+    """The share of (N, C, C) pixels that is ignored, and of each class among the others; a warning where
+    there is background alone.
+    """
+    known = masks[masks != IGNORED]
+    shares = np.bincount(known, minlength=len(cfg.classes)) / known.size
+    if shares[0] == 1:
+        log.warning(f'warning: the first {len(masks)} samples show {cfg.classes[0]} alone')
+    listed = [f'{cfg.classes[k]} {shares[k]:.1%}' for k in np.flatnonzero(shares)]
+    return f'{1 - known.size / masks.size:.1%} ignored; {", ".join(listed)}'
+
+
 def check_output(model: SegModel, inputs: torch.Tensor) -> None:
     """(N, 3, C, C) of different photos have different logits. Raises CheckFailed."""
     training = model.training
@@ -70,9 +83,17 @@ def check_classes(present: list[set[int]], cfg: Config) -> None:
         log.warning(f'warning: no training photo has {", ".join(absent)}')
 
 
+def check_rates(rates: list[float], before: list[float] | None, epoch: int, cfg: Config) -> list[float]:
+    """Warns where no learning rate is another than an epoch ago, though the schedule says so; the rates."""
+    if before is not None and cfg.schedule != 'constant' and rates == before:
+        shown = f'{max(rates):.2e} in all {len(rates)} groups'
+        log.warning(f'warning: the learning rate did not move in epoch {epoch + 1}: {shown}')
+    return rates
+
+
 def check_epoch(counts: np.ndarray, before: np.ndarray | None, cfg: Config) -> None:
     """Warns of classes that are in the truth and were predicted an epoch ago, but are no more; (n, 3, K)
-    counts of the validation photos. Raises CheckFailed where a photo was not counted.
+    counts of the validation photos. Raises CheckFailed where a photo has other pixels than then.
     """
     if before is None:
         return

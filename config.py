@@ -346,7 +346,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     for override in overrides or []:
         key, equals, text = override.partition('=')
         if not equals:
-            raise BadInput(f"--set {override}: expected key=value, as in '--set epochs=1 batch_size=4'")
+            raise BadInput(f"--set {override[:80]}: expected key=value, as in '--set epochs=1 batch_size=4'")
         values[key] = parse_yaml(text, where=f'--set {override[:80]}')
     return make_config(values, where=str(path))
 

@@ -50,7 +50,7 @@ FEATURE_NORMS = {'convnext': 1e-6, 'swin': 1e-5}
 class SegModel(nn.Module):
     """An encoder, a neck where it is a plain ViT, and a head. `mean` and `std` are what the encoder's weights
     were trained with; `loss_weights` is one an output; `fixed_size` is the one input size the encoder takes,
-    or None.
+    or None; `encoder_report` says what was loaded.
     """
 
     def __init__(self, cfg: Config, load_weights: bool = True) -> None:
@@ -62,8 +62,7 @@ class SegModel(nn.Module):
         pretrained_cfg = timm_cfg(cfg.encoder)
         self.mean = tuple(pretrained_cfg.mean) if pretrained_cfg else (0.485, 0.456, 0.406)
         self.std = tuple(pretrained_cfg.std) if pretrained_cfg else (0.229, 0.224, 0.225)
-        if load_weights:
-            load_encoder_weights(self.encoder, cfg)
+        self.encoder_report = load_encoder_weights(self.encoder, cfg) if load_weights else []
         if cfg.grad_checkpointing:
             checkpoint_gradients(self.encoder, cfg.encoder)
 

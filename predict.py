@@ -15,7 +15,7 @@ import ttach
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from config import Config
+from config import CheckFailed, Config
 from dataset import Cache, WholePhotos, make_loader, normalize
 from layers import resize
 from metrics import confusion_matrix, image_counts
@@ -200,6 +200,7 @@ def evaluate(
     them, and all get all.
     """
     counts = np.zeros((len(rows), 3, len(cfg.classes)), np.int64)
+    seen = np.zeros(len(rows), np.int64)
     places = {int(row): place for place, row in enumerate(rows)}
     desc = 'valid' if ranks.is_main else None
     share = rows[ranks.rank :: ranks.world]
@@ -208,7 +209,17 @@ def evaluate(
         for row, ids in zip(batch, pred.to(torch.uint8).cpu().numpy(), strict=True):
             confusion = confusion_matrix(cache.truth(row), ids, len(cfg.classes))
             counts[places[row]] = image_counts(confusion)
+            seen[places[row]] += 1
+    check_seen(seen, ranks, 'validation')
     return ranks.sum(torch.from_numpy(counts).to(ranks.device)).cpu().numpy()
+
+
+def check_seen(seen: np.ndarray, ranks: Ranks, what: str) -> None:
+    """Raises CheckFailed unless all ranks together have each photo once; `seen` (n,) is this rank's count."""
+    total = ranks.sum(torch.from_numpy(seen).to(ranks.device)).cpu().numpy()
+    if (total != 1).any():
+        missing, twice = np.count_nonzero(total == 0), np.count_nonzero(total > 1)
+        raise CheckFailed(f'{what}: of {len(seen)} photos {missing} were left out, and {twice} taken twice')
 
 
 def amp_dtype(cfg: Config, device: torch.device) -> torch.dtype:

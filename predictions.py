@@ -15,6 +15,7 @@ import torch
 
 from config import BadInput, Config
 from layers import resize
+from predict import check_seen
 from submission import SIDE, SubmissionWriter
 from utils import Ranks, hold
 
@@ -29,6 +30,7 @@ class Predictions:
         self, folder: Path, split: str, names: list[str], cfg: Config, save_probs: bool, ranks: Ranks
     ) -> None:
         self.folder, self.split, self.names, self.ranks = folder, split, names, ranks
+        self.seen = np.zeros(len(names), np.int64)
         self.lock = hold(folder / f'.{split}.lock' if ranks.is_main else None, f'predicting {split}')
         self.files = {'ids': folder / f'.{split}_ids.npy.partial'}
         self.shapes = {'ids': (len(names), SIDE, SIDE)}
@@ -49,6 +51,7 @@ class Predictions:
     def write(self, place: int, ids: np.ndarray, probs: torch.Tensor | np.ndarray) -> None:
         """The (256, 256) ids of a photo, and its (K, B, B) probabilities, or (K, 256, 256) uint8 as saved."""
         self.arrays['ids'][place] = ids
+        self.seen[place] += 1
         if 'probs' in self.arrays:
             self.arrays['probs'][place] = probs if isinstance(probs, np.ndarray) else to_bytes(probs)
 
@@ -57,6 +60,7 @@ class Predictions:
             for array in self.arrays.values():
                 array.flush()
             if error[0] is None:
+                check_seen(self.seen, self.ranks, f'{self.split} of {self.folder}')
                 self.ranks.wait()
                 if self.ranks.is_main:
                     self.finish()

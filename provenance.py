@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from config import BadInput, parse_yaml
 from files import write_text
 
 PACKAGES = (
@@ -29,6 +30,7 @@ def write_provenance(folder: Path, fingerprint: str, world: int) -> None:
         'command': shlex.join([Path(sys.executable).name, *sys.argv]),
         'commit': (git('rev-parse', 'HEAD') or 'unknown').strip(),
         'changed': bool(diff),
+        'untracked': (git('ls-files', '--others', '--exclude-standard') or '').splitlines(),
         'data': fingerprint,
         'ranks': world,
         'hardware': hardware(),
@@ -40,6 +42,28 @@ def write_provenance(folder: Path, fingerprint: str, world: int) -> None:
     write_text(path, before + yaml.safe_dump([entry], sort_keys=False, width=1000))
     if diff:
         write_text(folder / 'changes.diff', diff)
+
+
+def compare_provenance(folder: Path, fingerprint: str) -> list[str]:
+    """What is not as it was when the run in a folder was last begun; nothing where that is not known. Raises
+    BadInput for other annotations.
+    """
+    path = folder / 'provenance.yaml'
+    text = path.read_text(encoding='utf-8') if path.exists() else ''
+    last = parse_yaml(text[text.rfind('- started:') :], where=str(path)) if '- started:' in text else None
+    if not last:
+        return []
+    before = last[0]
+    if before.get('data') != fingerprint:
+        raise BadInput(
+            f'{path}: the annotations were others when the run began ({str(before.get("data"))[:12]}, now '
+            f'{fingerprint[:12]}); start again with --overwrite'
+        )
+    now = {'commit': (git('rev-parse', 'HEAD') or 'unknown').strip(), 'hardware': hardware()}
+    pairs = [(key, before.get(key), value) for key, value in now.items()]
+    versions = before.get('versions') or {}
+    pairs += [(name, versions.get(name), installed(name)) for name in PACKAGES]
+    return [f'{key} is {value}, and was {old}' for key, old, value in pairs if value != old]
 
 
 def git(*words: str) -> str | None:

@@ -40,6 +40,7 @@ SIDE = 256
 PIXELS = SIDE * SIDE
 HEADER = b'image_id,PredictionString\n'
 MAX_LINE = 4 * PIXELS + 16_384  # bytes: ids of up to three digits, and a file name
+MAX_ID = 400  # characters of an image id
 PAIR = np.uint16(ord('0') + 256 * ord(' '))  # the bytes '0 ' as one little-endian number; '1 ' is one more
 
 
@@ -462,6 +463,10 @@ def _split_line(line: bytes, path: Path, number: int) -> tuple[str, bytes]:
         raise BadInput(f'{path}: line {number}: the image id is empty')
     if any(character < ' ' for character in image_id):
         raise BadInput(f'{path}: line {number}: the image id {image_id[:40]!r} has a control character')
+    if len(image_id) > MAX_ID:
+        raise BadInput(
+            f'{path}: line {number}: the image id has {len(image_id):,} characters, at most {MAX_ID}'
+        )
     return image_id, line[end:-1]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from checks import check_classes, check_epoch, check_first_batch
+from checks import check_classes, check_epoch, check_first_batch, check_rates
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
 from convert import is_mmseg
 from dataset import held_out_hash, open_cache, read_folds, split_fold
@@ -27,7 +27,7 @@ from intervals import interval
 from metrics import iou_of_counts, miou_of_counts
 from models import SegModel
 from predict import evaluate
-from provenance import write_provenance
+from provenance import compare_provenance, write_provenance
 from signals import stop_requests
 from terminal import gpu_memory
 from trainer import PseudoRows, Trainer
@@ -62,8 +62,7 @@ def main(
             f"config key 'batch_size': found {cfg.batch_size} for {ranks.world} ranks: BatchNorm has no "
             'statistics of one image each; expected 2 or more each'
         )
-    if ranks.is_main:
-        check_run(cfg, fold, resume, overwrite)
+    changes = check_run(cfg, fold, resume, overwrite) if ranks.is_main else []
     seed_everything(cfg.seed, cfg.deterministic)
     cache = ranks.main_first(lambda: open_cache(cfg, 'train'))
     folds = ranks.main_first(lambda: read_folds(cfg, cache))
@@ -79,6 +78,8 @@ def main(
         held_out = None
         valid_rows = valid_rows[:0]  # a score on labels that the model has seen would be a lie
     resume = resume and (cfg.run_dir(fold) / 'last.pt').exists()
+    if resume and ranks.is_main:
+        changes += compare_provenance(cfg.run_dir(fold), cache.coco.fingerprint)
     model = SegModel(cfg, load_weights=not resume)
     if start is not None and not resume:
         load_model_state(model, start['model'], cfg.weights)
@@ -91,6 +92,10 @@ def main(
         present = [{a.category_id for a in cache.coco.photos[row].annotations} for row in train_rows]
         log.info(first_line(cfg, fold, present, len(valid_rows)))
         check_classes(present, cfg)
+        for change in changes:
+            log.warning(f'warning: not as before: {change}')
+        for line in model.encoder_report:
+            log.info(line)
         if left_out:
             log.info(f'{cfg.weights}: of another number of classes, and left out: {", ".join(left_out)}')
         if pseudo is not None:
@@ -111,12 +116,13 @@ def main(
         def validate(model: SegModel) -> np.ndarray | None:
             return evaluate(model, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
 
-        before = None  # what was counted an epoch ago
+        before = rates = None  # what was counted, and the learning rates, an epoch ago
         board = SummaryWriter(str(folder / 'tensorboard'), purge_step=trainer.epoch) if folder else None
         bar = stack.enter_context(trainer.bar())
         for epoch in range(trainer.epoch, cfg.epochs):
             started = time.monotonic()
             loss = trainer.train_epoch(epoch, bar)
+            rates = check_rates([group['lr'] for group in trainer.optimizer.param_groups], rates, epoch, cfg)
             ranks.share(trainer.averaged)
             counts = validate(trainer.averaged)
             trainer.score = score_of(counts)

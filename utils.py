@@ -179,9 +179,9 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 # --- run folder
 
 
-def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> None:
+def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str]:
     """Raises BadInput where the run's folder cannot be written, holds another config's run, or holds this one
-    and going on is not asked for. Changes nothing.
+    and going on is not asked for. Changes nothing. Returns what else differs from the run that goes on.
     """
     folder = cfg.run_dir(fold)
     there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -189,7 +189,7 @@ def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> None:
         raise BadInput(f'{there}: this folder cannot be written')
     config_file = folder / 'config.yaml'
     if not config_file.exists() or overwrite:
-        return
+        return []
     found = make_config(read_yaml(config_file), where=str(config_file)).model_dump()
     asked = cfg.model_dump()
     other = [key for key in asked if key not in FREE_KEYS - SCORE_KEYS and asked[key] != found[key]]
@@ -203,6 +203,7 @@ def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> None:
         raise BadInput(
             f'{folder}: holds this run already; go on with --resume, or start again with --overwrite'
         )
+    return [f'{key} is {asked[key]}, and was {found[key]}' for key in asked if asked[key] != found[key]]
 
 
 def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:

@@ -22,14 +22,23 @@ from encoders import build_options, is_smp_encoder, timm_cfg
 from tensors import FAULTS, read_tensors
 
 LITE = ('efficientnet-lite0', 'efficientnet-lite1', 'efficientnet-lite2')
+# of networks that were trained to classify: the classifier, and what comes between it and the last stage
+CLASSIFIER = re.compile(
+    r'(head|heads|head_dist|classifier|fc|last_linear|norm|fc_norm|conv_head|bn2|cls_token)\b|'
+    r'(_conv_head|_bn1|_fc|final_layer|incre_modules|downsamp_modules)\b'
+)
 WEIGHTS_DIR = Path('input/weights')  # looked into before the network is asked
 
 
-def load_encoder_weights(encoder: nn.Module, cfg: Config) -> None:
-    """Loads what encoder_weights names; every tensor of the encoder has to be there. Raises BadInput."""
+def load_encoder_weights(encoder: nn.Module, cfg: Config) -> list[str]:
+    """Loads what encoder_weights names; every tensor of the encoder has to be there. Raises BadInput.
+
+    Returns a line of how many tensors there were, and a warning for those that the encoder has no place for,
+    but for the classifier and what comes right before it.
+    """
     source = cfg.encoder_weights
     if source == 'none':
-        return
+        return []
     if source in LITE:
         state = lite_state(source, cfg.encoder)
     else:
@@ -47,6 +56,21 @@ def load_encoder_weights(encoder: nn.Module, cfg: Config) -> None:
         encoder.load_state_dict({key: own[key] if key in fresh else state[plain_name(key)] for key in own})
     except RuntimeError as error:
         raise BadInput(f'{source}: not the weights of {cfg.encoder}: {one_line(error)[:300]}') from None
+    return describe_loading(source, state, {plain_name(key) for key in own}, fresh)
+
+
+def describe_loading(source: str, state: dict[str, Tensor], used: set[str], fresh: set[str]) -> list[str]:
+    """What load_encoder_weights says of tensors that were loaded, left over, or not there."""
+    unused = sorted(key for key in state.keys() - used if not key.endswith('num_batches_tracked'))
+    strange = [key for key in unused if not CLASSIFIER.match(key)]
+    loaded = len(used & state.keys())
+    lines = [f'encoder_weights: {source}: {loaded} tensors loaded, {len(unused)} of {len(state)} not used']
+    if strange:
+        shown = ', '.join(strange[:5])
+        lines.append(f'warning: encoder_weights: {len(strange)} tensors have no place here: {shown}')
+    if fresh:
+        lines.append(f'warning: encoder_weights: {len(fresh)} tensors are not there, and begin as new')
+    return lines
 
 
 def plain_name(key: str) -> str:

@@ -1,22 +1,27 @@
 """Nothing goes wrong without a word: first batches, classes that vanish, photos that change, full disks."""
 
+import json
 import logging
+import os
 import resource
 import shutil
 import signal
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 
 import train
-from checks import check_classes, check_epoch, check_first_batch, check_labels
+from checks import check_classes, check_epoch, check_first_batch, check_labels, describe_labels
 from config import BadInput, CheckFailed
 from dataset import TrainingSet, open_cache
 from metrics import IGNORED
 from models import SegModel
-from utils import load_checkpoint, log
+from predict import evaluate
+from predictions import Predictions
+from utils import Ranks, load_checkpoint, log
 
 
 @pytest.fixture
@@ -51,6 +56,15 @@ def test_ignored_pixels(said):
     masks[0, 0] = 3
     check_labels(masks, 11)
     assert said == ['warning: 94% of the pixels of the first batch are ignored']
+
+
+def test_what_the_first_batch_shows(tiny, said):
+    masks = np.zeros((2, 8, 8), np.uint8)
+    masks[0, :2], masks[0, 2:4] = 6, IGNORED
+    assert describe_labels(masks, tiny) == '12.5% ignored; Background 85.7%, Plastic 14.3%'
+    assert said == []
+    describe_labels(np.zeros((2, 8, 8), np.uint8), tiny)
+    assert said == ['warning: the first 2 samples show Background alone']
 
 
 def test_head_that_does_not_look_at_the_photo(tiny):
@@ -94,6 +108,113 @@ def test_photo_that_changed_since_it_was_cached(tiny, tmp_path):
         BadInput, match=r'0000.jpg: is not the photo that was cached \([\d,]+ bytes, now [\d,]+\); remove'
     ):
         open_cache(cfg, 'train')
+
+
+def test_photo_of_the_same_size_that_changed(tiny, tmp_path):
+    data = tmp_path / 'data'
+    shutil.copytree(tiny.data_root, data)
+    cfg = tiny.model_copy(update={'data_root': data, 'cache_dir': tmp_path / 'cache'})
+    open_cache(cfg, 'train')
+    photo = sorted((data / 'batch_01').iterdir())[0]
+    os.utime(photo, (1, 1))
+    open_cache(cfg, 'train')  # copied, say: the same content at another time
+    content = bytearray(photo.read_bytes())
+    content[-10] ^= 1
+    photo.write_bytes(content)
+    with pytest.raises(BadInput, match=r'0000.jpg: is not the photo that was cached'):
+        open_cache(cfg, 'train')
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [('photos.npy', 'not an array, or cut off'), ('masks.npy', 'not an array'), ('meta.json', 'is damaged')],
+)
+def test_cache_that_is_cut_off(tiny, tmp_path, name, message):
+    cfg = tiny.model_copy(update={'cache_dir': tmp_path / 'cache'})
+    open_cache(cfg, 'train')
+    path = next((tmp_path / 'cache').glob(f'train-*/{name}'))
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(BadInput, match=message):
+        open_cache(cfg, 'train')
+
+
+class Deaf(Ranks):
+    """One of two ranks, which never hears of the other."""
+
+    def sum(self, values):
+        return values
+
+    def wait(self):
+        pass
+
+
+def test_score_of_fewer_photos_than_the_fold_has(tiny):
+    model = SegModel(tiny, load_weights=False)
+    cache = open_cache(tiny, 'train')
+    assert evaluate(model, cache, np.arange(5), tiny, Ranks.alone()).shape == (5, 3, 11)
+    with pytest.raises(CheckFailed, match='validation: of 5 photos 2 were left out, and 0 taken twice'):
+        evaluate(model, cache, np.arange(5), tiny, Deaf(0, 2, torch.device('cpu')))
+
+
+def test_prediction_of_fewer_photos_leaves_no_csv(tiny, tmp_path):
+    names = ['a.jpg', 'b.jpg', 'c.jpg']
+    with (
+        pytest.raises(CheckFailed, match='of 3 photos 1 were left out, and 1 taken twice'),
+        Predictions(tmp_path, 'test', names, tiny, False, Ranks.alone()) as predictions,
+    ):
+        for place in (0, 1, 1):
+            predictions.write(place, np.zeros((256, 256), np.uint8), np.empty(0))
+    assert not list(tmp_path.glob('*.csv'))
+
+
+def test_learning_rate_that_does_not_move(tiny):
+    cfg = tiny.model_copy(update={'epochs': 2, 'min_lr': tiny.lr})
+    train.main(cfg, 0)
+    told = 'warning: the learning rate did not move in epoch 2: 1.00e-04 in all'
+    assert told in (cfg.run_dir(0) / 'log.txt').read_text()
+    train.main(cfg.model_copy(update={'min_lr': 0.0, 'name': 'moves'}), 0)
+    assert 'did not move' not in (cfg.output_dir / 'moves/fold0/log.txt').read_text()
+
+
+def test_class_that_vanishes_in_a_run(tiny):
+    """A rate at which a network forgets some of the classes."""
+    cfg = tiny.model_copy(update={'epochs': 4, 'lr': 0.005})
+    train.main(cfg, 0)
+    assert 'warning: predicted an epoch ago, and no more: ' in (cfg.run_dir(0) / 'log.txt').read_text()
+
+
+def test_what_differs_when_a_run_goes_on(tiny, tmp_path):
+    data = tmp_path / 'data'
+    shutil.copytree(tiny.data_root, data)
+    cfg = tiny.model_copy(update={'data_root': data, 'cache_dir': tmp_path / 'cache'})
+    train.main(cfg, 0)
+    path = cfg.run_dir(0) / 'provenance.yaml'
+    path.write_text(path.read_text().replace(f'timm: {timm.__version__}', 'timm: 0.1'))
+    train.main(cfg.model_copy(update={'infer_batch_size': 3}), 0, resume=True)
+    told = (cfg.run_dir(0) / 'log.txt').read_text()
+    assert 'warning: not as before: infer_batch_size is 3, and was 16' in told
+    assert f'warning: not as before: timm is {timm.__version__}, and was 0.1' in told
+    before = (cfg.run_dir(0) / 'last.pt').read_bytes()
+    labels = json.loads((data / 'train_all.json').read_text())
+    labels['annotations'][0]['category_id'] = 7
+    (data / 'train_all.json').write_text(json.dumps(labels))
+    with pytest.raises(BadInput, match='provenance.yaml: the annotations were others when the run began'):
+        train.main(cfg, 0, resume=True)
+    assert (cfg.run_dir(0) / 'last.pt').read_bytes() == before
+
+
+def test_weights_that_are_left_over(tiny, tmp_path):
+    cfg = tiny.model_copy(update={'encoder': 'mit_b0', 'head': 'smp-unet', 'head_channels': 512})
+    state = SegModel(cfg, load_weights=False).encoder.state_dict()
+    path = tmp_path / 'mit.pth'
+    torch.save({**state, 'head.weight': torch.zeros(3), 'block9.weight': torch.zeros(3)}, path)
+    report = SegModel(cfg.model_copy(update={'encoder_weights': str(path)})).encoder_report
+    count = len(state)
+    assert report[0] == f'encoder_weights: {path}: {count} tensors loaded, 2 of {count + 2} not used'
+    assert report[1:] == ['warning: encoder_weights: 1 tensors have no place here: block9.weight']
+    lite = {'encoder': 'tf_efficientnet_lite0', 'encoder_weights': 'efficientnet-lite0'}
+    report = SegModel(tiny.model_copy(update=lite)).encoder_report
+    assert len(report) == 1 and 'tensors loaded' in report[0]
 
 
 def test_run_says_what_made_it(tiny):
