@@ -26,6 +26,7 @@ from PIL import Image
 from coco import read_coco, read_photo, read_rgb
 from config import CLASSES, BadInput, load_config
 from files import map_array
+from submission import HEADER, SIDE, read_masks
 from tensors import check_pickle, read_tensors
 from utils import load_checkpoint
 
@@ -365,6 +366,26 @@ def test_devices_are_not_read():
             read(Path('/dev/zero'))
 
 
+def test_annotations_of_test_json_that_are_no_list(data):
+    path = data / 'test.json'
+    for found in (5, None, {}, 'x'):
+        path.write_text(json.dumps({**json.loads(path.read_text()), 'annotations': found}))
+        with refused(path, 'annotations is .* expected list'):
+            read_coco(data, 'test', CLASSES)
+
+
+def test_image_ids_that_no_line_can_hold(tmp_path):
+    path = tmp_path / 'a.csv'
+    row = b',' + b'0 ' * (SIDE * SIDE - 1) + b'0\n'
+    for image_id, message in (
+        (b'x' * 131_000, 'has 131,000 characters'),
+        (b'a\tb', 'a control character'),
+    ):
+        path.write_bytes(HEADER + image_id + row)
+        with refused(path, message):
+            read_masks(path)
+
+
 # --- the config --------------------------------------------------------------------------------------------
 
 LAUGHS = 'a0: &a0 [x, x, x, x, x, x, x, x, x]\n' + ''.join(
@@ -404,6 +425,9 @@ def test_hostile_config(tmp_path, text, message):
 
 
 def test_hostile_override(tiny_yaml):
+    with pytest.raises(BadInput, match='expected key=value') as error:
+        load_config(tiny_yaml, ['x' * 10_000])
+    assert len(str(error.value)) < 200
     for text in ('classes=[&a x, *a]', 'lr=2001-99-99', 'classes=' + '[' * 50_000, 'lr=!!bool x'):
         with pytest.raises(BadInput, match='not YAML') as error:
             load_config(tiny_yaml, [text])
