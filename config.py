@@ -1,6 +1,6 @@
 """The one typed config: defaults, meaning and limits of each knob; read from YAML, changed with --set.
 
-    python config.py > docs/config.md     # a table of all keys
+    from config import load_config
     cfg = load_config('configs/convnext.yaml', ['epochs=1', 'batch_size=4'])
 
 A file in configs/ says only what differs from the defaults below. The name of the file is the name of the
@@ -241,6 +241,9 @@ class Config(BaseModel):
     )
     checkpoint_minutes: float = Field(
         10, ge=0, description='last.pt is written so often within an epoch; 0 writes it at the ends of epochs'
+    )
+    tracker: Literal['none', 'wandb', 'mlflow'] = Field(
+        'none', description='where curves and pictures go too, beside TensorBoard and metrics.csv'
     )
     workers: int = Field(4, ge=0, le=256, description='processes that load data, for each rank')
     device: Literal['auto', 'cpu', 'cuda'] = Field('auto', description='auto is a GPU where there is one')

@@ -13,11 +13,9 @@ output/<name>/all/, where best.pt is the last epoch's.
 import math
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from checks import check_classes, check_epoch, check_first_batch, check_rates
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
@@ -30,9 +28,9 @@ from predict import evaluate
 from provenance import compare_provenance, write_provenance
 from signals import stop_requests
 from terminal import gpu_memory
+from tracking import Tracking, draw_predictions, require_tracker, start_tracker
 from trainer import PseudoRows, Trainer
 from utils import (
-    append_metrics,
     check_run,
     hold_run,
     load_checkpoint,
@@ -63,6 +61,8 @@ def main(
             'statistics of one image each; expected 2 or more each'
         )
     changes = check_run(cfg, fold, resume, overwrite) if ranks.is_main else []
+    if ranks.is_main:
+        require_tracker(cfg)
     seed_everything(cfg.seed, cfg.deterministic)
     cache = ranks.main_first(lambda: open_cache(cfg, 'train'))
     folds = ranks.main_first(lambda: read_folds(cfg, cache))
@@ -87,6 +87,7 @@ def main(
     torch.manual_seed(cfg.seed + ranks.rank)  # the same weights on every rank, but not the same dropout
     with ExitStack() as stack:
         stack.enter_context(hold_run(cfg.run_dir(fold) if ranks.is_main else None))
+        tracker = start_tracker(cfg, fold, resume) if ranks.is_main else None
         folder = open_run(cfg, fold, overwrite) if ranks.is_main else None
         start_log(folder, quiet=not ranks.is_main)
         present = [{a.category_id for a in cache.coco.photos[row].annotations} for row in train_rows]
@@ -117,7 +118,7 @@ def main(
             return evaluate(model, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
 
         before = rates = None  # what was counted, and the learning rates, an epoch ago
-        board = SummaryWriter(str(folder / 'tensorboard'), purge_step=trainer.epoch) if folder else None
+        tracking = stack.enter_context(Tracking(folder, cfg, tracker, trainer.epoch)) if folder else None
         bar = stack.enter_context(trainer.bar())
         for epoch in range(trainer.epoch, cfg.epochs):
             started = time.monotonic()
@@ -132,7 +133,10 @@ def main(
             if ranks.is_main:
                 seconds = time.monotonic() - started
                 log.info(epoch_line(cfg, trainer, loss, counts, seconds, bar.left()))
-                report_epoch(folder, board, cfg, epoch, trainer, loss, counts)
+                tracking.log(epoch_values(cfg, trainer, loss, counts))
+                if counts is not None and tracking.wants_picture(epoch):
+                    shown = draw_predictions(trainer.averaged, cache, valid_rows, cfg, ranks.device)
+                    tracking.picture(shown, epoch)
                 bar.show(mIoU=f'{trainer.score:.3f}')
                 trainer.keep_best(trainer.averaged, trainer.score)
             if trainer.swa is not None and epoch == cfg.epochs - 1:
@@ -146,8 +150,6 @@ def main(
             trainer.save()
             if epoch < cfg.epochs - 1:
                 trainer.stop_if_asked()
-        if board is not None:
-            board.close()
     if ranks.is_main and len(valid_rows):
         log.info(
             f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch + 1}; wrote '
@@ -188,34 +190,16 @@ def epoch_line(
     return '  '.join(part for part in parts if part)
 
 
-def report_epoch(
-    folder: Path,
-    board: SummaryWriter,
-    cfg: Config,
-    epoch: int,
-    trainer: Trainer,
-    loss: float,
-    counts: np.ndarray | None,
-) -> None:
-    """One row in metrics.csv, the curves in TensorBoard; counts (n, 3, K) of the photos
-    that were validated.
-    """
+def epoch_values(cfg: Config, trainer: Trainer, loss: float, counts: np.ndarray | None) -> dict[str, float]:
+    """A row of metrics.csv; nan for what is not known. Counts (n, 3, K) of the photos that were validated."""
     lr = max(group['lr'] for group in trainer.optimizer.param_groups)
-    row = {'epoch': epoch, 'step': trainer.step, 'lr': f'{lr:.3e}', 'loss': f'{loss:.6f}', 'miou': ''}
-    row |= {'miou_low': '', 'miou_high': ''}
-    board.add_scalar('loss', loss, epoch)
-    board.add_scalar('lr', lr, epoch)
-    if counts is not None:
-        score = interval(counts)
-        row['miou'] = f'{score.value:.6f}'
-        row |= {'miou_low': f'{score.low:.6f}', 'miou_high': f'{score.high:.6f}'}
-        values = iou_of_counts(*counts.sum(0))
-        iou = {f'iou_{name}': value for name, value in zip(cfg.classes, values, strict=True)}
-        row |= {key: '' if math.isnan(value) else f'{value:.6f}' for key, value in iou.items()}
-        board.add_scalar('miou', score.value, epoch)
-        for key, value in iou.items():
-            board.add_scalar(key, value, epoch)
-    append_metrics(folder / 'metrics.csv', row)
+    values = {'epoch': trainer.epoch - 1, 'step': trainer.step, 'lr': lr, 'loss': loss}
+    if counts is None:
+        return {**values, 'miou': math.nan, 'miou_low': math.nan, 'miou_high': math.nan}
+    score = interval(counts)
+    values |= {'miou': score.value, 'miou_low': score.low, 'miou_high': score.high}
+    iou = iou_of_counts(*counts.sum(0))
+    return values | {f'iou_{name}': float(value) for name, value in zip(cfg.classes, iou, strict=True)}
 
 
 def command(argv: list[str] | None = None) -> None:

@@ -39,6 +39,7 @@ FREE_KEYS = {
     'folds_csv',
     'workers',
     'checkpoint_minutes',
+    'tracker',
     'device',
     'encoder_weights',
     'infer_batch_size',

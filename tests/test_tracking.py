@@ -1,0 +1,63 @@
+"""Curves, config and pictures in wandb and MLflow, without a network."""
+
+import csv
+
+import pytest
+
+import train
+from config import BadInput
+from tracking import require_tracker
+
+
+def test_a_missing_package_is_one_line_before_training(tiny, monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'wandb', None)  # as if it were not installed
+    cfg = tiny.model_copy(update={'tracker': 'wandb'})
+    with pytest.raises(BadInput, match="key 'tracker': wandb is not installed.*pip install wandb"):
+        train.main(cfg, 0)
+    assert not cfg.run_dir(0).exists()
+    require_tracker(tiny)
+
+
+def run_and_resume(tiny, tracker):
+    """One epoch of a run, and its second after a resume."""
+    cfg = tiny.model_copy(update={'tracker': tracker, 'epochs': 2})
+
+    def stop(self):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, 'stop_if_asked', stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(cfg, 0)
+    train.main(cfg, 0, resume=True)
+    rows = list(csv.DictReader((cfg.run_dir(0) / 'metrics.csv').read_text().splitlines()))
+    assert [row['epoch'] for row in rows] == ['0', '1']
+    assert list((cfg.run_dir(0) / 'tensorboard').iterdir())
+    return cfg, rows
+
+
+def test_wandb(tiny, monkeypatch):
+    pytest.importorskip('wandb')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    cfg, _ = run_and_resume(tiny, 'wandb')
+    runs = sorted((cfg.run_dir(0) / 'wandb').glob('offline-run-*'))
+    (name,) = {file.name for run in runs for file in run.glob('run-*.wandb')}
+    assert len(runs) == 2, 'each start is a part, and both are of one run'
+    assert name.removeprefix('run-').removesuffix('.wandb') in (cfg.run_dir(0) / 'tracker.yaml').read_text()
+    for run in runs:
+        assert list(run.glob('files/media/images/predictions_*.png'))
+
+
+def test_mlflow(tiny, monkeypatch):
+    mlflow = pytest.importorskip('mlflow')
+    pytest.importorskip('sqlalchemy')
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
+    cfg, rows = run_and_resume(tiny, 'mlflow')
+    client = mlflow.MlflowClient(f'sqlite:///{cfg.output_dir.resolve() / "mlflow.db"}')
+    (experiment,) = (one for one in client.search_experiments() if one.name == 'trash-segmentation')
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == 'FINISHED' and run.data.params['encoder'] == cfg.encoder
+    curve = client.get_metric_history(run.info.run_id, 'loss')
+    assert [f'{point.value:.6f}' for point in curve] == [row['loss'] for row in rows]
+    names = [file.path for file in client.list_artifacts(run.info.run_id)]
+    assert 'config.yaml' in names and len(client.list_artifacts(run.info.run_id, 'images')) >= 2

@@ -1,0 +1,219 @@
+"""Where a run's curves, config and pictures go: metrics.csv and TensorBoard always, and the config's tracker.
+
+    python train.py --cfg configs/convnext.yaml --fold 0 --set tracker=wandb    # or WANDB_MODE=offline
+    python train.py --cfg configs/convnext.yaml --fold 0 --set tracker=mlflow   # MLFLOW_TRACKING_URI, or
+    mlflow ui --backend-store-uri sqlite:///output/mlflow.db                    # <output_dir>/mlflow.db
+
+A run that is resumed goes on in the same tracked run, whose id is in tracker.yaml of its folder. A tracker
+that fails during training is left alone after a warning: training goes on.
+"""
+
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from config import BadInput, Config, dump_config, one_line, read_yaml
+from dataset import Cache
+from drawing import compare, sheet
+from files import write_text
+from models import SegModel
+from predict import predict_rows
+from submission import board_ids
+from utils import append_metrics, log
+
+PROJECT = 'trash-segmentation'  # WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME change it
+PHOTOS, SHEETS = 4, 10  # in a picture of predictions, and pictures of a run
+
+
+class Tracker(Protocol):
+    """A run of a tracking service."""
+
+    id: str
+    where: str  # for the one who looks for it
+    errors: tuple[type[Exception], ...]
+
+    def log(self, values: dict[str, float], epoch: int) -> None: ...
+    def picture(self, image: np.ndarray, epoch: int) -> None: ...
+    def close(self, failed: bool) -> None: ...
+
+
+class Wandb:
+    """A run of Weights & Biases; beside the run's other files where WANDB_MODE is offline."""
+
+    def __init__(self, cfg: Config, fold: int, run_id: str | None) -> None:
+        import wandb
+
+        folder = cfg.run_dir(fold)
+        self.errors = (wandb.errors.Error,)
+        self.run = wandb.init(
+            project=os.environ.get('WANDB_PROJECT', PROJECT),
+            name=f'{cfg.name}/{folder.name}',
+            group=cfg.name,
+            dir=folder,
+            id=run_id,
+            resume='allow',
+            settings=wandb.Settings(silent=True, console='off'),
+        )
+        self.run.config.update(cfg.model_dump(mode='json'), allow_val_change=True)
+        self.image = wandb.Image
+        self.id, self.where = self.run.id, self.run.url or f'{self.run.dir}; wandb sync sends it'
+
+    def log(self, values: dict[str, float], epoch: int) -> None:
+        self.run.log(values, step=epoch)
+
+    def picture(self, image: np.ndarray, epoch: int) -> None:
+        self.run.log({'predictions': self.image(image)}, step=epoch)
+
+    def close(self, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
+
+
+class Mlflow:
+    """A run of MLflow, on MLFLOW_TRACKING_URI's server, or in a file that all runs of output_dir share."""
+
+    def __init__(self, cfg: Config, fold: int, run_id: str | None) -> None:
+        import mlflow
+
+        logging.getLogger('mlflow').setLevel(logging.WARNING)
+        logging.getLogger('alembic').setLevel(logging.WARNING)
+        self.errors = (mlflow.exceptions.MlflowException,)
+        self.metric = mlflow.entities.Metric
+        output = cfg.output_dir.resolve()
+        uri = os.environ.get('MLFLOW_TRACKING_URI')
+        self.client = mlflow.MlflowClient(uri or f'sqlite:///{output / "mlflow.db"}')
+        experiment = os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT)
+        found = self.client.get_experiment_by_name(experiment)
+        files = None if uri else (output / 'mlflow').as_uri()
+        place = found.experiment_id if found else self.client.create_experiment(experiment, files)
+        if run_id is None:
+            name = f'{cfg.name}/{cfg.run_dir(fold).name}'
+            run_id = self.client.create_run(place, run_name=name).info.run_id
+            params = [
+                mlflow.entities.Param(key, str(value)) for key, value in cfg.model_dump(mode='json').items()
+            ]
+            self.client.log_batch(run_id, params=params)
+            self.client.log_text(run_id, dump_config(cfg), 'config.yaml')
+        else:
+            self.client.update_run(run_id, status='RUNNING')
+        self.id, self.where = run_id, f'run {run_id} of {uri or output / "mlflow.db"}'
+
+    def log(self, values: dict[str, float], epoch: int) -> None:
+        now = int(1000 * time.time())
+        names = {key: re.sub(r'[^\w.\- /]', '_', key) for key in values}  # what MLflow takes
+        metrics = [self.metric(names[key], value, now, epoch) for key, value in values.items()]
+        self.client.log_batch(self.id, metrics=metrics)
+
+    def picture(self, image: np.ndarray, epoch: int) -> None:
+        self.client.log_image(self.id, image, key='predictions', step=epoch)
+
+    def close(self, failed: bool) -> None:
+        self.client.set_terminated(self.id, 'FAILED' if failed else 'FINISHED')
+
+
+TRACKERS = {'wandb': Wandb, 'mlflow': Mlflow}
+
+
+def require_tracker(cfg: Config) -> None:
+    """Raises BadInput where the config's tracker is not installed."""
+    if cfg.tracker == 'none':
+        return
+    try:
+        __import__(cfg.tracker)
+    except ImportError as error:
+        raise BadInput(
+            f"config key 'tracker': {cfg.tracker} is not installed ({one_line(error)}); "
+            f'pip install {cfg.tracker}, or tracker=none'
+        ) from None
+
+
+def start_tracker(cfg: Config, fold: int, resume: bool) -> Tracker | None:
+    """The config's tracker with a new run, or resumed, with the one that tracker.yaml names. The run's folder
+    is there. Raises BadInput.
+    """
+    if cfg.tracker == 'none':
+        return None
+    kept = cfg.run_dir(fold) / 'tracker.yaml'
+    before = read_yaml(kept) if resume and kept.exists() else {}
+    run_id = before.get(cfg.tracker) if isinstance(before, dict) else None
+    try:
+        tracker = TRACKERS[cfg.tracker](cfg, fold, run_id)
+    except Exception as error:  # noqa: BLE001 - each service has errors of its own
+        raise BadInput(
+            f"config key 'tracker': {cfg.tracker}: {one_line(error)[:300]}; or tracker=none"
+        ) from None
+    write_text(kept, yaml.safe_dump({cfg.tracker: tracker.id}))
+    return tracker
+
+
+class Tracking:
+    """What is kept of each epoch of a run."""
+
+    def __init__(self, folder: Path, cfg: Config, tracker: Tracker | None, epoch: int) -> None:
+        """Goes on at `epoch`: what was kept of later ones, before a resume, counts no more."""
+        self.folder, self.cfg, self.tracker = folder, cfg, tracker
+        self.board = SummaryWriter(str(folder / 'tensorboard'), purge_step=epoch)
+        if tracker is not None:
+            log.info(f'tracked by {cfg.tracker}: {tracker.where}')
+
+    def __enter__(self) -> 'Tracking':
+        return self
+
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        self.board.close()
+        self.tell(lambda tracker: tracker.close(failed=kind is not None))
+
+    def log(self, values: dict[str, float]) -> None:
+        """An epoch's figures, among them `epoch`: nan for what is not known."""
+        shapes = {'lr': '.3e', 'epoch': 'd', 'step': 'd'}
+        row = {
+            key: '' if math.isnan(value) else format(value, shapes.get(key, '.6f'))
+            for key, value in values.items()
+        }
+        append_metrics(self.folder / 'metrics.csv', {**row, 'epoch': values['epoch']})
+        known = {key: value for key, value in values.items() if key != 'epoch' and not math.isnan(value)}
+        for key, value in known.items():
+            self.board.add_scalar(key, value, values['epoch'])
+        self.tell(lambda tracker: tracker.log(known, values['epoch']))
+
+    def wants_picture(self, epoch: int) -> bool:
+        """Whether the tracker gets a picture of this epoch: SHEETS times in a run, and at its end."""
+        every = max(1, self.cfg.epochs // SHEETS)
+        return self.tracker is not None and ((epoch + 1) % every == 0 or epoch + 1 == self.cfg.epochs)
+
+    def picture(self, image: np.ndarray, epoch: int) -> None:
+        """(H, W, 3) uint8 RGB."""
+        self.tell(lambda tracker: tracker.picture(image, epoch))
+
+    def tell(self, what: Callable[[Tracker], None]) -> None:
+        """Training does not end with its tracker."""
+        if self.tracker is None:
+            return
+        try:
+            what(self.tracker)
+        except self.tracker.errors as error:
+            log.warning(f'warning: {self.cfg.tracker}, left alone from now on: {one_line(error)[:300]}')
+            self.tracker = None
+
+
+def draw_predictions(
+    model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config, device: torch.device
+) -> np.ndarray:
+    """A sheet of some of the photos, the same each time, with their truth and what the model sees in them."""
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, PHOTOS).astype(int))]
+    shown = []
+    for batch, probs in predict_rows(model, cache, rows, cfg, device, tta=False):
+        ids = board_ids(probs, cfg.downsample).to(torch.uint8).cpu().numpy()
+        for row, pred in zip(batch, ids, strict=True):
+            name = cache.names(np.array([row]))[0]
+            shown.append(compare(name, np.array(cache.photos[row]), cache.truth(row), pred))
+    return sheet(shown, ('photo', 'truth', 'prediction'), cfg.classes)
