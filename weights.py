@@ -61,10 +61,11 @@ def load_encoder_weights(encoder: nn.Module, cfg: Config) -> list[str]:
 
 def describe_loading(source: str, state: dict[str, Tensor], used: set[str], fresh: set[str]) -> list[str]:
     """What load_encoder_weights says of tensors that were loaded, left over, or not there."""
-    unused = sorted(key for key in state.keys() - used if not key.endswith('num_batches_tracked'))
+    held = {key for key in state if not key.endswith('num_batches_tracked')}
+    unused = sorted(held - used)
     strange = [key for key in unused if not CLASSIFIER.match(key)]
-    loaded = len(used & state.keys())
-    lines = [f'encoder_weights: {source}: {loaded} tensors loaded, {len(unused)} of {len(state)} not used']
+    loaded = f'{len(held & used)} tensors loaded, {len(unused)} of {len(held)} not used'
+    lines = [f'encoder_weights: {source}: {loaded}']
     if strange:
         shown = ', '.join(strange[:5])
         lines.append(f'warning: encoder_weights: {len(strange)} tensors have no place here: {shown}')
