@@ -6,6 +6,8 @@
 Shapes: N batch, H W input, C_i channels of the feature of stride s_i.
 """
 
+from collections.abc import Callable
+
 import segmentation_models_pytorch as smp
 import timm
 import torch
@@ -27,6 +29,7 @@ class TwinsEncoder(nn.Module):
 
     def __init__(self, name: str, drop_path: float) -> None:
         super().__init__()
+        build_options(name, 224)  # which says where timm has none of that name
         self.model = timm.create_model(name, num_classes=0, drop_path_rate=drop_path)
         self.channels = list(self.model.embed_dims)
         self.model.norm = nn.Identity()
@@ -146,6 +149,14 @@ def kept_features(name: str, strides: list[int], output_stride: int, is_plain: b
     if wanted == STRIDES and set(STRIDES) <= set(strides):
         return [len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES]
     raise BadInput(f"config key 'encoder': {name} has the strides {strides}, expected {wanted} among them")
+
+
+OWN_ENCODERS: dict[str, Callable[[str, float], nn.Module]] = {'twins': TwinsEncoder}  # by how a name starts
+
+
+def own_encoder(name: str) -> Callable[[str, float], nn.Module] | None:
+    """The class of OWN_ENCODERS that builds it, from its name and drop_path; None where TimmEncoder does."""
+    return next((build for start, build in OWN_ENCODERS.items() if name.startswith(start)), None)
 
 
 def is_smp_encoder(name: str) -> bool:

@@ -22,9 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from config import ArgumentParser, BadInput, Config, load_config, one_line, run_script
 from encoders import (
     TimmEncoder,
-    TwinsEncoder,
     checkpoint_gradients,
-    is_smp_encoder,
+    own_encoder,
     smp_encoder_name,
     timm_cfg,
 )
@@ -84,9 +83,9 @@ def build_timm(cfg: Config) -> tuple[nn.Module, nn.Module, nn.Module]:
         refuse_unused(cfg, ['loss', 'label_smoothing', 'class_weights'])
     accepted = inspect.signature(HEADS[cfg.head]).parameters
     refuse_unused(cfg, [key for option, key in HEAD_OPTIONS.items() if option not in accepted])
-    if cfg.encoder.startswith('twins') and timm_cfg(cfg.encoder):
+    if build := own_encoder(cfg.encoder):
         refuse_unused(cfg, ['output_stride', 'features'])
-        encoder = TwinsEncoder(cfg.encoder, cfg.drop_path)
+        encoder = build(cfg.encoder, cfg.drop_path)
     else:
         encoder = TimmEncoder(cfg.encoder, cfg.drop_path, cfg.crop_size, cfg.output_stride, cfg.features)
     neck = build_neck(encoder, cfg.encoder) if cfg.neck == 'auto' else nn.Identity()
@@ -98,7 +97,7 @@ def build_timm(cfg: Config) -> tuple[nn.Module, nn.Module, nn.Module]:
     return encoder, neck, head
 
 
-def build_neck(encoder: TimmEncoder | TwinsEncoder, name: str) -> nn.Module:
+def build_neck(encoder: nn.Module, name: str) -> nn.Module:
     """What an encoder's features need before a head reads them."""
     if encoder.is_plain:
         return FeaturePyramid(encoder.channels[0])
@@ -247,7 +246,7 @@ def print_models(cfgs: list[Config], size: int) -> None:
     print(f'{"":24}{"M":>12}{"M":>8}{"GMACs":>12}{"GMACs":>8}')
     for cfg in cfgs:
         update = {'crop_size': size, 'encoder_weights': 'none', 'weights': None}
-        with torch.device('cpu' if is_smp_encoder(cfg.encoder) else 'meta'):
+        with shapes_device(cfg):
             model = SegModel(cfg.model_copy(update=update)).eval().requires_grad_(False)
         with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
             model.to_empty(device='cpu')  # shapes, without memory or arithmetic
@@ -263,9 +262,14 @@ def print_models(cfgs: list[Config], size: int) -> None:
         )
 
 
+def shapes_device(cfg: Config) -> torch.device:
+    """Where to build a model whose shapes alone matter: meta, but for encoders that calculate meanwhile."""
+    return torch.device('meta' if timm_cfg(cfg.encoder) else 'cpu')
+
+
 def print_groups(cfg: Config) -> None:
     """A line a group of parameter_groups: depth, peak learning rate, weight decay, parameters."""
-    with torch.device('meta'):
+    with shapes_device(cfg):
         groups = parameter_groups(SegModel(cfg, load_weights=False), cfg)
     print(f'{"depth":>5}{"lr":>12}{"decay":>9}{"tensors":>9}{"parameters":>13}  first')
     for group in sorted(groups, key=lambda group: (group['depth'], group['weight_decay'])):

@@ -118,7 +118,7 @@ def published_state(encoder: str, source: str, image_size: int) -> dict[str, Ten
             return {
                 key.removeprefix('encoder.'): v for key, v in converted.items() if key.startswith('encoder.')
             }
-    if is_smp_encoder(encoder):
+    if timm_cfg(encoder) is None:  # smp's own, or one of encoders.OWN_ENCODERS
         return read_state(path or fetch_smp(encoder))
     overlay = {} if path is None else {'file': str(path)}
     options = build_options(encoder, image_size)

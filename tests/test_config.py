@@ -15,7 +15,7 @@ from config import (
     make_config,
     read_yaml,
 )
-from encoders import is_smp_encoder, timm_cfg
+from encoders import is_smp_encoder, own_encoder, timm_cfg
 from heads import HEADS
 from keys import describe_config
 from losses import LOSSES
@@ -29,7 +29,7 @@ def test_shipped_config_loads_and_is_short(path):
     assert cfg.name == path.stem
     assert cfg.head in HEADS or cfg.head.startswith('smp-')
     assert set(cfg.loss) <= set(LOSSES)
-    assert timm_cfg(cfg.encoder) is not None or is_smp_encoder(cfg.encoder)
+    assert own_encoder(cfg.encoder) or timm_cfg(cfg.encoder) or is_smp_encoder(cfg.encoder)
     assert len(path.read_text().splitlines()) <= 15
     assert not {'fold', 'data_root', 'cache_dir', 'output_dir'} & set(read_yaml(path))
 
