@@ -61,7 +61,11 @@ def csv_with(paths: Sequence[Path], image_id: str, num_classes: int) -> Path | N
 
 def vote_of(preds: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
     """The class that most predictions say; a tie goes to the first of them."""
-    return vote(np.stack(preds), member_table([1] * len(preds), num_classes))
+    said = np.stack(preds)
+    winner = said[0].copy()
+    open_pixels = (said[1:] != said[0]).any(0)  # elsewhere all agree
+    winner[open_pixels] = vote(said[:, open_pixels], member_table([1] * len(said), num_classes))
+    return winner
 
 
 def load_coco(data: Path, split: str, classes: tuple[str, ...]) -> CocoSet:

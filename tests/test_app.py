@@ -20,6 +20,7 @@ from confusions import read_confusions
 from members import find_members
 from metrics import class_iou, confusion_matrix, image_counts
 from recipe import Recipe, write_recipe
+from search import member_table, vote
 from uploads import MAX_MEGABYTES, SEEN, read_upload
 
 testing = pytest.importorskip('streamlit.testing.v1')
@@ -290,6 +291,13 @@ def test_confusions_are_counted_once_and_again_when_something_changed(output, tr
     monkeypatch.undo()
     (tmp_path / '.oof.csv.confusions.npz').write_bytes(b'cut off')
     assert np.array_equal(read_confusions(path, train, len(CLASSES)).matrices, found.matrices)
+
+
+def test_the_vote_is_that_of_the_ensemble():
+    preds = list(np.random.default_rng(0).integers(0, 4, (3, 50, 60), np.uint8))
+    assert np.array_equal(sources.vote_of(preds, 4), vote(np.stack(preds), member_table([1, 1, 1], 4)))
+    assert np.array_equal(sources.vote_of(preds[:2], 4), preds[0])  # a tie goes to the first
+    assert np.array_equal(sources.vote_of(preds[:1], 4), preds[0])
 
 
 def test_a_photo_out_of_fold_twice_is_refused(output, train):
