@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -95,9 +96,18 @@ def expect(found):
 
 
 def pick(page, label: str, option: str) -> None:
-    """Chooses in a box with a list."""
-    page.get_by_role('combobox', name=label, exact=True).press('ArrowDown')  # scrolling closes the list
-    page.get_by_role('option', name=option, exact=True).click()
+    """Chooses in a box with a list; what scrolls or is drawn anew meanwhile closes the list, so that it is
+    opened again.
+    """
+    box = page.get_by_role('combobox', name=label, exact=True)
+    found = page.get_by_role('option', name=option, exact=True)
+    box.scroll_into_view_if_needed()
+    for _ in range(5):
+        box.press('ArrowDown')
+        with suppress(playwright.TimeoutError):
+            found.click(timeout=2000)
+            return
+    found.click()
 
 
 def shows(page, name: str, *views: str) -> None:
@@ -235,6 +245,7 @@ def test_sorting_a_photo_of_the_camera_and_of_the_data_set(server, page):
     pick(page, 'Test photo', 'batch_01/0025.jpg')
     expect(page.get_by_alt_text(re.compile('0025.jpg, with'))).to_be_visible()
     page.get_by_text('Take a photo', exact=True).click()
+    page.wait_for_function('() => document.querySelector("video")?.readyState >= 2')
     page.get_by_role('button', name='Take Photo').click()
     expect(page.get_by_alt_text(re.compile('with .* pieces'))).to_be_visible()
 
