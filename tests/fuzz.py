@@ -7,10 +7,12 @@ input that breaks one.
 """
 
 import argparse
+import atexit
 import io
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 import zipfile
@@ -19,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOUND = ROOT / 'output' / 'fuzz'
 WORK = Path(tempfile.mkdtemp(prefix='fuzz-', dir='/dev/shm' if Path('/dev/shm').is_dir() else None))
+atexit.register(shutil.rmtree, WORK, ignore_errors=True)
 sys.path.insert(0, str(ROOT))
 
 
