@@ -20,7 +20,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOUND = ROOT / 'output' / 'fuzz'
-WORK = Path(tempfile.mkdtemp(prefix='fuzz-', dir='/dev/shm' if Path('/dev/shm').is_dir() else None))
+SHM = '/dev/shm' if Path('/dev/shm').is_dir() else None
+# of atheris a folder that stays: libFuzzer ends the process before anything could be removed
+WORK = FOUND / 'work' if __name__ == '__main__' else Path(tempfile.mkdtemp(prefix='fuzz-', dir=SHM))
+WORK.mkdir(parents=True, exist_ok=True)
 atexit.register(shutil.rmtree, WORK, ignore_errors=True)
 sys.path.insert(0, str(ROOT))
 
