@@ -10,6 +10,7 @@ ends on it (`run_script`).
 
 import argparse
 import difflib
+import errno
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -31,6 +32,7 @@ CLASSES = (
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
 MAX_YAML = 100_000  # bytes; a config has some hundred
 MAX_DEPTH = 20  # of lists in lists
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of writing after which room can be made
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 LossTerm = Literal['ce', 'ohem', 'dice', 'lovasz', 'focal']
@@ -46,7 +48,9 @@ class BadInput(Exception):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and can go on from where it is: one line that says where."""
+    """The run was asked to stop, or has no room to write, and can go on from where it is: one line that says
+    where.
+    """
 
 
 class CheckFailed(Exception):
@@ -489,5 +493,10 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
         print(f'{Path(sys.argv[0]).name}: interrupted', file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except OSError as error:  # of a library's own files
+        if error.errno not in NO_ROOM:
+            raise
+        print(f'{Path(sys.argv[0]).name}: {one_line(error)}; make room, and go on', file=sys.stderr)
         sys.exit(INTERRUPTED)
     sys.exit(status or DONE)

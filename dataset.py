@@ -9,7 +9,6 @@ in the cache.
 """
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -17,7 +16,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -31,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from augment import Augment, Sample, cutmix, happens, mosaic, paste_object
 from coco import IGNORED, CocoSet, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, one_line
-from files import make_folder, map_array, write_text
+from files import allocated, hold, map_array, write_text
 from terminal import progress
 
 CACHE_VERSION = 1  # to be raised when what is drawn or decoded changes
@@ -83,8 +81,7 @@ def open_cache(cfg: Config, split: str) -> Cache:
     key = hashlib.sha256(f'{CACHE_VERSION} {cfg.cache_size} {coco.fingerprint}'.encode()).hexdigest()[:16]
     folder = cfg.cache_dir / f'{split}-{cfg.cache_size}-{key}'
     if not folder.is_dir():
-        make_folder(cfg.cache_dir)
-        with locked(cfg.cache_dir / f'.{folder.name}.lock'):
+        with hold(cfg.cache_dir / f'.{folder.name}.lock', f'making the cache of {split}', wait=True):
             if not folder.is_dir():
                 build_cache(coco, folder, cfg.cache_size)
     check_photos(coco, folder)
@@ -128,14 +125,7 @@ def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
     partial = folder.with_name(f'.{folder.name}.partial')
     shutil.rmtree(partial, ignore_errors=True)
     count = len(coco.photos)
-    need = count * side * side * 4
-    if shutil.disk_usage(folder.parent).free < need:
-        raise BadInput(
-            f'{folder.parent}: the cache needs {need / 2**30:.1f} GiB, which are not free there (cache_dir)'
-        )
     partial.mkdir()
-    photos = np.lib.format.open_memmap(partial / 'photos.npy', 'w+', np.uint8, (count, side, side, 3))
-    masks = np.lib.format.open_memmap(partial / 'masks.npy', 'w+', np.uint8, (count, side, side))
 
     def fill(row: int) -> None:
         photo = coco.photos[row]
@@ -143,6 +133,8 @@ def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
         masks[row] = resize_mask(draw_mask(photo), side)
 
     try:
+        photos = allocated(partial / 'photos.npy', np.uint8, (count, side, side, 3))
+        masks = allocated(partial / 'masks.npy', np.uint8, (count, side, side))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             jobs = pool.map(fill, range(count))
             for _ in progress(jobs, f'cache {coco.split}', 'photo', count):
@@ -151,7 +143,7 @@ def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
         masks.flush()
         files = {photo.file_name: describe_file(coco.path(photo)) for photo in coco.photos}
         meta = {'photos': count, 'side': side, 'fingerprint': coco.fingerprint, 'files': files}
-        (partial / 'meta.json').write_text(json.dumps(meta))
+        write_text(partial / 'meta.json', json.dumps(meta))
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -172,14 +164,6 @@ def resize_mask(mask: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a lock file: one process at a time is inside."""
-    with path.open('w') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 # --- folds
 
 
@@ -195,7 +179,7 @@ def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
     if not path.exists():
         if cfg.folds_csv is not None:
             raise BadInput(f'{path}: no such file (folds_csv)')
-        with locked(cfg.cache_dir / '.folds.lock'):
+        with hold(cfg.cache_dir / '.folds.lock', 'assigning folds', wait=True):
             if not path.exists():
                 write_folds(path, cache, make_folds(cfg, cache))
     try:

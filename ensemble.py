@@ -39,6 +39,7 @@ from pathlib import Path
 import numpy as np
 
 from config import DONE, ArgumentParser, BadInput, add_config_arguments, read_yaml, run_script
+from files import hold, remove_partials
 from members import Member, find_members, open_probs
 from recipe import Recipe, calibrate_model, compare, read_recipe, search_recipe, write_recipe
 from search import vote
@@ -105,16 +106,18 @@ def main(argv: list[str] | None = None) -> int:
     by_class = read_class_weights(args.class_weights, members, len(classes))
     rows = [[weight * by for by in row] for weight, row in zip(weights, by_class, strict=True)]
     recipe = Recipe('soft vote' if args.soft else 'hard vote', rows, [1.0] * len(members))
-    if args.search:
-        recipe = search_recipe(members, data, classes, args.soft, args.by_class)
-        write_recipe(args.out.with_name('ensemble.yaml'), members, recipe)
-    if args.recipe is not None:
-        recipe = read_recipe(args.recipe, members, len(classes))
-    table = weight_table(recipe.table)
-    if recipe.rule == 'soft vote':
-        print(soft_vote_files(members, table, recipe.temperatures, args.out, image_ids))
-    else:
-        print(vote_files(members, table, args.out, image_ids))
+    with hold(args.out.with_name(f'.{args.out.name}.lock'), f'voting on {args.out.name}'):
+        remove_partials(args.out.parent, args.out.name, 'ensemble.yaml')
+        if args.search:
+            recipe = search_recipe(members, data, classes, args.soft, args.by_class)
+            write_recipe(args.out.with_name('ensemble.yaml'), members, recipe)
+        if args.recipe is not None:
+            recipe = read_recipe(args.recipe, members, len(classes))
+        table = weight_table(recipe.table)
+        if recipe.rule == 'soft vote':
+            print(soft_vote_files(members, table, recipe.temperatures, args.out, image_ids))
+        else:
+            print(vote_files(members, table, args.out, image_ids))
     print(f'next: python submission.py check {args.out} --data {data}')
     return DONE
 

@@ -1,6 +1,13 @@
-"""Files that are whole or not there, arrays in files, and folders that can be written. Without torch."""
+"""Files that are whole or not there, arrays in files, folders that can be written, and who writes there.
+Without torch.
 
+Where the disk, the quota or the file-size limit is full, what is written raises Interrupted: make room, and
+go on.
+"""
+
+import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -8,7 +15,15 @@ from typing import BinaryIO
 
 import numpy as np
 
-from config import BadInput, one_line, refuse_device
+from config import NO_ROOM, BadInput, Interrupted, one_line, refuse_device
+
+
+def cannot_write(path: str | Path, error: OSError) -> BadInput | Interrupted:
+    """What to raise for an error of writing: Interrupted where room can be made, BadInput else."""
+    what = f'{path}: cannot be written: {error.strerror or one_line(error)}'
+    if error.errno in NO_ROOM:
+        return Interrupted(f'{what}; what was there before is as it was; make room, and go on (--resume)')
+    return BadInput(what)
 
 
 @contextmanager
@@ -18,8 +33,8 @@ def write_whole(path: str | Path) -> Iterator[BinaryIO]:
         with write_whole(path) as file:
             file.write(content)
 
-    Makes the file's folder. Raises BadInput where the file cannot be written; after any error the temporary
-    file, beside it, is gone.
+    Makes the file's folder. Raises BadInput where the file cannot be written, and Interrupted where there is
+    no room for it; after any error the temporary file, beside it, is gone.
     """
     path = Path(path)
     if not path.name:
@@ -40,14 +55,23 @@ def write_whole(path: str | Path) -> Iterator[BinaryIO]:
         finally:
             os.close(folder)
     except OSError as error:
-        raise BadInput(f'{path}: cannot be written: {error.strerror or one_line(error)}') from None
+        raise cannot_write(path, error) from None
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
+def remove_partials(folder: Path, *names: str) -> None:
+    """Removes what processes that were killed while they wrote left beside the files of those names; for the
+    one who holds the folder.
+    """
+    for name in names:
+        for left in folder.glob(f'.{name}.*.partial'):
+            left.unlink(missing_ok=True)
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 file, whole or not at all. Raises BadInput."""
+    """Writes a UTF-8 file, whole or not at all. Raises BadInput, and Interrupted where there is no room."""
     with write_whole(path) as file:
         file.write(text.encode())
 
@@ -75,3 +99,44 @@ def make_folder(path: Path) -> None:
             raise PermissionError(13, 'Permission denied')
     except OSError as error:
         raise BadInput(f'{path}: this folder cannot be written: {error.strerror}') from None
+
+
+def allocated(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """An array of zeros in a new .npy file, whose room on the disk is taken now: a full disk would else end
+    the process without a word when it is written to. Raises BadInput, and Interrupted where there is no room.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, 'w+', dtype, shape)
+        with path.open('r+b') as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        size = np.dtype(dtype).itemsize * int(np.prod(shape)) / 2**30
+        raise cannot_write(f'{path.parent}: {size:.2f} GiB', error) from None
+    return array
+
+
+@contextmanager
+def hold(path: Path | None, doing: str, wait: bool = False) -> Iterator[None]:
+    """Keeps a lock file for this process, and makes its folder; None keeps nothing. Where another has it,
+    waits for that one, or raises BadInput; either says who it is.
+    """
+    if path is None:
+        yield
+        return
+    make_folder(path.parent)
+    with path.open('a+') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            busy = f'{path.parent}: process {file.read().strip()} is {doing} here now'
+            if not wait:
+                raise BadInput(busy) from None
+            print(f'{busy}; waiting for it', file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        os.register_at_fork(after_in_child=file.close)  # a loader's workers, who outlive a kill, hold nothing
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -36,13 +36,14 @@ from config import (
 )
 from dataset import Cache, held_out_hash, open_cache, read_folds, split_fold
 from drawing import overlay, write_png
+from files import allocated
 from intervals import DRAWS, LEVEL, interval
 from layers import resize
 from members import open_probs
 from metrics import confusion_matrix, format_table, image_counts
 from models import SegModel
 from predict import STRIDE, predict_probs, predict_rows
-from predictions import Predictions, allocated
+from predictions import Predictions
 from submission import SubmissionReader, board_ids
 from terminal import progress
 from utils import FREE_KEYS, Ranks, load_checkpoint, load_model_state, log, start_log, start_ranks

@@ -6,18 +6,18 @@ there.
             predictions.write(place, ids, probs)
 """
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from config import BadInput, Config
+from config import Config
+from files import allocated, hold, remove_partials
 from layers import resize
 from predict import check_seen
 from submission import SIDE, SubmissionWriter
-from utils import Ranks, hold
+from utils import Ranks
 
 
 class Predictions:
@@ -42,6 +42,8 @@ class Predictions:
         with ExitStack() as stack:
             stack.enter_context(self.lock)
             stack.callback(self.clean)
+            if self.ranks.is_main:
+                remove_partials(self.folder, f'{self.split}.csv')
             self.arrays = {
                 key: shared(path, np.uint8, self.shapes[key], self.ranks) for key, path in self.files.items()
             }
@@ -88,21 +90,6 @@ def shared(path: Path, dtype: type, shape: tuple[int, ...], ranks: Ranks) -> np.
     return ranks.main_first(
         lambda: allocated(path, dtype, shape), lambda: np.lib.format.open_memmap(path, 'r+')
     )
-
-
-def allocated(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    """An array of zeros in a new file, whose room on the disk is taken now: a full disk would else end the
-    process without a word when it is written to. Raises BadInput.
-    """
-    try:
-        array = np.lib.format.open_memmap(path, 'w+', dtype, shape)
-        with path.open('r+b') as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        size = np.dtype(dtype).itemsize * int(np.prod(shape)) / 2**30
-        raise BadInput(f'{path.parent}: {size:.2f} GiB cannot be written there: {error.strerror}') from None
-    return array
 
 
 def to_bytes(probs: torch.Tensor) -> np.ndarray:

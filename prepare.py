@@ -25,7 +25,7 @@ from PIL import Image
 from coco import CocoSet, Photo, draw_mask, read_coco, read_photo
 from config import CLASSES, ArgumentParser, BadInput, add_config_arguments, load_config, run_script
 from dataset import folds_path, near_duplicates, open_cache, read_folds, thumbnail
-from files import make_folder
+from files import hold, make_folder, remove_partials, write_whole
 from formats import import_masks, import_yolo
 from submission import classes_and_data
 from taco import make_taco
@@ -101,11 +101,12 @@ def print_classes(coco: CocoSet, classes: tuple[str, ...]) -> None:
 def write_masks(classes: tuple[str, ...], data: Path, out: Path) -> None:
     """The masks of a data set's training photos, at their own size, as PNG ids: out/<file_name>.png."""
     coco = read_coco(data, 'train', classes)
-    make_folder(out)
-    for photo in progress(coco.photos, 'masks', 'mask'):
-        path = out / f'{photo.file_name}.png'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw_mask(photo)).save(path, compress_level=1)
+    with hold(out / '.lock', 'drawing masks'):
+        for folder in {(out / photo.file_name).parent for photo in coco.photos}:
+            remove_partials(folder, '*')
+        for photo in progress(coco.photos, 'masks', 'mask'):
+            with write_whole(out / f'{photo.file_name}.png') as file:
+                Image.fromarray(draw_mask(photo)).save(file, 'PNG', compress_level=1)
     print(f'wrote {len(coco.photos)} masks under {out}')
 
 
@@ -132,9 +133,13 @@ def make_demo(args: Namespace) -> None:
     if min(args.train, args.test) < 1:
         raise BadInput(f'--train {args.train} --test {args.test}: expected 1 or more of each')
     make_folder(args.out)
-    if any(args.out.iterdir()) and not (args.out / 'test_labels.json').exists():
+    ours = ('test_labels.json', '.demo.lock')  # the lock alone: of a set that was interrupted
+    if any(args.out.iterdir()) and not any((args.out / name).exists() for name in ours):
         raise BadInput(f'{args.out}: is not empty and not a demo set; give another --out')
-    make_demo_set(args.out, args.train, args.test, args.seed)
+    with hold(args.out / '.demo.lock', 'drawing a demo set'):
+        for name in ('train_all.json', 'test.json', 'test_labels.json'):
+            (args.out / name).unlink(missing_ok=True)  # of other photos, until all are drawn
+        make_demo_set(args.out, args.train, args.test, args.seed)
     print(
         f'wrote {args.train} training and {args.test} test photos under {args.out}; the test labels '
         'are in test_labels.json'

@@ -23,13 +23,13 @@ import train
 from calibration import read_temperature, tempered
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, read_yaml, run_script
 from dataset import Cache, open_cache
-from files import map_array, write_text
+from files import allocated, map_array, write_text
 from infer import load_run
 from metrics import IGNORED
 from predict import make_eval_loader, predict_probs
 from terminal import progress
 from trainer import PseudoRows
-from utils import check_run, load_checkpoint, start_log, start_ranks
+from utils import check_run, hold_run, load_checkpoint, start_log, start_ranks
 
 SURE = 'pseudo_sure.npy'
 
@@ -56,16 +56,18 @@ def main(
     cache = open_cache(cfg, 'test')
     path = student.run_dir(fold) / 'pseudo_masks.npy'
     origin = label_origin(cfg, runs, cache)
-    if resume and path.exists() and read_yaml(path.with_suffix('.yaml')) != origin:
-        raise BadInput(f'{path}: was made by other teachers or settings; start again with --overwrite')
-    if ranks.is_main and not (resume and path.exists()):
-        if path.exists() and not overwrite:
-            raise BadInput(
-                f'{path.parent}: holds this run already; go on with --resume, or start again with --overwrite'
-            )
-        path.unlink(missing_ok=True)  # labels and their origin never disagree
-        write_text(path.with_suffix('.yaml'), yaml.safe_dump(origin, sort_keys=False))
-        label(cfg, runs, cache, path, ranks.device, origin['temperatures'])
+    with hold_run(path.parent if ranks.is_main else None, 'labelling'):
+        if resume and path.exists() and read_yaml(path.with_suffix('.yaml')) != origin:
+            raise BadInput(f'{path}: was made by other teachers or settings; start again with --overwrite')
+        if ranks.is_main and not (resume and path.exists()):
+            if path.exists() and not overwrite:
+                raise BadInput(
+                    f'{path.parent}: holds this run already; go on with --resume, or start again with '
+                    '--overwrite'
+                )
+            path.unlink(missing_ok=True)  # labels and their origin never disagree
+            write_text(path.with_suffix('.yaml'), yaml.safe_dump(origin, sort_keys=False))
+            label(cfg, runs, cache, path, ranks.device, origin['temperatures'])
     ranks.wait()
     shape = cache.photos.shape[:3]
     masks = map_array(path, shape)
@@ -122,8 +124,8 @@ def label(
     partial, sure_path = (path.with_name(f'.{path.name}{end}.partial') for end in ('', '.sure'))
     shape = cache.photos.shape[:3]
     try:
-        masks = np.lib.format.open_memmap(partial, 'w+', np.uint8, shape)
-        sure = np.lib.format.open_memmap(sure_path, 'w+', np.uint8, shape)  # 255 times the confidence
+        masks = allocated(partial, np.uint8, shape)
+        sure = allocated(sure_path, np.uint8, shape)  # 255 times the confidence
         predict_labels(runs, cache, masks, sure, device, temperatures)
         cutoffs = np.zeros(len(cfg.classes), int) if cfg.pseudo_soft else class_cutoffs(masks, sure, cfg)
         known = 0

@@ -19,6 +19,7 @@ import numpy as np
 from pycocotools import mask as rle_codec
 
 from config import CLASSES
+from files import write_text
 from kinds import KINDS
 from shapes import Cutout
 from terminal import progress
@@ -112,7 +113,7 @@ def write_json(path: Path, images: list[dict], annotations: list[dict]) -> None:
         'categories': [{'id': k, 'name': name, 'supercategory': name} for k, name in enumerate(CLASSES) if k],
         'annotations': annotations,
     }
-    path.write_text(json.dumps(content), encoding='utf-8')
+    write_text(path, json.dumps(content))
 
 
 def draw_scene(seed: int, split: str, index: int) -> Scene:

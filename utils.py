@@ -3,14 +3,13 @@
 import atexit
 import csv
 import ctypes
-import fcntl
 import io
 import logging
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from config import BadInput, Config, dump_config, make_config, read_yaml
-from files import make_folder, write_text, write_whole
+from files import cannot_write, hold, remove_partials, write_text, write_whole
 from tensors import read_tensors
 from terminal import say
 
@@ -219,37 +218,24 @@ def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
         curves = (folder / 'tensorboard').glob('events.out.tfevents.*')
         for path in [*(folder / name for name in names), *merged, *curves]:
             path.unlink(missing_ok=True)
-    for name in ('last.pt', 'best.pt', 'metrics.csv', 'config.yaml'):
-        for left in folder.glob(f'.{name}.*.partial'):  # of a run that was killed while it wrote
-            left.unlink(missing_ok=True)
+    remove_partials(
+        folder, 'last.pt', 'best.pt', 'metrics.csv', 'config.yaml', 'provenance.yaml', 'changes.diff'
+    )
     write_text(folder / 'config.yaml', dump_config(cfg))
     return folder
 
 
-def hold_run(folder: Path | None) -> AbstractContextManager:
+def hold_run(folder: Path | None, doing: str = 'training') -> AbstractContextManager:
     """Keeps a run's folder for this process; None keeps nothing. Raises BadInput where another has it."""
-    return hold(None if folder is None else folder / '.lock', 'training')
+    return hold(None if folder is None else folder / '.lock', doing)
 
 
-@contextmanager
-def hold(path: Path | None, doing: str) -> Iterator[None]:
-    """Keeps a lock file for this process, and makes its folder; None keeps nothing. Raises BadInput where
-    another has it.
-    """
-    if path is None:
-        yield
-        return
-    make_folder(path.parent)
-    with path.open('a+') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise BadInput(f'{path.parent}: process {file.read().strip()} is {doing} here now') from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+class LogFile(logging.FileHandler):
+    """log.txt. Raises Interrupted where there is no room for a line, instead of going on without."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        raise cannot_write(self.baseFilename, error) if isinstance(error, OSError) else error
 
 
 def start_log(folder: Path | None, quiet: bool = False) -> None:
@@ -265,7 +251,7 @@ def start_log(folder: Path | None, quiet: bool = False) -> None:
     console.setFormatter(logging.Formatter('%(message)s'))
     log.addHandler(console)
     if folder is not None:
-        file = logging.FileHandler(folder / 'log.txt', encoding='utf-8')
+        file = LogFile(folder / 'log.txt', encoding='utf-8')
         file.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         log.addHandler(file)
 
@@ -299,8 +285,12 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Writes a checkpoint, whole or not at all. Raises BadInput, and Interrupted where there is no room."""
     with write_whole(path) as file:
-        torch.save(checkpoint, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # which torch makes of a full disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

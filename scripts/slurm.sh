@@ -6,12 +6,31 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
 #SBATCH --output=output/slurm-%x-%A-%a.log
+#SBATCH --open-mode=append
 #SBATCH --requeue
-# One fold an array task, all GPUs of its node:   sbatch scripts/slurm.sh convnext_knet
-# A task that is started again goes on from its last checkpoint.
+#SBATCH --signal=B:USR1@300
+# One fold an array task, all GPUs of its node:   sbatch scripts/slurm.sh convnext_knet [--set KEY=VALUE ...]
+# Five minutes before its time is up, or when it is pre-empted (with SlurmctldParameters=preempt_send_user_signal), a task ends after
+# the step or the validation in hand, with a checkpoint, and queues itself again; a task that is started again goes on from there.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
-[ $# -eq 1 ] || { echo 'usage: sbatch scripts/slurm.sh CONFIG' >&2; exit 2; }
+[ $# -ge 1 ] || { echo 'usage: sbatch scripts/slurm.sh CONFIG [--set KEY=VALUE ...]' >&2; exit 2; }
 
 .venv/bin/torchrun --standalone --nproc-per-node="${SLURM_GPUS_ON_NODE:-1}" \
-    train.py --cfg "configs/$1.yaml" --fold "${SLURM_ARRAY_TASK_ID:-0}" --resume
+    train.py --cfg "configs/$1.yaml" --fold "${SLURM_ARRAY_TASK_ID:-0}" --resume "${@:2}" &
+training=$!
+asked=
+# to the ranks themselves: torchrun would give them 30 seconds
+trap 'asked=yes; pkill -USR1 -P $training || true' USR1 TERM
+status=0
+wait $training || status=$?
+while kill -0 $training 2>/dev/null; do # the signal ended the wait, not the training
+    status=0
+    wait $training || status=$?
+done
+if [ -n "$asked" ] && [ $status -ne 0 ]; then
+    echo 'slurm.sh: asked to stop; queued again'
+    scontrol requeue "$SLURM_JOB_ID" || true # where SLURM has not done it
+    exit 75
+fi
+exit $status

@@ -4,6 +4,8 @@ data is.
 
 import json
 import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -175,3 +177,20 @@ def tiny(shapes, shared_cache, tmp_path) -> Config:
 def tiny_yaml(tiny, tmp_path) -> Path:
     """The file that `tiny` was read from."""
     return tmp_path / 'tiny.yaml'
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
+    """Gives a file system of so many MiB; where none can be mounted, the test is skipped."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+
+    def mount(size: int) -> Path:
+        words = ['mount', '-t', 'tmpfs', '-o', f'size={size}m', 'tmpfs', str(folder)]
+        if os.geteuid() or subprocess.run(words, capture_output=True, check=False).returncode:
+            pytest.skip('a small file system can be mounted by root alone')
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(['umount', '-l', str(folder)], check=True)

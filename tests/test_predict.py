@@ -16,11 +16,11 @@ from torch import nn
 
 import infer
 import train
-from config import BadInput
+from config import BadInput, Interrupted
+from files import hold
 from layers import resize
 from predict import resize_every, view_logits, window_starts
 from submission import read_masks
-from utils import hold
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -151,7 +151,7 @@ def test_no_room_for_probabilities(tiny):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
     try:
-        with pytest.raises(BadInput, match='GiB cannot be written there: File too large'):
+        with pytest.raises(Interrupted, match='GiB: cannot be written: File too large'):
             infer.main(tiny, 0, 'test', save_probs=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

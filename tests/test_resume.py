@@ -1,131 +1,175 @@
-"""Runs that are killed, or asked to stop, and go on to the bit."""
+"""Runs that are killed, asked to stop, or out of room, and go on to the bit."""
 
+import ctypes
+import importlib
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
-import subprocess
+import socket
 import sys
+import threading
 import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY
 
 import pseudo
 import train
-from config import BadInput, Config, Interrupted, dump_config
+from config import BadInput, Config, Interrupted, dump_config, run_script
 from signals import SIGNALS, stop_requests
 from trainer import Trainer
 from utils import load_checkpoint, save_checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(['train', 'pseudo', 'conftest'])
 
 
+@pytest.fixture(scope='module')
+def whole(shapes, shared_cache, tmp_path_factory) -> Config:
+    """A run of three epochs that has all there is to resume, writes a checkpoint at every step, and that
+    nobody disturbed.
+    """
+    folders = {'data_root': shapes, 'cache_dir': shared_cache, 'output_dir': tmp_path_factory.mktemp('whole')}
+    more = {'epochs': 3, 'ema': 0.9, 'swa': 0.4, 'drop_path': 0.2, 'accumulate': 2, 'batch_size': 2}
+    small = {'encoder': 'test_resnet.r160_in1k', 'checkpoint_minutes': 1e-9}
+    cfg = Config(**TINY | folders | more | small, name='run')
+    assert ended(start(train.main, cfg, 0)) == [0]
+    return cfg
+
+
 @pytest.fixture
-def cfg(tiny) -> Config:
-    """A run of three epochs that has all there is to resume, and writes a checkpoint at every step."""
-    return tiny.model_copy(
-        update={
-            'epochs': 3,
-            'ema': 0.9,
-            'swa': 0.4,
-            'drop_path': 0.2,
-            'encoder': 'test_resnet.r160_in1k',
-            'batch_size': 2,
-            'accumulate': 2,
-            'checkpoint_minutes': 1e-9,
-        }
-    )
+def other(whole, tmp_path) -> Config:
+    """The same run, elsewhere and not begun."""
+    return whole.model_copy(update={'output_dir': tmp_path / 'output'})
 
 
-def start(target, *args, **kwargs) -> multiprocessing.Process:
-    process = CONTEXT.Process(target=quietly, args=(target, *args), kwargs=kwargs)
-    process.start()
-    return process
+def start(target, *args, ranks: int = 1, said: Path | str = os.devnull, **kwargs) -> list:
+    """Processes that run a function, what they print in a file."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        env = {'RANK': rank, 'WORLD_SIZE': ranks, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+        words = (env if ranks > 1 else {}, said, target, *args)
+        processes.append(CONTEXT.Process(target=quietly, args=words, kwargs=kwargs))
+        processes[-1].start()
+    return processes
 
 
-def quietly(target, *args, **kwargs) -> None:
+def quietly(env: dict, said: Path | str, target, *args, **kwargs) -> None:
     import torch
 
     torch.set_num_threads(1)
-    with Path(os.devnull).open('w') as nothing:
-        os.dup2(nothing.fileno(), 1)
-        os.dup2(nothing.fileno(), 2)
-        target(*args, **kwargs)
+    os.environ |= {key: str(value) for key, value in env.items()}
+    with Path(said).open('a') as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    target(*args, **kwargs)
 
 
-def kill_until_done(moments: np.ndarray, target, *args, **kwargs) -> int:
-    """Starts the run again and again, and kills it after each of so many seconds; how often it was killed."""
-    kills = 0
-    for moment in moments:
-        process = start(target, *args, **kwargs)
-        process.join(moment)
-        if process.exitcode is not None:
-            break
-        process.kill()
-        process.join()
-        kills += 1
-    process = start(target, *args, **kwargs)
-    process.join()
-    assert process.exitcode == 0
-    return kills
+def ended(processes: list, seconds: float | None = None) -> list[int | None]:
+    """The exit statuses of processes, None of those that still run after so many seconds."""
+    until = None if seconds is None else time.monotonic() + seconds
+    for process in processes:
+        process.join(None if until is None else max(0, until - time.monotonic()))
+    return [process.exitcode for process in processes]
 
 
-@pytest.mark.parametrize(('workers', 'kills'), [(0, 20), (1, 4)])
-def test_killed_at_random_moments(cfg, workers, kills):
-    cfg = cfg.model_copy(update={'workers': workers, 'epochs': 8})
-    start(train.main, cfg, 0).join()
-    started = time.monotonic()
-    start(train.main, cfg, 0, overwrite=True).join()
-    seconds = time.monotonic() - started
-    other = cfg.model_copy(update={'output_dir': cfg.output_dir / 'killed'})
-    moments = np.random.default_rng(workers).uniform(0.1, 0.5, kills) * seconds
-    assert kill_until_done(moments, train.main, other, 0, resume=True) >= 3
-    compare(cfg, other)
+def kill_again_and_again(kills: int, whole: Config, other: Config, target, *args, ranks=1, **kwargs) -> None:
+    """Kills a run, one rank of it, at so many random moments of its length, and lets it go on each time; each
+    time that it ends, it has the files of `whole`, and begins anew.
+    """
+    rng = np.random.default_rng(kills)
+    began = time.monotonic()
+    assert ended(start(target, other, *args, ranks=ranks, **kwargs)) == [0] * ranks
+    length = time.monotonic() - began
+    compare(whole, other)
+    clean = other.run_dir(0)
+    shutil.rmtree(clean)
+    while kills:
+        processes = start(target, other, *args, ranks=ranks, resume=True, **kwargs)
+        if None in ended(processes, rng.uniform(0, length)):
+            victim = processes[rng.integers(ranks)]
+            victim.kill()
+            statuses = ended(processes, 60)
+            assert None not in statuses  # the others do not wait for it
+            kills -= 1
+        else:
+            assert ended(processes) == [0] * ranks
+            compare(whole, other)
+            shutil.rmtree(clean)
+    assert ended(start(target, other, *args, ranks=ranks, resume=True, **kwargs)) == [0] * ranks
+    compare(whole, other)
 
 
-def test_killed_while_a_checkpoint_is_written(cfg):
-    train.main(cfg, 0)
-    other = cfg.model_copy(update={'output_dir': cfg.output_dir / 'killed'})
-    hit = 0
+@pytest.mark.parametrize(('workers', 'kills'), [(0, 20), (1, 3)])
+def test_killed_at_random_moments(whole, other, workers, kills):
+    """With a worker, too, the files are those of a run without."""
+    kill_again_and_again(kills, whole, other.model_copy(update={'workers': workers}), train.main, 0)
+
+
+def test_one_of_two_ranks_is_killed(whole, other, tmp_path):
+    """The other one ends by itself, and both go on."""
+    two = whole.model_copy(update={'batch_size': 4, 'output_dir': tmp_path / 'two'})
+    assert ended(start(train.main, two, 0, ranks=2)) == [0, 0]
+    kill_again_and_again(4, two, other.model_copy(update={'batch_size': 4}), train.main, 0, ranks=2)
+
+
+def test_student_of_half_the_epochs_is_killed(whole, other, tmp_path):
+    """While it labels as well as while it trains."""
+    change = {'name': f'{whole.name}-pseudo', 'epochs': 2, 'swa': 0, 'pseudo_soft': True}
+    students = [
+        whole.model_copy(update=change | {'output_dir': tmp_path / place}) for place in ('one', 'two')
+    ]
+    for cfg in students:
+        shutil.copytree(whole.run_dir(0), cfg.output_dir / whole.name / 'fold0')
+    assert ended(start(train_student, students[0], whole.name)) == [0]
+    kill_again_and_again(4, *students, train_student, whole.name)
+
+
+def train_student(cfg: Config, teacher: str, resume: bool = False) -> None:
+    pseudo.main(cfg.model_copy(update={'name': teacher}), 0, [teacher], 'half', resume=resume)
+
+
+def train_dying(cfg: Config, where: tuple[str, str], nth: int, seconds: float) -> None:
+    """A run that is killed so many seconds after it calls a function for the nth time."""
+    module = importlib.import_module(where[0])
+    real, calls = getattr(module, where[1]), count(1)
+
+    def call(*args, **kwargs):
+        if next(calls) == nth:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return real(*args, **kwargs)
+
+    setattr(module, where[1], call)
+    train.main(cfg, 0, resume=True)
+
+
+@pytest.mark.parametrize('where', [('trainer', 'save_checkpoint'), ('train', 'evaluate')])
+def test_killed_while_it_writes_or_validates(whole, other, where):
+    rng = np.random.default_rng(0)
     for _ in range(4):
-        process = start(train.main, other, 0, resume=True)
-        while process.is_alive():
-            if any(other.run_dir(0).glob('.*.pt.*.partial')):
-                process.kill()
-                hit += 1
-                break
-        process.join()
-        left = other.run_dir(0) / 'last.pt'
-        assert not left.exists() or load_checkpoint(left)['config']['name'] == cfg.name
+        assert ended(start(train_dying, other, where, rng.integers(1, 4), rng.uniform(0, 0.05))) in (
+            [-9],
+            [0],
+        )
+        last = other.run_dir(0) / 'last.pt'
+        assert not last.exists() or load_checkpoint(last)['config']['name'] == other.name
     train.main(other, 0, resume=True)
-    assert hit >= 2
     assert not list(other.run_dir(0).glob('.*.partial'))
-    compare(cfg, other)
-
-
-def test_student_of_half_the_epochs_is_killed(cfg):
-    train.main(cfg, 0)
-    student = cfg.model_copy(update={'epochs': 4, 'pseudo_soft': True})
-    whole = start(pseudo.main, student, 0, [cfg.name], 'half')
-    whole.join()
-    assert whole.exitcode == 0
-    other = student.model_copy(update={'output_dir': cfg.output_dir / 'killed'})
-    shutil.copytree(cfg.run_dir(0), other.run_dir(0))
-    moments = np.random.default_rng(0).uniform(0.3, 3, 5)
-    kill_until_done(moments, pseudo.main, other, 0, [cfg.name], 'half', resume=True)
-    named = {'name': f'{cfg.name}-pseudo'}
-    compare(student.model_copy(update=named), other.model_copy(update=named))
+    compare(whole, other)
 
 
 @pytest.mark.parametrize('number', SIGNALS)
-def test_asked_to_stop(cfg, number, capsys):
+def test_asked_to_stop(whole, other, number, capsys):
     """The step in hand ends, the checkpoint is written, and what was asked for is said."""
-    train.main(cfg, 0)
-    other = cfg.model_copy(update={'output_dir': cfg.output_dir / 'asked', 'checkpoint_minutes': 0})
+    other = other.model_copy(update={'checkpoint_minutes': 0})
     steps = []
 
     def update(self):
@@ -143,7 +187,7 @@ def test_asked_to_stop(cfg, number, capsys):
     assert steps == [1, 2] and load_checkpoint(other.run_dir(0) / 'last.pt')['resume']['batch'] == 4
     train.main(other, 0, resume=True)
     assert 'resumed after epoch 0, batch 4 of epoch 1, step 2' in capsys.readouterr().out
-    compare(cfg, other)
+    compare(whole, other)
 
 
 def test_second_signal_is_not_waited_for():
@@ -156,60 +200,82 @@ def test_second_signal_is_not_waited_for():
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def torchrun(cfg: Config, path: Path, *words: str) -> subprocess.Popen:
-    """train.py on two ranks, in a process group of its own."""
+def command(cfg: Config, path: Path) -> None:
+    """train.py as it is typed; of root's rights it keeps none over files that say no."""
+    header, rights = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None)
+    libc.capget(header, rights)
+    rights[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    libc.capset(header, rights)
     path.write_text(dump_config(cfg))
-    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
-    options = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
-    where = {'cwd': ROOT, 'start_new_session': True, 'env': os.environ | {'OMP_NUM_THREADS': '1'}}
-    return subprocess.Popen(
-        [*launch, 'train.py', '--cfg', str(path), '--fold', '0', *words], **options, **where
-    )
+    sys.argv = ['train.py', '--cfg', str(path), '--fold', '0']
+    run_script(train.command)
 
 
-def test_two_ranks_are_killed(cfg, tmp_path):
-    cfg = cfg.model_copy(update={'batch_size': 4, 'epochs': 6})
-    said, _ = torchrun(cfg, tmp_path / 'whole.yaml').communicate()
-    assert 'best mIoU' in said, said
-    other = cfg.model_copy(update={'output_dir': cfg.output_dir / 'killed'})
-    process = torchrun(other, tmp_path / 'killed.yaml')
-    while not (other.run_dir(0) / 'metrics.csv').exists():
-        assert process.poll() is None, process.communicate()
+@pytest.mark.parametrize('fault', ['full disk', 'file-size limit', 'no permission'])
+def test_checkpoint_that_cannot_be_written(whole, other, tmp_path, request, fault):
+    """In the middle of a run: one line, the old checkpoint is good, and the run goes on when it can."""
+    disk = request.getfixturevalue('small_disk')(24) if fault == 'full disk' else tmp_path
+    other, said = other.model_copy(update={'output_dir': disk / 'output'}), tmp_path / 'said.txt'
+    folder = other.run_dir(0)
+    processes = start(command, other, tmp_path / 'run.yaml', said=said)
+    while not (folder / 'last.pt').exists():
+        assert processes[0].is_alive(), said.read_text()
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    said, _ = torchrun(other, tmp_path / 'killed.yaml', '--resume').communicate()
-    assert 'resumed after epoch' in said, said
-    compare(cfg, other)
+    if fault == 'full disk':
+        fill(disk / 'ballast')
+    elif fault == 'file-size limit':
+        resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    else:
+        folder.chmod(0o555)
+    why = {'full disk': 'No space left on device', 'file-size limit': 'File too large'}
+    assert ended(processes, 60) == [75 if fault in why else 2], said.read_text()
+    last = [line for line in said.read_text().splitlines() if line.startswith('train.py: ')]
+    assert len(last) == 1 and 'Traceback' not in said.read_text(), said.read_text()
+    assert f'cannot be written: {why.get(fault, "Permission denied")}' in last[0]
+    load_checkpoint(folder / 'last.pt')
+    assert not list(folder.glob('.*.partial'))
+    folder.chmod(0o755)
+    (disk / 'ballast').unlink(missing_ok=True)
+    train.main(other, 0, resume=True)
+    compare(whole, other)
 
 
-def test_checkpoint_of_more_ranks_goes_on_with_fewer(cfg, capsys):
-    train.main(cfg.model_copy(update={'epochs': 1, 'swa': 0}), 0)
-    path = cfg.run_dir(0) / 'last.pt'
+def fill(path: Path) -> None:
+    """A file that leaves no room beside it."""
+    with path.open('wb', buffering=0) as file:
+        try:
+            while file.write(bytes(1 << 16)):
+                pass
+        except OSError:
+            return
+
+
+def test_checkpoint_of_more_ranks_goes_on_with_fewer(whole, other, capsys):
+    path = shutil.copytree(whole.run_dir(0), other.run_dir(0)) / 'last.pt'
     checkpoint = load_checkpoint(path)
     state = checkpoint['resume']
     for key in ('cpu_rng', 'totals'):
         state[key] = state[key].repeat(2, *[1] * (state[key].ndim - 1))
     save_checkpoint(path, checkpoint)
-    train.main(cfg.model_copy(update={'epochs': 1, 'swa': 0}), 0, resume=True)
+    train.main(other, 0, resume=True)
     assert 'of 2 ranks, now 1: the run goes on, but not to the bit' in capsys.readouterr().out
 
 
-def test_checkpoint_of_an_older_version(cfg):
-    train.main(cfg, 0)
-    path = cfg.run_dir(0) / 'last.pt'
+def test_checkpoint_of_an_older_version(whole, other):
+    path = shutil.copytree(whole.run_dir(0), other.run_dir(0)) / 'last.pt'
     checkpoint = load_checkpoint(path)
     del checkpoint['resume']['batch']
     save_checkpoint(path, checkpoint)
     with pytest.raises(BadInput, match='cannot be resumed from'):
-        train.main(cfg, 0, resume=True)
+        train.main(other, 0, resume=True)
 
 
 def compare(cfg: Config, other: Config) -> None:
     """The files are the same to the bit, but for the place of the runs in their configs."""
     for name in ('last.pt', 'best.pt'):
         one, two = (load_checkpoint(c.run_dir(0) / name) for c in (cfg, other))
-        for key in ('output_dir', 'checkpoint_minutes'):
+        for key in ('output_dir', 'checkpoint_minutes', 'workers'):
             one['config'][key] = two['config'][key]
         same(one, two, name)
     assert (cfg.run_dir(0) / 'metrics.csv').read_bytes() == (other.run_dir(0) / 'metrics.csv').read_bytes()
