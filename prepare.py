@@ -171,6 +171,11 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def taco(args: Namespace) -> None:
+    with hold(args.out / '.lock', 'making TACO'):
+        make_taco(args.annotations, args.out, args.photos, args.workers, args.retries, args.overwrite)
+
+
 def command(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
@@ -204,7 +209,7 @@ def command(argv: list[str] | None = None) -> None:
     sub = add(
         'taco',
         'TACO as a training set of this competition: photos downloaded, checked, 512x512',
-        lambda a: make_taco(a.annotations, a.out, a.photos, a.workers, a.retries, a.overwrite),
+        taco,
     )
     sub.add_argument('--annotations', type=Path, required=True, help="TACO's annotations.json")
     sub.add_argument('--out', type=Path, required=True, help='data root to make, or to go on with')

@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools import mask as rle_codec
 
 from config import CLASSES
-from files import write_text
+from files import remove_partials, write_text, write_whole
 from kinds import KINDS
 from shapes import Cutout
 from terminal import progress
@@ -67,6 +67,7 @@ def make_demo_set(out: Path, train: int = 120, test: int = 40, seed: int = 0) ->
     jobs = [('train', index) for index in range(train)] + [('test', index) for index in range(test)]
     for folder in ('batch_01', 'batch_02'):
         (out / folder).mkdir(parents=True, exist_ok=True)
+        remove_partials(out / folder, '*')
     # not a Pool, which replaces processes that cannot start, for ever
     with ProcessPoolExecutor(min(PROCESSES, max(len(jobs), 1)), get_context('spawn')) as pool:
         drawn = pool.map(partial(write_scene, out, seed), jobs, chunksize=4)
@@ -88,7 +89,8 @@ def write_scene(out: Path, seed: int, job: tuple[str, int]) -> list[dict[str, An
     cv2.setNumThreads(1)
     scene = draw_scene(seed, *job)
     _, jpeg = cv2.imencode('.jpg', scene.photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    (out / file_name(*job)).write_bytes(jpeg.tobytes())
+    with write_whole(out / file_name(*job)) as file:
+        file.write(jpeg)
     return scene.annotations
 
 

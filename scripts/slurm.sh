@@ -20,8 +20,8 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
     train.py --cfg "configs/$1.yaml" --fold "${SLURM_ARRAY_TASK_ID:-0}" --resume "${@:2}" &
 training=$!
 asked=
-# to the ranks themselves: torchrun would give them 30 seconds
-trap 'asked=yes; pkill -USR1 -P $training || true' USR1 TERM
+# to the ranks themselves, as torchrun would give them 30 seconds; to torchrun where it has not started them yet
+trap 'asked=yes; pkill -USR1 -P $training || kill -TERM $training || true' USR1 TERM
 status=0
 wait $training || status=$?
 while kill -0 $training 2>/dev/null; do # the signal ended the wait, not the training

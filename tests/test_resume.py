@@ -2,13 +2,10 @@
 
 import ctypes
 import importlib
-import multiprocessing
 import os
 import resource
 import shutil
 import signal
-import socket
-import sys
 import threading
 import time
 from itertools import count
@@ -17,16 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY
+from processes import ended, start, typed
 
 import pseudo
 import train
-from config import BadInput, Config, Interrupted, dump_config, run_script
+from config import BadInput, Config, Interrupted, dump_config
 from signals import SIGNALS, stop_requests
 from trainer import Trainer
 from utils import load_checkpoint, save_checkpoint
-
-CONTEXT = multiprocessing.get_context('forkserver')
-CONTEXT.set_forkserver_preload(['train', 'pseudo', 'conftest'])
 
 
 @pytest.fixture(scope='module')
@@ -46,39 +41,6 @@ def whole(shapes, shared_cache, tmp_path_factory) -> Config:
 def other(whole, tmp_path) -> Config:
     """The same run, elsewhere and not begun."""
     return whole.model_copy(update={'output_dir': tmp_path / 'output'})
-
-
-def start(target, *args, ranks: int = 1, said: Path | str = os.devnull, **kwargs) -> list:
-    """Processes that run a function, what they print in a file."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(ranks):
-        env = {'RANK': rank, 'WORLD_SIZE': ranks, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
-        words = (env if ranks > 1 else {}, said, target, *args)
-        processes.append(CONTEXT.Process(target=quietly, args=words, kwargs=kwargs))
-        processes[-1].start()
-    return processes
-
-
-def quietly(env: dict, said: Path | str, target, *args, **kwargs) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    os.environ |= {key: str(value) for key, value in env.items()}
-    with Path(said).open('a') as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    target(*args, **kwargs)
-
-
-def ended(processes: list, seconds: float | None = None) -> list[int | None]:
-    """The exit statuses of processes, None of those that still run after so many seconds."""
-    until = None if seconds is None else time.monotonic() + seconds
-    for process in processes:
-        process.join(None if until is None else max(0, until - time.monotonic()))
-    return [process.exitcode for process in processes]
 
 
 def kill_again_and_again(kills: int, whole: Config, other: Config, target, *args, ranks=1, **kwargs) -> None:
@@ -208,8 +170,7 @@ def command(cfg: Config, path: Path) -> None:
     rights[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
     libc.capset(header, rights)
     path.write_text(dump_config(cfg))
-    sys.argv = ['train.py', '--cfg', str(path), '--fold', '0']
-    run_script(train.command)
+    typed(train.command, '--cfg', str(path), '--fold', '0')
 
 
 @pytest.mark.parametrize('fault', ['full disk', 'file-size limit', 'no permission'])
@@ -230,7 +191,7 @@ def test_checkpoint_that_cannot_be_written(whole, other, tmp_path, request, faul
         folder.chmod(0o555)
     why = {'full disk': 'No space left on device', 'file-size limit': 'File too large'}
     assert ended(processes, 60) == [75 if fault in why else 2], said.read_text()
-    last = [line for line in said.read_text().splitlines() if line.startswith('train.py: ')]
+    last = [line for line in said.read_text().splitlines() if line.startswith('script: ')]
     assert len(last) == 1 and 'Traceback' not in said.read_text(), said.read_text()
     assert f'cannot be written: {why.get(fault, "Permission denied")}' in last[0]
     load_checkpoint(folder / 'last.pt')

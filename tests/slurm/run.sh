@@ -52,7 +52,7 @@ sinfo
 
 cd "$root"
 .venv/bin/python prepare.py demo --out "$work/data" --train 32 --test 4
-set=(--set "data_root=$work/data" "cache_dir=$work/cache" epochs=24 workers=1 image_size=128 crop_size=128 device=cpu folds=2)
+set=(--set "data_root=$work/data" "cache_dir=$work/cache" epochs=16 workers=1 image_size=128 crop_size=128 device=cpu folds=2)
 export OMP_NUM_THREADS=1
 .venv/bin/python train.py --cfg configs/demo.yaml --fold 0 "${set[@]}" "output_dir=$work/alone"
 
@@ -60,7 +60,7 @@ submit() { sbatch --parsable --chdir="$root" --exclusive --gres=none --cpus-per-
 ended() { while squeue -h -j "$1" 2>/dev/null | grep -q .; do sleep 1; done; }
 same() { # the run $1 was stopped once, went on, and has the files of the run that was left alone
     cat "$work/$1.log"
-    grep -q 'USR1: stopped after' "$work/$1.log"
+    grep -q 'SIGUSR1' "$work/$1.log"
     grep -q 'queued again' "$work/$1.log"
     grep -q 'resumed after' "$work/$1/demo/fold0/log.txt"
     cmp "$work/alone/demo/fold0/metrics.csv" "$work/$1/demo/fold0/metrics.csv"
@@ -85,6 +85,6 @@ scontrol release "$job" 2>/dev/null || true
 ended "$job"
 same preempted
 
-job=$(submit late --partition=low --array=0 --time=2 --signal=B:USR1@90 scripts/slurm.sh demo "${set[@]}" "output_dir=$work/late")
+job=$(submit late --partition=low --array=0 --time=2 --signal=B:USR1@75 scripts/slurm.sh demo "${set[@]}" "output_dir=$work/late")
 ended "$job"
 same late

@@ -1,0 +1,175 @@
+"""Stages that are stopped at any moment start clean or go on, and two at once know of each other."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+from processes import ended, start, typed
+from test_resume import compare
+
+import ensemble
+import infer
+import prepare
+import train
+from config import Config, dump_config
+from dataset import open_cache
+from files import hold
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ('cache', 'masks', 'demo', 'infer', 'ensemble')
+
+
+@pytest.fixture(scope='module')
+def trained(shapes, shared_cache, tmp_path_factory) -> Config:
+    """A trained fold with a test.csv."""
+    folders = {
+        'data_root': shapes,
+        'cache_dir': shared_cache,
+        'output_dir': tmp_path_factory.mktemp('trained'),
+    }
+    cfg = Config(**TINY | folders | {'encoder': 'test_resnet.r160_in1k'}, name='run')
+    train.main(cfg, 0)
+    infer.main(cfg, 0, 'test')
+    return cfg
+
+
+def stage(name: str, trained: Config, folder: Path) -> tuple:
+    """The command of a stage that writes into a folder, as `typed` takes it."""
+    folder.mkdir(exist_ok=True)
+    if name == 'masks':
+        return prepare.command, 'masks', '--data', str(trained.data_root), '--out', str(folder)
+    if name == 'demo':
+        return prepare.command, 'demo', '--out', str(folder), '--train', '6', '--test', '2'
+    if name == 'ensemble':
+        csv = str(trained.run_dir(0) / 'test.csv')
+        return ensemble.main, csv, '--out', str(folder / 'out.csv'), '--data', str(trained.data_root)
+    place = 'cache_dir' if name == 'cache' else 'output_dir'
+    yaml = folder.with_suffix('.yaml')
+    yaml.write_text(dump_config(trained.model_copy(update={place: folder})))
+    if name == 'cache':
+        return prepare.command, 'folds', '--cfg', str(yaml)
+    if not (folder / 'run').exists():
+        shutil.copytree(trained.run_dir(0), folder / 'run' / 'fold0')
+        (folder / 'run' / 'fold0' / 'test.csv').unlink()
+    return infer.command, '--cfg', str(yaml), '--fold', '0', '--split', 'test', '--save-probs'
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """What can be taken for results; not what begins with a dot, logs, or times of writing."""
+    found = {path.relative_to(folder): path for path in folder.rglob('*') if path.is_file()}
+    left_out = ('log.txt', 'meta.json')
+    return {
+        str(name): path.read_bytes()
+        for name, path in found.items()
+        if name.name not in left_out and not any(part.startswith('.') for part in name.parts)
+    }
+
+
+@pytest.mark.parametrize('name', STAGES)
+def test_stopped_at_random_moments(name, trained, tmp_path):
+    """Each file is whole or not there, whatever the moment, and the next run ends as if nothing had been."""
+    began = time.monotonic()
+    assert ended(start(typed, *stage(name, trained, tmp_path / 'one'))) == [0]
+    length = time.monotonic() - began
+    whole, other = files_in(tmp_path / 'one'), tmp_path / 'two'
+    rng = np.random.default_rng(0)
+    for number in [signal.SIGKILL, signal.SIGTERM] * 3:
+        words = stage(name, trained, other)
+        processes = start(typed, *words)
+        if ended(processes, rng.uniform(0.1, length)) == [None]:
+            os.kill(processes[0].pid, number)
+        status = ended(processes, 60)
+        assert status in ([0], [75], [-number])
+        left = files_in(other)
+        assert left.items() <= whole.items()
+        if status == [75]:
+            assert not list(other.rglob('.*.partial'))
+        if status == [0]:
+            shutil.rmtree(other)
+    assert ended(start(typed, *stage(name, trained, other))) == [0]
+    assert files_in(other) == whole and not list(other.rglob('.*.partial'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'lock', 'doing'),
+    [
+        ('masks', '.lock', 'drawing masks'),
+        ('demo', '.demo.lock', 'drawing a demo set'),
+        ('infer', 'run/fold0/.test.lock', 'predicting test'),
+        ('ensemble', '.out.csv.lock', 'voting on out.csv'),
+    ],
+)
+def test_two_at_once(name, lock, doing, trained, tmp_path):
+    """The second is told who holds the folder, and changes nothing."""
+    words, said = stage(name, trained, tmp_path / 'one'), tmp_path / 'said.txt'
+    before = files_in(tmp_path / 'one')
+    with hold(tmp_path / 'one' / lock, doing):
+        assert ended(start(typed, *words, said=said)) == [2]
+    assert f'process {os.getpid()} is {doing} here now\n' in said.read_text()
+    assert files_in(tmp_path / 'one') == before
+    assert ended(start(typed, *words)) == [0]
+
+
+def test_second_waits_for_the_cache(trained, tmp_path):
+    words, said = stage('cache', trained, tmp_path / 'one'), tmp_path / 'said.txt'
+    open_cache(trained.model_copy(update={'cache_dir': tmp_path / 'two'}), 'train')
+    (lock,) = (path.name for path in (tmp_path / 'two').glob('.train*.lock'))
+    with hold(tmp_path / 'one' / lock, 'making the cache of train'):
+        processes = start(typed, *words, said=said)
+        while not said.exists() or 'waiting for it' not in said.read_text():
+            assert processes[0].is_alive()
+            time.sleep(0.01)
+        assert not files_in(tmp_path / 'one')
+    assert ended(processes) == [0]
+    assert f'process {os.getpid()} is making the cache of train here now' in said.read_text()
+
+
+def test_no_room_for_the_cache(trained, tmp_path, small_disk):
+    folder, said = small_disk(2), tmp_path / 'said.txt'
+    words = stage('cache', trained, folder)
+    assert ended(start(typed, *words, said=said)) == [75]
+    assert 'cannot be written: No space left on device' in said.read_text()
+    assert 'Traceback' not in said.read_text() and not files_in(folder)
+
+
+def test_torchrun_starts_again_and_says_why_it_ends(trained, tmp_path):
+    """A rank that is killed is started again, with all others, and goes on; killed once more than restarts
+    are allowed, all end within a minute, with the cause in the log.
+    """
+    change = {'epochs': 6, 'checkpoint_minutes': 1e-9, 'workers': 1}
+    one, two = (trained.model_copy(update=change | {'output_dir': tmp_path / place}) for place in ('a', 'b'))
+    assert ended(start(train.main, one, 0, ranks=2)) == [0, 0]
+    (tmp_path / 'run.yaml').write_text(dump_config(two))
+    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    words = ['--max-restarts=1', 'train.py', '--cfg', str(tmp_path / 'run.yaml'), '--fold', '0', '--resume']
+    log, said = two.run_dir(0) / 'log.txt', tmp_path / 'said.txt'
+    with said.open('w') as out:
+        env = os.environ | {'OMP_NUM_THREADS': '1'}
+        process = subprocess.Popen([*launch, *words], cwd=ROOT, stdout=out, stderr=out, env=env)
+    for rank, sign in ((0, 'epoch 1/6'), (1, 'resumed after')):
+        while not log.exists() or sign not in log.read_text():
+            assert process.poll() is None, said.read_text()
+            time.sleep(0.01)
+        killed = kill_rank(process.pid, rank)
+    assert process.wait(60) != 0
+    assert re.search(rf'Signal 9 \(SIGKILL\) received by PID {killed}', said.read_text()), said.read_text()
+    assert ended(start(train.main, two, 0, ranks=2, resume=True)) == [0, 0]
+    compare(one, two)
+
+
+def kill_rank(launcher: int, rank: int) -> int:
+    """Kills a rank of torchrun's, and gives its process id."""
+    children = Path(f'/proc/{launcher}/task/{launcher}/children').read_text().split()
+    for pid in children:
+        if f'LOCAL_RANK={rank}\0' in Path(f'/proc/{pid}/environ').read_text():
+            os.kill(int(pid), signal.SIGKILL)
+            return int(pid)
+    raise AssertionError(f'no rank {rank} among {children}')
