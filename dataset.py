@@ -14,7 +14,6 @@ import io
 import json
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ from coco import IGNORED, CocoSet, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, one_line
 from files import allocated, hold, map_array, write_text
 from terminal import progress
-from signals import SIGNALS
 
 CACHE_VERSION = 1  # to be raised when what is drawn or decoded changes
 DUPLICATE_CORRELATION = 0.985  # of two photos' thumbnails; from it on they are taken for the same scene
@@ -429,8 +427,6 @@ def make_loader(dataset: Dataset, workers: int, **kwargs) -> DataLoader:
 
 def _start_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)
-    for number in SIGNALS:  # that the whole group got: the run itself ends, after the step in hand
-        signal.signal(number, signal.SIG_IGN)
 
 
 def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:

@@ -161,7 +161,7 @@ def test_torchrun_starts_again_and_says_why_it_ends(trained, tmp_path):
         killed = kill_rank(process.pid, rank)
     assert process.wait(60) != 0
     assert re.search(rf'Signal 9 \(SIGKILL\) received by PID {killed}', said.read_text()), said.read_text()
-    assert ended(start(train.main, two, 0, ranks=2, resume=True)) == [0, 0]
+    assert ended(start(train.main, two, 0, ranks=2, resume=True, said=said)) == [0, 0], said.read_text()
     compare(one, two)
 
 
