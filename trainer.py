@@ -294,9 +294,11 @@ class Trainer:
         self.score, self.batch = checkpoint['score'], state['batch']
         if len(state['cpu_rng']) == self.ranks.world:
             self.total = float(state['totals'][self.ranks.rank])
-            torch.set_rng_state(state['cpu_rng'][self.ranks.rank])
+            torch.set_rng_state(
+                state['cpu_rng'][self.ranks.rank].clone()
+            )  # torch misreads a part of a tensor
             if state['cuda_rng'] is not None and self.ranks.device.type == 'cuda':
-                torch.cuda.set_rng_state(state['cuda_rng'][self.ranks.rank])
+                torch.cuda.set_rng_state(state['cuda_rng'][self.ranks.rank].clone())
         else:
             self.total = float(state['totals'].sum()) / self.ranks.world
             ranks = f'{len(state["cpu_rng"])} ranks, now {self.ranks.world}'
