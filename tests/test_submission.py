@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import submission
-from config import BadInput
+from config import BadInput, Interrupted
 from submission import (
     PIXELS,
     SIDE,
@@ -249,7 +249,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(csv):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
     try:
-        with pytest.raises(BadInput, match=r'submission\.csv: cannot be written'):
+        with pytest.raises(Interrupted, match=r'submission\.csv: cannot be written'):
             write_csv(csv, {str(i): random_mask(i) for i in range(5)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
