@@ -30,6 +30,7 @@ from augment import Augment, Sample, cutmix, happens, mosaic, paste_object
 from coco import IGNORED, CocoSet, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, one_line
 from files import allocated, hold, map_array, write_text
+from signals import leave_to_parent
 from terminal import progress
 
 CACHE_VERSION = 1  # to be raised when what is drawn or decoded changes
@@ -427,6 +428,7 @@ def make_loader(dataset: Dataset, workers: int, **kwargs) -> DataLoader:
 
 def _start_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)
+    leave_to_parent()
 
 
 def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:

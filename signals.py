@@ -56,3 +56,12 @@ def interrupt_on_signals() -> None:
     """SIGTERM and SIGUSR1 are as Ctrl-C: KeyboardInterrupt, so that what is half done is cleaned up."""
     for one in SIGNALS:
         signal.signal(one, signal.default_int_handler)
+
+
+def leave_to_parent() -> None:
+    """For a worker: a signal that reaches a whole process group, as Ctrl-C does, is the parent's to answer,
+    which still needs its workers. A second SIGTERM ends the worker.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -6,6 +6,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from itertools import count
@@ -150,6 +152,26 @@ def test_asked_to_stop(whole, other, number, capsys):
     train.main(other, 0, resume=True)
     assert 'resumed after epoch 0, batch 4 of epoch 1, step 2' in capsys.readouterr().out
     compare(whole, other)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_whole_group(whole, other, number, tmp_path):
+    """Ctrl-C reaches the loader's workers too, which the step in hand still needs."""
+    other = other.model_copy(update={'workers': 2, 'epochs': 50, 'swa': 0})
+    path = tmp_path / 'run.yaml'
+    path.write_text(dump_config(other))
+    command = [sys.executable, 'train.py', '--cfg', str(path), '--fold', '0']
+    log = tmp_path / 'said.txt'
+    with log.open('w') as said:
+        process = subprocess.Popen(
+            command, cwd=Path(train.__file__).parent, stdout=said, stderr=said, start_new_session=True
+        )
+        while not (other.run_dir(0) / 'metrics.csv').exists():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        assert process.wait(60) == 75, log.read_text()
+    assert f'{number.name}: stopped after' in log.read_text()
 
 
 def test_second_signal_is_not_waited_for():
