@@ -84,7 +84,3 @@ ended "$(submit important --partition=high --wrap 'sleep 5')"
 scontrol release "$job" 2>/dev/null || true
 ended "$job"
 same preempted
-
-job=$(submit late --partition=low --array=0 --time=2 --signal=B:USR1@75 scripts/slurm.sh demo "${set[@]}" "output_dir=$work/late")
-ended "$job"
-same late
