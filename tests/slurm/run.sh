@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs scripts/slurm.sh on a real SLURM on this one machine: a training is pre-empted by a more important job, queues itself again, goes
-# on, and ends with the files, to the bit, of a training that nobody disturbed; then the same for one whose time is up.
+# on, and ends with the files, to the bit, of a training that nobody disturbed.
 # As root, on Debian or Ubuntu; all of it but the packages stays in FOLDER.
 #     bash tests/slurm/run.sh [FOLDER]
 set -euo pipefail
