@@ -22,7 +22,9 @@ def cannot_write(path: str | Path, error: OSError) -> BadInput | Interrupted:
     """What to raise for an error of writing: Interrupted where room can be made, BadInput else."""
     what = f'{path}: cannot be written: {error.strerror or one_line(error)}'
     if error.errno in NO_ROOM:
-        return Interrupted(f'{what}; what was there before is as it was; make room, and go on (--resume)')
+        return Interrupted(
+            f'{what}; what was there before is as it was; make room, and run it again (train.py: --resume)'
+        )
     return BadInput(what)
 
 

@@ -172,8 +172,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def taco(args: Namespace) -> None:
-    with hold(args.out / '.lock', 'making TACO'):
-        make_taco(args.annotations, args.out, args.photos, args.workers, args.retries, args.overwrite)
+    make_taco(args.annotations, args.out, args.photos, args.workers, args.retries, args.overwrite)
 
 
 def command(argv: list[str] | None = None) -> None:

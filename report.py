@@ -98,11 +98,11 @@ def read_runs(folder: Path) -> list[FoldRun]:
         raise BadInput(f'{folder}: no such run; train it first')
     runs = []
     for path in folder.glob('fold*/oof.csv'):
-        number = path.parent.name.removeprefix('fold')
-        if number.isdecimal():
+        number = fold_number(path.parent)
+        if number is not None:
             config_file = path.with_name('config.yaml')
             cfg = make_config(read_yaml(config_file), where=str(config_file))
-            runs.append(FoldRun(int(number), path.parent, cfg, read_metrics(path.with_name('metrics.csv'))))
+            runs.append(FoldRun(number, path.parent, cfg, read_metrics(path.with_name('metrics.csv'))))
     if not runs:
         raise BadInput(f'{folder}: no fold*/oof.csv in it; python infer.py --split oof writes them')
     runs.sort(key=lambda run: run.number)
@@ -111,6 +111,12 @@ def read_runs(folder: Path) -> list[FoldRun]:
             if getattr(run.cfg, key) != getattr(runs[0].cfg, key):
                 raise BadInput(f'{run.folder / "config.yaml"}: {key} is not that of {runs[0].folder}')
     return runs
+
+
+def fold_number(folder: Path) -> int | None:
+    """Of a run's folder: k of fold<k>, -1 of `all`, which Config.run_dir names; None of any other."""
+    number = folder.name.removeprefix('fold')
+    return -1 if folder.name == 'all' else int(number) if number.isdecimal() else None
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

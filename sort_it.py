@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from config import BadInput, make_config, one_line, read_yaml
 from drawing import PALETTE, font, overlay
-from report import read_metrics
+from report import fold_number, read_metrics
 from sources import load_coco, modified, plain, show_error
 from uploads import FORMATS, MAX_MEGABYTES, read_upload
 
@@ -88,7 +88,9 @@ def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
 
 def find_models(output: Path) -> dict[str, Path]:
     """The checkpoints of trained folds by what the page calls them."""
-    return {f'{p.parent.parent.name}, {p.parent.name}': p for p in sorted(output.glob('*/fold*/best.pt'))}
+    paths = sorted([*output.glob('*/fold*/best.pt'), *output.glob('*/all/best.pt')])
+    known = [p for p in paths if fold_number(p.parent) is not None]
+    return {f'{p.parent.parent.name}, {p.parent.name}': p for p in known}
 
 
 def best_score(checkpoint: Path) -> float:
@@ -106,7 +108,7 @@ def load_model(checkpoint: Path, time: int) -> 'Run':
     from infer import load_run  # with torch, which the other pages do without
     from utils import start_ranks
 
-    config_file, fold = checkpoint.with_name('config.yaml'), int(checkpoint.parent.name.removeprefix('fold'))
+    config_file, fold = checkpoint.with_name('config.yaml'), fold_number(checkpoint.parent)
     places = {'output_dir': checkpoint.parents[2], 'name': checkpoint.parents[1].name, 'device': 'auto'}
     cfg = make_config(read_yaml(config_file), where=str(config_file)).model_copy(update=places)
     return load_run(cfg, fold, start_ranks(cfg).device)

@@ -14,7 +14,7 @@ from drawing import draw_confusion
 from ensembled import format_weights, read_ensemble, score_ensemble
 from intervals import DRAWS, LEVEL, Interval, interval
 from metrics import class_iou
-from report import html_table, read_metrics, shown
+from report import fold_number, html_table, read_metrics, shown
 from sources import Counted, count_source, find_sources, key_of, load_coco, plain, remember, show_error
 
 
@@ -65,12 +65,12 @@ def find_runs(output: Path) -> tuple[dict[str, list[RunFold]], list[BadInput]]:
     """The folds of each run, by its name, and what is wrong with those that cannot be read."""
     runs: dict[str, list[RunFold]] = {}
     errors = []
-    for path in sorted(output.glob('*/fold*/config.yaml')):
-        number = path.parent.name.removeprefix('fold')
-        if number.removeprefix('-').isdecimal():
+    for path in sorted([*output.glob('*/fold*/config.yaml'), *output.glob('*/all/config.yaml')]):
+        number = fold_number(path.parent)
+        if number is not None:
             try:
                 cfg = make_config(read_yaml(path), where=str(path))
-                fold = RunFold(int(number), path.parent, cfg, read_metrics(path.with_name('metrics.csv')))
+                fold = RunFold(number, path.parent, cfg, read_metrics(path.with_name('metrics.csv')))
                 runs.setdefault(path.parent.parent.name, []).append(fold)
             except BadInput as error:
                 errors.append(error)

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from coco import inside, load_json, read_coco, read_rgb
 from config import CLASSES, BadInput, CheckFailed, one_line
 from dataset import resize_image
-from files import make_folder, write_text, write_whole
+from files import hold, make_folder, write_text, write_whole
 from formats import TURNED, opened, orientation
 from terminal import progress
 
@@ -65,6 +65,17 @@ def make_taco(
         raise BadInput(f'{path}: is there already; give another --out, or --overwrite')
     records = read_records(annotations, data, out)
     content = convert(annotations, data, read_table(TABLE))
+    with hold(out / '.lock', 'making TACO'):
+        make_set(path, records, content, photos, workers, retries)
+
+
+def make_set(
+    path: Path, records: list[Record], content: dict, photos: Path | None, workers: int, retries: int
+) -> None:
+    """Gets the photos that are not there yet, and writes train_all.json of those that are then. Raises
+    CheckFailed where one cannot be had.
+    """
+    out = path.parent
     if photos is None:
         pool = urllib3.PoolManager(maxsize=workers, timeout=TIMEOUT, retries=retry_policy(retries))
         missing = get_photos(records, out, lambda record: download(pool, record.url), workers)

@@ -177,6 +177,7 @@ class Trainer:
         if due or asked:
             self.save()
         if asked:
+            self.ranks.wait()  # torchrun ends the others as soon as one has ended
             raise self.interrupted()
 
     def stop_if_asked(self) -> None:

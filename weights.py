@@ -205,7 +205,7 @@ def need_network(encoder: str) -> None:
         repo, revision = pretrained_cfg.hf_hub_id, 'main'
     if repo:
         for name in ('model.safetensors', 'pytorch_model.bin'):
-            if isinstance(try_to_load_from_cache(repo, name), str):
+            if isinstance(try_to_load_from_cache(repo, name, revision=revision), str):
                 return
         url = f'{hub.ENDPOINT}/{repo}/resolve/{revision}/model.safetensors'
     else:

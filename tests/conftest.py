@@ -5,6 +5,7 @@ data is.
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,14 @@ COLOURS = np.random.default_rng(0).permutation(
 def _one_thread():
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+
+
+@pytest.fixture(autouse=True)
+def _main_is_pytest():
+    """Streamlit's tests put a page in the place of __main__, which processes started later look for."""
+    main = sys.modules['__main__']
+    yield
+    sys.modules['__main__'] = main
 
 
 def _need(path: Path, variable: str) -> Path:
