@@ -12,6 +12,7 @@ Shapes: N batch, K classes, H W input, C_i channels of the feature of stride s_i
 import inspect
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import segmentation_models_pytorch as smp
 import torch
@@ -238,27 +239,45 @@ def encoder_depths(names: list[str]) -> dict[str, int]:
     return {name: depths[name] for name in names}
 
 
+class ModelCost(NamedTuple):
+    """Parameters and multiplications of a photo, of the encoder and of neck and head; outputs with a loss."""
+
+    encoder: int
+    head: int
+    encoder_macs: float
+    head_macs: float
+    outputs: int
+
+    @property
+    def macs(self) -> float:
+        return self.encoder_macs + self.head_macs
+
+
+def count_model(cfg: Config, size: int) -> ModelCost:
+    """The cost at size x size: torch's count, of convolutions, matrix products and attention."""
+    update = {'crop_size': size, 'encoder_weights': 'none', 'weights': None}
+    with shapes_device(cfg):
+        model = SegModel(cfg.model_copy(update=update)).eval().requires_grad_(False)
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        model.to_empty(device='cpu')  # shapes, without memory or arithmetic
+        feats = model.encoder(torch.zeros(1, 3, size, size))
+        encoder_flops = counter.get_total_flops()
+        model.head(model.neck(feats))
+        head_flops = counter.get_total_flops() - encoder_flops
+    encoder = sum(p.numel() for p in model.encoder.parameters())
+    head = sum(p.numel() for p in model.parameters()) - encoder
+    return ModelCost(encoder, head, encoder_flops / 2, head_flops / 2, len(model.loss_weights))
+
+
 def print_models(cfgs: list[Config], size: int) -> None:
-    """A line a config: millions of parameters, and billions of multiplications at size x size (torch's
-    count, of convolutions, matrix products and attention), of the encoder and of neck and head.
-    """
+    """A line a config: millions of parameters, and billions of multiplications at size x size."""
     print(f'{"config":24}{"encoder":>12}{"head":>8}{"encoder":>12}{"head":>8}{"outputs":>9}')
     print(f'{"":24}{"M":>12}{"M":>8}{"GMACs":>12}{"GMACs":>8}')
     for cfg in cfgs:
-        update = {'crop_size': size, 'encoder_weights': 'none', 'weights': None}
-        with shapes_device(cfg):
-            model = SegModel(cfg.model_copy(update=update)).eval().requires_grad_(False)
-        with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
-            model.to_empty(device='cpu')  # shapes, without memory or arithmetic
-            feats = model.encoder(torch.zeros(1, 3, size, size))
-            encoder_flops = counter.get_total_flops()
-            model.head(model.neck(feats))
-            head_flops = counter.get_total_flops() - encoder_flops
-        encoder = sum(p.numel() for p in model.encoder.parameters())
-        total = sum(p.numel() for p in model.parameters())
+        cost = count_model(cfg, size)
         print(
-            f'{cfg.name:24}{encoder / 1e6:12.1f}{(total - encoder) / 1e6:8.1f}{encoder_flops / 2e9:12.1f}'
-            f'{head_flops / 2e9:8.1f}{len(model.loss_weights):9}'
+            f'{cfg.name:24}{cost.encoder / 1e6:12.1f}{cost.head / 1e6:8.1f}{cost.encoder_macs / 1e9:12.1f}'
+            f'{cost.head_macs / 1e9:8.1f}{cost.outputs:9}'
         )
 
 

@@ -1,6 +1,7 @@
 """Stage 1: trains one config on one fold.
 
     python train.py --cfg configs/convnext.yaml --fold 0
+    python train.py --cfg configs/convnext.yaml --fold 0 --dry-run    # its size, memory and time
     python train.py --cfg configs/convnext.yaml --fold 0 --resume
     python train.py --cfg configs/convnext.yaml --fold 0 --set epochs=1 batch_size=4
     torchrun --standalone --nproc-per-node=8 train.py --cfg configs/convnext.yaml --fold 0
@@ -21,12 +22,13 @@ from checks import check_classes, check_epoch, check_first_batch, check_rates
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
 from convert import is_mmseg
 from dataset import held_out_hash, open_cache, read_folds, split_fold
+from dry_run import DryTrainer, rehearse
 from intervals import interval
 from metrics import iou_of_counts, miou_of_counts
 from models import SegModel
 from predict import evaluate
 from provenance import compare_provenance, write_provenance
-from signals import stop_requests
+from signals import StopRequest, stop_requests
 from terminal import gpu_memory
 from tracking import Tracking, draw_predictions, require_tracker, start_tracker
 from trainer import PseudoRows, Trainer
@@ -45,10 +47,15 @@ from weights import load_mmseg, read_state
 
 
 def main(
-    cfg: Config, fold: int, resume: bool = False, overwrite: bool = False, pseudo: PseudoRows | None = None
+    cfg: Config,
+    fold: int,
+    resume: bool = False,
+    overwrite: bool = False,
+    pseudo: PseudoRows | None = None,
+    dry_run: bool = False,
 ) -> float:
-    """Trains, and returns the best validation mIoU (nan where nothing is validated). Raises BadInput and
-    CheckFailed.
+    """Trains, and returns the best validation mIoU (nan where nothing is validated). dry_run: says what that
+    would take, and writes nothing but the cache and the folds. Raises BadInput and CheckFailed.
     """
     ranks = start_ranks(cfg)
     if cfg.batch_size % ranks.world:
@@ -86,9 +93,10 @@ def main(
     left_out = load_mmseg(model, published, cfg.encoder, cfg.weights) if is_published and not resume else []
     torch.manual_seed(cfg.seed + ranks.rank)  # the same weights on every rank, but not the same dropout
     with ExitStack() as stack:
-        stack.enter_context(hold_run(cfg.run_dir(fold) if ranks.is_main else None))
-        tracker = start_tracker(cfg, fold, resume) if ranks.is_main else None
-        folder = open_run(cfg, fold, overwrite) if ranks.is_main else None
+        writes = ranks.is_main and not dry_run
+        stack.enter_context(hold_run(cfg.run_dir(fold) if writes else None))
+        tracker = start_tracker(cfg, fold, resume) if writes else None
+        folder = open_run(cfg, fold, overwrite) if writes else None
         start_log(folder, quiet=not ranks.is_main)
         present = [{a.category_id for a in cache.coco.photos[row].annotations} for row in train_rows]
         log.info(first_line(cfg, fold, present, len(valid_rows)))
@@ -101,18 +109,24 @@ def main(
             log.info(f'{cfg.weights}: of another number of classes, and left out: {", ".join(left_out)}')
         if pseudo is not None:
             log.info(f'{len(pseudo.cache)} pseudo-labelled photos beside them, schedule {pseudo.schedule}')
-        stop = stack.enter_context(stop_requests())
-        trainer = Trainer(cfg, fold, held_out, model, ranks, cache, train_rows, pseudo, stop, folder)
+        stop = StopRequest() if dry_run else stack.enter_context(stop_requests())
+        kind = DryTrainer if dry_run else Trainer
+        trainer = kind(cfg, fold, held_out, model, ranks, cache, train_rows, pseudo, stop, folder)
         rates = [group['peak_lr'] for group in trainer.optimizer.param_groups]
-        if min(rates) < max(rates):
+        if min(rates) < max(rates) or dry_run:
             log.info(
                 f'learning rates: {min(rates):.1e} to {max(rates):.1e} in {len(rates)} groups of parameters'
             )
         if resume:
             trainer.resume(cfg.run_dir(fold) / 'last.pt')
-        if ranks.is_main:
+        if writes:
             write_provenance(folder, cache.coco.fingerprint, ranks.world)
+        if ranks.is_main:
             check_first_batch(trainer.model, trainer.samples, cfg, ranks.device, trainer.positions_in(0))
+        if dry_run:
+            rehearse(trainer, len(valid_rows))
+            log.info(f'dry run: nothing was written to {cfg.run_dir(fold)}')
+            return math.nan
 
         def validate(model: SegModel) -> np.ndarray | None:
             return evaluate(model, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
@@ -212,8 +226,12 @@ def command(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--overwrite', action='store_true', help='start again where the run folder holds a run'
     )
+    parser.add_argument(
+        '--dry-run', action='store_true', help='say what it would take, from a few steps, and write no run'
+    )
     args = parser.parse_args(argv)
-    main(load_config(args.cfg, args.set), args.fold, args.resume, args.overwrite)
+    cfg = load_config(args.cfg, args.set)
+    main(cfg, args.fold, args.resume, args.overwrite, dry_run=args.dry_run)
 
 
 if __name__ == '__main__':

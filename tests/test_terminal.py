@@ -11,9 +11,12 @@ import pytest
 from tqdm import tqdm
 
 import config
+import dry_run
 import terminal
 import train
+from models import count_model
 from terminal import Bar, progress
+from trainer import Trainer
 
 ROOT = Path(config.__file__).parent
 # each script, and the function that run_script is given
@@ -144,3 +147,49 @@ def test_epochs_are_lines_of_one_order(tiny, capsys):
     order = r'epoch \d/2  loss [\d.]+  mIoU [\d.]+ \[.+\]  lr \S+  \d+ s  [\d:]+ left(  best)?'
     assert len(lines) == 2 and all(re.fullmatch(order, line) for line in lines), lines
     assert f'next: python infer.py --cfg {tiny.run_dir(0) / "config.yaml"}' in out
+
+
+def contents_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+@pytest.fixture
+def dry(tiny, tiny_yaml, monkeypatch, capsys):
+    """Runs train.py --dry-run on 9 steps; its lines, and how many steps of the optimizer it took."""
+    updates = []
+    update = Trainer.update
+    monkeypatch.setattr(Trainer, 'update', lambda self: (updates.append(self.step), update(self)))
+
+    def run(*words):
+        argv = ['--cfg', str(tiny_yaml), '--fold', '0', '--set', 'epochs=3']
+        updates.clear()
+        train.command([*argv, *words])
+        return capsys.readouterr().out, len(updates)
+
+    return run
+
+
+def test_dry_run_says_what_training_would_take_and_writes_nothing(dry, tiny):
+    out, updates = dry('--dry-run')
+    assert updates == dry_run.STEPS and not tiny.output_dir.exists()
+    size = count_model(tiny, 64)
+    parameters = f'model: {size.encoder / 1e6:.1f} M parameters in the encoder, {size.head / 1e6:.1f} M in'
+    assert parameters in out and 'GMACs a photo of 64x64' in out
+    assert 'fold 0: 12 train, 12 valid' in out and 'steps: 9 in 3 epochs; 9 batches of 4 photos' in out
+    assert re.search(r'^learning rates: \S+ to \S+ in \d+ groups', out, re.MULTILINE)
+    gigabytes = float(re.search(r"^memory: ([\d.]+) GB \(this process's peak RSS", out, re.MULTILINE)[1])
+    assert 0.1 < gigabytes < 100
+    line = r'^time: [\d:]+ for 9 steps of (\S+) s, the median after the first; 12 photos to validate'
+    assert 0 < float(re.search(line, out, re.MULTILINE)[1]) < 30
+
+
+def test_dry_run_leaves_a_run_as_it_was(dry, tiny):
+    dry()
+    before = contents_of(tiny.output_dir)
+    with pytest.raises(config.BadInput, match='holds this run already'):
+        dry('--dry-run')
+    out, updates = dry('--dry-run', '--overwrite')
+    assert updates == dry_run.STEPS and 'nothing was written' in out
+    out, updates = dry('--dry-run', '--resume')
+    assert updates == 0 and 'steps: 9 in 3 epochs, 9 of them done' in out
+    assert contents_of(tiny.output_dir) == before
