@@ -180,7 +180,7 @@ def test_what_cannot_be_had_is_left_out_and_said(server, tmp_path, capsys, monke
         '/other': photo_bytes(size=(64, 64)),
         '/lying': photo_bytes(size=(HEIGHT, WIDTH)),
     }
-    server.faults = {'/busy': [503] * 9, '/cut': ['cut'] * 9, '/slow': [2] * 9}
+    server.faults = {'/busy': [503] * 9, '/cut': ['cut'] * 9, '/slow': [2.0] * 9}
     monkeypatch.setattr(taco_module, 'TIMEOUT', 0.8)
     names = [*(path[1:] for path in server.photos), 'gone']
     annotations, out = write_annotations(tmp_path / 'a.json', server, names), tmp_path / 'out'
