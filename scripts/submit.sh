@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Checks a submission, shows how it differs from the last one, keeps a copy, and hands it to the kaggle client where it is set up.
+#     bash scripts/submit.sh [CSV]          # by default output/submission.csv; DATA=input/data; COMPETITION=name on Kaggle; MESSAGE=...
+set -euo pipefail
+[ $# -le 1 ] || { echo 'usage: scripts/submit.sh [CSV]' >&2; exit 2; }
+csv=$(realpath -m "${1:-$(dirname "$0")/../output/submission.csv}")
+cd "$(dirname "$0")/.."
+kept=${KEPT:-output/submitted}
+
+.venv/bin/python submission.py check "$csv" --data "${DATA:-input/data}"
+last=$({ find "$kept" -name '*.csv' 2>/dev/null || true; } | sort | tail -n 1)
+if [ -n "$last" ]; then
+    if cmp -s "$csv" "$last"; then
+        echo "submit.sh: error: $csv is what was submitted last, $last" >&2
+        exit 2
+    fi
+    .venv/bin/python submission.py check "$csv" --data "${DATA:-input/data}" --against "$last"
+fi
+if ! command -v kaggle >/dev/null || [ -z "${COMPETITION:-}" ]; then
+    echo "not handed in: the kaggle client and COMPETITION=name are needed; upload $csv by hand"
+    exit 0
+fi
+kaggle competitions submit -c "$COMPETITION" -f "$csv" -m "${MESSAGE:-$(git rev-parse --short HEAD 2>/dev/null || echo submission)}"
+mkdir -p "$kept"
+copy=$kept/$(date +%Y%m%d-%H%M%S).csv
+cp "$csv" "$copy.partial"
+mv "$copy.partial" "$copy"
+echo "kept as $copy"

@@ -1,0 +1,51 @@
+"""scripts/submit.sh: what is checked, compared, handed in and kept. The kaggle client is a stand-in here."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_csv
+
+from coco import read_coco
+from config import CLASSES
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(not (ROOT / '.venv').exists(), reason='scripts/setup.sh makes .venv')
+
+
+def submit(csv: Path, shapes: Path, folder: Path, **more: str) -> subprocess.CompletedProcess:
+    env = os.environ | {'DATA': str(shapes), 'KEPT': str(folder / 'kept')} | more
+    words = ['bash', str(ROOT / 'scripts' / 'submit.sh'), str(csv)]
+    return subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+
+
+def test_submission_is_checked_compared_handed_in_and_kept(shapes, tmp_path):
+    names = [photo.file_name for photo in read_coco(shapes, 'test', CLASSES).photos]
+    masks = {name: np.zeros((256, 256), np.uint8) for name in names}
+    csv = write_csv(tmp_path / 'a.csv', masks)
+    done = submit(csv, shapes, tmp_path)
+    assert done.returncode == 0 and 'not handed in' in done.stdout and not (tmp_path / 'kept').exists()
+
+    client = tmp_path / 'bin' / 'kaggle'
+    client.parent.mkdir()
+    client.write_text('#!/bin/sh\necho "handed $@"\n')
+    client.chmod(0o755)
+    more = {'PATH': f'{client.parent}:{os.environ["PATH"]}', 'COMPETITION': 'trash', 'MESSAGE': 'first'}
+    done = submit(csv, shapes, tmp_path, **more)
+    assert f'handed competitions submit -c trash -f {csv} -m first' in done.stdout, done
+    (kept,) = (tmp_path / 'kept').iterdir()
+    assert kept.read_bytes() == csv.read_bytes()
+
+    done = submit(csv, shapes, tmp_path, **more)
+    assert (
+        done.returncode == 2 and 'is what was submitted last' in done.stderr and 'handed' not in done.stdout
+    )
+    masks[names[0]][:128] = 3
+    done = submit(write_csv(csv, masks), shapes, tmp_path)
+    assert done.returncode == 0 and 'of the pixels differ' in done.stdout
+
+    csv.write_text('no submission')
+    done = submit(csv, shapes, tmp_path, **more)
+    assert done.returncode == 2 and 'handed' not in done.stdout and len(done.stderr.splitlines()) == 1
