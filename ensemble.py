@@ -118,7 +118,8 @@ def main(argv: list[str] | None = None) -> int:
             print(soft_vote_files(members, table, recipe.temperatures, args.out, image_ids))
         else:
             print(vote_files(members, table, args.out, image_ids))
-    print(f'next: python submission.py check {args.out} --data {data}')
+    cfg = f' --cfg {args.cfg}' if args.cfg else ''
+    print(f'next: python submission.py check {args.out} --data {data}{cfg}')
     return DONE
 
 

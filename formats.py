@@ -313,8 +313,9 @@ def opened(source: Path | BinaryIO, where: Path | str) -> Iterator[Image.Image]:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(H, W) of a photo as one sees it, turned by its EXIF. Raises BadInput."""
+    """(H, W) of a photo, decoded whole, as one sees it, turned by its EXIF. Raises BadInput."""
     with opened(path, path) as image:
+        image.load()
         width, height = image.size
         return (width, height) if orientation(image) in TURNED else (height, width)
 

@@ -14,6 +14,7 @@ import prepare
 import train
 from coco import draw_mask, read_coco, read_labels, read_photo
 from config import CLASSES, BadInput, load_config, run_script
+from formats import upright_size
 
 NAMES = ['can', 'big bottle', 'bag']
 
@@ -254,3 +255,12 @@ def test_a_second_data_set_from_end_to_end(tmp_path, tiny_yaml, capsys):
     cfg = load_config(own, last.split(' --set ')[1].split())
     assert cfg.data_root == tmp_path / 'mine' and cfg.classes == ('Background', *NAMES)
     assert 0 <= train.main(cfg, 0) <= 1
+
+
+def test_truncated_photo_is_named_before_anything_is_written(tmp_path):
+    path = tmp_path / 'cut.jpg'
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 4), np.uint8)
+    Image.fromarray(noise, 'CMYK').save(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(BadInput, match=r'cut\.jpg: cannot be decoded: image file is truncated'):
+        upright_size(path)
