@@ -11,6 +11,7 @@ state of every rank's random numbers and the place in the epoch as well.
 import math
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -287,7 +288,8 @@ class Trainer:
             load_model_state(self.ema.module, state['ema'], path)
         if self.swa is not None:
             load_model_state(self.swa, state['swa'], path)
-        self.optimizer.load_state_dict(state['optimizer'])
+        # a copy: tensors that stay mapped would keep the room of a file that is replaced
+        self.optimizer.load_state_dict(deepcopy(state['optimizer']))
         if state['scaler']:  # empty where mixed precision was bf16 or off
             self.scaler.load_state_dict(state['scaler'])
         self.step, self.best, self.best_epoch = state['step'], state['best'], state['best_epoch']
