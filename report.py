@@ -52,6 +52,11 @@ class FoldRun:
     cfg: Config
     metrics: list[dict[str, float]]
 
+    @property
+    def best(self) -> float:
+        """The highest mIoU of an epoch; nan where there is none yet."""
+        return max((row['miou'] for row in self.metrics if not math.isnan(row['miou'])), default=math.nan)
+
 
 @dataclass(frozen=True)
 class Scored:

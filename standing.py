@@ -1,7 +1,6 @@
 """The app's first page: how the runs stand, their scores out of fold, the ensemble, curves, confusion."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,28 +8,13 @@ import pandas as pd
 import streamlit as st
 
 from coco import CocoSet
-from config import BadInput, Config, make_config, read_yaml
+from config import BadInput, make_config, read_yaml
 from drawing import draw_confusion
 from ensembled import format_weights, read_ensemble, score_ensemble
 from intervals import DRAWS, LEVEL, Interval, interval
 from metrics import class_iou
-from report import fold_number, html_table, read_metrics, shown
+from report import FoldRun, fold_number, html_table, read_metrics, shown
 from sources import Counted, count_source, find_sources, key_of, load_coco, plain, remember, show_error
-
-
-@dataclass(frozen=True)
-class RunFold:
-    """A fold that was trained, or is: the config, and its rows of metrics.csv."""
-
-    number: int
-    folder: Path
-    cfg: Config
-    metrics: list[dict[str, float]]
-
-    @property
-    def best(self) -> float:
-        """The highest mIoU of an epoch; nan where there is none yet."""
-        return max((row['miou'] for row in self.metrics if not math.isnan(row['miou'])), default=math.nan)
 
 
 def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
@@ -61,16 +45,16 @@ def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
         show_confusion(counted, scores, classes)
 
 
-def find_runs(output: Path) -> tuple[dict[str, list[RunFold]], list[BadInput]]:
+def find_runs(output: Path) -> tuple[dict[str, list[FoldRun]], list[BadInput]]:
     """The folds of each run, by its name, and what is wrong with those that cannot be read."""
-    runs: dict[str, list[RunFold]] = {}
+    runs: dict[str, list[FoldRun]] = {}
     errors = []
     for path in sorted([*output.glob('*/fold*/config.yaml'), *output.glob('*/all/config.yaml')]):
         number = fold_number(path.parent)
         if number is not None:
             try:
                 cfg = make_config(read_yaml(path), where=str(path))
-                fold = RunFold(number, path.parent, cfg, read_metrics(path.with_name('metrics.csv')))
+                fold = FoldRun(number, path.parent, cfg, read_metrics(path.with_name('metrics.csv')))
                 runs.setdefault(path.parent.parent.name, []).append(fold)
             except BadInput as error:
                 errors.append(error)
@@ -87,7 +71,7 @@ def score_of(name: str, paths: list[Path], counted: Counted, coco: CocoSet) -> I
 
 
 def show_runs(
-    runs: dict[str, list[RunFold]], counted: dict[str, Counted], scores: dict[str, Interval]
+    runs: dict[str, list[FoldRun]], counted: dict[str, Counted], scores: dict[str, Interval]
 ) -> None:
     """A row a run, the best out of fold first."""
     nowhere = Interval(-1, -1, -1)
@@ -162,7 +146,7 @@ def show_ensemble(path: Path, data: Path, classes: tuple[str, ...]) -> None:
         st.html(html_table(found.lines()) + html_table(found.class_lines(classes)))
 
 
-def show_curves(runs: dict[str, list[RunFold]]) -> None:
+def show_curves(runs: dict[str, list[FoldRun]]) -> None:
     """Loss and validation mIoU of all runs, a line a run or a fold."""
     st.header('Curves')
     each = st.toggle('A line a fold', len(runs) == 1, key='each-fold', persist_state='session')
