@@ -53,7 +53,7 @@ from submission import (
     read_test_ids,
     require_same_images,
 )  # fmt: skip
-from terminal import progress
+from terminal import next_line, progress
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,8 +118,8 @@ def main(argv: list[str] | None = None) -> int:
             print(soft_vote_files(members, table, recipe.temperatures, args.out, image_ids))
         else:
             print(vote_files(members, table, args.out, image_ids))
-    cfg = f' --cfg {args.cfg}' if args.cfg else ''
-    print(f'next: python submission.py check {args.out} --data {data}{cfg}')
+    words = ('submission.py', 'check', args.out, '--data', data)
+    print(next_line(*words, cfg=args.cfg, changes=args.set))
     return DONE
 
 

@@ -45,7 +45,7 @@ from models import SegModel
 from predict import STRIDE, predict_probs, predict_rows
 from predictions import Predictions
 from submission import SubmissionReader, board_ids
-from terminal import progress
+from terminal import next_line, progress
 from utils import FREE_KEYS, Ranks, load_checkpoint, load_model_state, log, start_log, start_ranks
 
 NO_PROBS = np.empty(0, np.uint8)
@@ -249,6 +249,24 @@ def photo_probs(run: Run, image: np.ndarray, device: torch.device, tta: bool = T
         return resize(probs, (height, width), antialias=True)[0]
 
 
+def next_command(cfg: Config, args: argparse.Namespace) -> str:
+    """What follows a prediction: that of the test photos, and of those a vote, or a check of the only CSV."""
+    folder = cfg.output_dir / cfg.name
+    if args.split == 'oof' and not (cfg.data_root / 'test.json').is_file():
+        report = ('viz.py', 'report', '--name', cfg.name, '--output', cfg.output_dir)
+        return next_line(*report, '--data', cfg.data_root)
+    folds = sorted(folder.glob('fold*/test.csv'))
+    if args.split == 'oof':
+        flags = [f'--{name}' for name in ('save-probs', 'no-tta') if getattr(args, name.replace('-', '_'))]
+        words = ['infer.py', '--fold', 'all' if args.fold is None else args.fold, '--split', 'test', *flags]
+    elif args.fold not in (None, -1) and len(folds) > 1:
+        words = ['ensemble.py', *folds, '--out', cfg.output_dir / 'submission.csv']
+    else:
+        csv = (folder if args.fold is None else cfg.run_dir(args.fold)) / 'test.csv'
+        words = ['submission.py', 'check', csv]
+    return next_line(*words, cfg=args.cfg, changes=args.set)
+
+
 def parse_fold(text: str) -> int | None:
     if text != 'all' and not re.fullmatch(r'-1|\d{1,3}', text, re.ASCII):
         raise argparse.ArgumentTypeError(f'found {text!r}, expected a fold from 0, -1, or all')
@@ -283,6 +301,7 @@ def command(argv: list[str] | None = None) -> None:
         predict_image(cfg, args.fold, args.image, args.out, not args.no_tta)
     else:
         main(cfg, args.fold, args.split, args.save_probs, not args.no_tta)
+        log.info(next_command(cfg, args))
 
 
 if __name__ == '__main__':

@@ -25,8 +25,8 @@ from intervals import Interval, cross_fit, interval, paired_interval
 from members import member_of, read_samples
 from metrics import confusion_matrix, image_counts
 from recipe import training_photos
-from submission import PIXELS, SubmissionReader, SubmissionWriter, classes_and_data
-from terminal import progress
+from submission import PIXELS, SubmissionReader, SubmissionWriter, classes_and_data, read_test_ids
+from terminal import next_line, progress
 
 SIZES = (0, 8, 16, 32, 64, 128, 256, 512)  # that are tried; 0 leaves everything
 
@@ -94,8 +94,10 @@ def search(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> tuple[
     return pairs[best], gain
 
 
-def apply(csv: Path, out: Path, islands: int, holes: int, num_classes: int) -> None:
-    """Writes the CSV again without small islands and holes, row by row. Raises BadInput."""
+def apply(csv: Path, out: Path, islands: int, holes: int, num_classes: int) -> list[str]:
+    """Writes the CSV again without small islands and holes, row by row, and returns the ids of its images.
+    Raises BadInput.
+    """
     if csv.resolve() == out.resolve():
         raise BadInput(f'{out}: is the CSV that is read; give --out another name')
     changed = 0
@@ -106,6 +108,7 @@ def apply(csv: Path, out: Path, islands: int, holes: int, num_classes: int) -> N
             changed += np.count_nonzero(cleaned != mask)
             writer.write(image_id, cleaned)
     print(f'{out}: {changed / (PIXELS * len(reader.image_ids)):.2%} of the pixels have another class')
+    return reader.image_ids
 
 
 def pixels(text: str) -> int:
@@ -126,13 +129,23 @@ def command(argv: list[str] | None = None) -> int:
     one.add_argument('--islands', type=pixels, default=0, help='pixels; 0 leaves all of them')
     one.add_argument('--holes', type=pixels, default=0, help='pixels; 0 leaves all of them')
     one.add_argument('--out', type=Path, required=True, metavar='CSV', help='the CSV to write')
+    one.add_argument('--data', type=Path, help='data root; by default input/data')
     add_config_arguments(one, required=False)
     args = parser.parse_args(argv)
     classes, data = classes_and_data(args)
     if args.command == 'search':
-        search(args.csvs, data, classes)
-    else:
-        apply(args.csv, args.out, args.islands, args.holes, len(classes))
+        (islands, holes), gain = search(args.csvs, data, classes)
+        predicted = args.csvs[0].with_name('test.csv')
+        if gain.low > 0 and predicted.exists():
+            words = ('apply', predicted, '--islands', islands, '--holes', holes)
+            out = predicted.with_name('test_cleaned.csv')
+            words += ('--out', out, '--data', data)
+            print(next_line('postprocess.py', *words, cfg=args.cfg, changes=args.set))
+        return DONE
+    image_ids = apply(args.csv, args.out, args.islands, args.holes, len(classes))
+    if (data / 'test.json').is_file() and image_ids == read_test_ids(data):
+        words = ('submission.py', 'check', args.out, '--data', data)
+        print(next_line(*words, cfg=args.cfg, changes=args.set))
     return DONE
 
 

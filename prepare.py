@@ -14,7 +14,7 @@ import os
 import re
 from argparse import ArgumentTypeError, Namespace
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,19 +23,22 @@ import yaml
 from PIL import Image
 
 from coco import CocoSet, Photo, draw_mask, read_coco, read_photo
-from config import CLASSES, ArgumentParser, BadInput, add_config_arguments, load_config, run_script
+from config import CLASSES, ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
 from dataset import folds_path, near_duplicates, open_cache, read_folds, thumbnail
 from files import hold, make_folder, remove_partials, write_whole
 from formats import import_masks, import_yolo
 from submission import classes_and_data
 from taco import make_taco
-from terminal import progress
+from terminal import next_line, progress
+
+FIRST = Path('configs/convnext.yaml')  # the config of a next command, where none was given
 
 
-def check(classes: tuple[str, ...], data: Path) -> None:
+def check(args: Namespace) -> None:
     """Reads every record and decodes every photo, and prints what there is. Raises BadInput naming what is
     wrong.
     """
+    classes, data = classes_and_data(args)
     splits = [read_coco(data, 'train', classes)]
     if (data / 'test.json').is_file():
         splits.append(read_coco(data, 'test', classes))
@@ -56,6 +59,7 @@ def check(classes: tuple[str, ...], data: Path) -> None:
     if len(splits) == 1:
         print(f'{data / "test.json"} is not there: nothing can be submitted')
     print(f'{data}: nothing wrong found')
+    print_next(classes, data, args.cfg, args.set)
 
 
 def decode_all(coco: CocoSet) -> list[np.ndarray]:
@@ -98,8 +102,9 @@ def print_classes(coco: CocoSet, classes: tuple[str, ...]) -> None:
         print(f'{name:<16}{counts}{pixels[k] / pixels.sum():>9.2%}')
 
 
-def write_masks(classes: tuple[str, ...], data: Path, out: Path) -> None:
+def write_masks(args: Namespace) -> None:
     """The masks of a data set's training photos, at their own size, as PNG ids: out/<file_name>.png."""
+    (classes, data), out = classes_and_data(args), args.out
     coco = read_coco(data, 'train', classes)
     with hold(out / '.lock', 'drawing masks'):
         for folder in {(out / photo.file_name).parent for photo in coco.photos}:
@@ -108,6 +113,7 @@ def write_masks(classes: tuple[str, ...], data: Path, out: Path) -> None:
             with write_whole(out / f'{photo.file_name}.png') as file:
                 Image.fromarray(draw_mask(photo)).save(file, 'PNG', compress_level=1)
     print(f'wrote {len(coco.photos)} masks under {out}')
+    print_next(classes, data, args.cfg, args.set)
 
 
 def print_folds(args: Namespace) -> None:
@@ -125,6 +131,8 @@ def print_folds(args: Namespace) -> None:
     for k, name in enumerate(cfg.classes):
         if k:
             print(f'{name:<16}' + ''.join(f'{n:>8}' for n in counts[:, k]))
+    resume = ['--resume'] if (cfg.run_dir(0) / 'last.pt').exists() else []
+    print(next_line('train.py', '--fold', 0, *resume, cfg=args.cfg, changes=args.set))
 
 
 def make_demo(args: Namespace) -> None:
@@ -144,20 +152,39 @@ def make_demo(args: Namespace) -> None:
         f'wrote {args.train} training and {args.test} test photos under {args.out}; the test labels '
         'are in test_labels.json'
     )
+    print_next(CLASSES, args.out, Path('configs/demo.yaml'))
 
 
 def from_masks(args: Namespace) -> None:
     classes, _ = classes_and_data(args)
     import_masks(args.photos, args.masks, classes, args.out, args.test, args.overwrite)
-    print_config(classes, args.out)
+    print_config(classes, args.out, args.cfg, args.set)
 
 
-def print_config(classes: tuple[str, ...], out: Path) -> None:
+def print_config(
+    classes: tuple[str, ...], out: Path, cfg: Path | None = None, changes: Sequence[str] = ()
+) -> None:
     """What a config needs to train on a set that was imported."""
     if classes != CLASSES:
         print('its config needs the line')
-        print('classes: ' + yaml.safe_dump(list(classes), default_flow_style=True, width=10_000).strip())
+        print(f'classes: {flow(classes)}')
     print(f'and each command --set data_root={out} cache_dir={out}_cache')
+    print_next(classes, out, cfg, changes)
+
+
+def print_next(
+    classes: tuple[str, ...], data: Path, cfg: Path | None = None, changes: Sequence[str] = ()
+) -> None:
+    """The command that goes on with a data root: under its config, or FIRST."""
+    known = Config() if cfg is None else load_config(cfg, list(changes))
+    own = [] if classes == known.classes else [f'classes={flow(classes)}']
+    own += [] if data == known.data_root else [f'data_root={data}', f'cache_dir={data}_cache']
+    print(next_line('prepare.py', 'folds', cfg=cfg or FIRST, changes=[*changes, *own]))
+
+
+def flow(classes: tuple[str, ...]) -> str:
+    """YAML's list of the classes, on one line."""
+    return yaml.safe_dump(list(classes), default_flow_style=True, width=10_000, allow_unicode=True).strip()
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -173,6 +200,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def taco(args: Namespace) -> None:
     make_taco(args.annotations, args.out, args.photos, args.workers, args.retries, args.overwrite)
+    print_next(CLASSES, args.out)
 
 
 def command(argv: list[str] | None = None) -> None:
@@ -184,13 +212,13 @@ def command(argv: list[str] | None = None) -> None:
         sub.set_defaults(run=run)
         return sub
 
-    sub = add('check', 'what is wrong with a data set, if anything', lambda a: check(*classes_and_data(a)))
+    sub = add('check', 'what is wrong with a data set, if anything', check)
     sub.add_argument('--data', type=Path, help='data root; default input/data')
     add_config_arguments(sub, required=False)
     sub = add(
         'masks',
         'the masks that a model learns from, as PNG ids',
-        lambda a: write_masks(*classes_and_data(a), a.out),
+        write_masks,
     )
     sub.add_argument('--data', type=Path, help='data root; default input/data')
     add_config_arguments(sub, required=False)

@@ -31,7 +31,7 @@ from dataset import (
 from intervals import interval, paired_interval, verdict
 from models import SegModel
 from predict import autocast, evaluate
-from terminal import progress
+from terminal import next_line, progress
 from utils import (
     Ranks,
     check_run,
@@ -97,6 +97,7 @@ def main(cfg: Config, fold: int, paths: list[Path], overwrite: bool = False) -> 
         content |= {'score': interval(best).value, 'held_out': held_out, 'torch': str(torch.__version__)}
         save_checkpoint(folder / 'best.pt', content)
         log.info(f'wrote {folder / "best.pt"}, of {", ".join(str(paths[n]) for n in chosen)}')
+    log.info(next_line('infer.py', '--cfg', folder / 'config.yaml', '--fold', fold, '--split', 'oof'))
     return interval(best).value
 
 

@@ -5,15 +5,17 @@ file, a line a minute. Imports nothing of ours, and no torch.
         ...
     with Bar('train', 'batch', total=900) as bar:
         bar.step(loss='0.512')
-    say('next: python infer.py ...')
+    say(next_line('infer.py', '--fold', 0, cfg=args.cfg, changes=args.set))
 """
 
 import argparse
 import os
 import re
+import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import ClassVar, TextIO, TypeVar
 
 from tqdm import tqdm
@@ -135,6 +137,13 @@ def say(text: str, stream: TextIO | None = None) -> None:
             text = re.sub(pattern, rf'\033[{code}m\g<0>\033[0m', text, flags=re.MULTILINE)
     tqdm.write(text, file=stream)
     stream.flush()
+
+
+def next_line(*words: object, cfg: Path | None = None, changes: Sequence[str] = ()) -> str:
+    """The next command to type, quoted for a shell; --cfg and --set at its end, where they were given."""
+    given = ['--cfg', cfg] if cfg else []
+    given += ['--set', *changes] if changes else []
+    return f'next: python {shlex.join(str(word) for word in [*words, *given])}'
 
 
 # --- help

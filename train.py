@@ -29,7 +29,7 @@ from models import SegModel
 from predict import evaluate
 from provenance import compare_provenance, write_provenance
 from signals import StopRequest, stop_requests
-from terminal import gpu_memory
+from terminal import gpu_memory, next_line
 from tracking import Tracking, draw_predictions, require_tracker, start_tracker
 from trainer import PseudoRows, Trainer
 from utils import (
@@ -169,11 +169,15 @@ def main(
             f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch + 1}; wrote '
             f'{cfg.run_dir(fold) / "best.pt"}'
         )
-        log.info(f'next: python infer.py --cfg {folder / "config.yaml"} --fold {fold} --split oof')
+        log.info(next_line('infer.py', '--cfg', folder / 'config.yaml', '--fold', fold, '--split', 'oof'))
     elif ranks.is_main:
         seen = 'a teacher, or the model it started from, saw their labels'
         why = 'fold -1 trains on all photos' if fold == -1 else seen
         log.info(f'no photos to validate on ({why}); wrote {cfg.run_dir(fold) / "best.pt"}, the last epoch')
+        if (cfg.data_root / 'test.json').is_file():
+            log.info(
+                next_line('infer.py', '--cfg', folder / 'config.yaml', '--fold', fold, '--split', 'test')
+            )
     return trainer.best
 
 
@@ -232,6 +236,8 @@ def command(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cfg = load_config(args.cfg, args.set)
     main(cfg, args.fold, args.resume, args.overwrite, dry_run=args.dry_run)
+    if args.dry_run:
+        log.info(next_line('train.py', '--fold', args.fold, cfg=args.cfg, changes=args.set))
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ from members import PARTS
 from metrics import confusion_matrix, image_counts, miou_of_counts
 from predict import make_eval_loader, make_views, view_probs
 from submission import shrink_ids
-from terminal import progress
+from terminal import next_line, progress
 from utils import start_log, start_ranks
 
 SHOWN = 8  # sets in the table
@@ -72,7 +72,9 @@ def main(
     rotations: Sequence[int],
     scales: Sequence[float],
 ) -> ViewSet:
-    """Prints the table and returns the set that is best in sample. Raises BadInput."""
+    """Prints the table and returns the set to use: the best in sample, or the photo alone where the two are
+    not to be told apart. Raises BadInput.
+    """
     start_log(None)
     device = start_ranks(cfg).device
     sets = view_sets(flips, rotations, scales)
@@ -88,9 +90,9 @@ def main(
     print(f'above the photo alone by {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]')
     if gain.low > 0:
         print(f'use --set {sets[best]}')
-    else:
-        print(f'not to be told apart on {len(out)} photos; the photo alone costs least: --set {sets[plain]}')
-    return sets[best]
+        return sets[best]
+    print(f'not to be told apart on {len(out)} photos; the photo alone costs least: --set {sets[plain]}')
+    return sets[plain]
 
 
 def count(
@@ -226,7 +228,9 @@ def command(argv: list[str] | None = None) -> None:
     if args.fold is not None and not 0 <= args.fold < cfg.folds:
         raise BadInput(f'--fold {args.fold}: found no such fold; expected 0 to {cfg.folds - 1}, or all')
     scales = sorted({1.0, *cfg.tta_scales})
-    main(cfg, args.fold, cfg.tta_flips, cfg.tta_rotations, scales)
+    found = main(cfg, args.fold, cfg.tta_flips, cfg.tta_rotations, scales)
+    words = ('infer.py', '--fold', 'all' if args.fold is None else args.fold, '--split', 'oof')
+    print(next_line(*words, cfg=args.cfg, changes=[*args.set, *str(found).split()]))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,171 @@
+"""The last line of a script, "next: python ...", is a command that runs as it is printed."""
+
+import importlib
+import json
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, write_csv, write_rectangles, write_set
+from test_formats import write_yolo
+from test_terminal import SCRIPTS, Parsed
+
+import config
+import infer
+import prepare
+import train
+from config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def trained(shapes, shared_cache, tmp_path_factory) -> Path:
+    """A folder whose name has a space, with a trained fold under it, and the config of that."""
+    folder = tmp_path_factory.mktemp('next') / 'a folder'
+    folder.mkdir()
+    places = {'data_root': shapes, 'cache_dir': shared_cache, 'output_dir': folder / 'output'}
+    lines = {**TINY, **{key: str(path) for key, path in places.items()}}
+    (folder / 'tiny.yaml').write_text(
+        '\n'.join(f'{key}: {json.dumps(value)}' for key, value in lines.items())
+    )
+    train.main(load_config(folder / 'tiny.yaml'), 0)
+    return folder
+
+
+@pytest.fixture
+def place(trained, tmp_path) -> Path:
+    """A copy of it, to change."""
+    shutil.copytree(trained, tmp_path / 'a folder')
+    path = tmp_path / 'a folder/tiny.yaml'
+    path.write_text(path.read_text().replace(str(trained), str(path.parent)))
+    return path.parent
+
+
+@pytest.fixture
+def follow(monkeypatch, capsys):
+    """Types a command, and what each says is next; the scripts and commands typed, and the last's lines. One
+    of the script `until` is parsed, and its config read, but not run, unless it is the first.
+    """
+
+    def typed(words: list[str], until: str) -> tuple[list[str], list[str]]:
+        path = []
+        while True:
+            script, *argv = words
+            path.append(f'{script} {argv[0]}' if re.fullmatch('[a-z][a-z-]+', argv[0]) else script)
+            monkeypatch.setattr(sys, 'argv', [script, *argv])
+            run = getattr(importlib.import_module(script.removesuffix('.py')), SCRIPTS[script])
+            if script == until and path[1:]:
+                parsed(run)
+                return path, []
+            capsys.readouterr()
+            assert run() in (None, 0)
+            lines = capsys.readouterr().out.splitlines()
+            following = [line for line in lines if line.startswith('next: ')]
+            if not following:
+                return path, lines
+            assert following == lines[-1:]
+            python, *words = shlex.split(following[0].removeprefix('next: '))
+            assert python == 'python'
+
+    def parsed(run) -> None:
+        parse = config.ArgumentParser.parse_args
+
+        def stop(self, argv=None):
+            raise Parsed(parse(self, argv))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(config.ArgumentParser, 'parse_args', stop)
+            with pytest.raises(Parsed) as found:
+                run()
+        args = found.value.args[0]
+        if hasattr(args, 'cfg'):
+            cfg = load_config(args.cfg, args.set)
+            assert run is not infer.command or (cfg.run_dir(args.fold) / 'best.pt').is_file()
+
+    monkeypatch.chdir(ROOT)
+    return lambda *words, until='': typed([str(word) for word in words], until)
+
+
+PREDICTIONS = ['infer.py', 'infer.py', 'submission.py check']  # out of fold, of the test photos
+
+
+def test_from_folds_to_a_checked_submission(place, follow):
+    """Two folds, of which the second ends with the vote; settings that a shell would split go along."""
+    rest = ('--cfg', place / 'tiny.yaml', '--set', 'tta_scales=[1, 0.5]', 'name=two')
+    path, lines = follow('prepare.py', 'folds', *rest)
+    assert path == ['prepare.py folds', 'train.py', *PREDICTIONS] and lines[-1] == 'ok'
+    path, lines = follow('train.py', '--fold', '1', *rest)
+    assert path == ['train.py', *PREDICTIONS[:2], 'ensemble.py', PREDICTIONS[2]] and lines[-1] == 'ok'
+    assert (place / 'output/submission.csv').is_file()
+    path, _ = follow('infer.py', '--fold', 'all', '--split', 'oof', '--no-tta', *rest)
+    assert path == PREDICTIONS
+    path, _ = follow('prepare.py', 'folds', *rest, until='train.py')
+    assert path == ['prepare.py folds', 'train.py']
+
+
+@pytest.mark.parametrize(
+    ('words', 'then'),
+    [
+        (['pseudo.py', '--teacher', 'tiny'], 'infer.py'),
+        (['tta.py', '--flips', 'h', '--rotations', '--scales', '1'], 'infer.py'),
+        (['soup.py', 'best.pt', 'last.pt'], 'infer.py'),
+        (['train.py', '--dry-run'], 'train.py'),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else 'then',
+)
+def test_from_a_trained_fold(words, then, place, follow):
+    words = [place / 'output/tiny/fold0' / word if word.endswith('.pt') else word for word in words]
+    name = ['--set', 'name=another'] if words[0] in ('soup.py', 'train.py') else []
+    typed = (*words, '--fold', '0', '--cfg', place / 'tiny.yaml', *name)
+    assert follow(*typed, until=then)[0] == [words[0], then]
+
+
+def test_without_test_photos_a_report_is_next(place, follow, shapes):
+    data = place / 'data'
+    shutil.copytree(shapes, data)
+    (data / 'test.json').unlink()
+    rest = ('--cfg', place / 'tiny.yaml', '--set', f'data_root={data}')
+    path, _ = follow('infer.py', '--fold', '0', '--split', 'oof', *rest, until='viz.py')
+    assert path == ['infer.py', 'viz.py report']
+
+
+def test_from_clean_masks(place, follow, shapes):
+    """postprocess.py: what the search found is applied to the test photos beside, and that is checked."""
+    data, folder = place / 'data', place / 'output/tiny/fold0'
+    masks = write_rectangles(data, 256, 256, {f'{n}.jpg': (10 + 5 * n, 20, 60, 80, 1) for n in range(12)})
+    (data / 'test.json').write_text((data / 'train_all.json').read_text())
+    for mask in masks.values():
+        mask[::32, ::32] = 9
+    for split in ('oof', 'test'):
+        write_csv(folder / f'{split}.csv', masks)
+    path, lines = follow('postprocess.py', 'search', folder / 'oof.csv', '--data', data)
+    assert path == ['postprocess.py search', 'postprocess.py apply', 'submission.py check']
+    assert lines[-1] == 'ok' and (folder / 'test_cleaned.csv').is_file()
+
+
+@pytest.mark.parametrize('name', ['check', 'masks', 'demo', 'yolo', 'from-masks'])
+def test_from_data_to_folds(name, tmp_path, follow):
+    """With the classes and the places of the set, under a config of the repository."""
+    data, out = write_set(tmp_path / 'a set', train=10, test=2, side=64), tmp_path / 'an out'
+    photos = tmp_path / 'photos/batch_01'
+    photos.mkdir(parents=True)
+    for n in range(10):
+        shutil.copy(data / f'batch_01/{n:04d}.jpg', photos)
+    names = [f'class {n}, made up' for n in range(1, 11)]
+    if name == 'from-masks':
+        prepare.command(['masks', '--data', str(data), '--out', str(tmp_path / 'masks')])
+    words = {
+        'check': ['--data', data],
+        'masks': ['--data', data, '--out', out],
+        'demo': ['--out', out, '--train', '2', '--test', '1'],
+        'yolo': ['--yaml', write_yolo(tmp_path / 'yolo', data, names), '--out', out],
+        'from-masks': ['--photos', photos.parent, '--masks', tmp_path / 'masks', '--out', out],
+    }
+    path, _ = follow('prepare.py', name, *words[name], until='train.py')
+    assert path == [f'prepare.py {name}', 'prepare.py folds', 'train.py']
+    made = tmp_path / ('a set_cache' if name in ('check', 'masks') else 'an out_cache')
+    assert (made / 'folds.csv').is_file()
