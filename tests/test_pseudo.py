@@ -1,9 +1,13 @@
 """Which pixels of a teacher are kept."""
 
+import os
+
 import numpy as np
+import pytest
 
 import pseudo
 import train
+from config import BadInput
 from dataset import Cache, TrainingSet, open_cache
 from metrics import IGNORED
 from pseudo import class_cutoffs
@@ -55,3 +59,22 @@ def test_a_student_of_soft_labels(tiny, capsys):
     sure = np.load(folder / pseudo.SURE)
     assert sure.shape == np.load(folder / 'pseudo_masks.npy').shape and 20 < sure.mean() < 255
     assert (folder / 'best.pt').exists()
+
+
+@pytest.mark.parametrize('again', [{}, {'overwrite': True}], ids=str)
+def test_second_is_refused_while_the_first_is_labelling(tiny, monkeypatch, again):
+    """Whatever it was asked for, it changes nothing: the first ends as if it had been alone."""
+    train.main(tiny, 0)
+    label, folder = pseudo.label, tiny.output_dir / f'{tiny.name}-pseudo/fold0'
+
+    def label_and_start_another(*args):
+        monkeypatch.setattr(pseudo, 'label', label)
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(BadInput, match=f'process {os.getpid()} is labelling here now'):
+            pseudo.main(tiny, 0, [tiny.name], 'full', **again)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        label(*args)
+
+    monkeypatch.setattr(pseudo, 'label', label_and_start_another)
+    pseudo.main(tiny, 0, [tiny.name], 'full')
+    assert pseudo.label is label and (folder / 'best.pt').exists()
