@@ -1,10 +1,12 @@
 """What made a run: provenance.yaml in its folder, and changes.diff where the code differs from its commit."""
 
+import hashlib
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,8 +24,10 @@ PACKAGES = (
 ROOT = Path(__file__).resolve().parent
 
 
-def write_provenance(folder: Path, fingerprint: str, world: int) -> None:
-    """Adds an entry for this start of the run; a run that goes on has several. Raises BadInput."""
+def write_provenance(folder: Path, fingerprint: str, world: int, sources: Sequence[Path] = ()) -> None:
+    """Adds an entry for this start of the run; a run that goes on has several. `sources`: checkpoints that its
+    weights are made of. Raises BadInput.
+    """
     diff = git('diff', 'HEAD')
     entry = {
         'started': datetime.now(UTC).isoformat(timespec='seconds'),
@@ -32,6 +36,7 @@ def write_provenance(folder: Path, fingerprint: str, world: int) -> None:
         'changed': bool(diff),
         'untracked': (git('ls-files', '--others', '--exclude-standard') or '').splitlines(),
         'data': fingerprint,
+        **({'sources': {str(path): file_hash(path) for path in sources}} if sources else {}),
         'ranks': world,
         'hardware': hardware(),
         'python': platform.python_version(),
@@ -75,6 +80,12 @@ def git(*words: str) -> str | None:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return done.stdout
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def hardware() -> str:

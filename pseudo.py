@@ -11,7 +11,6 @@ surest; with pseudo_soft each counts as much as the teacher is sure of it. Write
 output/<name>-pseudo/fold<k>/ as train.py does, and pseudo_masks.npy, the labels at cache_size.
 """
 
-import hashlib
 import math
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from files import allocated, map_array, write_text
 from infer import load_run
 from metrics import IGNORED
 from predict import make_eval_loader, predict_probs
+from provenance import file_hash
 from terminal import progress
 from trainer import PseudoRows
 from utils import check_run, hold_run, load_checkpoint, start_log, start_ranks
@@ -86,12 +86,8 @@ def label_origin(cfg: Config, runs: list[tuple[Config, int]], cache: Cache) -> d
     """All that the labels depend on, and `held_out`: the photos whose labels no teacher ever saw."""
     paths = [teacher.run_dir(k) / 'best.pt' for teacher, k in runs]
     held_out = {load_checkpoint(path)['held_out'] for path in paths}
-    teachers = {}
-    for path in paths:
-        with path.open('rb') as file:
-            teachers[str(path.relative_to(cfg.output_dir))] = hashlib.file_digest(file, 'sha256').hexdigest()
     return {
-        'teachers': teachers,
+        'teachers': {str(path.relative_to(cfg.output_dir)): file_hash(path) for path in paths},
         'threshold': cfg.pseudo_threshold,
         'keep': cfg.pseudo_keep,
         'soft': cfg.pseudo_soft,

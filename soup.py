@@ -5,8 +5,8 @@
 Checkpoints are of one architecture and start: trainings with other seeds or augmentation, or best.pt and
 last.pt of one. From the best on, each joins where the mean with it scores no less on the fold's validation
 photos (Wortsman et al., arXiv:2203.05482, recipe 1). BatchNorm statistics of a mean are taken anew over an
-epoch of training photos. Writes output/<name>/fold<k>/best.pt, for infer.py; it costs at test time what one
-model costs.
+epoch of training photos. Writes output/<name>/fold<k>/best.pt, for infer.py, and provenance.yaml, which
+names what it was made of; it costs at test time what one model costs.
 """
 
 from pathlib import Path
@@ -31,6 +31,7 @@ from dataset import (
 from intervals import interval, paired_interval, verdict
 from models import SegModel
 from predict import autocast, evaluate
+from provenance import write_provenance
 from terminal import next_line, progress
 from utils import (
     Ranks,
@@ -96,6 +97,7 @@ def main(cfg: Config, fold: int, paths: list[Path], overwrite: bool = False) -> 
         content = {'model': soup, 'config': cfg.model_dump(mode='json'), 'fold': fold, 'epoch': -1}
         content |= {'score': interval(best).value, 'held_out': held_out, 'torch': str(torch.__version__)}
         save_checkpoint(folder / 'best.pt', content)
+        write_provenance(folder, cache.coco.fingerprint, ranks.world, [paths[n] for n in chosen])
         log.info(f'wrote {folder / "best.pt"}, of {", ".join(str(paths[n]) for n in chosen)}')
     log.info(next_line('infer.py', '--cfg', folder / 'config.yaml', '--fold', fold, '--split', 'oof'))
     return interval(best).value

@@ -6,8 +6,9 @@ import torch
 import infer
 import soup
 import train
-from config import BadInput
+from config import BadInput, read_yaml
 from dataset import open_cache
+from provenance import file_hash
 from trainer import PseudoRows
 from utils import load_checkpoint
 
@@ -65,6 +66,10 @@ def test_soup_is_the_mean_of_those_that_help(tiny, capsys):
     said = capsys.readouterr().out
     assert said.count('taken') + said.count('left out') == 2 and 'chosen on these photos' in said
     kept = load_checkpoint(cfg.run_dir(0) / 'best.pt')
+    (made,) = read_yaml(cfg.run_dir(0) / 'provenance.yaml')
+    assert made['data'] == open_cache(base, 'train').coco.fingerprint
+    assert made['sources'].items() <= {str(path): file_hash(path) for path in paths}.items()
+    assert set(said.splitlines()[-2].split(', of ')[1].split(', ')) == made['sources'].keys()
     assert kept['score'] == score >= max(load_checkpoint(path)['score'] for path in paths) - 1e-9
     assert infer.main(cfg, 0, 'oof', tta=False) == pytest.approx(score, abs=1e-9)
     with pytest.raises(BadInput, match='holds'):
