@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parent
 
 
 def write_provenance(folder: Path, fingerprint: str, world: int, sources: Sequence[Path] = ()) -> None:
-    """Adds an entry for this start of the run; a run that goes on has several. `sources`: checkpoints that its
-    weights are made of. Raises BadInput.
+    """Adds an entry for this start of the run; a run that goes on has several. `sources`: the checkpoints of
+    which its weights are made. Raises BadInput.
     """
     diff = git('diff', 'HEAD')
     entry = {
