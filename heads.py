@@ -238,7 +238,7 @@ class KernelStage(nn.Module):
             groups = torch.einsum('nkhw,nchw->nkc', shares, x.float())
 
             # 2. each kernel from its group: (N, K, C) seen as (N, K * fold, C / fold)
-            folded = (len(x), -1, groups.shape[2] // self.fold)
+            folded = (x.shape[0], -1, groups.shape[2] // self.fold)
             updated = self.updater(groups.reshape(folded), kernels.float().reshape(folded))
             updated = updated.reshape(groups.shape)
 
@@ -301,7 +301,7 @@ class KNet(Head):
         x = self.upernet.fuse_levels(feats)  # (N, C, h, w)
         classifier = self.upernet.classifier
         masks = classifier(x)  # (N, K, h, w)
-        kernels = classifier.conv.weight.flatten(1).expand(len(x), -1, -1)  # (K, C, 1, 1) -> (N, K, C)
+        kernels = classifier.conv.weight.flatten(1).expand(x.shape[0], -1, -1)  # (K, C, 1, 1) -> (N, K, C)
 
         # 2. stage after stage
         outputs = [masks]
@@ -352,10 +352,10 @@ class OCR(Head):
         regions = regions.unsqueeze(3)  # (N, C, K, 1): a map, for the convolutions
 
         # 3. each pixel attends to the classes
-        query = self.query(x).flatten(2).transpose(1, 2)  # (N, h*w, width)
-        key = self.key(regions).flatten(2).transpose(1, 2)  # (N, K, width)
-        value = self.value(regions).flatten(2).transpose(1, 2)
-        context = F.scaled_dot_product_attention(query, key, value)
+        query = self.query(x).flatten(2).transpose(1, 2).unsqueeze(1)  # (N, 1, h*w, width): one head
+        key = self.key(regions).flatten(2).transpose(1, 2).unsqueeze(1)  # (N, 1, K, width)
+        value = self.value(regions).flatten(2).transpose(1, 2).unsqueeze(1)
+        context = F.scaled_dot_product_attention(query, key, value).squeeze(1)
         context = self.out(context.transpose(1, 2).unflatten(2, x.shape[-2:]))  # (N, C, h, w)
 
         # 4. beside the pixel's own feature

@@ -6,6 +6,7 @@ with one code path.
     python infer.py --cfg configs/convnext.yaml --fold 0 --split test    # .../fold0/test.csv
     python infer.py --cfg configs/convnext.yaml --fold all --split test  # output/convnext/test.csv, averaged
     python infer.py --cfg configs/convnext.yaml --fold 0 --image photo.jpg
+    python infer.py --cfg configs/convnext.yaml --fold 0 --export onnx   # .../fold0/model.onnx, model.md
 
     torchrun --standalone --nproc-per-node=8 infer.py --cfg configs/convnext.yaml --fold 0 --split test
 
@@ -182,13 +183,16 @@ def to_ids(kept: torch.Tensor, cfg: Config) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model, the config it predicts with, and the fold whose labels it never saw (None where it
-    saw all).
+    """A trained model, the config it predicts with, and the fold whose labels it never saw (held_out is None
+    where it saw all), with its validation mIoU there and the epoch.
     """
 
     model: SegModel
     cfg: Config
     held_out: str | None
+    fold: int
+    epoch: int
+    score: float
 
 
 def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
@@ -207,7 +211,8 @@ def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
     model = SegModel(trained, load_weights=False)
     load_model_state(model, checkpoint['model'], path)
     memory_format = torch.channels_last if trained.channels_last else torch.contiguous_format
-    return Run(model.eval().to(device, memory_format=memory_format), trained, checkpoint['held_out'])
+    model = model.eval().to(device, memory_format=memory_format)
+    return Run(model, trained, *(checkpoint[key] for key in ('held_out', 'fold', 'epoch', 'score')))
 
 
 def predict_image(
@@ -230,6 +235,18 @@ def predict_image(
     found = ', '.join(f'{cfg.classes[k]} {shares[k]:.1%}' for k in np.argsort(-shares) if shares[k] > 0)
     print(f'{image_path}: {found}; wrote {out}')
     return out
+
+
+def export(cfg: Config, fold: int) -> None:
+    """Writes one fold's model as an ONNX file (export.py). Raises BadInput and CheckFailed."""
+    from export import export_onnx  # what it needs is slow to load
+
+    folder = cfg.run_dir(fold)
+    start_log(folder)
+    run = load_run(cfg, fold, torch.device('cpu'))
+    cache = open_cache(cfg, 'train')
+    held_out = split_fold(read_folds(cfg, cache), fold)[1]
+    export_onnx(run, cache, held_out if fold >= 0 else np.arange(len(cache)), folder)
 
 
 def photo_probs(run: Run, image: np.ndarray, device: torch.device, tta: bool = True) -> torch.Tensor:
@@ -281,9 +298,10 @@ def command(argv: list[str] | None = None) -> None:
     what.add_argument(
         '--split',
         choices=['oof', 'test'],
-        help='oof: the photos that the fold was validated on; required, or --image',
+        help='oof: the photos that the fold was validated on; required, or --image or --export',
     )
-    what.add_argument('--image', type=Path, help='a photo of your own, of any size; required, or --split')
+    what.add_argument('--image', type=Path, help='a photo of your own, of any size')
+    what.add_argument('--export', choices=['onnx'], help='write the model as an ONNX file, and a model card')
     parser.add_argument(
         '--out',
         type=Path,
@@ -297,7 +315,11 @@ def command(argv: list[str] | None = None) -> None:
     cfg = load_config(args.cfg, args.set)
     if args.fold is not None and args.fold >= cfg.folds:
         raise BadInput(f'--fold {args.fold}: found no such fold; expected -1 to {cfg.folds - 1}, or all')
-    if args.image is not None:
+    if args.export and args.fold is None:
+        raise BadInput('--export: found --fold all; expected one fold, which is one file')
+    if args.export:
+        export(cfg, args.fold)
+    elif args.image is not None:
         predict_image(cfg, args.fold, args.image, args.out, not args.no_tta)
     else:
         main(cfg, args.fold, args.split, args.save_probs, not args.no_tta)

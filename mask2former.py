@@ -65,7 +65,7 @@ class Mask2Former(Head):
 
     def decode(self, feats: list[Tensor]) -> list[Queries]:
         levels, pixels = self.pixels(feats)
-        size = len(pixels)
+        size = pixels.shape[0]
         sources = [
             (level.flatten(2) + self.level.weight[i][:, None]).transpose(1, 2)  # (N, h_i * w_i, C)
             for i, level in enumerate(levels)

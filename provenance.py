@@ -49,16 +49,21 @@ def write_provenance(folder: Path, fingerprint: str, world: int, sources: Sequen
         write_text(folder / 'changes.diff', diff)
 
 
+def last_provenance(folder: Path) -> dict | None:
+    """The entry of the last start of the run in a folder; None where there is none. Raises BadInput."""
+    path = folder / 'provenance.yaml'
+    text = path.read_text(encoding='utf-8') if path.exists() else ''
+    entries = parse_yaml(text[text.rfind('- started:') :], where=str(path)) if '- started:' in text else None
+    return entries[0] if entries else None
+
+
 def compare_provenance(folder: Path, fingerprint: str) -> list[str]:
     """What is not as it was when the run in a folder was last begun; nothing where that is not known. Raises
     BadInput for other annotations.
     """
-    path = folder / 'provenance.yaml'
-    text = path.read_text(encoding='utf-8') if path.exists() else ''
-    last = parse_yaml(text[text.rfind('- started:') :], where=str(path)) if '- started:' in text else None
-    if not last:
+    path, before = folder / 'provenance.yaml', last_provenance(folder)
+    if before is None:
         return []
-    before = last[0]
     if before.get('data') != fingerprint:
         raise BadInput(
             f'{path}: the annotations were others when the run began ({str(before.get("data"))[:12]}, now '

@@ -1,0 +1,127 @@
+"""A model as an ONNX file: the masks of infer.py, in another runtime; and its card."""
+
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import TINY
+
+import export
+import infer
+import train
+from config import BadInput, CheckFailed, Config, dump_config, load_config
+from dataset import WholePhotos, open_cache, read_folds, split_fold
+from export import MaskModel, compare_onnx, to_onnx
+from models import SegModel
+from report import read_metrics
+from submission import SubmissionReader
+
+
+@pytest.fixture(scope='module')
+def trained(shapes, shared_cache, tmp_path_factory) -> Config:
+    """A trained fold, with its predictions of one view out of fold."""
+    folders = {
+        'data_root': shapes,
+        'cache_dir': shared_cache,
+        'output_dir': tmp_path_factory.mktemp('export'),
+    }
+    more = {'head': 'knet', 'stages': 1, 'tta_flips': ['h'], 'infer_batch_size': 5}
+    cfg = Config(**TINY | folders | more, name='run')
+    train.main(cfg, 0)
+    infer.main(cfg, 0, 'oof', tta=False)
+    (cfg.output_dir / 'run.yaml').write_text(dump_config(cfg))
+    return cfg
+
+
+def export_fold(cfg: Config, fold: str = '0') -> None:
+    infer.command(['--cfg', str(cfg.output_dir / 'run.yaml'), '--fold', fold, '--export', 'onnx'])
+
+
+@pytest.fixture(scope='module')
+def exported(trained) -> Path:
+    """The folder with its model.onnx and model.md."""
+    export_fold(trained)
+    return trained.run_dir(0)
+
+
+def test_onnx_gives_the_masks_of_infer_and_its_card_says_how(trained, exported, tmp_path, monkeypatch):
+    session = onnxruntime.InferenceSession(exported / 'model.onnx')
+    cache = open_cache(trained, 'train')
+    _, rows = split_fold(read_folds(trained, cache), 0)
+    photos = torch.stack([photo for photo, _ in WholePhotos(cache, rows, trained.image_size)]).numpy()
+    masks, probs = session.run(None, {'photos': photos})  # all at once: no batch that it was made with
+    with SubmissionReader(exported / 'oof.csv', 11) as reader:
+        expected = np.stack([reader.read(name) for name in cache.names(rows)])
+    assert len(np.unique(expected)) > 1
+    assert np.mean(masks == expected) > 0.999
+    np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
+
+    card = (exported / 'model.md').read_text()
+    best = max(row['miou'] for row in read_metrics(exported / 'metrics.csv'))
+    assert f'mIoU {best:.4f} on the photos of fold 0' in card and '| 10 | Clothing |' in card
+    code = re.search(r'```python\n(.*?)```', card, re.DOTALL)[1]
+    png = cv2.imencode('.png', photos[0].transpose(1, 2, 0)[..., ::-1])[1]  # nothing is lost
+    (tmp_path / 'photo.jpg').write_bytes(png.tobytes())
+    (tmp_path / 'model.onnx').symlink_to(exported / 'model.onnx')
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    assert np.mean(names['masks'] == masks[:1]) > 0.999
+
+
+def test_file_that_disagrees_is_not_written(trained, exported, monkeypatch):
+    path = exported / 'model.onnx'
+    content = path.read_bytes()
+
+    def of_other_weights(model: MaskModel, photos: WholePhotos) -> bytes:
+        with torch.no_grad():
+            for parameter in model.model.head.parameters():
+                parameter.neg_()
+        return content
+
+    monkeypatch.setattr(export, 'to_onnx', of_other_weights)
+    path.write_bytes(b'the one before')
+    with pytest.raises(CheckFailed, match='not written: in ONNX Runtime only'):
+        export_fold(trained)
+    assert path.read_bytes() == b'the one before'
+
+
+def test_export_without_its_packages(trained, monkeypatch):
+    monkeypatch.setattr(export, 'find_spec', lambda name: None)
+    with pytest.raises(BadInput, match='pip install onnx onnxscript onnxruntime'):
+        export_fold(trained)
+
+
+def test_export_of_all_folds(trained):
+    with pytest.raises(BadInput, match='expected one fold'):
+        export_fold(trained, 'all')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'encoder', 'channels'),
+    [
+        ('convnext_knet', 'convnext_atto', 64),
+        ('swin', 'swin_tiny_patch4_window7_224', 32),
+        ('svt', 'twins_svt_small', 32),
+        ('beit', 'beit_base_patch16_224', 32),
+        ('mask2former_swin', 'swin_tiny_patch4_window7_224', 64),
+        ('ocrnet_hrnet', 'hrnet_w18_small', 32),
+        ('setr', 'vit_tiny_patch16_224', 32),
+        ('unetpp_effb4', 'timm-efficientnet-b0', None),
+    ],
+)
+def test_every_family_has_an_onnx_form(name, encoder, channels):
+    changes = [f'encoder={encoder}', 'encoder_weights=none', 'image_size=256', 'crop_size=256', 'amp=off']
+    changes += [f'head_channels={channels}'] if channels else []
+    changes += ['features=[3,6,9,12]'] if name in ('beit', 'setr') else []
+    cfg = load_config(f'configs/{name}.yaml', changes)
+    model = MaskModel(SegModel(cfg, load_weights=False).eval(), cfg, 512)
+    export.unfuse(model)
+    photos = [(torch.randint(0, 256, (3, 256, 256), dtype=torch.uint8), row) for row in range(4)]
+    found = compare_onnx(to_onnx(model, photos), model, photos, 3)
+    assert found.equal > 0.999
