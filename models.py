@@ -180,13 +180,7 @@ def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
         rate = (
             cfg.lr * cfg.encoder_lr_mult * cfg.layer_decay ** (deepest + 1 - depth) if in_encoder else cfg.lr
         )
-        decayed = (
-            parameter.ndim > 1
-            and not name.endswith('.bias')
-            and not re.search(
-                r'pos_embed|position_bias|_token|gamma|\b(query|query_position|level)(\.weight)?$', name
-            )
-        )
+        decayed = parameter.ndim > 1 and not name.endswith('.bias') and not NOT_DECAYED.search(name)
         key = (rate, decayed) if cfg.layer_decay == 1 else (depth, decayed)
         group = groups.setdefault(
             key,
