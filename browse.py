@@ -65,7 +65,7 @@ def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
     if len(preds) > 1:
         preds['vote'] = vote_of(list(preds.values()), len(classes))
     truth = draw_mask(photo) if split == 'train' else None
-    st.caption(plain('   ·   '.join(describe(photo, row, chosen, notes, preds, classes))))
+    st.caption(plain('   ·   '.join(describe(photo, row, chosen, notes, classes))))
     show_views(coco, photo, truth, preds, opacity, classes)
     for title in found.keys() - preds.keys():
         st.caption(plain(f'{title} has no prediction of this photo.'))
@@ -192,7 +192,6 @@ def describe(
     row: int,
     chosen: dict[str, list[Path]],
     notes: dict[int, str],
-    preds: dict[str, np.ndarray],
     classes: tuple[str, ...],
 ) -> list[str]:
     """What there is to say of a photo before it is looked at."""

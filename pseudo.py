@@ -55,24 +55,29 @@ def main(
     runs = teacher_runs(cfg, fold, teachers, all_folds)
     cache = open_cache(cfg, 'test')
     path = student.run_dir(fold) / 'pseudo_masks.npy'
-    origin = label_origin(cfg, runs, cache)
-    with hold_run(path.parent if ranks.is_main else None, 'labelling'):
-        if resume and path.exists() and read_yaml(path.with_suffix('.yaml')) != origin:
-            raise BadInput(f'{path}: was made by other teachers or settings; start again with --overwrite')
-        if ranks.is_main and not (resume and path.exists()):
-            if path.exists() and not overwrite:
+    if ranks.is_main:
+        origin = label_origin(cfg, runs, cache)
+        with hold_run(path.parent, 'labelling'):
+            if resume and path.exists():
+                if read_yaml(path.with_suffix('.yaml')) != origin:
+                    raise BadInput(
+                        f'{path}: was made by other teachers or settings; start again with --overwrite'
+                    )
+            elif path.exists() and not overwrite:
                 raise BadInput(
                     f'{path.parent}: holds this run already; go on with --resume, or start again with '
                     '--overwrite'
                 )
-            path.unlink(missing_ok=True)  # labels and their origin never disagree
-            write_text(path.with_suffix('.yaml'), yaml.safe_dump(origin, sort_keys=False))
-            label(cfg, runs, cache, path, ranks.device, origin['temperatures'])
+            else:
+                path.unlink(missing_ok=True)  # labels and their origin never disagree
+                write_text(path.with_suffix('.yaml'), yaml.safe_dump(origin, sort_keys=False))
+                label(cfg, runs, cache, path, ranks.device, origin['temperatures'])
     ranks.wait()
+    held_out = read_yaml(path.with_suffix('.yaml'))['held_out']
     shape = cache.photos.shape[:3]
     masks = map_array(path, shape)
     sure = map_array(path.with_name(SURE), shape) if cfg.pseudo_soft else None
-    rows = PseudoRows(Cache(cache.coco, cache.photos, masks, sure), schedule, origin['held_out'])
+    rows = PseudoRows(Cache(cache.coco, cache.photos, masks, sure), schedule, held_out)
     return train.main(student, fold, resume, overwrite, rows)
 
 

@@ -54,8 +54,8 @@ class FoldRun:
 
     @property
     def best(self) -> float:
-        """The highest mIoU of an epoch; nan where there is none yet."""
-        return max((row['miou'] for row in self.metrics if not math.isnan(row['miou'])), default=math.nan)
+        """best_miou of its rows."""
+        return best_miou(self.metrics)
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             ]
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise BadInput(f'{path}: expected a row an epoch with epoch, loss, miou: {one_line(error)}') from None
+
+
+def best_miou(metrics: list[dict[str, float]]) -> float:
+    """The highest mIoU of an epoch in rows of a metrics.csv; nan where there is none yet."""
+    return max((row['miou'] for row in metrics if not math.isnan(row['miou'])), default=math.nan)
 
 
 @dataclass(frozen=True)

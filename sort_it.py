@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from config import BadInput, make_config, one_line, read_yaml
 from drawing import PALETTE, font, overlay
-from report import fold_number, read_metrics
+from report import best_miou, fold_number, read_metrics
 from sources import load_coco, modified, plain, show_error
 from uploads import FORMATS, MAX_MEGABYTES, read_upload
 
@@ -65,7 +65,7 @@ def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
             plain(f'No trained model under {output} yet: python train.py --cfg configs/demo.yaml --fold 0')
         )
         return
-    scores = [best_score(path) for path in models.values()]
+    scores = np.nan_to_num([best_score(path) for path in models.values()], nan=-1)
     side = st.sidebar
     title = side.selectbox(
         'Model', list(models), int(np.argmax(scores)), key='model', persist_state='session'
@@ -94,12 +94,11 @@ def find_models(output: Path) -> dict[str, Path]:
 
 
 def best_score(checkpoint: Path) -> float:
-    """The highest validation mIoU of the run; -1 where none is known."""
+    """The highest validation mIoU of the run; nan where none is known."""
     try:
-        rows = read_metrics(checkpoint.with_name('metrics.csv'))
+        return best_miou(read_metrics(checkpoint.with_name('metrics.csv')))
     except BadInput:
-        return -1
-    return max((row['miou'] for row in rows if not math.isnan(row['miou'])), default=-1)
+        return math.nan
 
 
 @st.cache_resource(max_entries=2, show_spinner='Loading the model')
@@ -167,7 +166,7 @@ def find_pieces(probs: np.ndarray) -> tuple[list[Piece], np.ndarray]:
     elsewhere. Things of a class that touch are one piece.
     """
     ids = probs.argmax(0).astype(np.uint8)
-    kept = np.zeros_like(ids)
+    places = np.zeros_like(ids)  # of each pixel, its piece's place below, from 1; LEAST leaves room for 250
     pieces = []
     for k in np.unique(ids[ids > 0]):
         count, labels, stats, _ = cv2.connectedComponentsWithStats((ids == k).astype(np.uint8))
@@ -176,12 +175,15 @@ def find_pieces(probs: np.ndarray) -> tuple[list[Piece], np.ndarray]:
             if share < LEAST:
                 continue
             own = labels == label
-            kept[own] = k
             depth = cv2.distanceTransform(np.pad(own.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
             y, x = np.unravel_index(depth.argmax(), depth.shape)
             pieces.append(Piece(int(k), float(share), float(probs[k][own].mean()), (int(x), int(y))))
-    pieces.sort(key=lambda piece: -piece.share)
-    return pieces[:PIECES], kept
+            places[own] = len(pieces)
+    order = sorted(range(len(pieces)), key=lambda n: -pieces[n].share)[:PIECES]
+    kept = np.zeros(1 + len(pieces), np.uint8)
+    for n in order:
+        kept[1 + n] = pieces[n].category
+    return [pieces[n] for n in order], kept[places]
 
 
 def read_bins(path: Path = BINS) -> dict[str, Bin]:

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from coco import inside, load_json, read_coco, read_rgb
 from config import CLASSES, BadInput, CheckFailed, one_line
 from dataset import resize_image
-from files import hold, make_folder, write_text, write_whole
+from files import hold, make_folder, remove_partials, write_text, write_whole
 from formats import TURNED, opened, orientation
 from terminal import progress
 
@@ -214,6 +214,8 @@ def get_photos(
                 Image.fromarray(photo).save(file, format='jpeg', quality=95)
 
     make_folder(out)
+    for folder in {(out / record.file_name).parent for record in records}:
+        remove_partials(folder, '*')  # of a run that was killed
     missing = {}
     pool = ThreadPoolExecutor(workers)
     try:

@@ -8,6 +8,7 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import write_csv
@@ -403,6 +404,18 @@ def test_pieces_are_numbered_by_size_and_specks_are_left_out():
     x, y = pieces[0].middle
     assert picture.shape == (100, 200, 3) and (picture[y - 8 : y + 8, x - 8 : x + 8] == 255).all(2).any()
     assert sort_it.find_pieces(np.eye(11)[0][:, None, None] * np.ones((1, 9, 9)))[0] == []
+
+
+def test_pieces_beyond_the_last_number_are_left_out():
+    """What is coloured has a number, and so a line on the page."""
+    ids = np.zeros((100, 200), np.uint8)
+    for n in range(sort_it.PIECES + 2):
+        x, y = 20 * (n % 10), 30 * (n // 10)
+        ids[y : y + 9 + n, x : x + 12] = 1 + n % 10
+    pieces, kept = sort_it.find_pieces(np.eye(11)[ids].transpose(2, 0, 1))
+    assert len(pieces) == sort_it.PIECES == cv2.connectedComponents((kept > 0).astype(np.uint8))[0] - 1
+    assert all(kept[piece.middle[1], piece.middle[0]] == piece.category for piece in pieces)
+    assert not kept[0, 0] and not kept[0, 20] and np.array_equal(kept[30:], ids[30:])
 
 
 def test_every_class_has_a_bin(tmp_path):

@@ -256,8 +256,11 @@ def test_a_half_file_under_the_final_name_is_replaced(server, tmp_path):
     run(annotations, out)
     path = out / 'batch_1/a.jpg'
     path.write_bytes(path.read_bytes()[:1000])
+    partial = path.with_name('.a.jpg.123.partial')  # of a run that was killed
+    partial.write_bytes(b'half')
     run(annotations, out)
     assert_aligned(out, 1)
+    assert not partial.exists()
 
 
 def test_photos_that_are_here_already(server, tmp_path):
