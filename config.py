@@ -488,11 +488,8 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     except (BadInput, CheckFailed) as error:
         say(f'{Path(sys.argv[0]).name}: error: {one_line(error)}', sys.stderr)
         sys.exit(BAD_INPUT if isinstance(error, BadInput) else CHECK_FAILED)
-    except Interrupted as stop:
-        print(f'{Path(sys.argv[0]).name}: {one_line(stop)}', file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except KeyboardInterrupt:
-        print(f'{Path(sys.argv[0]).name}: interrupted', file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f'{Path(sys.argv[0]).name}: {one_line(stop) or "interrupted"}', file=sys.stderr)
         sys.exit(INTERRUPTED)
     except OSError as error:  # of a library's own files
         if error.errno not in NO_ROOM:
