@@ -298,10 +298,12 @@ def command(argv: list[str] | None = None) -> None:
     what.add_argument(
         '--split',
         choices=['oof', 'test'],
-        help='oof: the photos that the fold was validated on; required, or --image or --export',
+        help='oof: the photos that the fold was validated on; required, or --image, or --export',
     )
-    what.add_argument('--image', type=Path, help='a photo of your own, of any size')
-    what.add_argument('--export', choices=['onnx'], help='write the model as an ONNX file, and a model card')
+    what.add_argument('--image', type=Path, help='a photo of your own, of any size; required, or --split')
+    what.add_argument(
+        '--export', choices=['onnx'], help='an ONNX file and a model card; required, or --split'
+    )
     parser.add_argument(
         '--out',
         type=Path,
