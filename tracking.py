@@ -15,7 +15,6 @@ import re
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +31,7 @@ from predict import predict_rows
 from submission import board_ids
 from utils import append_metrics, log
 
+KEPT = 'tracker.yaml'
 PROJECT = 'trash-segmentation'  # WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME change it
 PHOTOS, SHEETS = 4, 10  # in a picture of predictions, and pictures of a run
 
@@ -138,34 +138,38 @@ def start_tracker(cfg: Config, fold: int, resume: bool) -> Tracker | None:
     """
     if cfg.tracker == 'none':
         return None
-    kept = cfg.run_dir(fold) / 'tracker.yaml'
+    kept = cfg.run_dir(fold) / KEPT
     before = read_yaml(kept) if resume and kept.exists() else {}
     run_id = before.get(cfg.tracker) if isinstance(before, dict) else None
     try:
-        tracker = TRACKERS[cfg.tracker](cfg, fold, run_id)
+        return TRACKERS[cfg.tracker](cfg, fold, run_id)
     except Exception as error:  # noqa: BLE001 - each service has errors of its own
         raise BadInput(
             f"config key 'tracker': {cfg.tracker}: {one_line(error)[:300]}; or tracker=none"
         ) from None
-    write_text(kept, yaml.safe_dump({cfg.tracker: tracker.id}))
-    return tracker
 
 
 class Tracking:
-    """What is kept of each epoch of a run."""
+    """What is kept of each epoch of a run. Ends the tracker's run, however this one ends."""
 
-    def __init__(self, folder: Path, cfg: Config, tracker: Tracker | None, epoch: int) -> None:
+    def __init__(self, cfg: Config, fold: int, tracker: Tracker | None) -> None:
+        """Writes nothing before `start`."""
+        self.folder, self.cfg, self.tracker = cfg.run_dir(fold), cfg, tracker
+        self.board: SummaryWriter | None = None
+
+    def start(self, epoch: int) -> None:
         """Goes on at `epoch`: what was kept of later ones, before a resume, counts no more."""
-        self.folder, self.cfg, self.tracker = folder, cfg, tracker
-        self.board = SummaryWriter(str(folder / 'tensorboard'), purge_step=epoch)
-        if tracker is not None:
-            log.info(f'tracked by {cfg.tracker}: {tracker.where}')
+        self.board = SummaryWriter(str(self.folder / 'tensorboard'), purge_step=epoch)
+        if self.tracker is not None:
+            write_text(self.folder / KEPT, yaml.safe_dump({self.cfg.tracker: self.tracker.id}))
+            log.info(f'tracked by {self.cfg.tracker}: {self.tracker.where}')
 
     def __enter__(self) -> 'Tracking':
         return self
 
     def __exit__(self, kind: type | None, *error: object) -> None:
-        self.board.close()
+        if self.board is not None:
+            self.board.close()
         self.tell(lambda tracker: tracker.close(failed=kind is not None))
 
     def log(self, values: dict[str, float]) -> None:

@@ -96,6 +96,7 @@ def main(
         writes = ranks.is_main and not dry_run
         stack.enter_context(hold_run(cfg.run_dir(fold) if writes else None))
         tracker = start_tracker(cfg, fold, resume) if writes else None
+        tracking = stack.enter_context(Tracking(cfg, fold, tracker)) if writes else None
         folder = open_run(cfg, fold, overwrite) if writes else None
         start_log(folder, quiet=not ranks.is_main)
         present = [{a.category_id for a in cache.coco.photos[row].annotations} for row in train_rows]
@@ -132,7 +133,8 @@ def main(
             return evaluate(model, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
 
         before = rates = None  # what was counted, and the learning rates, an epoch ago
-        tracking = stack.enter_context(Tracking(folder, cfg, tracker, trainer.epoch)) if folder else None
+        if writes:
+            tracking.start(trainer.epoch)
         bar = stack.enter_context(trainer.bar())
         for epoch in range(trainer.epoch, cfg.epochs):
             started = time.monotonic()

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 import train
-from config import BadInput
+from config import BadInput, CheckFailed
 from tracking import require_tracker
 
 
@@ -61,3 +61,27 @@ def test_mlflow(tiny, monkeypatch):
     assert [f'{point.value:.6f}' for point in curve] == [row['loss'] for row in rows]
     names = [file.path for file in client.list_artifacts(run.info.run_id)]
     assert 'config.yaml' in names and len(client.list_artifacts(run.info.run_id, 'images')) >= 2
+
+
+def test_a_run_whose_first_batch_is_refused_has_failed(tiny, monkeypatch):
+    mlflow = pytest.importorskip('mlflow')
+    pytest.importorskip('sqlalchemy')
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
+
+    def refuse(*args):
+        raise CheckFailed('first batch: all ignored')
+
+    monkeypatch.setattr(train, 'check_first_batch', refuse)
+    with pytest.raises(CheckFailed):
+        train.main(tiny.model_copy(update={'tracker': 'mlflow'}), 0)
+    client = mlflow.MlflowClient(f'sqlite:///{tiny.output_dir.resolve() / "mlflow.db"}')
+    places = [one.experiment_id for one in client.search_experiments()]
+    assert [run.info.status for run in client.search_runs(places)] == ['FAILED']
+
+
+def test_a_run_that_starts_again_is_not_tracked_as_the_one_before(tiny):
+    tiny.run_dir(0).mkdir(parents=True)
+    kept = tiny.run_dir(0) / 'tracker.yaml'
+    kept.write_text('wandb: abc\n')
+    train.main(tiny, 0, overwrite=True)
+    assert not kept.exists()
