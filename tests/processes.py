@@ -31,6 +31,8 @@ def quietly(env: dict, said: Path | str, target, *args, **kwargs) -> None:
     import torch
 
     torch.set_num_threads(1)
+    # what a script has: loaders' workers of a fork server outlive a run that is killed
+    multiprocessing.set_start_method(None, force=True)
     os.environ |= {key: str(value) for key, value in env.items()}
     with Path(said).open('a') as file:
         os.dup2(file.fileno(), 1)
@@ -49,4 +51,8 @@ def ended(processes: list, seconds: float | None = None) -> list[int | None]:
 def typed(command, *words: str) -> None:
     """A script as it is typed, with its exit status."""
     sys.argv = ['script', *words]
-    run_script(command)
+    try:
+        run_script(command)
+    except SystemExit as end:
+        status = end.code
+    sys.exit(status)  # what the run held is let go before, as where a script ends

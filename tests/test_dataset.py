@@ -4,12 +4,12 @@ import csv
 import json
 import pickle
 import warnings
-from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
 from conftest import write_set
+from processes import CONTEXT
 
 from coco import draw_mask, read_photo
 from config import BadInput
@@ -78,9 +78,8 @@ def _open(cfg, barrier, results):
 
 def test_two_processes_build_it_once(tiny, tmp_path):
     cfg = small(tiny, tmp_path, train=12)
-    context = get_context('spawn')
-    barrier, results = context.Barrier(2), context.Queue()
-    jobs = [context.Process(target=_open, args=(cfg, barrier, results)) for _ in range(2)]
+    barrier, results = CONTEXT.Barrier(2), CONTEXT.Queue()
+    jobs = [CONTEXT.Process(target=_open, args=(cfg, barrier, results)) for _ in range(2)]
     for job in jobs:
         job.start()
     sums = [results.get(timeout=60) for _ in jobs]

@@ -4,14 +4,12 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import ended, start, typed
 from torch import nn
 
 import infer
@@ -21,8 +19,6 @@ from files import hold
 from layers import resize
 from predict import resize_every, view_logits, window_starts
 from submission import read_masks
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class PixelModel(nn.Module):
@@ -93,25 +89,16 @@ def test_only_the_pixels_that_are_kept_are_computed_and_they_are_the_same(own, s
 
 
 def test_ranks_share_prediction_and_write_one_set_of_files(tiny, tiny_yaml, tmp_path):
-    """torchrun on the CPU: the same CSVs and probabilities as one process, byte for byte."""
+    """On the CPU: the same CSVs and probabilities as one process, byte for byte."""
     for fold in (0, 1):
         train.main(tiny, fold)
-    first = tmp_path / 'first'
+    first, said = tmp_path / 'first', tmp_path / 'said.txt'
     for fold, split in ((None, 'oof'), (0, 'test'), (None, 'test')):
         infer.main(tiny, fold, split, save_probs=True)
     shutil.copytree(tiny.output_dir, first)
     for words in (['all', 'oof'], ['0', 'test'], ['all', 'test']):
-        launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
         options = ['--cfg', str(tiny_yaml), '--fold', words[0], '--split', words[1], '--save-probs']
-        done = subprocess.run(
-            [*launch, 'infer.py', *options],
-            cwd=ROOT,
-            env={**os.environ, 'OMP_NUM_THREADS': '1'},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert ended(start(typed, infer.command, *options, ranks=2, said=said)) == [0, 0], said.read_text()
     written = sorted(
         path.relative_to(first) for path in first.glob('**/*') if path.suffix in ('.csv', '.npy')
     )

@@ -6,8 +6,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from itertools import count
@@ -160,18 +158,20 @@ def test_signal_to_the_whole_group(whole, other, number, tmp_path):
     other = other.model_copy(update={'workers': 2, 'epochs': 50, 'swa': 0})
     path = tmp_path / 'run.yaml'
     path.write_text(dump_config(other))
-    command = [sys.executable, 'train.py', '--cfg', str(path), '--fold', '0']
-    log = tmp_path / 'said.txt'
-    with log.open('w') as said:
-        process = subprocess.Popen(
-            command, cwd=Path(train.__file__).parent, stdout=said, stderr=said, start_new_session=True
-        )
-        while not (other.run_dir(0) / 'metrics.csv').exists():
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.05)
-        os.killpg(process.pid, number)
-        assert process.wait(60) == 75, log.read_text()
-    assert f'{number.name}: stopped after' in log.read_text()
+    said = tmp_path / 'said.txt'
+    processes = start(lead_group, '--cfg', str(path), '--fold', '0', said=said)
+    while not (other.run_dir(0) / 'metrics.csv').exists():
+        assert processes[0].is_alive(), said.read_text()
+        time.sleep(0.05)
+    os.killpg(processes[0].pid, number)
+    assert ended(processes, 60) == [75], said.read_text()
+    assert f'{number.name}: stopped after' in said.read_text()
+
+
+def lead_group(*words: str) -> None:
+    """train.py as it is typed, with a process group of its own."""
+    os.setsid()
+    typed(train.command, *words)
 
 
 def test_second_signal_is_not_waited_for():

@@ -454,7 +454,7 @@ train.run_script(train.command)
 """
 
 
-def test_two_ranks_train_as_one_process_does(tiny_yaml, tmp_path):
+def test_two_ranks_train_as_one_process_does(tiny_yaml, tmp_path, monkeypatch):
     """torchrun on the CPU: the same losses and scores for the same global batches, each photo validated once,
     one set of files. No BatchNorm, which torch synchronises on GPUs alone, no dropout, and no borders, so
     that both ranks have as many pixels.
@@ -463,28 +463,28 @@ def test_two_ranks_train_as_one_process_does(tiny_yaml, tmp_path):
     script.write_text(WITHOUT_DROPOUT)
     network = ['head=smp-fpn', 'head_channels=512', 'aux_channels=256', 'aux_weight=0']
     options = [*network, 'ema=0.9', 'scale_range=[1,1]', 'epochs=3', 'optimizer=sgd', 'lr=0.01']
-    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
-    rows, said = [], []
-    for name, how in (('one', []), ('two', launch)):
-        words = [*how, str(script), '--cfg', str(tiny_yaml), '--fold', '0', '--set', f'name={name}', *options]
-        done = subprocess.run(
-            [sys.executable, *words],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        said.append(done.stdout)
-        cfg = load_config(tiny_yaml, [f'name={name}', *options])
-        rows.append(list(csv.DictReader((cfg.run_dir(0) / 'metrics.csv').read_text().splitlines())))
+    one, cfg = (load_config(tiny_yaml, [f'name={name}', *options]) for name in ('one', 'two'))
+    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    words = [str(script), '--cfg', str(tiny_yaml), '--fold', '0', '--set', 'name=two', *options]
+    done = subprocess.run(
+        [*launch, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count('best mIoU') == 1
+    monkeypatch.setattr(torch.nn.Dropout2d, 'forward', lambda self, x: x)
+    train.main(one, 0)
+    files = [run.run_dir(0) / 'metrics.csv' for run in (one, cfg)]
+    rows = [list(csv.DictReader(path.read_text().splitlines())) for path in files]
     for single, shared in zip(*rows, strict=True):
         assert single['step'] == shared['step']
         assert float(single['loss']) == pytest.approx(float(shared['loss']), abs=1e-4)
         assert float(single['miou']) == pytest.approx(float(shared['miou']), abs=1e-3)
-    assert said[1].count('best mIoU') == 1
     score = infer.main(cfg, 0, 'oof', tta=False)
     assert max(float(row['miou']) for row in rows[1]) == pytest.approx(score, abs=1e-6)
 
