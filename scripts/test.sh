@@ -16,4 +16,5 @@ fi
 for script in scripts/*.sh; do bash -n "$script"; done
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/python -m pytest "${tests[@]}" "$@"
+# a process for each core, of about a gigabyte each
+.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal "${tests[@]}" "$@"

@@ -67,9 +67,9 @@ def apply_block(root: Path, language: str, text: str) -> None:
 
 @pytest.fixture(scope='module')
 def copy(tmp_path_factory) -> Path:
-    """The repository without what git ignores, and with what earlier pages added."""
+    """The repository without what git ignores and hidden files, and with what earlier pages added."""
     root = tmp_path_factory.mktemp('docs') / 'copy'
-    skip = shutil.ignore_patterns('.venv', '.git', '__pycache__', '.*_cache', 'input', 'output', '*.pt')
+    skip = shutil.ignore_patterns('.*', '__pycache__', 'input', 'output', '*.pt')
     shutil.copytree(ROOT, root, ignore=skip)
     return root
 

@@ -25,7 +25,7 @@ KEYS = ' '.join(f'{key}={json.dumps(value)}'.replace('"', '') for key, value in 
 def repository(tmp_path_factory) -> Path:
     """The working tree as a repository of one commit, to be cloned."""
     root = tmp_path_factory.mktemp('notebook') / 'trash'
-    skip = shutil.ignore_patterns('.venv', '.git', '__pycache__', '.*_cache', 'input', 'output', 'reference')
+    skip = shutil.ignore_patterns('.*', '__pycache__', 'input', 'output', 'reference')
     shutil.copytree(ROOT, root, ignore=skip)
     git = ['git', '-C', root, '-c', 'user.name=test', '-c', 'user.email=test@localhost']
     for words in (['init', '-q'], ['add', '-A'], ['commit', '-q', '--no-verify', '-m', 'all']):
