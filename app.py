@@ -6,6 +6,7 @@ standing.py, browse.py and sort_it.py are its pages; sources.py is what they rea
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument('--data', type=Path)
     parser.add_argument('--output', type=Path, default=Path('output'))
+    parser.add_argument('--labels', type=Path)
     add_config_arguments(parser, required=False)
     args = parser.parse_args(argv)
     st.set_page_config('Trash', layout='wide')
@@ -62,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
 
         return st.Page(show, title=title, url_path=url_path, **options)
 
-    pages = [one(standing.page, 'Runs', 'runs', default=True), one(browse.page, 'Photos', 'photos')]
+    photos = partial(browse.page, labels=args.labels)
+    pages = [one(standing.page, 'Runs', 'runs', default=True), one(photos, 'Photos', 'photos')]
     st.navigation([*pages, one(sort_it.page, 'Sort it for me', 'sort')]).run()
 
 

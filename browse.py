@@ -39,13 +39,15 @@ ANY = 'any'
 FILE, NAME, WORST, BEST, DIFFER = 'as in the file', 'name', 'lowest score', 'highest score', 'disagreement'
 
 
-def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
-    """What to look at in the side bar, one photo in the middle. Raises BadInput."""
+def page(data: Path, output: Path, classes: tuple[str, ...], labels: Path | None = None) -> None:
+    """What to look at in the side bar, one photo in the middle; labels: a COCO file with the truth of
+    the test photos. Raises BadInput.
+    """
     side = st.sidebar
     split = side.segmented_control(
         'Photos', ['train', 'test'], default='train', required=True, key='split', persist_state='session'
     )
-    coco = load_coco(data, split, classes)
+    coco = load_coco(data, split, classes, labels)
     sources = find_sources(output, split)
     titles = side.multiselect(
         'Predictions out of fold' if split == 'train' else 'Predictions', list(sources),
@@ -64,7 +66,7 @@ def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
     preds = {title: pred for title, pred in found.items() if pred is not None}
     if len(preds) > 1:
         preds['vote'] = vote_of(list(preds.values()), len(classes))
-    truth = draw_mask(photo) if split == 'train' else None
+    truth = draw_mask(photo) if has_truth(coco) else None
     st.caption(plain('   ·   '.join(describe(photo, row, chosen, notes, classes))))
     show_views(coco, photo, truth, preds, opacity, classes)
     for title in found.keys() - preds.keys():
@@ -92,7 +94,7 @@ def choose_rows(
     part = side.text_input('Name contains', key=f'part-{split}', persist_state='session')
     category = side.selectbox(
         'Class', [ANY, *classes[1:]], key=f'class-{split}', persist_state='session',
-        help='in the truth' if split == 'train' else 'in the vote of the predictions',
+        help='in the truth' if has_truth(coco) else 'in the vote of the predictions',
     )  # fmt: skip
     k = 0 if category == ANY else classes.index(category)
     rows = [row for row, photo in enumerate(coco.photos) if part.lower() in photo.file_name.lower()]
@@ -103,7 +105,7 @@ def choose_rows(
         rows = choose_fold(coco, sources, rows, len(classes))
     orders = [FILE, NAME]
     if chosen:
-        orders += [WORST, BEST] if split == 'train' else []
+        orders += [WORST, BEST] if has_truth(coco) else []
         orders += [DIFFER] if len(chosen) > 1 else []
     order = side.selectbox('Order', orders, key=f'order-{split}', persist_state='session')
     if order == NAME:
@@ -123,9 +125,14 @@ def choose_rows(
     return rows, {}
 
 
+def has_truth(coco: CocoSet) -> bool:
+    """Whether the truth of the photos is known: that of training photos is, that of test photos may be."""
+    return coco.split == 'train' or any(photo.annotations for photo in coco.photos)
+
+
 def rows_with(coco: CocoSet, chosen: dict[str, list[Path]], k: int, num_classes: int) -> set[int]:
-    """The rows that have a class: in the truth of training photos, in the vote on test photos."""
-    if coco.split == 'train':
+    """The rows that have a class: in the truth where that is known, else in the vote."""
+    if has_truth(coco):
         return {row for row, p in enumerate(coco.photos) if any(a.category_id == k for a in p.annotations)}
     return set(np.flatnonzero(count_together(chosen, coco, num_classes).pixels[:, k]).tolist())
 

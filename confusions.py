@@ -48,7 +48,7 @@ def read_confusions(
     num_classes: int,
     progress: Callable[[Sequence[str]], Sequence[str]] = lambda image_ids: image_ids,
 ) -> Confusions:
-    """What is kept of a CSV of training photos, or counted now and kept; `progress` is as tqdm.
+    """What is kept of a CSV of photos with a truth, or counted now and kept; `progress` is as tqdm.
 
     Raises BadInput for a CSV that is broken, or that has an image which is none of the photos.
     """
@@ -58,11 +58,12 @@ def read_confusions(
     if found is not None:
         return found
     photos = {photo.file_name: photo for photo in coco.photos}
+    kind = 'training' if coco.split == 'train' else coco.split
     with SubmissionReader(path, num_classes) as reader:
         matrices = np.zeros((len(reader.image_ids), num_classes, num_classes), np.int32)
         for row, image_id in enumerate(progress(reader.image_ids)):
             if image_id not in photos:
-                raise BadInput(f'{path}: image {image_id!r} is none of the training photos of {coco.root}')
+                raise BadInput(f'{path}: image {image_id!r} is none of the {kind} photos of {coco.root}')
             truth = board_truth(draw_mask(photos[image_id]))
             matrices[row] = confusion_matrix(truth, reader.read(image_id), num_classes)
         found = Confusions(tuple(reader.image_ids), matrices)

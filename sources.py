@@ -8,14 +8,14 @@ Shapes: N photos of a split, K classes.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import streamlit as st
 
-from coco import CocoSet, annotation_files, read_coco
+from coco import CocoSet, annotation_files, read_coco, read_labels
 from config import BadInput
 from confusions import Confusions, read_confusions
 from metrics import mean_of_iou
@@ -68,15 +68,35 @@ def vote_of(preds: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
     return winner
 
 
-def load_coco(data: Path, split: str, classes: tuple[str, ...]) -> CocoSet:
-    """A split's photos, kept while its files are the same. Raises BadInput."""
-    files = annotation_files(data, split)
-    return _load_coco(data, split, classes, tuple(modified(path) for path in files))
+def load_coco(data: Path, split: str, classes: tuple[str, ...], labels: Path | None = None) -> CocoSet:
+    """A split's photos, kept while its files are the same; test photos with the annotations of
+    `labels`, where that is given. Raises BadInput.
+    """
+    labels = labels if split == 'test' else None
+    files = [*annotation_files(data, split), *([labels] if labels else [])]
+    return _load_coco(data, split, classes, labels, tuple(modified(path) for path in files))
 
 
 @st.cache_resource(max_entries=4, show_spinner='Reading annotations')
-def _load_coco(data: Path, split: str, classes: tuple[str, ...], times: tuple[int, ...]) -> CocoSet:
-    return read_coco(data, split, classes)
+def _load_coco(
+    data: Path, split: str, classes: tuple[str, ...], labels: Path | None, times: tuple[int, ...]
+) -> CocoSet:
+    coco = read_coco(data, split, classes)
+    return coco if labels is None else with_truth(coco, labels, classes)
+
+
+def with_truth(coco: CocoSet, labels: Path, classes: tuple[str, ...]) -> CocoSet:
+    """The photos with the annotations that a file has for them. Raises BadInput where it lacks a photo."""
+    found = read_labels(labels, classes)
+    truths = {(photo.file_name, photo.height, photo.width): photo.annotations for photo in found.photos}
+    photos = []
+    for photo in coco.photos:
+        key = (photo.file_name, photo.height, photo.width)
+        if key not in truths:
+            shown = f'{photo.file_name!r} of {photo.width}x{photo.height}'
+            raise BadInput(f'{labels}: has no image {shown}, which {coco.files[0]} has')
+        photos.append(replace(photo, annotations=truths[key]))
+    return replace(coco, photos=tuple(photos), fingerprint=coco.fingerprint + found.fingerprint)
 
 
 @st.cache_resource(max_entries=128, show_spinner='Looking for the rows of a CSV')
@@ -98,7 +118,7 @@ def modified(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Counted:
-    """A source out of fold, in the order of the split's photos; those that it lacks are nan."""
+    """A source on photos whose truth is known, in their order; those that it lacks are nan."""
 
     scores: np.ndarray  # (N,) mean IoU over the classes in truth or prediction
     ious: np.ndarray  # (N, K)

@@ -7,6 +7,7 @@
     python viz.py suspects --name convnext          # output/convnext/suspects/: labels to look at again
     python viz.py augment --cfg configs/convnext.yaml --out augment.png     # what the model sees in training
     python viz.py app --port 8501                   # http://127.0.0.1:8501: runs, photos, and sorting
+    python viz.py app --data input/demo --labels input/demo/test_labels.json   # test photos with their truth
 
 --cfg FILE.yaml, where it is taken, is that of another data set: its classes, and its data_root.
 """
@@ -62,7 +63,9 @@ def command(argv: list[str] | None = None) -> int:
     elif args.command == 'score':
         print(format_scores(args.csvs, score(args.csvs, args.labels, classes), classes))
     else:
-        start_app(args.port, data, args.output, args.cfg, args.set)
+        if args.labels is not None:
+            labelled_photos(args.labels, classes)  # a fault is told now, not on the page
+        start_app(args.port, data, args.output, args.labels, args.cfg, args.set)
     return DONE
 
 
@@ -135,6 +138,12 @@ def add_app(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument('--port', type=int, default=8501, help='by default 8501')
     parser.add_argument('--data', type=Path, help='data root; by default input/data')
+    parser.add_argument(
+        '--labels',
+        type=Path,
+        metavar='JSON',
+        help='a COCO file with the truth of the test photos; by default none',
+    )
     parser.add_argument(
         '--output', type=Path, default=Path('output'), help='where runs are; by default output'
     )
@@ -229,7 +238,9 @@ def format_scores(csvs: Sequence[Path], counts: Sequence[np.ndarray], classes: S
     return '\n'.join('  '.join(line).rstrip() for line in lines)
 
 
-def start_app(port: int, data: Path, output: Path, cfg: Path | None, changes: list[str]) -> NoReturn:
+def start_app(
+    port: int, data: Path, output: Path, labels: Path | None, cfg: Path | None, changes: list[str]
+) -> NoReturn:
     """Becomes the server of app.py, which answers to this machine alone. Raises BadInput."""
     if importlib.util.find_spec('streamlit') is None:
         raise BadInput('the app needs streamlit, which is not installed: pip install streamlit')
@@ -247,6 +258,7 @@ def start_app(port: int, data: Path, output: Path, cfg: Path | None, changes: li
     }  # fmt: skip
     options = [word for key, value in settings.items() for word in (f'--{key}', str(value))]
     values = ['--data', str(data), '--output', str(output), *(['--cfg', str(cfg)] if cfg else [])]
+    values += ['--labels', str(labels)] if labels else []
     values += ['--set', *changes] if changes else []
     print(f'http://127.0.0.1:{port}  (Ctrl-C ends it)', flush=True)
     os.execv(sys.executable, [sys.executable, '-m', 'streamlit', 'run', str(APP), *options, '--', *values])

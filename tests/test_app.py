@@ -15,13 +15,14 @@ from conftest import write_csv
 from PIL import Image
 
 import confusions
-from coco import CocoSet, board_truth, draw_mask, read_coco
+from coco import CocoSet, board_truth, draw_mask, read_coco, read_labels
 from config import CLASSES, BadInput, dump_config, make_config
 from confusions import read_confusions
 from members import find_members
 from metrics import class_iou, confusion_matrix, image_counts
 from recipe import Recipe, write_recipe
 from search import member_table, vote
+from submission import SubmissionReader
 from uploads import MAX_MEGABYTES, SEEN, read_upload
 
 testing = pytest.importorskip('streamlit.testing.v1')
@@ -64,15 +65,15 @@ def train(shapes) -> CocoSet:
     return read_coco(shapes, 'train', CLASSES)
 
 
-def show_page(page, data, output, classes):
+def show_page(page, data, output, classes, options):
     from importlib import import_module
     from pathlib import Path
 
-    import_module(page).page(Path(data), Path(output), classes)
+    import_module(page).page(Path(data), Path(output), classes, **options)
 
 
-def open_page(page, data, output, classes=CLASSES):
-    args = (page, str(data), str(output), classes)
+def open_page(page, data, output, classes=CLASSES, **options):
+    args = (page, str(data), str(output), classes, options)
     return testing.AppTest.from_function(show_page, args=args, default_timeout=30).run()
 
 
@@ -227,6 +228,41 @@ def test_photos_are_ordered_by_score_and_by_disagreement(photos, train):
     assert where(page) == (1, 'batch_01/0026.jpg') and not page.exception  # the first of 256 lines of plastic
     page.selectbox(key='class-test').set_value('Plastic').run()
     assert len(page.selectbox(key='name-test').options) == 5  # all but the first, by the vote
+
+
+def test_truth_and_scores_of_test_photos_whose_labels_are_known(shapes, output):
+    labels = shapes / 'test_labels.json'
+    page = open_page('browse', shapes, output, labels=labels)
+    page.segmented_control(key='split').set_value('test').run()
+    page.multiselect[0].set_value(['run/fold0', 'second/fold0']).run()
+    page.selectbox(key='order-test').set_value(browse.WORST).run()
+    assert not page.exception and not page.error
+    ious = {}
+    with SubmissionReader(output / 'run/fold0/test.csv') as reader:
+        for photo in read_labels(labels, CLASSES).photos:
+            truth = board_truth(draw_mask(photo))
+            ious[photo.file_name] = np.nanmean(
+                class_iou(confusion_matrix(truth, reader.read(photo.file_name), len(CLASSES)))
+            )
+    worst = min(ious, key=ious.get)
+    assert where(page) == (1, worst)
+    said = page.caption[0].value.replace('\\', '')
+    assert f'mIoU of run/fold0 {ious[worst]:.4f}' in said
+    assert any(f'{ious[worst]:.4f}' in cell for table in tables(page) for line in table for cell in line)
+    page.selectbox(key='class-test').set_value('Metal').run()
+    metal = [p for p in read_labels(labels, CLASSES).photos if any(a.category_id == 4 for a in p.annotations)]
+    assert len(page.selectbox(key='name-test').options) == len(metal) > 0
+
+
+def test_labels_that_lack_a_test_photo(shapes, output, tmp_path):
+    content = json.loads((shapes / 'test_labels.json').read_text())
+    content['images'] = content['images'][1:]
+    first = content['images'][0]['id']
+    content['annotations'] = [one for one in content['annotations'] if one['image_id'] >= first]
+    (tmp_path / 'labels.json').write_text(json.dumps(content))
+    coco = read_coco(shapes, 'test', CLASSES)
+    with pytest.raises(BadInput, match=r"labels.json: has no image 'batch_01/0024.jpg' of 256x256"):
+        sources.with_truth(coco, tmp_path / 'labels.json', CLASSES)
 
 
 def test_names_are_shown_as_they_are(shapes, output, tmp_path):
