@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from config import BadInput, Config, dump_config, one_line, read_yaml
 from dataset import Cache
 from drawing import compare, sheet
-from files import write_text
+from files import hold, write_text
 from models import SegModel
 from predict import predict_rows
 from submission import board_ids
@@ -88,11 +88,12 @@ class Mlflow:
         self.metric = mlflow.entities.Metric
         output = cfg.output_dir.resolve()
         uri = os.environ.get('MLFLOW_TRACKING_URI')
-        self.client = mlflow.MlflowClient(uri or f'sqlite:///{output / "mlflow.db"}')
         experiment = os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT)
-        found = self.client.get_experiment_by_name(experiment)
         files = None if uri else (output / 'mlflow').as_uri()
-        place = found.experiment_id if found else self.client.create_experiment(experiment, files)
+        with hold(output / '.mlflow.lock', 'opening mlflow.db', wait=True):  # folds that start at once
+            self.client = mlflow.MlflowClient(uri or f'sqlite:///{output / "mlflow.db"}')
+            found = self.client.get_experiment_by_name(experiment)
+            place = found.experiment_id if found else self.client.create_experiment(experiment, files)
         if run_id is None:
             name = f'{cfg.name}/{cfg.run_dir(fold).name}'
             run_id = self.client.create_run(place, run_name=name).info.run_id

@@ -3,10 +3,11 @@
 import csv
 
 import pytest
+from processes import ended, start
 
 import train
 from config import BadInput, CheckFailed
-from tracking import require_tracker
+from tracking import PROJECT, Mlflow, require_tracker
 
 
 def test_a_missing_package_is_one_line_before_training(tiny, monkeypatch):
@@ -85,3 +86,13 @@ def test_a_run_that_starts_again_is_not_tracked_as_the_one_before(tiny):
     kept.write_text('wandb: abc\n')
     train.main(tiny, 0, overwrite=True)
     assert not kept.exists()
+
+
+def test_folds_that_start_at_once_share_one_experiment(tiny):
+    mlflow = pytest.importorskip('mlflow')
+    cfg = tiny.model_copy(update={'tracker': 'mlflow'})
+    processes = [start(Mlflow, cfg, fold, None)[0] for fold in range(4)]
+    assert ended(processes) == [0] * 4
+    client = mlflow.MlflowClient(f'sqlite:///{cfg.output_dir.resolve() / "mlflow.db"}')
+    found = client.get_experiment_by_name(PROJECT)
+    assert len(client.search_runs([found.experiment_id])) == 4
