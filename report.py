@@ -23,7 +23,7 @@ from config import BadInput, Config, dump_config, make_config, one_line, read_ya
 from drawing import compare, draw_confusion, draw_curves, sheet
 from ensembled import score_ensemble
 from files import write_text
-from intervals import DRAWS, LEVEL, by_class, interval
+from intervals import DRAWS, LEVEL, Interval, by_class, interval
 from metrics import class_iou, confusion_matrix, image_counts, iou_of_counts, mean_iou, pixel_accuracy
 from submission import SubmissionReader
 from terminal import progress
@@ -78,7 +78,7 @@ def main(name: str, output: Path, data: Path | None = None) -> Path:
     ranked = sorted(scored, key=lambda one: (one.score, one.photo.file_name))
     number = min(SHOWN, (len(ranked) + 1) // 2)  # no photo is among the worst and among the best
     parts = [f'<h2>IoU out of fold</h2><p>mIoU {score_text(scored)}</p>']
-    parts.append(score_table(scored, confusions, cfg.classes, coco))
+    parts.append(score_table(scored, confusions, cfg.classes))
     curves = draw_curves({'loss': curve(runs, 'loss'), 'mIoU': curve(runs, 'miou')})
     parts.append(html_picture('Curves', curves))
     parts.append(html_picture('Confusion', draw_confusion(sum(confusions.values()), cfg.classes)))
@@ -280,23 +280,25 @@ def html_table(lines: list[list[str]], total: str | None = None) -> str:
     return f'<table>{"".join(rows)}</table>'
 
 
-def score_table(
-    scored: list[Scored], confusions: dict[int, np.ndarray], classes: tuple[str, ...], coco: CocoSet
-) -> str:
+def bracket(one: Interval) -> str:
+    """The ends of an interval; - where there is none."""
+    return '-' if math.isnan(one.low) else f'{shown(one.low)} to {shown(one.high)}'
+
+
+def score_table(scored: list[Scored], confusions: dict[int, np.ndarray], classes: tuple[str, ...]) -> str:
     """The IoU of each class over all folds, with its interval, and in each fold, as an HTML table."""
     total = sum(confusions.values())
     folds = {f'fold {k}': counts for k, counts in confusions.items()}
     ious = {title: class_iou(counts) for title, counts in folds.items()}
-    intervals = by_class(np.stack([one.counts for one in scored]))
-    whole = interval(np.stack([one.counts for one in scored]))
+    counts = np.stack([one.counts for one in scored])  # (n, 3, K)
+    intervals, whole = by_class(counts), interval(counts)
+    photos = np.count_nonzero(counts[:, 2], axis=0)
     lines = [['class', 'all folds', f'{LEVEL:.0%} interval', *folds, 'share of pixels', 'photos']]
     for k, (name, one) in enumerate(zip(classes, intervals, strict=True)):
-        photos = sum(any(a.category_id == k for a in photo.annotations) for photo in coco.photos)
-        lines.append([name, shown(one.value), f'{shown(one.low)} to {shown(one.high)}'])
-        lines[-1] += [shown(iou[k]) for iou in ious.values()]
-        lines[-1] += [f'{total[k].sum() / max(1, total.sum()):.2%}', str(photos) if k else '']
+        lines.append([name, shown(one.value), bracket(one), *[shown(iou[k]) for iou in ious.values()]])
+        lines[-1] += [f'{total[k].sum() / max(1, total.sum()):.2%}', str(photos[k])]
     means = [shown(mean_iou(counts)) for counts in folds.values()]
-    lines.append(['mIoU', shown(whole.value), f'{shown(whole.low)} to {shown(whole.high)}', *means, '', ''])
+    lines.append(['mIoU', shown(whole.value), bracket(whole), *means, '', str(len(counts))])
     right = [shown(pixel_accuracy(counts)) for counts in (total, *folds.values())]
     lines.append(['pixel accuracy', right[0], '', *right[1:], '', ''])
     return html_table(lines, total='mIoU')

@@ -13,7 +13,7 @@ from drawing import draw_confusion
 from ensembled import format_weights, read_ensemble, score_ensemble
 from intervals import DRAWS, LEVEL, Interval, interval
 from metrics import class_iou
-from report import FoldRun, fold_number, html_table, read_metrics, shown
+from report import FoldRun, bracket, fold_number, html_table, read_metrics, shown
 from sources import Counted, count_source, find_sources, key_of, load_coco, plain, remember, show_error
 
 
@@ -93,7 +93,7 @@ def show_runs(
             ' to '.join(str(epoch) for epoch in sorted({min(epochs), max(epochs)})) if epochs else '-',
             shown(float(np.mean(best))) if best else '-',
             shown(score.value) if score else '-',
-            f'{shown(score.low)} to {shown(score.high)}' if score else '-',
+            bracket(score) if score else '-',
             f'{len(counted[name].counts):,}' if name in counted else '-',
         ])  # fmt: skip
     st.html(html_table(lines))
