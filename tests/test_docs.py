@@ -147,17 +147,7 @@ def commands(tmp_path_factory) -> list[list[str]]:
     return commands_of_page(ROOT / 'README.md', folder)
 
 
-def test_readme_has_the_stages(commands):
-    scripts = {words[1] for words in commands if words[0] == 'python'}
-    assert {
-        'prepare.py',
-        'train.py',
-        'infer.py',
-        'pseudo.py',
-        'ensemble.py',
-        'submission.py',
-        'viz.py',
-    } <= scripts
+def test_the_real_run_trains_every_fold_of_two_models(commands):
     trainings = [words for words in commands if words[1] == 'train.py' and '--dry-run' not in words]
     assert len(trainings) == 10
 
@@ -223,15 +213,9 @@ def test_the_real_run_runs(commands, shapes, tmp_path, monkeypatch, capsys):
         assert status in (None, 0), words
         run.add(script)
     assert run == {
-        'prepare.py',
-        'train.py',
-        'infer.py',
-        'pseudo.py',
-        'ensemble.py',
-        'submission.py',
-        'viz.py',
+        'prepare.py', 'train.py', 'infer.py', 'pseudo.py', 'ensemble.py', 'submission.py', 'viz.py',
         'postprocess.py',
-    }
+    }  # fmt: skip
     for path in ('convnext_knet/fold1/best.pt', 'convnext_knet-pseudo/fold0/test.csv', 'submission.csv'):
         assert (tmp_path / 'output' / path).is_file(), path
 
@@ -247,6 +231,13 @@ def test_both_languages_have_the_same_commands_tables_and_files():
 
     assert parts('README.ko.md') == parts('README.md')
     assert all(len(part) >= 2 for part in parts('README.md'))
+
+
+@pytest.mark.parametrize('page', ['README.md', 'README.ko.md'])
+def test_the_tree_names_every_module(page):
+    tree = next(text for language, text in blocks_of(ROOT / page) if language == 'text')
+    named = re.findall(r'\w+\.py\b', tree, re.ASCII)
+    assert sorted(set(named)) == sorted(path.name for path in ROOT.glob('*.py'))
 
 
 @pytest.mark.parametrize('page', [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md')], ids=lambda path: path.name)
