@@ -27,6 +27,7 @@ from bench_pixels import bench_cache, bench_data
 from cases import Case
 from config import ArgumentParser, run_script
 from files import write_text
+from terminal import at_least
 
 BENCHES = {
     'csv': bench_csv,
@@ -77,9 +78,9 @@ def machine() -> str:
 def command(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument('path', choices=[*BENCHES, 'all'], help='what to measure')
-    parser.add_argument('--repeats', type=int, default=3, help='of each case')
-    parser.add_argument('--rows', type=int, default=624, help='of a CSV, photos of a search')
-    parser.add_argument('--photos', type=int, default=16, help='of the set drawn for data and cache')
+    parser.add_argument('--repeats', type=at_least(1), default=3, help='of each case')
+    parser.add_argument('--rows', type=at_least(1), default=624, help='of a CSV, photos of a search')
+    parser.add_argument('--photos', type=at_least(1), default=16, help='of the set drawn for data and cache')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='of train and infer')
     parser.add_argument('--cfg', type=Path, help='default: demo for train and infer, convnext for data')
     parser.add_argument(

@@ -11,10 +11,9 @@ python prepare.py from-masks --photos photos --masks masks --out input/mine [--t
 """
 
 import os
-import re
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,9 +28,10 @@ from files import hold, make_folder, remove_partials, write_whole
 from formats import import_masks, import_yolo
 from submission import classes_and_data
 from taco import make_taco
-from terminal import next_line, progress
+from terminal import MAX_SEED, at_least, next_line, progress
 
 FIRST = Path('configs/convnext.yaml')  # the config of a next command, where none was given
+MANY = 10**6  # photos of a demo set
 
 
 def check(args: Namespace) -> None:
@@ -138,8 +138,6 @@ def print_folds(args: Namespace) -> None:
 def make_demo(args: Namespace) -> None:
     from scenes import make_demo_set
 
-    if min(args.train, args.test) < 1:
-        raise BadInput(f'--train {args.train} --test {args.test}: expected 1 or more of each')
     make_folder(args.out)
     ours = ('test_labels.json', '.demo.lock')  # the lock alone: of a set that was interrupted
     if any(args.out.iterdir()) and not any((args.out / name).exists() for name in ours):
@@ -187,17 +185,6 @@ def flow(classes: tuple[str, ...]) -> str:
     return yaml.safe_dump(list(classes), default_flow_style=True, width=10_000, allow_unicode=True).strip()
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number from `least`."""
-
-    def parse(text: str) -> int:
-        if not re.fullmatch(r'\d{1,4}', text, re.ASCII) or int(text) < least:
-            raise ArgumentTypeError(f'found {text!r}, expected a whole number from {least}')
-        return int(text)
-
-    return parse
-
-
 def taco(args: Namespace) -> None:
     make_taco(args.annotations, args.out, args.photos, args.workers, args.retries, args.overwrite)
     print_next(CLASSES, args.out)
@@ -230,9 +217,9 @@ def command(argv: list[str] | None = None) -> None:
     sub.add_argument(
         '--out', type=Path, default=Path('input/demo'), help='data root to make; default input/demo'
     )
-    sub.add_argument('--train', type=int, default=120, help='training photos; default 120')
-    sub.add_argument('--test', type=int, default=40, help='test photos; default 40')
-    sub.add_argument('--seed', type=int, default=0, help='of what is drawn')
+    sub.add_argument('--train', type=at_least(1, MANY), default=120, help='training photos; default 120')
+    sub.add_argument('--test', type=at_least(1, MANY), default=40, help='test photos; default 40')
+    sub.add_argument('--seed', type=at_least(0, MAX_SEED), default=0, help='of what is drawn')
     sub = add(
         'taco',
         'TACO as a training set of this competition: photos downloaded, checked, 512x512',

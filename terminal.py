@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, TextIO, TypeVar
 
@@ -23,6 +23,7 @@ from tqdm import tqdm
 EVERY = 60  # seconds between lines of progress, where there is no terminal
 RED, GREEN, YELLOW, BOLD = 31, 32, 33, 1
 COLOURS = {r'\berror:': RED, r'^warning:.*': YELLOW, r'(?<=^next: ).*': BOLD, r'\bbest$': GREEN}
+MAX_SEED = 2**32 - 1  # of an option; NumPy takes no negative one
 T = TypeVar('T')
 
 
@@ -146,7 +147,20 @@ def next_line(*words: object, cfg: Path | None = None, changes: Sequence[str] = 
     return f'next: python {shlex.join(str(word) for word in [*words, *given])}'
 
 
-# --- help
+# --- options and help
+
+
+def at_least(least: int, most: int = 10_000) -> Callable[[str], int]:
+    """The type of an option that is a whole number within these."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r'\d{1,12}', text, re.ASCII) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(
+                f'found {text[:40]!r}, expected a whole number from {least} to {most}'
+            )
+        return int(text)
+
+    return parse
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

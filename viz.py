@@ -31,6 +31,7 @@ from drawing import compare, sheet, write_png
 from intervals import LEVEL, interval
 from metrics import confusion_matrix, image_counts, iou_of_counts
 from submission import SubmissionReader, classes_and_data, require_same_images
+from terminal import MAX_SEED, at_least
 from uploads import MAX_MEGABYTES
 
 APP = Path(__file__).with_name('app.py')
@@ -83,8 +84,8 @@ def add_pictures(commands: argparse._SubParsersAction) -> None:
         metavar='JSON',
         help='a COCO file with the truth of the test photos; by default none',
     )
-    parser.add_argument('--count', type=at_least_1, default=6, help='photos, drawn at random; by default 6')
-    parser.add_argument('--seed', type=int, default=0, help='of the draw; by default 0')
+    parser.add_argument('--count', type=at_least(1), default=6, help='photos, drawn at random; by default 6')
+    parser.add_argument('--seed', type=at_least(0, MAX_SEED), default=0, help='of the draw; by default 0')
     add_config_arguments(parser, required=False)
 
 
@@ -105,17 +106,17 @@ def add_report(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         'report', doc="A run's scores out of fold, curves, confusion, photos, and ensemble, in one HTML file."
     )
-    parser.add_argument('--name', required=True, help='the run: a folder of --output')
-    parser.add_argument(
-        '--output', type=Path, default=Path('output'), help='where runs are; by default output'
-    )
-    parser.add_argument('--data', type=Path, help="data root; by default the data_root of the run's config")
+    add_run_arguments(parser)
 
 
 def add_suspects(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         'suspects', doc='Labels that the models out of fold disagree with, the strongest first.'
     )
+    add_run_arguments(parser)
+
+
+def add_run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument('--name', required=True, help='the run: a folder of --output')
     parser.add_argument(
         '--output', type=Path, default=Path('output'), help='where runs are; by default output'
@@ -128,8 +129,8 @@ def add_augment(commands: argparse._SubParsersAction) -> None:
     add_config_arguments(parser)
     parser.add_argument('--fold', type=int, default=0, help='whose training photos; by default 0')
     parser.add_argument('--out', type=Path, required=True, metavar='PNG', help='the picture to write')
-    parser.add_argument('--count', type=at_least_1, default=6, help='photos, drawn at random; by default 6')
-    parser.add_argument('--seed', type=int, default=0, help='of the draw; by default 0')
+    parser.add_argument('--count', type=at_least(1), default=6, help='photos, drawn at random; by default 6')
+    parser.add_argument('--seed', type=at_least(0, MAX_SEED), default=0, help='of the draw; by default 0')
 
 
 def add_app(commands: argparse._SubParsersAction) -> None:
@@ -148,12 +149,6 @@ def add_app(commands: argparse._SubParsersAction) -> None:
         '--output', type=Path, default=Path('output'), help='where runs are; by default output'
     )
     add_config_arguments(parser, required=False)
-
-
-def at_least_1(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f'found {text}, expected 1 or more')
-    return int(text)
 
 
 def pictures(

@@ -94,7 +94,9 @@ def test_demo_set_is_a_clean_set(tmp_path, capsys):
         prepare.command(['demo', '--out', str(tmp_path / 'mine')])
 
 
-def test_demo_set_of_nothing(tmp_path):
-    with pytest.raises(BadInput, match='--train -1 --test 40: expected 1 or more of each'):
-        prepare.command(['demo', '--out', str(tmp_path / 'demo'), '--train', '-1'])
+def test_demo_set_of_nothing(tmp_path, capsys):
+    for option in ('--train=-1', '--test=0', '--seed=-1'):
+        with pytest.raises(SystemExit) as stopped:
+            prepare.command(['demo', '--out', str(tmp_path / 'demo'), option])
+        assert stopped.value.code == 2 and 'expected a whole number' in capsys.readouterr().err
     assert not (tmp_path / 'demo').exists()

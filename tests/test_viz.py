@@ -338,7 +338,14 @@ def test_report_of_a_broken_run(output, tmp_path, harm, message):
         (['score', 'none.csv', '--labels', 'none.json'], 'none.json: cannot be read'),
         (['pictures', '--csv', 'none.csv', '--out', 'x.png', '--data', 'none'], 'none: no such folder'),
         (['app', '--data', 'none'], 'none: no such folder'),
-        (['pictures', '--csv', 'a', '--out', 'b', '--count', '0'], 'expected 1 or more'),
+        (
+            ['pictures', '--csv', 'a', '--out', 'b', '--count', '0'],
+            "found '0', expected a whole number from 1 to",
+        ),
+        (
+            ['pictures', '--csv', 'a', '--out', 'b', '--seed=-1'],
+            "found '-1', expected a whole number from 0 to",
+        ),
         (['look'], 'invalid choice'),
     ],
 )
