@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from config import BadInput
 from metrics import iou_of_counts, miou_of_counts
 
 DRAWS = 2000
@@ -65,8 +66,10 @@ def draw(counts: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
 
 def cross_fit(totals: np.ndarray) -> tuple[int, np.ndarray]:
     """Of (parts, C, 3, K) counts of C candidates: the best on all parts, and for each part the best on the
-    others. The first of equal ones.
+    others. The first of equal ones. Raises BadInput for one part alone, which has no others.
     """
+    if len(totals) < 2:
+        raise BadInput('found fewer than 2 photos out of fold: nothing can be chosen on some for the others')
     everything = totals.sum(0)
     without = [miou_of_counts(everything - own).argmax() for own in totals]
     return int(miou_of_counts(everything).argmax()), np.array(without)

@@ -58,7 +58,9 @@ class ViewSet:
 
 @dataclass(frozen=True)
 class Tally:
-    """What was counted: (n, C, 3, K) image_counts, the part of each photo, and the seconds of each view."""
+    """What was counted: (n, C, 3, K) image_counts, the part of each photo, numbered from 0, and the seconds
+    that each view takes of a photo.
+    """
 
     counts: np.ndarray
     parts: np.ndarray
@@ -79,7 +81,7 @@ def main(
     device = start_ranks(cfg).device
     sets = view_sets(flips, rotations, scales)
     tally = count(cfg, fold, flips, rotations, scales, sets, device)
-    totals = np.stack([tally.counts[tally.parts == part].sum(0) for part in np.unique(tally.parts)])
+    totals = np.stack([tally.counts[tally.parts == part].sum(0) for part in range(max(tally.parts) + 1)])
     best, chosen = cross_fit(totals)
     order = np.argsort(-miou_of_counts(totals.sum(0)), kind='stable')[:SHOWN]
     plain = next(n for n, one in enumerate(sets) if one.is_plain)
@@ -124,7 +126,8 @@ def count(
                 truth = cache.truth(row)
                 counts.append(count_sets([own[place] for own in probs], sets, truth, cfg))
         parts += [part] * len(rows) if fold is None else (np.arange(len(rows)) * PARTS // len(rows)).tolist()
-    return Tally(np.stack(counts), np.array(parts), seconds / len(parts))
+    numbers = np.unique(parts, return_inverse=True)[1]  # few photos are in fewer than PARTS
+    return Tally(np.stack(counts), numbers, seconds / len(parts))
 
 
 def predict_views(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from config import BadInput
 from intervals import Interval, cross_fit, draw, interval, paired_by_class, paired_interval, verdict
 from metrics import confusion_matrix, image_counts, mean_iou
 
@@ -73,3 +74,5 @@ def test_a_part_has_no_say_in_its_own_choice():
     totals = np.stack([np.stack([right, wrong]), np.stack([wrong, right]), np.stack([wrong, right])])
     best, chosen = cross_fit(totals)
     assert best == 1 and chosen.tolist() == [1, 0, 0]
+    with pytest.raises(BadInput, match='fewer than 2'):
+        cross_fit(totals[:1])

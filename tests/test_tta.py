@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import write_set
 
 import infer
 import train
@@ -53,6 +54,13 @@ def test_counts_are_those_of_inference(tiny, capsys, rule):
     chosen = tta.main(tiny, 0, ['h'], [90], [1.0, 1.5])
     said = capsys.readouterr().out
     assert '12 sets of views' in said and 'out of sample' in said and chosen in sets
+
+
+def test_fewer_photos_than_parts(tiny, tmp_path):
+    few = {'data_root': write_set(tmp_path / 'few', 6, 0), 'cache_dir': tmp_path / 'cache'}
+    tiny = tiny.model_copy(update=few)
+    train.main(tiny, 0)
+    assert tta.main(tiny, 0, ['h'], [], [1.0]).scales == (1.0,)
 
 
 @pytest.mark.parametrize('fold', ['-1', '7'])
