@@ -121,13 +121,17 @@ def allocated(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
 @contextmanager
 def hold(path: Path | None, doing: str, wait: bool = False) -> Iterator[None]:
     """Keeps a lock file for this process, and makes its folder; None keeps nothing. Where another has it,
-    waits for that one, or raises BadInput; either says who it is.
+    waits for that one, or raises BadInput; either says who it is. Raises BadInput where it cannot be written.
     """
     if path is None:
         yield
         return
     make_folder(path.parent)
-    with path.open('a+') as file:
+    try:
+        file = path.open('a+')
+    except OSError as error:  # such as another user's
+        raise cannot_write(path, error) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

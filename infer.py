@@ -242,8 +242,8 @@ def export(cfg: Config, fold: int) -> None:
     from export import export_onnx  # what it needs is slow to load
 
     folder = cfg.run_dir(fold)
-    start_log(folder)
     run = load_run(cfg, fold, torch.device('cpu'))
+    start_log(folder)
     cache = open_cache(cfg, 'train')
     held_out = split_fold(read_folds(cfg, cache), fold)[1]
     export_onnx(run, cache, held_out if fold >= 0 else np.arange(len(cache)), folder)
@@ -314,6 +314,8 @@ def command(argv: list[str] | None = None) -> None:
         '--no-tta', action='store_true', help='one plain view, as in validation during training'
     )
     args = parser.parse_args(argv)
+    if args.out is not None and args.image is None:
+        parser.error('--out is of --image alone: a CSV and an ONNX file are written into the run')
     cfg = load_config(args.cfg, args.set)
     if args.fold is not None and args.fold >= cfg.folds:
         raise BadInput(f'--fold {args.fold}: found no such fold; expected -1 to {cfg.folds - 1}, or all')

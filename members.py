@@ -47,7 +47,11 @@ class Member:
 
 
 def find_members(paths: Sequence[Path], out: Path) -> list[Member]:
-    """The members, in the order given. Raises BadInput where one is given twice or would be written over."""
+    """The members, in the order given. Raises BadInput where one is given twice or would be written over, or
+    out is a folder.
+    """
+    if out.is_dir():
+        raise BadInput(f'{out}: cannot be written: it is a folder')
     seen: set[Path] = set()
     members = []
     for path in paths:

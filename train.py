@@ -74,8 +74,11 @@ def main(
     cache = ranks.main_first(lambda: open_cache(cfg, 'train'))
     folds = ranks.main_first(lambda: read_folds(cfg, cache))
     train_rows, valid_rows = split_fold(folds, fold)
-    if len(train_rows) < ranks.world:
-        raise BadInput(f'--fold {fold}: {len(train_rows)} photos are too few for {ranks.world} ranks')
+    needed = ranks.world if ranks.sync_bn(cfg) else 2 * ranks.world  # BatchNorm again
+    if len(train_rows) < needed:
+        raise BadInput(
+            f'--fold {fold}: found {len(train_rows)} photos to train on, expected at least {needed}'
+        )
     published = read_state(cfg.weights) if cfg.weights is not None else {}
     is_published = is_mmseg(published)
     start = load_checkpoint(cfg.weights) if cfg.weights is not None and not is_published else None

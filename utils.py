@@ -241,7 +241,7 @@ class LogFile(logging.FileHandler):
 
 def start_log(folder: Path | None, quiet: bool = False) -> None:
     """Log lines go to standard output, and to log.txt in `folder` where there is one; quiet (ranks above 0)
-    leaves errors alone.
+    leaves errors alone. Raises BadInput.
     """
     for handler in log.handlers[:]:
         handler.close()
@@ -252,7 +252,10 @@ def start_log(folder: Path | None, quiet: bool = False) -> None:
     console.setFormatter(logging.Formatter('%(message)s'))
     log.addHandler(console)
     if folder is not None:
-        file = LogFile(folder / 'log.txt', encoding='utf-8')
+        try:
+            file = LogFile(folder / 'log.txt', encoding='utf-8')
+        except OSError as error:
+            raise cannot_write(folder / 'log.txt', error) from None
         file.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         log.addHandler(file)
 

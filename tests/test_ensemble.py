@@ -221,7 +221,8 @@ def test_wrong_arguments(csvs, tmp_path, capsys):
         ([*csvs, csvs[0], '--out', out], 'is given twice'),
         ([*csvs, '--out', out, '--weights', '1', '2'], 'found 2, expected 3'),
         ([*csvs, '--out', out, '--weights', '0', '0', '0'], 'all of them are 0'),
-        ([*csvs, '--out', str(tmp_path)], 'cannot be written'),
+        ([*csvs, '--out', str(tmp_path)], 'cannot be written: it is a folder'),
+        ([*csvs, '--out', '.'], 'cannot be written: it is a folder'),
         ([*csvs, '--out', out, '--data', str(tmp_path / 'none')], r'test\.json: cannot be read'),
     ]:  # fmt: skip
         with pytest.raises(BadInput, match=message):

@@ -96,6 +96,11 @@ def test_export_without_its_packages(trained, monkeypatch):
         export_fold(trained)
 
 
+def test_export_of_a_run_that_is_none(tiny_yaml):
+    with pytest.raises(BadInput, match='no such checkpoint; train it first'):
+        infer.command(['--cfg', str(tiny_yaml), '--fold', '0', '--export', 'onnx'])
+
+
 def test_export_of_all_folds(trained):
     with pytest.raises(BadInput, match='expected one fold'):
         export_fold(trained, 'all')

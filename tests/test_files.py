@@ -3,7 +3,8 @@
 import pytest
 
 from config import BadInput
-from files import make_folder, write_text, write_whole
+from files import hold, make_folder, write_text, write_whole
+from utils import start_log
 
 
 def test_old_content_stays_until_the_new_is_whole(tmp_path):
@@ -25,4 +26,13 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
             write_text(tmp_path / name, 'y')
     with pytest.raises(BadInput, match='cannot be written'):
         make_folder(tmp_path / 'file' / 'a')
+    with pytest.raises(BadInput, match='folder: cannot be written'), hold(tmp_path / 'folder', 'testing'):
+        pass
     assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'folder']
+
+
+def test_log_that_cannot_be_opened_is_one_line(tmp_path):
+    (tmp_path / 'log.txt').mkdir()
+    with pytest.raises(BadInput, match='log.txt: cannot be written'):
+        start_log(tmp_path)
+    start_log(None)

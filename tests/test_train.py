@@ -136,6 +136,13 @@ def test_other_rules_of_downsampling(learned, rule):
     )
 
 
+def test_out_is_of_an_image_alone(tiny_yaml, capsys):
+    words = ['--cfg', str(tiny_yaml), '--fold', '0', '--split', 'test', '--out', 'test.csv']
+    with pytest.raises(SystemExit) as stop:
+        infer.command(words)
+    assert stop.value.code == 2 and '--out is of --image alone' in capsys.readouterr().err
+
+
 def test_overlay_of_a_photo_of_any_size(learned, tmp_path, capsys):
     cfg, path, _ = learned
     photo = Image.open(cfg.data_root / 'batch_01/0000.jpg').resize((333, 201))
@@ -297,6 +304,13 @@ def test_everything_is_trained_on_with_fold_minus_one(tiny):
 def test_one_image_a_rank_is_refused(tiny):
     with pytest.raises(BadInput, match='one image each'):
         train.main(tiny.model_copy(update={'batch_size': 1}), 0)
+
+
+def test_one_photo_to_train_on_is_refused(tiny, tmp_path):
+    few = {'data_root': write_set(tmp_path / 'few', 2, 0), 'cache_dir': tmp_path / 'cache'}
+    with pytest.raises(BadInput, match='found 1 photos to train on, expected at least 2'):
+        train.main(tiny.model_copy(update=few), 0)
+    assert not tiny.output_dir.exists()
 
 
 def test_non_finite_loss_stops_with_the_image_names(tiny):
