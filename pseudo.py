@@ -70,6 +70,8 @@ def main(
                 )
             else:
                 path.unlink(missing_ok=True)  # labels and their origin never disagree
+                if overwrite:  # nor labels and a run that goes on
+                    path.with_name('last.pt').unlink(missing_ok=True)
                 write_text(path.with_suffix('.yaml'), yaml.safe_dump(origin, sort_keys=False))
                 label(cfg, runs, cache, path, ranks.device, origin['temperatures'])
     ranks.wait()
@@ -118,8 +120,8 @@ def label(
 ) -> None:
     """Writes (n, S, S) uint8 labels of the test photos: the likeliest class of the teachers' mean
     probability, or IGNORED below the threshold; with pseudo_soft all of them, and their confidence beside
-    them. All teachers are in memory together, since a batch is
-    labelled at full size and never stored as probabilities.
+    them. All teachers are in memory together, since a batch is labelled at full size and never stored as
+    probabilities.
     """
     start_log(None)
     partial, sure_path = (path.with_name(f'.{path.name}{end}.partial') for end in ('', '.sure'))

@@ -1,6 +1,6 @@
 """The model in training: its optimizer, averages, position, and the checkpoints that bring all of them back.
 
-    trainer = Trainer(cfg, fold, held_out, model, ranks, cache, rows, pseudo, stop)
+    trainer = Trainer(cfg, fold, held_out, model, ranks, cache, rows, pseudo, stop, folder)
     with trainer.bar() as bar:
         loss = trainer.train_epoch(epoch, bar)
 
@@ -72,6 +72,7 @@ class Trainer:
         """`folder` is where checkpoints are written: the run's, None on ranks above 0."""
         self.stop, self.folder, self.saved_at = stop, folder, time.monotonic()
         self.cfg, self.fold, self.held_out, self.ranks, self.pseudo = cfg, fold, held_out, ranks, pseudo
+        self.pseudo_schedule = pseudo.schedule if pseudo else 'none'
         if ranks.sync_bn(cfg):
             model = convert_sync_batchnorm(model)  # timm's: torch's drops the activation of BatchNormAct2d
         memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
@@ -94,8 +95,8 @@ class Trainer:
         self.batches = EpochBatches(cfg.batch_size, cfg.seed, ranks.rank, ranks.world)
         self.loader = make_loader(self.samples, cfg.workers, batch_sampler=self.batches)
         self.total_steps = self.updates_in(range(cfg.epochs))
-        pretrains = pseudo is not None and pseudo.schedule == 'pretrain'
-        self.pretrain_steps = self.updates_in(range(cfg.epochs // 2)) if pretrains else 0
+        pretrain_epochs = range(cfg.epochs // 2 if self.pseudo_schedule == 'pretrain' else 0)
+        self.pretrain_steps = self.updates_in(pretrain_epochs)
         self.epoch, self.step, self.score, self.best, self.best_epoch = 0, 0, math.nan, math.nan, -1
         self.batch, self.total = 0, 0.0  # of the epoch in hand: batches done, and the sum of their losses
 
@@ -108,7 +109,7 @@ class Trainer:
         """Samples that an epoch draws from: pseudo-labelled ones are the last."""
         if self.pseudo is None or not self.pseudo.used_in(epoch, self.cfg.epochs):
             return range(self.clean_size)
-        return range(self.clean_size if self.pseudo.schedule == 'pretrain' else 0, len(self.samples))
+        return range(self.clean_size if self.pseudo_schedule == 'pretrain' else 0, len(self.samples))
 
     def batches_in(self, epochs: range) -> list[int]:
         """Batches of each of those epochs."""
@@ -271,6 +272,7 @@ class Trainer:
             'totals': totals,
             'cpu_rng': cpu_rng,
             'cuda_rng': cuda_rng,
+            'pseudo_schedule': self.pseudo_schedule,
         }
         content = {'model': self.model.state_dict(), **self.public(self.score), 'resume': resume}
         save_checkpoint(self.folder / 'last.pt', content)
@@ -283,6 +285,11 @@ class Trainer:
             raise BadInput(f'{path}: cannot be resumed from; expected a last.pt')
         if checkpoint['held_out'] != self.held_out:
             raise BadInput(f'{path}: was trained with other folds or teachers; start again with --overwrite')
+        if (found := state.get('pseudo_schedule', self.pseudo_schedule)) != self.pseudo_schedule:
+            raise BadInput(
+                f'{path}: was trained with the schedule {found} of pseudo-labels, '
+                f'now {self.pseudo_schedule}; start again with --overwrite'
+            )
         load_model_state(self.model, checkpoint['model'], path)
         if self.ema is not None:
             load_model_state(self.ema.module, state['ema'], path)

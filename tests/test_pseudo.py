@@ -7,7 +7,7 @@ import pytest
 
 import pseudo
 import train
-from config import BadInput
+from config import BadInput, Interrupted
 from dataset import Cache, TrainingSet, open_cache
 from metrics import IGNORED
 from pseudo import class_cutoffs
@@ -78,3 +78,21 @@ def test_second_is_refused_while_the_first_is_labelling(tiny, monkeypatch, again
     monkeypatch.setattr(pseudo, 'label', label_and_start_another)
     pseudo.main(tiny, 0, [tiny.name], 'full')
     assert pseudo.label is label and (folder / 'best.pt').exists()
+
+
+def test_a_student_goes_on_with_its_own_labels_alone(tiny, monkeypatch):
+    train.main(tiny, 0)
+    pseudo.main(tiny, 0, [tiny.name], 'full')
+    with pytest.raises(BadInput, match='schedule full of pseudo-labels, now half'):
+        pseudo.main(tiny, 0, [tiny.name], 'half', resume=True)
+    student = tiny.model_copy(update={'name': f'{tiny.name}-pseudo'})
+    with pytest.raises(BadInput, match='schedule full of pseudo-labels, now none'):
+        train.main(student, 0, resume=True)
+
+    def stopped(*args):
+        raise Interrupted('stopped')
+
+    monkeypatch.setattr(pseudo, 'label', stopped)
+    with pytest.raises(Interrupted):
+        pseudo.main(tiny, 0, [tiny.name], 'full', overwrite=True)
+    assert not (student.run_dir(0) / 'last.pt').exists()  # which other labels would go on from
