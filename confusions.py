@@ -8,9 +8,11 @@ Shapes: n photos, K classes.
 """
 
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -19,6 +21,9 @@ from config import BadInput
 from files import write_whole
 from metrics import confusion_matrix, iou_of_counts, mean_of_iou
 from submission import SubmissionReader
+
+# what NumPy raises for a file that is not there, cut off, or damaged
+BROKEN = (OSError, ValueError, KeyError, EOFError, RuntimeError, TokenError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,8 @@ def _read(kept: Path, stamp: str) -> Confusions | None:
         with np.load(kept) as file:
             if str(file['stamp']) == stamp:
                 return Confusions(tuple(file['image_ids'].tolist()), file['matrices'])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # not there, or cut off: it is counted again
+    except BROKEN:
+        pass  # it is counted again
     return None
 
 

@@ -326,7 +326,7 @@ def copy_upright(source: Path, target: Path) -> None:
         if image.mode == 'RGB' and orientation(image) == 1:
             file.write(source.read_bytes())
         else:
-            options = {'quality': 95} if image.format in ('JPEG', 'WEBP') else {}
+            options = {'quality': 95} if image.format in ('JPEG', 'MPO', 'WEBP') else {}
             upright = ImageOps.exif_transpose(image).convert('RGB')
             upright.save(file, image.format, **options)
 

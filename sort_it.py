@@ -190,9 +190,12 @@ def read_bins(path: Path = BINS) -> dict[str, Bin]:
     """The bin of each class. Raises BadInput."""
     try:
         with path.open(newline='', encoding='utf-8') as file:
-            return {row['class']: Bin(row['bin'], row['korean'], row['how']) for row in csv.DictReader(file)}
+            rows = [[row[key] for key in ('class', 'bin', 'korean', 'how')] for row in csv.DictReader(file)]
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise BadInput(f'{path}: expected lines of class,bin,korean,how: {one_line(error)}') from None
+    if short := next((row for row in rows if None in row), None):
+        raise BadInput(f'{path}: expected lines of class,bin,korean,how: {short[0]!r} has fewer')
+    return {name: Bin(*rest) for name, *rest in rows}
 
 
 def show_pieces(

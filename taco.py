@@ -170,7 +170,7 @@ def convert(path: Path, data: dict[str, Any], table: dict[str, int]) -> dict[str
             for number, one in enumerate(data['annotations'])  # TACO gives some of its ids twice
         ]
         images = [{**image, 'width': SIDE, 'height': SIDE} for image in data['images']]
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise BadInput(f'{path}: not the annotations of TACO: {error!r}') from None
     return {
         'info': {'description': DESCRIPTION},

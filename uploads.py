@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from coco import UNREADABLE
 from config import BadInput, one_line
 
 MAX_MEGABYTES = 10  # of an upload
@@ -41,7 +42,7 @@ def read_upload(name: str, content: bytes) -> np.ndarray:
         raise BadInput(f'{name}: found far too many pixels, {most}') from None
     except UnidentifiedImageError:
         raise BadInput(f'{name}: not an image of these: {", ".join(FORMATS)}') from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:  # of its EXIF too
         raise BadInput(f'{name}: cannot be decoded: {one_line(error)}') from None
     upright.thumbnail((SEEN, SEEN), Image.Resampling.LANCZOS)
     return np.array(upright)

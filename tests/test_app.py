@@ -326,8 +326,12 @@ def test_confusions_are_counted_once_and_again_when_something_changed(output, tr
     with pytest.raises(AssertionError):
         read_confusions(path, train, len(CLASSES))
     monkeypatch.undo()
-    (tmp_path / '.oof.csv.confusions.npz').write_bytes(b'cut off')
-    assert np.array_equal(read_confusions(path, train, len(CLASSES)).matrices, found.matrices)
+    kept = tmp_path / '.oof.csv.confusions.npz'
+    whole = kept.read_bytes()
+    damaged = [whole[:at] + b'\xff' * 8 + whole[at + 8 :] for at in range(0, len(whole), 10)]
+    for content in (b'cut off', whole[: len(whole) // 2], *damaged):
+        kept.write_bytes(content)
+        assert np.array_equal(read_confusions(path, train, len(CLASSES)).matrices, found.matrices)
 
 
 def test_the_vote_is_that_of_the_ensemble():
@@ -398,6 +402,15 @@ def test_uploads_of_any_kind_become_upright_rgb():
     assert read_upload('a', encode(Image.new('RGB', (4000, 1), 'red'))).shape == (1, SEEN, 3)
 
 
+def broken_exif() -> bytes:
+    """A photo that its EXIF turns, and whose width in the EXIF is a text."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0100] = 6, 30
+    photo = encode(Image.new('RGB', (30, 20)), 'JPEG', exif=exif)
+    place = photo.index(b'\x01\x00\x00\x04') + 3  # the tag, then its type, of two bytes each
+    return photo[:place] + b'\x02' + photo[place + 1 :]
+
+
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
@@ -409,6 +422,7 @@ def test_uploads_of_any_kind_become_upright_rgb():
         (encode(Image.new('1', (9_000, 8_000))), 'found 9000x8000 pixels, at most 64 million'),
         (encode(Image.new('RGB', (300, 300), 'red'))[:-200], 'cannot be decoded'),
         (encode(Image.new('RGB', (300, 300), 'red'), 'JPEG')[:400], 'cannot be decoded'),
+        (broken_exif(), 'cannot be decoded'),
     ],
 )
 def test_uploads_that_are_refused(content, message):
@@ -458,9 +472,10 @@ def test_every_class_has_a_bin(tmp_path):
     bins = sort_it.read_bins()
     assert set(bins) == set(CLASSES[1:])
     assert bins['Battery'].name == 'Battery box' and bins['General trash'].korean == '종량제봉투'
-    (tmp_path / 'bins.csv').write_text('class,bin\nPaper,Paper\n')
-    with pytest.raises(BadInput, match='expected lines of class,bin,korean,how'):
-        sort_it.read_bins(tmp_path / 'bins.csv')
+    for text in ('class,bin\nPaper,Paper\n', 'class,bin,korean,how\nPaper,Paper\n'):
+        (tmp_path / 'bins.csv').write_text(text)
+        with pytest.raises(BadInput, match='expected lines of class,bin,korean,how'):
+            sort_it.read_bins(tmp_path / 'bins.csv')
 
 
 def test_sorting_without_a_model_says_what_to_do(shapes, output):

@@ -213,7 +213,9 @@ def test_mask_of_no_photo_and_two_masks_of_one(tmp_path):
 
 
 def test_photos_are_stored_as_one_sees_them(tmp_path):
-    """Turned by EXIF, grey, with alpha: upright RGB, under the mask of what one sees."""
+    """Turned by EXIF, also as a phone's two pictures in one file, grey, with alpha: upright RGB, under the
+    mask of what one sees.
+    """
     (tmp_path / 'p').mkdir()
     (tmp_path / 'm').mkdir()
     upright = np.zeros((20, 40, 3), np.uint8)
@@ -222,17 +224,19 @@ def test_photos_are_stored_as_one_sees_them(tmp_path):
     exif[ExifTags.Base.Orientation] = 6
     turned = Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90)
     turned.save(tmp_path / 'p/turned.jpg', exif=exif, quality=97)
+    turned.save(tmp_path / 'p/two.jpg', 'MPO', exif=exif, quality=97, save_all=True, append_images=[turned])
     Image.fromarray(upright).convert('L').save(tmp_path / 'p/grey.png')
     Image.fromarray(upright).convert('RGBA').save(tmp_path / 'p/alpha.png')
     mask = np.zeros((20, 40), np.uint8)
     mask[:, :8] = 4
-    for name in ('turned', 'grey', 'alpha'):
+    for name in ('turned', 'two', 'grey', 'alpha'):
         Image.fromarray(mask).save(tmp_path / f'm/{name}.png')
     out = tmp_path / 'out'
     words = ['--photos', str(tmp_path / 'p'), '--masks', str(tmp_path / 'm'), '--out', str(out)]
     prepare.command(['from-masks', *words])
     coco = read_coco(out, 'train', CLASSES)
-    assert len(coco.photos) == 3
+    assert len(coco.photos) == 4
+    assert (out / 'two.jpg').read_bytes() == (out / 'turned.jpg').read_bytes()
     for photo in coco.photos:
         assert np.array_equal(draw_mask(photo), mask)
         assert np.abs(read_photo(coco, photo).astype(int) - upright).max() < 30

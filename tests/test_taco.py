@@ -276,7 +276,7 @@ def test_photos_that_are_here_already(server, tmp_path):
 
 def change(path: Path, key: str, value) -> None:
     data = json.loads(path.read_text())
-    data['images'][0][key] = value
+    data['annotations' if key == 'area' else 'images'][0][key] = value
     path.write_text(json.dumps(data))
 
 
@@ -288,6 +288,7 @@ def change(path: Path, key: str, value) -> None:
         ('flickr_url', 'file:///etc/passwd', r'expected http\(s\)'),
         ('flickr_url', None, 'not the annotations of TACO'),
         ('width', 0, 'not the annotations of TACO'),
+        pytest.param('area', 10**400, 'not the annotations of TACO', id='area of 401 digits'),
     ],
 )
 def test_records_that_are_refused(server, tmp_path, key, value, message):
