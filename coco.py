@@ -59,6 +59,11 @@ class Photo:
     width: int
     annotations: tuple[Annotation, ...] = ()
 
+    @property
+    def classes(self) -> set[int]:
+        """Ids of the classes that it has objects of; crowds are IGNORED, and so of none."""
+        return {a.category_id for a in self.annotations if not a.iscrowd}
+
 
 @dataclass(frozen=True)
 class CocoSet:
@@ -84,17 +89,19 @@ def read_coco(root: str | Path, split: str, classes: tuple[str, ...]) -> CocoSet
     files = annotation_files(root, split)
     digest = hashlib.sha256()
     photos: list[Photo] = []
+    seen: dict[str, Path] = {}
     for path in files:
         content = _read_bytes(path)
         digest.update(len(content).to_bytes(8, 'little') + content)
-        photos += _read_file(path, content, classes, first_id=len(photos) if len(files) > 1 else None)
-    seen: set[str] = set()
-    for photo in photos:
-        if photo.file_name in seen:
-            raise BadInput(f'{files[-1]}: image {photo.file_name!r} is listed twice')
-        seen.add(photo.file_name)
-        if not inside(root, photo.file_name):
-            raise BadInput(f'{files[-1]}: image {photo.file_name!r} leads out of {root}')
+        own = _read_file(path, content, classes, first_id=len(photos) if len(files) > 1 else None)
+        for photo in own:
+            if photo.file_name in seen:
+                also = '' if seen[photo.file_name] == path else f', first in {seen[photo.file_name]}'
+                raise BadInput(f'{path}: image {photo.file_name!r} is listed twice{also}')
+            seen[photo.file_name] = path
+            if not inside(root, photo.file_name):
+                raise BadInput(f'{path}: image {photo.file_name!r} leads out of {root}')
+        photos += own
     if not photos:
         raise BadInput(f'{files[0]}: no images')
     return CocoSet(root, split, files, tuple(photos), digest.hexdigest())

@@ -218,11 +218,11 @@ def write_folds(path: Path, cache: Cache, folds: np.ndarray) -> None:
 
 def make_folds(cfg: Config, cache: Cache) -> np.ndarray:
     """(n,) folds: stratified over the classes that are present in each photo, near-duplicates together,
-    seeded.
+    seeded. Raises BadInput where there are fewer scenes than folds.
     """
     labels = np.zeros((len(cache), len(cfg.classes)), bool)
     for row, photo in enumerate(cache.coco.photos):
-        labels[row, [a.category_id for a in photo.annotations if not a.iscrowd]] = True
+        labels[row, list(photo.classes)] = True
     groups = near_duplicates(np.stack([thumbnail(photo) for photo in cache.photos]))
     if groups.max() + 1 < cfg.folds:
         raise BadInput(
@@ -319,7 +319,7 @@ class TrainingSet(Dataset):
         self.donors: dict[int, list[int]] = {}  # rows with an object of each class
         self.places = {int(row): position for position, row in enumerate(rows)}
         for row in rows:
-            for category in {a.category_id for a in cache.coco.photos[row].annotations if not a.iscrowd}:
+            for category in cache.coco.photos[row].classes:
                 self.donors.setdefault(category, []).append(int(row))
 
     def __len__(self) -> int:

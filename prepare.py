@@ -123,7 +123,7 @@ def print_folds(args: Namespace) -> None:
     folds = read_folds(cfg, cache)
     counts = np.zeros((cfg.folds, len(cfg.classes)), int)
     for fold, photo in zip(folds, cache.coco.photos, strict=True):
-        for k in {a.category_id for a in photo.annotations}:
+        for k in photo.classes:
             counts[fold, k] += 1
     print(f'{folds_path(cfg)}: photos of each class in each fold')
     print(f'{"class":<16}' + ''.join(f'{f"fold {k}":>8}' for k in range(cfg.folds)))

@@ -102,7 +102,7 @@ def main(
         tracking = stack.enter_context(Tracking(cfg, fold, tracker)) if writes else None
         folder = open_run(cfg, fold, overwrite) if writes else None
         start_log(folder, quiet=not ranks.is_main)
-        present = [{a.category_id for a in cache.coco.photos[row].annotations} for row in train_rows]
+        present = [cache.coco.photos[row].classes for row in train_rows]
         log.info(first_line(cfg, fold, present, len(valid_rows)))
         check_classes(present, cfg)
         for change in changes:

@@ -148,6 +148,34 @@ def test_fault_of_an_annotation_file(tmp_path, fault):
     assert 'train_all.json' in str(error.value) and '\n' not in str(error.value)
 
 
+def test_fault_is_of_the_file_that_has_it(tmp_path):
+    root = write_set(tmp_path / 'd', train=2, test=1, side=64)
+    data = json.loads((root / 'train_all.json').read_text())
+    (root / 'train_all.json').rename(root / 'val.json')
+    images = [dict(image) for image in data['images']]
+    for names, message in [
+        (['a.jpg', 'a.jpg'], r"train\.json: image 'a.jpg' is listed twice$"),
+        (['a.jpg', '../b.jpg'], r"train\.json: image '\.\./b.jpg' leads out"),
+        (
+            ['a.jpg', data['images'][0]['file_name']],
+            r'val\.json: .* twice, first in .*/train\.json$',
+        ),
+    ]:
+        for image, name in zip(images, names, strict=True):
+            image['file_name'] = name
+        (root / 'train.json').write_text(json.dumps({**data, 'images': images}))
+        with pytest.raises(BadInput, match=message):
+            read_coco(root, 'train', CLASSES)
+
+
+def test_crowds_are_of_no_class(tmp_path):
+    root = write_set(tmp_path / 'd', train=1, test=1, side=64)
+    data = json.loads((root / 'train_all.json').read_text())
+    data['annotations'][0]['iscrowd'] = 1
+    (root / 'train_all.json').write_text(json.dumps(data))
+    assert read_coco(root, 'train', CLASSES).photos[0].classes == {2, 3}
+
+
 def test_truncated_and_missing_files(tmp_path):
     root = write_set(tmp_path / 'd', train=2, test=1, side=64)
     text = (root / 'train_all.json').read_text()
