@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from coco import CocoSet, Photo, board_truth, draw_mask, read_coco, read_photo
-from config import BadInput, Config, dump_config, make_config, one_line, read_yaml
+from config import BadInput, Config, dump_config, load_config, one_line
 from drawing import compare, draw_confusion, draw_curves, sheet
 from ensembled import score_ensemble
 from files import write_text
@@ -105,8 +105,7 @@ def read_runs(folder: Path) -> list[FoldRun]:
     for path in folder.glob('fold*/oof.csv'):
         number = fold_number(path.parent)
         if number is not None:
-            config_file = path.with_name('config.yaml')
-            cfg = make_config(read_yaml(config_file), where=str(config_file))
+            cfg = load_config(path.with_name('config.yaml'))
             runs.append(FoldRun(number, path.parent, cfg, read_metrics(path.with_name('metrics.csv'))))
     if not runs:
         raise BadInput(f'{folder}: no fold*/oof.csv in it; python infer.py --split oof writes them')

@@ -19,7 +19,7 @@ import numpy as np
 import streamlit as st
 from PIL import Image, ImageDraw
 
-from config import BadInput, make_config, one_line, read_yaml
+from config import BadInput, load_config, one_line
 from drawing import PALETTE, font, overlay
 from report import best_miou, fold_number, read_metrics
 from sources import load_coco, modified, plain, show_error
@@ -107,9 +107,9 @@ def load_model(checkpoint: Path, time: int) -> 'Run':
     from infer import load_run  # with torch, which the other pages do without
     from utils import start_ranks
 
-    config_file, fold = checkpoint.with_name('config.yaml'), fold_number(checkpoint.parent)
+    fold = fold_number(checkpoint.parent)
     places = {'output_dir': checkpoint.parents[2], 'name': checkpoint.parents[1].name, 'device': 'auto'}
-    cfg = make_config(read_yaml(config_file), where=str(config_file)).model_copy(update=places)
+    cfg = load_config(checkpoint.with_name('config.yaml')).model_copy(update=places)
     return load_run(cfg, fold, start_ranks(cfg).device)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from coco import CocoSet
-from config import BadInput, make_config, read_yaml
+from config import BadInput, load_config
 from drawing import draw_confusion
 from ensembled import format_weights, read_ensemble, score_ensemble
 from intervals import DRAWS, LEVEL, Interval, interval
@@ -53,7 +53,7 @@ def find_runs(output: Path) -> tuple[dict[str, list[FoldRun]], list[BadInput]]:
         number = fold_number(path.parent)
         if number is not None:
             try:
-                cfg = make_config(read_yaml(path), where=str(path))
+                cfg = load_config(path)
                 fold = FoldRun(number, path.parent, cfg, read_metrics(path.with_name('metrics.csv')))
                 runs.setdefault(path.parent.parent.name, []).append(fold)
             except BadInput as error:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from config import BadInput, Config, dump_config, make_config, read_yaml
+from config import BadInput, Config, dump_config, load_config
 from files import cannot_write, hold, remove_partials, write_text, write_whole
 from tensors import read_tensors
 from terminal import say
@@ -50,12 +50,8 @@ FREE_KEYS = {
     'pseudo_threshold',
     'pseudo_keep',
 }
-SCORE_KEYS = {
-    'downsample',
-    'pseudo_threshold',
-    'pseudo_keep',
-}  # free for inference, but not for a run that goes on
-
+# Of them free for inference, but not for a run that goes on, since its scores or labels depend on them.
+SCORE_KEYS = {'downsample', 'window', 'pseudo_threshold', 'pseudo_keep'}
 
 # What every checkpoint holds.
 CHECKPOINT = {
@@ -136,25 +132,28 @@ class Ranks:
 
 def start_ranks(cfg: Config) -> Ranks:
     """Joins the other ranks where torchrun started this process; alone otherwise. Raises BadInput for a
-    device that is not there.
+    device that is not there, or is one too few.
     """
     if cfg.device == 'cuda' and not torch.cuda.is_available():
         raise BadInput("config key 'device': found cuda, but torch sees no GPU here; expected auto or cpu")
     use_gpu = cfg.device != 'cpu' and torch.cuda.is_available()
     if not use_gpu:
         keep_freed_memory()
+    device = torch.device('cuda' if use_gpu else 'cpu')
     world = int(os.environ.get('WORLD_SIZE', 1))
     if world == 1:
-        return Ranks(0, 1, torch.device('cuda' if use_gpu else 'cpu'))
+        return Ranks(0, 1, device)
     if use_gpu:
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
+        if device.index >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise BadInput(f'--nproc-per-node: expected one process a GPU at most; torch sees {count} here')
+        torch.cuda.set_device(device)
     if not dist.is_initialized():
         # rank 0 builds caches and pseudo-labels while the others wait
         dist.init_process_group('nccl' if use_gpu else 'gloo', timeout=timedelta(hours=3))
         atexit.register(dist.destroy_process_group)
-    if use_gpu:
-        return Ranks(dist.get_rank(), world, torch.device('cuda', int(os.environ['LOCAL_RANK'])))
-    return Ranks(dist.get_rank(), world, torch.device('cpu'))
+    return Ranks(dist.get_rank(), world, device)
 
 
 def keep_freed_memory() -> None:
@@ -168,6 +167,7 @@ def keep_freed_memory() -> None:
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
+    """Of all generators that are not handed around; deterministic: torch takes no algorithm that varies."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that use the global generator
     torch.manual_seed(seed)
@@ -190,7 +190,7 @@ def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str
     config_file = folder / 'config.yaml'
     if not config_file.exists() or overwrite:
         return []
-    found = make_config(read_yaml(config_file), where=str(config_file)).model_dump()
+    found = load_config(config_file).model_dump()
     asked = cfg.model_dump()
     other = [key for key in asked if key not in FREE_KEYS - SCORE_KEYS and asked[key] != found[key]]
     if other:

@@ -244,8 +244,13 @@ def test_run_folder_of_another_config_or_of_this_one(tiny):
         train.main(tiny.model_copy(update={'lr': 0.5}), 0)
     with pytest.raises(BadInput, match='go on with --resume'):
         train.main(tiny, 0)
+    with pytest.raises(BadInput, match="holds another config's run .window: 0 there, 32 here"):
+        train.main(tiny.model_copy(update={'window': 32}), 0, resume=True)
     assert (tiny.run_dir(0) / 'last.pt').read_bytes() == before
     train.main(tiny, 0, resume=True)  # nothing is left to do
+    (tiny.run_dir(0) / 'config.yaml').write_text('5')
+    with pytest.raises(BadInput, match='config.yaml: found int'):
+        train.main(tiny, 0, resume=True)
     train.main(tiny.model_copy(update={'lr': 0.5}), 0, overwrite=True)
 
 
@@ -304,6 +309,15 @@ def test_everything_is_trained_on_with_fold_minus_one(tiny):
 def test_one_image_a_rank_is_refused(tiny):
     with pytest.raises(BadInput, match='one image each'):
         train.main(tiny.model_copy(update={'batch_size': 1}), 0)
+
+
+def test_more_ranks_than_gpus_are_refused(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    for name, value in (('WORLD_SIZE', '4'), ('LOCAL_RANK', '3')):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput, match='one process a GPU at most; torch sees 2'):
+        train.main(tiny.model_copy(update={'device': 'auto'}), 0)
 
 
 def test_one_photo_to_train_on_is_refused(tiny, tmp_path):
