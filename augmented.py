@@ -24,7 +24,7 @@ def main(cfg: Config, fold: int, out: Path, count: int = 6, seed: int = 0) -> No
     cache = open_cache(cfg, 'train')
     rows, _ = split_fold(read_folds(cfg, cache), fold)
     with torch.device('meta'):  # only its mean colour is asked for
-        fill = tuple(round(255 * value) for value in SegModel(cfg, load_weights=False).mean)
+        fill = SegModel(cfg, load_weights=False).fill
     samples = TrainingSet(cfg, cache, rows, fill)
     shown = []
     for position in sorted(np.random.default_rng(seed).permutation(len(rows))[:count].tolist()):

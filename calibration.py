@@ -26,7 +26,7 @@ from metrics import IGNORED
 BINS = 15  # of confidence
 STEP = 8  # every 8th pixel of every 8th row is looked at
 FLOOR = 0.5 / 255  # of a probability: what is kept as the byte 0 is not impossible
-RANGE = (0.2, 5.0)
+RANGE = (0.2, 5.0)  # of a temperature
 FILE = 'calibration.yaml'
 
 

@@ -6,6 +6,7 @@ go on.
 """
 
 import fcntl
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -76,6 +77,15 @@ def write_text(path: str | Path, text: str) -> None:
     """Writes a UTF-8 file, whole or not at all. Raises BadInput, and Interrupted where there is no room."""
     with write_whole(path) as file:
         file.write(text.encode())
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of what is in a file. Raises BadInput."""
+    try:
+        with path.open('rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+    except OSError as error:
+        raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
 
 
 def map_array(path: Path, shape: tuple[int, ...]) -> np.memmap:

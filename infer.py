@@ -43,7 +43,7 @@ from layers import resize
 from members import open_probs
 from metrics import confusion_matrix, format_table, image_counts
 from models import SegModel
-from predict import STRIDE, predict_probs, predict_rows
+from predict import predict_probs, predict_rows, to_stride
 from predictions import Predictions
 from submission import SubmissionReader, board_ids
 from terminal import next_line, progress
@@ -78,13 +78,8 @@ def predict_oof(cfg: Config, fold: int | None, ranks: Ranks, save_probs: bool, t
     counted: list[np.ndarray] = []  # of each fold, (n, 3, K) image_counts
     for k in range(cfg.folds) if fold is None else [fold]:
         _, rows = split_fold(folds, k)
-        run = load_run(cfg, k, ranks.device)
         names = cache.names(rows)
-        if run.held_out != held_out_hash(names):
-            raise BadInput(
-                f'{cfg.run_dir(k) / "best.pt"}: has seen labels of fold {k} as it is now: a score on it '
-                'would mean nothing'
-            )
+        run = load_oof_run(cfg, k, names, ranks.device)
         counts = np.zeros((len(rows), 3, len(cfg.classes)), np.int64)
         with Predictions(cfg.run_dir(k), 'oof', names, cfg, save_probs, ranks) as predictions:
             for place, ids, probs in predicted_ids(run, cache, rows, ranks, tta, f'oof fold {k}'):
@@ -215,6 +210,17 @@ def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
     return Run(model, trained, *(checkpoint[key] for key in ('held_out', 'fold', 'epoch', 'score')))
 
 
+def load_oof_run(cfg: Config, fold: int, names: list[str], device: torch.device) -> Run:
+    """The same, for the photos of its fold, by name. Raises BadInput where it has seen their labels too."""
+    run = load_run(cfg, fold, device)
+    if run.held_out != held_out_hash(names):
+        raise BadInput(
+            f'{cfg.run_dir(fold) / "best.pt"}: has seen labels of fold {fold} as it is now: a score on it '
+            'would mean nothing'
+        )
+    return run
+
+
 def predict_image(
     cfg: Config, fold: int | None, image_path: Path, out: Path | None, tta: bool = True
 ) -> Path:
@@ -256,10 +262,7 @@ def photo_probs(run: Run, image: np.ndarray, device: torch.device, tta: bool = T
     height, width = image.shape[:2]
     photo = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
     scale = run.cfg.image_size / max(height, width)
-    size = (
-        max(STRIDE, round(height * scale / STRIDE) * STRIDE),
-        max(STRIDE, round(width * scale / STRIDE) * STRIDE),
-    )
+    size = (to_stride(height * scale), to_stride(width * scale))
     inputs = resize(photo, size, antialias=True).round().to(torch.uint8)
     with torch.inference_mode():
         probs = predict_probs(run.model, inputs, run.cfg, device, size, tta)

@@ -7,7 +7,6 @@ probabilities.
 Shapes: M members or models, K classes.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ import numpy as np
 
 from coco import Photo, board_truth, draw_mask
 from config import BadInput
-from files import map_array
+from files import file_hash, map_array
 from submission import SIDE, SubmissionReader
 from terminal import progress
 
@@ -79,12 +78,7 @@ def by_model(members: Iterable[Member]) -> dict[Path, list[Member]]:
 
 def oof_hash(member: Member) -> str:
     """Which model and fold a CSV is of: the SHA-256 of the oof.csv beside it. Raises BadInput."""
-    path = member.path.with_name('oof.csv')
-    try:
-        with path.open('rb') as file:
-            return hashlib.file_digest(file, 'sha256').hexdigest()
-    except OSError as error:
-        raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
+    return file_hash(member.path.with_name('oof.csv'))
 
 
 def open_probs(reader: SubmissionReader, num_classes: int) -> np.ndarray:

@@ -66,6 +66,11 @@ class SegModel(nn.Module):
         if cfg.grad_checkpointing:
             checkpoint_gradients(self.encoder, cfg.encoder)
 
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """The colour of `mean` (RGB, 0 to 255): what a crop shows outside of its photo."""
+        return tuple(round(255 * value) for value in self.mean)
+
     def forward(self, images: Tensor) -> list:
         """(N, 3, H, W) normalised → logits, each (N, K, h, w) at the head's own stride, or Mask2Former's
         Queries: auxiliary ones first, the main one last.

@@ -56,8 +56,8 @@ class Rescale(ttach.base.DualTransform):
         super().__init__('scale', scales)
 
     def apply_aug_image(self, image: Tensor, scale: float = 1.0, **_) -> Tensor:
-        sides = [max(STRIDE, round(side * scale / STRIDE) * STRIDE) for side in image.shape[-2:]]
-        return resize(image, (sides[0], sides[1]), antialias=True)
+        height, width = (to_stride(side * scale) for side in image.shape[-2:])
+        return resize(image, (height, width), antialias=True)
 
     def apply_deaug_mask(self, mask: Tensor, **_) -> Tensor:
         return mask
@@ -82,6 +82,11 @@ def predict_probs(
     views = make_views(*chosen)
     images = normalize(images.to(device, non_blocking=True), model.mean, model.std)
     return sum(view_probs(model, images, cfg, view, size, rule) for view in views) / len(views)
+
+
+def to_stride(side: float) -> int:
+    """The multiple of STRIDE next to a side, in pixels; at least one of it."""
+    return max(STRIDE, round(side / STRIDE) * STRIDE)
 
 
 def make_views(

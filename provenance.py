@@ -1,6 +1,5 @@
 """What made a run: provenance.yaml in its folder, and changes.diff where the code differs from its commit."""
 
-import hashlib
 import os
 import platform
 import shlex
@@ -15,7 +14,7 @@ import torch
 import yaml
 
 from config import BadInput, parse_yaml
-from files import write_text
+from files import file_hash, write_text
 
 PACKAGES = (
     'torch', 'torchvision', 'timm', 'segmentation-models-pytorch', 'albumentations', 'opencv-python-headless',
@@ -85,12 +84,6 @@ def git(*words: str) -> str | None:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return done.stdout
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def hardware() -> str:

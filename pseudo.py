@@ -22,11 +22,10 @@ import train
 from calibration import read_temperature, tempered
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, read_yaml, run_script
 from dataset import Cache, open_cache
-from files import allocated, map_array, write_text
+from files import allocated, file_hash, map_array, write_text
 from infer import load_run
 from metrics import IGNORED
 from predict import make_eval_loader, predict_probs
-from provenance import file_hash
 from terminal import progress
 from trainer import PseudoRows
 from utils import check_run, hold_run, load_checkpoint, start_log, start_ranks

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import yaml
 
-from calibration import Calibration, calibrate, write_calibration
+from calibration import RANGE, Calibration, calibrate, write_calibration
 from coco import Photo, board_truth, draw_mask, read_coco
 from config import BadInput, read_yaml
 from files import write_text
@@ -165,7 +165,7 @@ def read_recipe(path: Path, members: Sequence[Member], num_classes: int) -> Reci
             row = weight if isinstance(weight, list) else [weight] * num_classes
             row = [Fraction(str(value)) for value in row]
             temperature = float(one.get('temperature', 1))
-            if min(row) < 0 or len(row) != num_classes or not 0.1 <= temperature <= 10:
+            if min(row) < 0 or len(row) != num_classes or not RANGE[0] <= temperature <= RANGE[1]:
                 raise ValueError('a weight or a temperature that is none')
             found[str(one['oof'])] = str(one['csv']), row, temperature
         if rule not in ('hard vote', 'soft vote'):

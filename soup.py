@@ -126,10 +126,9 @@ def renew_norms(model: SegModel, cfg: Config, cache: Cache, rows: np.ndarray, ra
     """BatchNorm statistics of the model's own, over an epoch of training samples."""
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         return
-    fill = tuple(round(255 * value) for value in model.mean)
     batches = EpochBatches(cfg.batch_size, cfg.seed)
     batches.positions = range(len(rows))
-    loader = make_loader(TrainingSet(cfg, cache, rows, fill), cfg.workers, batch_sampler=batches)
+    loader = make_loader(TrainingSet(cfg, cache, rows, model.fill), cfg.workers, batch_sampler=batches)
     bar = progress(loader, 'norms', 'batch')
     with autocast(cfg, ranks.device):
         update_bn((normalize(images.to(ranks.device), model.mean, model.std) for images, *_ in bar), model)

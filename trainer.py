@@ -89,8 +89,7 @@ class Trainer:
             self.forward = DistributedDataParallel(
                 self.forward, device_ids=[ranks.device] if ranks.device.type == 'cuda' else None
             )
-        fill = tuple(round(255 * value) for value in model.mean)
-        self.samples = TrainingSet(cfg, cache, rows, fill, pseudo.cache if pseudo else None)
+        self.samples = TrainingSet(cfg, cache, rows, model.fill, pseudo.cache if pseudo else None)
         self.clean_size = len(rows)
         self.batches = EpochBatches(cfg.batch_size, cfg.seed, ranks.rank, ranks.world)
         self.loader = make_loader(self.samples, cfg.workers, batch_sampler=self.batches)

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
-from dataset import held_out_hash, normalize, open_cache, read_folds, split_fold
-from infer import Run, load_run, parse_fold
+from dataset import normalize, open_cache, read_folds, split_fold
+from infer import Run, load_oof_run, parse_fold
 from intervals import cross_fit, interval, paired_interval
 from members import PARTS
 from metrics import confusion_matrix, image_counts, miou_of_counts
@@ -115,9 +115,7 @@ def count(
     counts, parts = [], []
     for part, k in enumerate(range(cfg.folds) if fold is None else [fold]):
         _, rows = split_fold(folds, k)
-        run = load_run(cfg, k, device)
-        if run.held_out != held_out_hash(cache.names(rows)):
-            raise BadInput(f'{cfg.run_dir(k) / "best.pt"}: has seen labels of fold {k} as it is now')
+        run = load_oof_run(cfg, k, cache.names(rows), device)
         batch_size = max(1, 4 * run.cfg.infer_batch_size // len(views))  # what is kept is a quarter of a view
         loader = make_eval_loader(cache, rows, run.cfg.model_copy(update={'infer_batch_size': batch_size}))
         for images, batch in progress(loader, f'views, fold {k}', 'batch'):

@@ -8,7 +8,7 @@ import soup
 import train
 from config import BadInput, read_yaml
 from dataset import open_cache
-from provenance import file_hash
+from files import file_hash
 from trainer import PseudoRows
 from utils import load_checkpoint
 
