@@ -32,8 +32,7 @@ class Ensembled:
     names: list[str]
     weights: list[list[Fraction]]  # (M, K)
     counts: np.ndarray  # (M + 1, n, 3, K), metrics.image_counts, those of the ensemble last
-    mended: np.ndarray  # (K,) pixels of each true class that the best model has wrong and the ensemble right
-    broken: np.ndarray  # (K,) the reverse
+    changed: np.ndarray  # (M, 2, K) pixels of each true class that the ensemble alone has right, or the model
 
     @property
     def best(self) -> int:
@@ -56,11 +55,12 @@ class Ensembled:
     def class_lines(self, classes: tuple[str, ...]) -> list[list[str]]:
         """A table: of each class the IoU of the best model and of the ensemble, and the pixels it changed."""
         best, own = (iou_of_counts(*self.counts[which].sum(0)) for which in (self.best, -1))
+        mended, broken = self.changed[self.best]
         rows = [['class', self.names[self.best], self.rule, 'gain', 'pixels mended', 'pixels broken']]
         for k, name in enumerate(classes):
             if not np.isnan(best[k] + own[k]):
                 ious = [f'{best[k]:.4f}', f'{own[k]:.4f}', f'{own[k] - best[k]:+.4f}']
-                rows.append([name, *ious, f'{self.mended[k]:,}', f'{self.broken[k]:,}'])
+                rows.append([name, *ious, f'{mended[k]:,}', f'{broken[k]:,}'])
         return rows
 
 
@@ -99,10 +99,8 @@ def score_ensemble(path: Path, data: Path, classes: tuple[str, ...]) -> Ensemble
         confusions = [confusion_matrix(sample.truth, pred, len(classes)) for pred in (*sample.preds, won)]
         counts.append([image_counts(confusion) for confusion in confusions])
         changed.append([_changed(sample.truth, pred, won, len(classes)) for pred in sample.preds])
-    found = np.stack(counts, axis=1)
-    best = int(miou_of_counts(found[:-1].sum(1)).argmax())
-    mended, broken = np.sum(changed, axis=0)[best]
-    return Ensembled(recipe.rule, [folder.name for folder in models], weights, found, mended, broken)
+    names = [folder.name for folder in models]
+    return Ensembled(recipe.rule, names, weights, np.stack(counts, axis=1), np.sum(changed, axis=0))
 
 
 def _changed(truth: np.ndarray, pred: np.ndarray, won: np.ndarray, num_classes: int) -> np.ndarray:

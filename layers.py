@@ -1,4 +1,5 @@
-"""What all heads are made of: a resize, two small blocks, and the contract `Head`.
+"""What models are made of: small blocks, necks between encoder and head, the contract `Head`, and `Queries`,
+which Mask2Former gives in place of logits.
 
 Shapes: N batch, K classes, C channels of the head, C_i channels of feature i, h w the finest size: H/4, W/4.
 """

@@ -52,11 +52,6 @@ class FoldRun:
     cfg: Config
     metrics: list[dict[str, float]]
 
-    @property
-    def best(self) -> float:
-        """best_miou of its rows."""
-        return best_miou(self.metrics)
-
 
 @dataclass(frozen=True)
 class Scored:
@@ -181,6 +176,8 @@ def score_photos(
             if confusion.any():
                 counts = image_counts(confusion)
                 scored.append(Scored(mean_iou(confusion), one.photo, run.number, counts))
+    if not scored:
+        raise BadInput(f'{runs[0].folder.parent}: all pixels of its photos out of fold are ignored')
     return scored, confusions
 
 

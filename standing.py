@@ -13,7 +13,7 @@ from drawing import draw_confusion
 from ensembled import format_weights, read_ensemble, score_ensemble
 from intervals import DRAWS, LEVEL, Interval, interval
 from metrics import class_iou
-from report import FoldRun, bracket, fold_number, html_table, read_metrics, shown
+from report import FoldRun, best_miou, bracket, fold_number, html_table, read_metrics, shown
 from sources import Counted, count_source, find_sources, key_of, load_coco, plain, remember, show_error
 
 
@@ -85,7 +85,7 @@ def show_runs(
         if any(fold.number < 0 for fold in folds):
             trained += ' all'
         epochs = {int(fold.metrics[-1]['epoch']) + 1 for fold in folds if fold.metrics}
-        best = [fold.best for fold in folds if not math.isnan(fold.best)]
+        best = [one for one in (best_miou(fold.metrics) for fold in folds) if not math.isnan(one)]
         score = scores.get(name)
         lines.append([
             name, first.encoder if first else '-', first.head if first else '-',
@@ -151,7 +151,12 @@ def show_curves(runs: dict[str, list[FoldRun]]) -> None:
     st.header('Curves')
     each = st.toggle('A line a fold', len(runs) == 1, key='each-fold', persist_state='session')
     rows = [
-        {'run': f'{name} fold {fold.number}' if each else name, 'epoch': int(row['epoch']) + 1, **row_of(row)}
+        {
+            'run': f'{name} fold {fold.number}' if each else name,
+            'epoch': int(row['epoch']) + 1,
+            'mIoU': row['miou'],
+            'loss': row['loss'],
+        }
         for name, folds in runs.items()
         for fold in folds
         for row in fold.metrics
@@ -161,10 +166,6 @@ def show_curves(runs: dict[str, list[FoldRun]]) -> None:
         own = table.dropna(subset=[key])
         column.markdown('**Validation mIoU**' if key == 'mIoU' else '**Training loss**')
         column.line_chart(own, x='epoch', y=key, color='run', height=320, alt=f'{key} of {", ".join(runs)}')
-
-
-def row_of(row: dict[str, float]) -> dict[str, float]:
-    return {'mIoU': row['miou'], 'loss': row['loss']}
 
 
 def show_classes(counted: dict[str, Counted], scores: dict[str, Interval], classes: tuple[str, ...]) -> None:

@@ -22,7 +22,7 @@ for fold in 0 1; do python train.py "${cfg[@]}" --fold $fold --overwrite "${set[
 python infer.py "${cfg[@]}" --fold all --split oof "${set[@]}"
 for fold in 0 1; do python infer.py "${cfg[@]}" --fold $fold --split test "${set[@]}"; done
 
-step 'On from there, with each fold'"'"'s own predictions of the test photos as labels in the first half'
+step "On from there, with each fold's own predictions of the test photos as labels in the first half"
 for fold in 0 1; do
     python pseudo.py "${cfg[@]}" --fold $fold --teacher demo --schedule half --overwrite "${set[@]}" \
         "weights=output/demo/fold$fold/best.pt" epochs=4 lr=5e-4

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from config import Config, load_config
+from layers import Queries
 from losses import segmentation_loss
 from metrics import IGNORED
 from models import SegModel
@@ -98,4 +99,6 @@ def test_config_at_its_real_size(path):
 
 def test_main_logits_of_both_kinds():
     logits = torch.zeros(1, 2, 4, 4)
+    queries = Queries(torch.randn(1, 3, 5), torch.randn(1, 3, 4, 4))
     assert main_logits([None, logits]) is logits
+    assert torch.equal(main_logits([None, queries]), queries.logits())

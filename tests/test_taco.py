@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,9 @@ class PhotoServer(ThreadingHTTPServer):
         self.photos: dict[str, bytes] = {}
         self.faults: dict[str, list] = {}
         self.asked: Counter = Counter()
+
+    def handle_error(self, *_) -> None:
+        """Says nothing of a client that did not wait."""
 
 
 class PhotoHandler(BaseHTTPRequestHandler):
@@ -196,7 +200,7 @@ def test_what_cannot_be_had_is_left_out_and_said(server, tmp_path, capsys, monke
     assert why.pop('lying') == 'found 80x60 pixels, its record says 60x80'
     assert 'cannot be decoded' in why.pop('broken') and 'cannot be decoded' in why.pop('page')
     assert 'timed out' in why.pop('slow')
-    assert 'IncompleteRead' in why.pop('cut') or 'broken' in why['cut']
+    assert re.search('IncompleteRead|broken', why.pop('cut'))
     assert not why
     printed = capsys.readouterr().out
     assert printed.count('missing: batch_1/') == 8 and 'batch_1/gone.jpg: the server says 404' in printed

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_csv
+from conftest import write_csv, write_rectangles
 from PIL import Image
 
 import report
@@ -295,6 +295,16 @@ def test_report_ranks_photos_by_their_own_score(output, shapes):
     assert {one.photo.file_name for one in scored if one.score < 1} == with_metal
     assert sum(confusions.values()).sum() == 24 * 256 * 256
     assert report.curve(runs, 'miou')['fold 1'] == [(1, 0.1), (3, 0.4)]
+
+
+def test_report_of_photos_that_are_all_ignored(tmp_path):
+    masks = write_rectangles(tmp_path / 'data', 256, 256, {'a.jpg': (0, 0, 256, 256, 1)})
+    path = tmp_path / 'data/train_all.json'
+    path.write_text(path.read_text().replace('"iscrowd": 0', '"iscrowd": 1'))
+    write_csv(tmp_path / 'o/run/fold0/oof.csv', masks)
+    (tmp_path / 'o/run/fold0/config.yaml').write_text(f'data_root: {tmp_path / "data"}')
+    with pytest.raises(BadInput, match='run: all pixels of its photos out of fold are ignored'):
+        report.main('run', tmp_path / 'o')
 
 
 def test_report_escapes_what_it_is_given(shapes, tmp_path):
