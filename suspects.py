@@ -12,7 +12,6 @@ Shapes: K classes.
 """
 
 import csv
-import html
 import io
 from dataclasses import dataclass, replace
 from itertools import product
@@ -32,6 +31,11 @@ from submission import SubmissionReader
 LISTED = 60  # suspects in the table
 SHOWN = 6  # photos in a class's sheet
 LEAST = 64  # pixels of a suspect
+EXPLAINED = (
+    'A model that never saw these labels disagrees with them. <b>Missing</b>: it sees the class on what is '
+    'labelled background, perhaps a hole in the annotation. <b>Doubtful</b>: the class is labelled, and the '
+    'model sees something else. The model may be wrong: look before you change a label. suspects.csv has all.'
+)
 
 
 @dataclass(frozen=True)
@@ -124,18 +128,18 @@ def write_html(
     coco: CocoSet,
     classes: tuple[str, ...],
 ) -> None:
-    """index.html: the strongest suspects in a table, then for each kind and class a sheet of pictures."""
-    parts = [f'<pre>{html.escape(__doc__)}</pre>']
-    lines = [['photo', 'fold', 'kind', 'class', 'pixels', 'strength']]
-    for one in found[:LISTED]:
-        row = [one.photo.file_name, str(one.fold), one.kind, classes[one.category]]
-        lines.append([*row, f'{one.pixels:,}', f'{one.strength:,.0f}'])
-    parts.append(html_table(lines))
+    """index.html: for each kind and class a sheet of pictures, then the strongest suspects in a table."""
+    parts = [f'<p>{EXPLAINED}</p>']
     for kind, k in product(('missing', 'doubtful'), range(len(classes))):
         own = [one for one in found if (one.kind, one.category) == (kind, k)][:SHOWN]
         if own:
             picture = draw_suspects(own, runs, coco, classes)
             parts.append(html_picture(f'{classes[k]}: {kind}', picture, photos=True))
+    lines = [['photo', 'fold', 'kind', 'class', 'pixels', 'strength']]
+    for one in found[:LISTED]:
+        row = [one.photo.file_name, str(one.fold), one.kind, classes[one.category]]
+        lines.append([*row, f'{one.pixels:,}', f'{one.strength:,.0f}'])
+    parts += [f'<h2>The strongest {len(lines) - 1} of {len(found)}</h2>', html_table(lines)]
     write_page(folder / 'index.html', f'{name}: labels to look at again', parts)
 
 
