@@ -60,9 +60,38 @@ def main(cfg: Config, fold: int, paths: list[Path], overwrite: bool = False) -> 
     if held_out is None:
         raise BadInput(f'--fold {fold}: has no validation photos, on which a soup is chosen')
     states = [read_ingredient(path, held_out) for path in paths]
-    check_run(cfg, fold, resume=False, overwrite=overwrite)
-    if (cfg.run_dir(fold) / 'best.pt').exists() and not overwrite:
-        raise BadInput(f'{cfg.run_dir(fold)}: holds a model already; give another name, or --overwrite')
+    start_log(None, quiet=not ranks.is_main)
+    with hold_run(cfg.run_dir(fold) if ranks.is_main else None, 'making a soup'):
+        if ranks.is_main:
+            check_run(cfg, fold, resume=False, overwrite=overwrite)
+            if (cfg.run_dir(fold) / 'best.pt').exists() and not overwrite:
+                raise BadInput(
+                    f'{cfg.run_dir(fold)}: holds a model already; give another name, or --overwrite'
+                )
+        chosen, soup, counts = choose(cfg, cache, train_rows, valid_rows, paths, states, ranks)
+        score = interval(counts).value
+        if ranks.is_main:
+            folder = open_run(cfg, fold, overwrite)
+            content = {'model': soup, 'config': cfg.model_dump(mode='json'), 'fold': fold, 'epoch': -1}
+            content |= {'score': score, 'held_out': held_out, 'torch': str(torch.__version__)}
+            save_checkpoint(folder / 'best.pt', content)
+            write_provenance(folder, cache.coco.fingerprint, ranks.world, chosen)
+            log.info(f'wrote {folder / "best.pt"}, of {", ".join(map(str, chosen))}')
+            config = folder / 'config.yaml'
+            log.info(next_line('infer.py', '--cfg', config, '--fold', fold, '--split', 'oof'))
+    return score
+
+
+def choose(
+    cfg: Config,
+    cache: Cache,
+    train_rows: np.ndarray,
+    valid_rows: np.ndarray,
+    paths: list[Path],
+    states: list[State],
+    ranks: Ranks,
+) -> tuple[list[Path], State, np.ndarray]:
+    """The checkpoints that are in the soup, the best first, its weights, and its (n, 3, K) counts."""
     model = SegModel(cfg, load_weights=False).to(ranks.device)
 
     def counts_of(state: State, path: Path, mixed: bool) -> np.ndarray:
@@ -71,7 +100,6 @@ def main(cfg: Config, fold: int, paths: list[Path], overwrite: bool = False) -> 
             renew_norms(model, cfg, cache, train_rows, ranks)
         return evaluate(model, cache, valid_rows, cfg, ranks)
 
-    start_log(None)
     alone = []
     for path, state in zip(paths, states, strict=True):
         alone.append(counts_of(state, path, mixed=False))
@@ -92,15 +120,7 @@ def main(cfg: Config, fold: int, paths: list[Path], overwrite: bool = False) -> 
     if len(chosen) > 1:
         shown = f'{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]'
         log.info(f'the soup against its best member: {shown}: {verdict(gain, len(best))}')
-    with hold_run(cfg.run_dir(fold)):
-        folder = open_run(cfg, fold, overwrite)
-        content = {'model': soup, 'config': cfg.model_dump(mode='json'), 'fold': fold, 'epoch': -1}
-        content |= {'score': interval(best).value, 'held_out': held_out, 'torch': str(torch.__version__)}
-        save_checkpoint(folder / 'best.pt', content)
-        write_provenance(folder, cache.coco.fingerprint, ranks.world, [paths[n] for n in chosen])
-        log.info(f'wrote {folder / "best.pt"}, of {", ".join(str(paths[n]) for n in chosen)}')
-    log.info(next_line('infer.py', '--cfg', folder / 'config.yaml', '--fold', fold, '--split', 'oof'))
-    return interval(best).value
+    return [paths[n] for n in chosen], soup, best
 
 
 def read_ingredient(path: Path, held_out: str) -> State:

@@ -76,6 +76,22 @@ def test_soup_is_the_mean_of_those_that_help(tiny, capsys):
         soup.main(cfg, 0, paths)
 
 
+def test_second_soup_is_refused_while_the_first_is_made(tiny, monkeypatch):
+    train.main(tiny, 0)
+    cfg, paths = tiny.model_copy(update={'name': 'soup'}), [tiny.run_dir(0) / 'best.pt'] * 2
+    choose = soup.choose
+
+    def choose_and_make_another(*args):
+        monkeypatch.setattr(soup, 'choose', choose)
+        with pytest.raises(BadInput, match='is making a soup here now'):
+            soup.main(cfg, 0, paths)
+        return choose(*args)
+
+    monkeypatch.setattr(soup, 'choose', choose_and_make_another)
+    soup.main(cfg, 0, paths)
+    assert soup.choose is choose and (cfg.run_dir(0) / 'best.pt').is_file()
+
+
 def test_mean_of_states():
     states = [{'w': torch.full((2,), float(n)), 'n': torch.tensor(n)} for n in (1, 4)]
     mean = soup.mean_state(states)
