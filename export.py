@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from config import BadInput, CheckFailed, Config, dump_config, one_line
 from dataset import Cache, WholePhotos
-from files import hold, write_text, write_whole
+from files import hold, remove_partials, write_text, write_whole
 from infer import Run
 from predict import predict_probs
 from provenance import installed, last_provenance
@@ -72,6 +72,7 @@ def export_onnx(run: Run, cache: Cache, rows: np.ndarray, folder: Path) -> None:
     chosen = np.linspace(0, len(rows) - 1, min(len(rows), CHECKED)).astype(int)
     photos = WholePhotos(cache, rows[chosen], cfg.image_size)
     with hold(folder / '.onnx.lock', 'exporting'):
+        remove_partials(folder, path.name, card.name)
         content = to_onnx(model, photos)
         found = compare_onnx(content, model, photos, cfg.infer_batch_size)
         if found.equal < AGREEMENT:

@@ -16,6 +16,7 @@ is --set name=convnext-pseudo. --fold -1 is the model that was trained on everyt
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -247,6 +248,8 @@ def export(cfg: Config, fold: int) -> None:
     """Writes one fold's model as an ONNX file (export.py). Raises BadInput and CheckFailed."""
     from export import export_onnx  # what it needs is slow to load
 
+    if os.environ.get('RANK', '0') != '0':
+        return  # one of several is enough
     folder = cfg.run_dir(fold)
     run = load_run(cfg, fold, torch.device('cpu'))
     start_log(folder)
@@ -319,6 +322,8 @@ def command(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.out is not None and args.image is None:
         parser.error('--out is of --image alone: a CSV and an ONNX file are written into the run')
+    if args.save_probs and args.split is None:
+        parser.error('--save-probs is of --split alone')
     cfg = load_config(args.cfg, args.set)
     if args.fold is not None and args.fold >= cfg.folds:
         raise BadInput(f'--fold {args.fold}: found no such fold; expected -1 to {cfg.folds - 1}, or all')

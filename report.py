@@ -123,7 +123,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     try:
-        with path.open(newline='', encoding='utf-8') as file:
+        with path.open(newline='', encoding='utf-8-sig') as file:
             return [
                 {key: float(row[key]) if row[key] else math.nan for key in ('epoch', 'loss', 'miou')}
                 for row in csv.DictReader(file)

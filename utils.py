@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from config import BadInput, Config, dump_config, load_config
+from config import BadInput, Config, dump_config, load_config, one_line
 from files import cannot_write, hold, remove_partials, write_text, write_whole
 from tensors import read_tensors
 from terminal import say
@@ -215,6 +215,7 @@ def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
         predictions = [f'{split}{end}' for split in ('oof', 'test') for end in ('.csv', '_probs.npy')]
         merged = [folder.parent / name for name in predictions] if fold >= 0 else []
         names = ['last.pt', 'best.pt', 'metrics.csv', 'tracker.yaml', 'provenance.yaml', 'changes.diff']
+        names += ['model.onnx', 'model.md']
         names += predictions
         curves = (folder / 'tensorboard').glob('events.out.tfevents.*')
         for path in [*(folder / name for name in names), *merged, *curves]:
@@ -272,12 +273,19 @@ class Console(logging.StreamHandler):
 
 def append_metrics(path: Path, row: dict[str, Any]) -> None:
     """Writes metrics.csv again with one more row; rows of the same or a later epoch, from before a resume,
-    are dropped.
+    are dropped. Raises BadInput.
     """
     rows = []
     if path.exists():
-        with path.open(newline='', encoding='utf-8') as file:
-            rows = [old for old in csv.DictReader(file) if int(old['epoch']) < row['epoch']]
+        try:
+            with path.open(newline='', encoding='utf-8-sig') as file:  # a spreadsheet may have saved it
+                rows = [old for old in csv.DictReader(file) if int(old['epoch']) < row['epoch']]
+            if any(old.keys() != row.keys() for old in rows):
+                raise ValueError('its columns are others')
+        except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+            raise BadInput(
+                f'{path}: not the metrics of this run: {one_line(error)}; move it away, then --resume'
+            ) from None
     text = io.StringIO()
     writer = csv.DictWriter(text, list(row), lineterminator='\n')
     writer.writeheader()

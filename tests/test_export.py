@@ -106,6 +106,44 @@ def test_export_of_all_folds(trained):
         export_fold(trained, 'all')
 
 
+def test_export_of_a_fold_that_was_not_trained(trained):
+    with pytest.raises(BadInput, match='best.pt: no such checkpoint'):
+        export_fold(trained, '1')
+    assert not trained.run_dir(1).exists()
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        ['--export', 'onnx', '--save-probs'],
+        ['--image', 'a.jpg', '--save-probs'],
+    ],
+    ids=' '.join,
+)
+def test_probabilities_are_of_a_split_alone(trained, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        infer.command(['--cfg', str(trained.output_dir / 'run.yaml'), '--fold', '0', *words])
+    assert stop.value.code == 2 and '--save-probs is of --split alone' in capsys.readouterr().err
+
+
+def test_one_of_several_ranks_exports(trained, exported, monkeypatch):
+    (exported / 'model.onnx').write_bytes(b'of rank 0')
+    monkeypatch.setenv('RANK', '1')
+    export_fold(trained)
+    assert (exported / 'model.onnx').read_bytes() == b'of rank 0'
+
+
+def test_what_a_killed_export_left_is_removed(trained, exported):
+    (exported / '.model.onnx.1.partial').write_bytes(b'half')
+    export_fold(trained)
+    assert not list(exported.glob('.*.partial')) and (exported / 'model.onnx').stat().st_size > 100
+
+
+def test_a_new_training_has_no_export_of_the_old_one(trained, exported):
+    train.main(trained, 0, overwrite=True)
+    assert not (exported / 'model.onnx').exists() and not (exported / 'model.md').exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'encoder', 'channels'),

@@ -30,7 +30,7 @@ from predict import evaluate
 from signals import StopRequest
 from submission import read_masks
 from trainer import Trainer, build_optimizer, lr_factor
-from utils import Ranks, hold_run, load_checkpoint, save_checkpoint
+from utils import Ranks, append_metrics, hold_run, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARN = dict(
@@ -609,3 +609,21 @@ def test_small_copy_of_the_real_competition(trash481, tmp_path):
     train.main(cfg, 0)
     infer.main(cfg, 0, 'test')
     assert len(read_masks(cfg.run_dir(0) / 'test.csv')) == 8
+
+
+def test_metrics_that_a_spreadsheet_saved_or_broke(tmp_path):
+    path = tmp_path / 'metrics.csv'
+    append_metrics(path, {'epoch': 0, 'loss': '1.5'})
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes().replace(b'\n', b'\r\n'))
+    append_metrics(path, {'epoch': 1, 'loss': '1.2'})
+    assert path.read_text() == 'epoch,loss\n0,1.5\n1,1.2\n'
+    for text in (
+        'epoch;loss\n0;1,5\n',
+        'epoch,loss\n0,1,5\n',
+        'epoch\n0\n',
+        'epoch,loss\n\x00,1\n',
+        '\udcff',
+    ):
+        path.write_text(text, errors='surrogateescape')
+        with pytest.raises(BadInput, match='not the metrics of this run'):
+            append_metrics(path, {'epoch': 1, 'loss': '1.2'})
