@@ -26,7 +26,7 @@ from files import allocated, file_hash, map_array, write_text
 from infer import load_run
 from metrics import IGNORED
 from predict import make_eval_loader, predict_probs
-from terminal import progress
+from terminal import at_least, progress
 from trainer import PseudoRows
 from utils import check_run, hold_run, load_checkpoint, start_log, start_ranks
 
@@ -203,7 +203,7 @@ def command(argv: list[str] | None = None) -> None:
         default='full',
         help='in all epochs, in the first half of them, or (pretrain) alone in the first half',
     )
-    parser.add_argument('--round', type=int, default=1, help='2 writes output/<name>-pseudo2/')
+    parser.add_argument('--round', type=at_least(1), default=1, help='2 writes output/<name>-pseudo2/')
     parser.add_argument(
         '--teacher-folds',
         choices=['own', 'all'],

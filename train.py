@@ -242,7 +242,8 @@ def command(argv: list[str] | None = None) -> None:
     cfg = load_config(args.cfg, args.set)
     main(cfg, args.fold, args.resume, args.overwrite, dry_run=args.dry_run)
     if args.dry_run:
-        log.info(next_line('train.py', '--fold', args.fold, cfg=args.cfg, changes=args.set))
+        flags = [f'--{name}' for name in ('resume', 'overwrite') if getattr(args, name)]
+        log.info(next_line('train.py', '--fold', args.fold, *flags, cfg=args.cfg, changes=args.set))
 
 
 if __name__ == '__main__':

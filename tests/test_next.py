@@ -124,6 +124,13 @@ def test_from_a_trained_fold(words, then, place, follow):
     assert follow(*typed, until=then)[0] == [words[0], then]
 
 
+@pytest.mark.parametrize('option', ['--resume', '--overwrite'])
+def test_a_rehearsal_is_followed_by_what_it_rehearsed(option, place, capsys):
+    train.command(['--cfg', str(place / 'tiny.yaml'), '--fold', '0', '--dry-run', option])
+    (words,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith('next: ')]
+    assert f'--fold 0 {option} --cfg' in words
+
+
 def test_without_test_photos_a_report_is_next(place, follow, shapes):
     data = place / 'data'
     shutil.copytree(shapes, data)

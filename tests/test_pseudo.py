@@ -61,6 +61,12 @@ def test_a_student_of_soft_labels(tiny, capsys):
     assert (folder / 'best.pt').exists()
 
 
+def test_round_that_is_none(tiny_yaml, capsys):
+    with pytest.raises(SystemExit) as stop:
+        pseudo.command(['--cfg', str(tiny_yaml), '--fold', '0', '--teacher', 'tiny', '--round', '0'])
+    assert stop.value.code == 2 and 'expected a whole number from 1' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('again', [{}, {'overwrite': True}], ids=str)
 def test_second_is_refused_while_the_first_is_labelling(tiny, monkeypatch, again):
     """Whatever it was asked for, it changes nothing: the first ends as if it had been alone."""
