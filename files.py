@@ -131,14 +131,14 @@ def allocated(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
 @contextmanager
 def hold(path: Path | None, doing: str, wait: bool = False) -> Iterator[None]:
     """Keeps a lock file for this process, and makes its folder; None keeps nothing. Where another has it,
-    waits for that one, or raises BadInput; either says who it is. Raises BadInput where it cannot be written.
+    waits for that one, or raises BadInput; either says who it is. Raises BadInput where there can be no lock.
     """
     if path is None:
         yield
         return
     make_folder(path.parent)
     try:
-        file = path.open('a+')
+        file = path.open('a+', errors='replace')
     except OSError as error:  # such as another user's
         raise cannot_write(path, error) from None
     with file:
@@ -146,11 +146,13 @@ def hold(path: Path | None, doing: str, wait: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            busy = f'{path.parent}: process {file.read().strip()} is {doing} here now'
+            busy = f'{path.parent}: process {file.read(20).strip()} is {doing} here now'
             if not wait:
                 raise BadInput(busy) from None
             print(f'{busy}; waiting for it', file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # of a file system without locks
+            raise BadInput(f'{path}: cannot be locked: {error.strerror}') from None
         os.register_at_fork(after_in_child=file.close)  # a loader's workers, who outlive a kill, hold nothing
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -3,6 +3,7 @@
 Also the comparison of two predictions of the same photos. Shapes: M members or models, K classes.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -163,9 +164,12 @@ def read_recipe(path: Path, members: Sequence[Member], num_classes: int) -> Reci
         for one in content['members']:
             weight = one['weight']
             row = weight if isinstance(weight, list) else [weight] * num_classes
-            row = [Fraction(str(value)) for value in row]
+            row = [str(value) for value in row]
+            if not all(re.fullmatch(r'\d{1,9}(\.\d{1,9}|/\d{1,9})?', text, re.ASCII) for text in row):
+                raise ValueError('a weight that is none')
+            row = [Fraction(text) for text in row]
             temperature = float(one.get('temperature', 1))
-            if min(row) < 0 or len(row) != num_classes or not RANGE[0] <= temperature <= RANGE[1]:
+            if len(row) != num_classes or not RANGE[0] <= temperature <= RANGE[1]:
                 raise ValueError('a weight or a temperature that is none')
             found[str(one['oof'])] = str(one['csv']), row, temperature
         if rule not in ('hard vote', 'soft vote'):

@@ -111,7 +111,7 @@ def is_ours(path: Path) -> bool:
     """Whether an earlier run wrote this train_all.json."""
     try:
         return json.loads(path.read_bytes())['info']['description'] == DESCRIPTION
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

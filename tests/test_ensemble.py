@@ -1,6 +1,7 @@
 """The vote against a slow one, ties and weights by hand, files in and out; the search against brute force."""
 
 import json
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -223,6 +224,7 @@ def test_wrong_arguments(csvs, tmp_path, capsys):
         ([*csvs, '--out', out, '--weights', '0', '0', '0'], 'all of them are 0'),
         ([*csvs, '--out', str(tmp_path)], 'cannot be written: it is a folder'),
         ([*csvs, '--out', '.'], 'cannot be written: it is a folder'),
+        ([*csvs, '--out', '/'], 'cannot be written: it is a folder'),
         ([*csvs, '--out', out, '--data', str(tmp_path / 'none')], r'test\.json: cannot be read'),
     ]:  # fmt: skip
         with pytest.raises(BadInput, match=message):
@@ -541,9 +543,11 @@ def test_recipe_applies_the_search_to_the_same_members_alone(runs, tmp_path, cap
     oof.write_text(oof.read_text().replace(' 0 0\n', ' 0 1\n', 1))
     with pytest.raises(BadInput, match='is no member of .*: its oof.csv is another one'):
         main([*csvs, *options])
-    kept.write_text('members: [1, 2]')
-    with pytest.raises(BadInput, match='not a recipe'):
-        main([*csvs, *options])
+    chosen = kept.read_text()
+    for text in ('members: [1, 2]', re.sub('weight: .*', 'weight: 1e999999999', chosen)):
+        kept.write_text(text)
+        with pytest.raises(BadInput, match='not a recipe'):
+            main([*csvs, *options])
 
 
 def test_gain_is_the_out_of_sample_difference_of_the_search(runs):

@@ -1,7 +1,10 @@
 """Files that are whole or not there."""
 
+import errno
+
 import pytest
 
+import files
 from config import BadInput
 from files import hold, make_folder, write_text, write_whole
 from utils import start_log
@@ -36,3 +39,20 @@ def test_log_that_cannot_be_opened_is_one_line(tmp_path):
     with pytest.raises(BadInput, match='log.txt: cannot be written'):
         start_log(tmp_path)
     start_log(None)
+
+
+def test_lock_that_cannot_be_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / '.lock').mkdir()
+    for name in ('.lock', 'x' * 300):
+        with pytest.raises(BadInput, match='cannot be written'), hold(tmp_path / name, 'training'):
+            raise AssertionError
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(files.fcntl, 'flock', no_locks)
+    with (
+        pytest.raises(BadInput, match='cannot be locked: No locks available'),
+        hold(tmp_path / 'a', 'training'),
+    ):
+        raise AssertionError
