@@ -28,9 +28,7 @@ class EnoughSteps(Exception):
 class DryTrainer(Trainer):
     """Training that ends after STEPS, notes when each was done, and saves nothing."""
 
-    def __init__(self, *args) -> None:
-        super().__init__(*args)
-        self.done_at = [time.monotonic()]
+    done_at: list[float]
 
     def save_or_stop(self) -> None:
         self.done_at.append(time.monotonic())

@@ -79,9 +79,14 @@ def git(*words: str) -> str | None:
     """What git says of this code; None where there is none, or it is not a repository."""
     try:
         done = subprocess.run(
-            ['git', '-C', str(ROOT), *words], capture_output=True, text=True, timeout=30, check=True
+            ['git', '-C', str(ROOT), *words],
+            capture_output=True,
+            encoding='utf-8',
+            errors='replace',
+            timeout=30,
+            check=True,
         )
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+    except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout
 

@@ -187,8 +187,8 @@ class Tracking:
         self.tell(lambda tracker: tracker.log(known, values['epoch']))
 
     def wants_picture(self, epoch: int) -> bool:
-        """Whether the tracker gets a picture of this epoch: SHEETS times in a run, and at its end."""
-        every = max(1, self.cfg.epochs // SHEETS)
+        """Whether the tracker gets a picture of this epoch: at most SHEETS in a run, the last at its end."""
+        every = math.ceil(self.cfg.epochs / SHEETS)
         return self.tracker is not None and ((epoch + 1) % every == 0 or epoch + 1 == self.cfg.epochs)
 
     def picture(self, image: np.ndarray, epoch: int) -> None:

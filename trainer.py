@@ -78,7 +78,7 @@ class Trainer:
         memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
         self.model = model.to(ranks.device, memory_format=memory_format)
         self.ema = ModelEmaV3(self.model, decay=cfg.ema, use_warmup=True) if cfg.ema else None
-        self.swa_epochs = math.ceil(cfg.swa * cfg.epochs)
+        self.swa_epochs = math.ceil(cfg.swa * cfg.epochs - 1e-9)  # .7 * 10 is above 7
         self.swa = AveragedModel(self.model) if self.swa_epochs else None
         self.optimizer = build_optimizer(self.model, cfg)
         self.scaler = torch.amp.GradScaler(

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
 # A whole run: every fold of the configs named, out-of-fold scores, pseudo-label retrains, and the vote over all of them.
-#     bash scripts/run.sh convnext_knet swin_knet          # SCHEDULE=full|half, FOLDS="0 1 2 3 4", GPUS=1
+#     bash scripts/run.sh convnext_knet swin_knet          # SCHEDULE=full|half|pretrain, FOLDS="0 1 2 3 4", GPUS=1
 # Every stage goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || { echo 'usage: scripts/run.sh CONFIG [CONFIG ...]' >&2; exit 2; }
 
 schedule=${SCHEDULE:-half}
+[[ $schedule =~ ^(full|half|pretrain)$ ]] || { echo "run.sh: error: SCHEDULE=$schedule: expected full, half or pretrain" >&2; exit 2; }
+for name in "$@"; do # before hours of training
+    [ -f "configs/$name.yaml" ] || { echo "run.sh: error: configs/$name.yaml: no such file" >&2; exit 2; }
+done
 read -ra folds <<<"${FOLDS:-0 1 2 3 4}"
 launch=(.venv/bin/python)
 [ "${GPUS:-1}" = 1 ] || launch=(.venv/bin/torchrun --standalone "--nproc-per-node=$GPUS")

@@ -4,17 +4,18 @@
 set -euo pipefail
 [ $# -le 1 ] || { echo 'usage: scripts/submit.sh [CSV]' >&2; exit 2; }
 csv=$(realpath -m "${1:-$(dirname "$0")/../output/submission.csv}")
+data=$(realpath -m "${DATA:-$(dirname "$0")/../input/data}")
 cd "$(dirname "$0")/.."
 kept=${KEPT:-output/submitted}
 
-.venv/bin/python submission.py check "$csv" --data "${DATA:-input/data}"
+.venv/bin/python submission.py check "$csv" --data "$data"
 last=$({ find "$kept" -name '*.csv' 2>/dev/null || true; } | sort | tail -n 1)
 if [ -n "$last" ]; then
     if cmp -s "$csv" "$last"; then
         echo "submit.sh: error: $csv is what was submitted last, $last" >&2
         exit 2
     fi
-    .venv/bin/python submission.py check "$csv" --data "${DATA:-input/data}" --against "$last"
+    .venv/bin/python submission.py check "$csv" --data "$data" --against "$last"
 fi
 if ! command -v kaggle >/dev/null || [ -z "${COMPETITION:-}" ]; then
     echo "not handed in: the kaggle client and COMPETITION=name are needed; upload $csv by hand"

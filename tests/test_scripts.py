@@ -1,4 +1,6 @@
-"""scripts/submit.sh: what is checked, compared, handed in and kept. The kaggle client is a stand-in here."""
+"""scripts/*.sh: wrong arguments; what submit.sh checks, compares, hands in and keeps (the kaggle client is a
+stand-in here).
+"""
 
 import os
 import subprocess
@@ -49,3 +51,23 @@ def test_submission_is_checked_compared_handed_in_and_kept(shapes, tmp_path):
     csv.write_text('no submission')
     done = submit(csv, shapes, tmp_path, **more)
     assert done.returncode == 2 and 'handed' not in done.stdout and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ('script', 'words', 'more', 'message'),
+    [
+        ('run.sh', [], {}, 'usage'),
+        ('run.sh', ['demo', 'nosuch'], {}, 'configs/nosuch.yaml: no such file'),
+        ('run.sh', ['demo'], {'SCHEDULE': 'quarter'}, 'SCHEDULE=quarter: expected full, half or pretrain'),
+        ('seeds.sh', ['demo', '0'], {}, 'usage'),
+        ('seeds.sh', ['demo', '0', '1', '0'], {}, 'a seed is there twice'),
+        ('submit.sh', ['a', 'b'], {}, 'usage'),
+        ('trash481.sh', [], {}, 'usage'),
+        ('trash481.sh', ['nosuch'], {}, 'nosuch/train_all.json: no such file'),
+    ],
+)
+def test_wrong_arguments_end_in_one_line_before_anything_is_done(script, words, more, message):
+    command = ['bash', str(ROOT / 'scripts' / script), *words]
+    done = subprocess.run(command, env=os.environ | more, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and message in done.stderr, done
+    assert done.stdout == '' and len(done.stderr.splitlines()) == 1
