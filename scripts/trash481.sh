@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A whole small competition on the CPU: five folds from EfficientNet-Lite0's ImageNet weights, out-of-fold score, test-time
+# A whole small competition on the CPU: five folds from EfficientNet-Lite2's ImageNet weights, out-of-fold score, test-time
 # augmentation, vote, checked submission.     bash scripts/trash481.sh DATA [OUTPUT]
 # Goes on where it was stopped.
 set -euo pipefail
