@@ -18,6 +18,7 @@ import streamlit as st
 from coco import CocoSet, annotation_files, read_coco, read_labels
 from config import BadInput
 from confusions import Confusions, read_confusions
+from members import member_of
 from metrics import mean_of_iou
 from search import member_table, vote
 from submission import PIXELS, SubmissionReader
@@ -44,8 +45,7 @@ def find_sources(output: Path, split: str) -> dict[str, list[Path]]:
 
 def fold_of(path: Path) -> int | None:
     """The fold of <run>/fold<k>/oof.csv."""
-    found = re.fullmatch(r'fold(\d+)', path.parent.name)
-    return int(found[1]) if found else None
+    return member_of(path).fold
 
 
 def read_prediction(paths: Sequence[Path], image_id: str, num_classes: int) -> np.ndarray | None:

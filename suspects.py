@@ -34,7 +34,9 @@ LEAST = 64  # pixels of a suspect
 EXPLAINED = (
     'A model that never saw these labels disagrees with them. <b>Missing</b>: it sees the class on what is '
     'labelled background, perhaps a hole in the annotation. <b>Doubtful</b>: the class is labelled, and the '
-    'model sees something else. The model may be wrong: look before you change a label. suspects.csv has all.'
+    'model sees something else. <b>Strength</b>: such pixels, each counted by how much surer the model is '
+    'of its own class, where its probabilities were saved. The model may be wrong: look before you change a '
+    'label. suspects.csv has all.'
 )
 
 

@@ -74,7 +74,7 @@ def main(
     cache = ranks.main_first(lambda: open_cache(cfg, 'train'))
     folds = ranks.main_first(lambda: read_folds(cfg, cache))
     train_rows, valid_rows = split_fold(folds, fold)
-    needed = ranks.world if ranks.sync_bn(cfg) else 2 * ranks.world  # BatchNorm again
+    needed = ranks.world if ranks.sync_bn(cfg) else 2 * ranks.world  # as with batch_size
     if len(train_rows) < needed:
         raise BadInput(
             f'--fold {fold}: found {len(train_rows)} photos to train on, expected at least {needed}'

@@ -58,8 +58,8 @@ class ViewSet:
 
 @dataclass(frozen=True)
 class Tally:
-    """What was counted: (n, C, 3, K) image_counts, the part of each photo, numbered from 0, and the seconds
-    that each view takes of a photo.
+    """What was counted: (n, C, 3, K) image_counts, the part of each photo from 0, of which few photos leave
+    some empty, and the seconds that each view takes of a photo.
     """
 
     counts: np.ndarray
@@ -124,8 +124,7 @@ def count(
                 truth = cache.truth(row)
                 counts.append(count_sets([own[place] for own in probs], sets, truth, cfg))
         parts += [part] * len(rows) if fold is None else (np.arange(len(rows)) * PARTS // len(rows)).tolist()
-    numbers = np.unique(parts, return_inverse=True)[1]  # few photos are in fewer than PARTS
-    return Tally(np.stack(counts), numbers, seconds / len(parts))
+    return Tally(np.stack(counts), np.array(parts), seconds / len(parts))
 
 
 def predict_views(

@@ -215,8 +215,7 @@ def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
         predictions = [f'{split}{end}' for split in ('oof', 'test') for end in ('.csv', '_probs.npy')]
         merged = [folder.parent / name for name in predictions] if fold >= 0 else []
         names = ['last.pt', 'best.pt', 'metrics.csv', 'tracker.yaml', 'provenance.yaml', 'changes.diff']
-        names += ['model.onnx', 'model.md']
-        names += predictions
+        names += ['model.onnx', 'model.md', *predictions]
         curves = (folder / 'tensorboard').glob('events.out.tfevents.*')
         for path in [*(folder / name for name in names), *merged, *curves]:
             path.unlink(missing_ok=True)

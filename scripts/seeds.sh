@@ -5,7 +5,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -ge 3 ] || { echo 'usage: scripts/seeds.sh CONFIG SEED SEED [SEED ...]' >&2; exit 2; }
-
 [ "$(printf '%s\n' "${@:2}" | sort | uniq -d)" = "" ] || { echo 'seeds.sh: error: a seed is there twice' >&2; exit 2; }
 
 config=$1 fold=${FOLD:-0}
