@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from signals import interrupt_on_signals
-from terminal import HelpFormatter, examples_of, say
+from utils.progress import HelpFormatter, examples_of, say
+from utils.signals import interrupt_on_signals
 
 CLASSES = (
     'Background', 'General trash', 'Paper', 'Paper pack', 'Metal', 'Glass',
@@ -165,7 +165,7 @@ class Config(BaseModel):
         description='of the last feature: 8 and 16 dilate the encoder, where timm can (smp-deeplabv3, '
         'smp-deeplabv3plus and smp-pan need one of them)',
     )
-    head: str = Field('upernet', description='a key of heads.HEADS, or smp-<architecture>')
+    head: str = Field('upernet', description='a key of networks.heads.HEADS, or smp-<architecture>')
     head_channels: int = Field(512, ge=8, le=4096, description='width of the head')
     dropout: Probability = Field(0.1, description='of channels, before the last convolution of a head')
     aux_weight: float = Field(

@@ -26,12 +26,12 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from augment import Augment, Sample, cutmix, happens, mosaic, paste_object
-from coco import IGNORED, CocoSet, board_truth, draw_mask, read_coco, read_photo
 from config import BadInput, Config, one_line
-from files import allocated, hold, map_array, write_text
-from signals import leave_to_parent
-from terminal import progress
+from data.augment import Augment, Sample, cutmix, happens, mosaic, paste_object
+from data.coco import IGNORED, CocoSet, board_truth, draw_mask, read_coco, read_photo
+from utils.files import allocated, hold, map_array, write_text
+from utils.progress import progress
+from utils.signals import leave_to_parent
 
 CACHE_VERSION = 1  # to be raised when what is drawn or decoded changes
 DUPLICATE_CORRELATION = 0.985  # of two photos' thumbnails; from it on they are taken for the same scene

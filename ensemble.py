@@ -39,11 +39,6 @@ from pathlib import Path
 import numpy as np
 
 from config import DONE, ArgumentParser, BadInput, add_config_arguments, read_yaml, run_script
-from files import hold, remove_partials
-from members import Member, find_members, open_probs
-from recipe import Recipe, calibrate_model, compare, read_recipe, search_recipe, write_recipe
-from search import vote
-from soft import mean_probs
 from submission import (
     PIXELS,
     SIDE,
@@ -53,7 +48,12 @@ from submission import (
     read_test_ids,
     require_same_images,
 )  # fmt: skip
-from terminal import next_line, progress
+from utils.files import hold, remove_partials
+from utils.progress import next_line, progress
+from voting.hard import vote
+from voting.members import Member, find_members, open_probs
+from voting.recipe import Recipe, calibrate_model, compare, read_recipe, search_recipe, write_recipe
+from voting.soft import mean_probs
 
 
 def main(argv: list[str] | None = None) -> int:

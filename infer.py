@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from coco import read_rgb
 from config import (
     ArgumentParser,
     BadInput,
@@ -36,19 +35,20 @@ from config import (
     make_config,
     run_script,
 )
+from data.coco import read_rgb
 from dataset import Cache, held_out_hash, open_cache, read_folds, split_fold
-from drawing import overlay, write_png
-from files import allocated
+from engine.inference import predict_probs, predict_rows, to_stride
+from engine.runs import FREE_KEYS, Ranks, load_checkpoint, load_model_state, log, start_log, start_ranks
+from engine.writer import Predictions
 from intervals import DRAWS, LEVEL, interval
-from layers import resize
-from members import open_probs
 from metrics import confusion_matrix, format_table, image_counts
 from models import SegModel
-from predict import predict_probs, predict_rows, to_stride
-from predictions import Predictions
+from networks.layers import resize
 from submission import SubmissionReader, board_ids
-from terminal import next_line, progress
-from utils import FREE_KEYS, Ranks, load_checkpoint, load_model_state, log, start_log, start_ranks
+from utils.files import allocated
+from utils.plotting import overlay, write_png
+from utils.progress import next_line, progress
+from voting.members import open_probs
 
 NO_PROBS = np.empty(0, np.uint8)
 
@@ -245,8 +245,8 @@ def predict_image(
 
 
 def export(cfg: Config, fold: int) -> None:
-    """Writes one fold's model as an ONNX file (export.py). Raises BadInput and CheckFailed."""
-    from export import export_onnx  # what it needs is slow to load
+    """Writes one fold's model as an ONNX file (tools/export_onnx.py). Raises BadInput and CheckFailed."""
+    from tools.export_onnx import export_onnx  # what it needs is slow to load
 
     if os.environ.get('RANK', '0') != '0':
         return  # one of several is enough

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from layers import Queries
 from metrics import IGNORED
+from networks.layers import Queries
 
 ERROR_BINS = 1 << 16  # of the Lovász loss
 SET_WEIGHTS = {'class': 2.0, 'mask': 5.0, 'dice': 5.0}  # of Mask2Former, in matching and in the loss

@@ -5,7 +5,7 @@
     python models.py                                    # a table of all configs: parameters, GMACs, outputs
     python models.py --cfg configs/beit.yaml --groups   # depth, rate and decay of its parameters
 
-Encoders come from timm (encoders.py) and, under smp-* heads, from segmentation-models-pytorch.
+Encoders come from timm (networks/encoders.py) and, under smp-* heads, from segmentation-models-pytorch.
 Shapes: N batch, K classes, H W input, C_i channels of the feature of stride s_i.
 """
 
@@ -21,16 +21,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import ArgumentParser, BadInput, Config, load_config, one_line, run_script
-from encoders import (
+from networks.encoders import (
     TimmEncoder,
     checkpoint_gradients,
     own_encoder,
     smp_encoder_name,
     timm_cfg,
 )
-from heads import HEADS, Head, fcn_aux
-from layers import FeatureNorms, FeaturePyramid
-from weights import load_encoder_weights
+from networks.heads import HEADS, Head, fcn_aux
+from networks.layers import FeatureNorms, FeaturePyramid
+from networks.pretrained import load_encoder_weights
 
 # what a head can be told: its parameter, and the config's key
 HEAD_OPTIONS = {
@@ -79,7 +79,7 @@ class SegModel(nn.Module):
 
 
 def build_timm(cfg: Config) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """A timm encoder, a neck where it is a plain ViT, and a head of heads.HEADS over them."""
+    """A timm encoder, a neck where it is a plain ViT, and a head of networks.heads.HEADS over them."""
     if cfg.head not in HEADS:
         raise BadInput(
             f"config key 'head': found {cfg.head!r}, expected one of {', '.join(HEADS)}, or "

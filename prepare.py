@@ -21,14 +21,14 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from coco import CocoSet, Photo, draw_mask, read_coco, read_photo
 from config import CLASSES, ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
+from data.coco import CocoSet, Photo, draw_mask, read_coco, read_photo
+from data.importers import import_masks, import_yolo
+from data.taco import make_taco
 from dataset import folds_path, near_duplicates, open_cache, read_folds, thumbnail
-from files import hold, make_folder, remove_partials, write_whole
-from formats import import_masks, import_yolo
 from submission import classes_and_data
-from taco import make_taco
-from terminal import MAX_SEED, at_least, next_line, progress
+from utils.files import hold, make_folder, remove_partials, write_whole
+from utils.progress import MAX_SEED, at_least, next_line, progress
 
 FIRST = Path('configs/convnext.yaml')  # the config of a next command, where none was given
 MANY = 10**6  # photos of a demo set
@@ -136,7 +136,7 @@ def print_folds(args: Namespace) -> None:
 
 
 def make_demo(args: Namespace) -> None:
-    from scenes import make_demo_set
+    from data.demo.scenes import make_demo_set
 
     make_folder(args.out)
     ours = ('test_labels.json', '.demo.lock')  # the lock alone: of a set that was interrupted

@@ -19,16 +19,16 @@ import torch
 import yaml
 
 import train
-from calibration import read_temperature, tempered
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, read_yaml, run_script
 from dataset import Cache, open_cache
-from files import allocated, file_hash, map_array, write_text
+from engine.inference import make_eval_loader, predict_probs
+from engine.runs import check_run, hold_run, load_checkpoint, start_log, start_ranks
+from engine.trainer import PseudoRows
 from infer import load_run
 from metrics import IGNORED
-from predict import make_eval_loader, predict_probs
-from terminal import at_least, progress
-from trainer import PseudoRows
-from utils import check_run, hold_run, load_checkpoint, start_log, start_ranks
+from utils.files import allocated, file_hash, map_array, write_text
+from utils.progress import at_least, progress
+from voting.calibration import read_temperature, tempered
 
 SURE = 'pseudo_sure.npy'
 

@@ -33,8 +33,8 @@ from config import (
     refuse_device,
     run_script,
 )
-from files import write_whole
 from metrics import class_iou, confusion_matrix
+from utils.files import write_whole
 
 SIDE = 256
 PIXELS = SIDE * SIDE

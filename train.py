@@ -18,21 +18,12 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
-from checks import check_classes, check_epoch, check_first_batch, check_rates
 from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
-from convert import is_mmseg
 from dataset import held_out_hash, open_cache, read_folds, split_fold
-from dry_run import DryTrainer, rehearse
-from intervals import interval
-from metrics import iou_of_counts, miou_of_counts
-from models import SegModel
-from predict import evaluate
-from provenance import compare_provenance, write_provenance
-from signals import StopRequest, stop_requests
-from terminal import gpu_memory, next_line
-from tracking import Tracking, draw_predictions, require_tracker, start_tracker
-from trainer import PseudoRows, Trainer
-from utils import (
+from engine.dry_run import DryTrainer, rehearse
+from engine.inference import evaluate
+from engine.provenance import compare_provenance, write_provenance
+from engine.runs import (
     check_run,
     hold_run,
     load_checkpoint,
@@ -43,7 +34,16 @@ from utils import (
     start_log,
     start_ranks,
 )
-from weights import load_mmseg, read_state
+from engine.sanity import check_classes, check_epoch, check_first_batch, check_rates
+from engine.tracking import Tracking, draw_predictions, require_tracker, start_tracker
+from engine.trainer import PseudoRows, Trainer
+from intervals import interval
+from metrics import iou_of_counts, miou_of_counts
+from models import SegModel
+from networks.mmseg import is_mmseg
+from networks.pretrained import load_mmseg, read_state
+from utils.progress import gpu_memory, next_line
+from utils.signals import StopRequest, stop_requests
 
 
 def main(

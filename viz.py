@@ -23,18 +23,17 @@ from typing import NoReturn
 
 import numpy as np
 
-import report
-import suspects
-from coco import Photo, annotation_files, board_truth, draw_mask, read_coco, read_labels, read_photo
 from config import DONE, ArgumentParser, BadInput, add_config_arguments, load_config, one_line, run_script
-from drawing import compare, sheet, write_png
+from data.coco import Photo, annotation_files, board_truth, draw_mask, read_coco, read_labels, read_photo
 from intervals import LEVEL, interval
 from metrics import confusion_matrix, image_counts, iou_of_counts
 from submission import SubmissionReader, classes_and_data, require_same_images
-from terminal import MAX_SEED, at_least
-from uploads import MAX_MEGABYTES
+from utils.plotting import compare, sheet, write_png
+from utils.progress import MAX_SEED, at_least
+from viewer import label_errors, report
+from viewer.uploads import MAX_MEGABYTES
 
-APP = Path(__file__).with_name('app.py')
+APP = Path(__file__).parent / 'viewer/app.py'
 
 
 def command(argv: list[str] | None = None) -> int:
@@ -51,12 +50,12 @@ def command(argv: list[str] | None = None) -> int:
         report.main(args.name, args.output, args.data)
         return DONE
     if args.command == 'suspects':
-        suspects.main(args.name, args.output, args.data)
+        label_errors.main(args.name, args.output, args.data)
         return DONE
     if args.command == 'augment':
-        import augmented  # with torch, which the others do without
+        from viewer import samples  # with torch, which the others do without
 
-        augmented.main(load_config(args.cfg, args.set), args.fold, args.out, args.count, args.seed)
+        samples.main(load_config(args.cfg, args.set), args.fold, args.out, args.count, args.seed)
         return DONE
     classes, data = classes_and_data(args)
     if args.command == 'pictures':
@@ -236,7 +235,7 @@ def format_scores(csvs: Sequence[Path], counts: Sequence[np.ndarray], classes: S
 def start_app(
     port: int, data: Path, output: Path, labels: Path | None, cfg: Path | None, changes: list[str]
 ) -> NoReturn:
-    """Becomes the server of app.py, which answers to this machine alone. Raises BadInput."""
+    """Becomes the server of viewer/app.py, which answers to this machine alone. Raises BadInput."""
     if importlib.util.find_spec('streamlit') is None:
         raise BadInput('the app needs streamlit, which is not installed: pip install streamlit')
     annotation_files(data, 'train')
@@ -256,6 +255,8 @@ def start_app(
     values += ['--labels', str(labels)] if labels else []
     values += ['--set', *changes] if changes else []
     print(f'http://127.0.0.1:{port}  (Ctrl-C ends it)', flush=True)
+    root = str(APP.parents[1])  # Streamlit puts the page's own folder first on the path
+    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH'))))
     os.execv(sys.executable, [sys.executable, '-m', 'streamlit', 'run', str(APP), *options, '--', *values])
 
 

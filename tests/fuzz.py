@@ -30,14 +30,14 @@ sys.path.insert(0, str(ROOT))
 
 def imports() -> None:
     """The readers, as globals of this file: atheris instruments what is imported inside its own block."""
-    global coco, config, submission, tensors, utils, torch
+    global coco, config, submission, safe_load, runs, torch
     import torch
 
-    import coco
     import config
     import submission
-    import tensors
-    import utils
+    from data import coco
+    from engine import runs
+    from utils import safe_load
 
 
 # --- targets -----------------------------------------------------------------------------------------------
@@ -121,15 +121,15 @@ def fuzz_checkpoint(data: bytes) -> None:
     path = WORK / 'in.pt'
     for content in (data, packed(data)):
         path.write_bytes(content)
-        for read in (tensors.read_tensors, utils.load_checkpoint):
+        for read in (safe_load.read_tensors, runs.load_checkpoint):
             try:
                 found = read(path)
             except config.BadInput as error:
                 require_line(error)
                 continue
-            if read is utils.load_checkpoint:
-                utils.save_checkpoint(WORK / 'out.pt', found)
-                assert same(utils.load_checkpoint(WORK / 'out.pt'), found)
+            if read is runs.load_checkpoint:
+                runs.save_checkpoint(WORK / 'out.pt', found)
+                assert same(runs.load_checkpoint(WORK / 'out.pt'), found)
 
 
 def packed(pickled: bytes) -> bytes:

@@ -14,21 +14,19 @@ import pytest
 from conftest import write_csv
 from PIL import Image
 
-import confusions
-from coco import CocoSet, board_truth, draw_mask, read_coco, read_labels
+import evaluate
 from config import CLASSES, BadInput, dump_config, make_config
-from confusions import read_confusions
-from members import find_members
+from data.coco import CocoSet, board_truth, draw_mask, read_coco, read_labels
+from evaluate import read_confusions
 from metrics import class_iou, confusion_matrix, image_counts
-from recipe import Recipe, write_recipe
-from search import member_table, vote
 from submission import SubmissionReader
-from uploads import MAX_MEGABYTES, SEEN, read_upload
+from viewer.uploads import MAX_MEGABYTES, SEEN, read_upload
+from voting.hard import member_table, vote
+from voting.members import find_members
+from voting.recipe import Recipe, write_recipe
 
 testing = pytest.importorskip('streamlit.testing.v1')
-import browse  # noqa: E402 - with streamlit
-import sort_it  # noqa: E402
-import sources  # noqa: E402
+from viewer import app_data, page_photos, page_sorting  # noqa: E402 - with streamlit
 
 
 def make_output(data: Path, output: Path) -> Path:
@@ -79,7 +77,7 @@ def open_page(page, data, output, classes=CLASSES, **options):
 
 @pytest.fixture
 def photos(shapes, output):
-    return open_page('browse', shapes, output)
+    return open_page('viewer.page_photos', shapes, output)
 
 
 def tables(page) -> list[list[list[str]]]:
@@ -107,7 +105,7 @@ def where(page) -> tuple[int, str]:
 
 
 def test_first_page_says_how_the_runs_stand(shapes, output, train):
-    page = open_page('standing', shapes, output)
+    page = open_page('viewer.page_runs', shapes, output)
     assert not page.exception and not page.error
     runs, ious = tables(page)
     right = [draw_mask(photo) for photo in train.photos]
@@ -124,14 +122,14 @@ def test_first_page_says_how_the_runs_stand(shapes, output, train):
 
 
 def test_first_page_without_runs_and_with_broken_ones(shapes, output, tmp_path):
-    page = open_page('standing', shapes, tmp_path)
+    page = open_page('viewer.page_runs', shapes, tmp_path)
     assert 'No runs under' in page.info[0].value and not page.exception
     shutil.copytree(output / 'run', tmp_path / 'run')
     shutil.copytree(output / 'run', tmp_path / 'bad')
     (tmp_path / 'bad' / 'fold0' / 'config.yaml').write_text('epoch: 1')
     (tmp_path / 'bad' / 'fold1' / 'oof.csv').write_text('nonsense')
     (tmp_path / 'ensemble.yaml').write_text('rule: 7')
-    page = open_page('standing', shapes, tmp_path)
+    page = open_page('viewer.page_runs', shapes, tmp_path)
     said = [error.value.replace('\\', '') for error in page.error]
     assert len(said) == 3 and "unknown key 'epoch'" in said[0] and 'found the header' in said[1]
     assert 'not a recipe' in said[2] and tables(page)[0][1][0] == 'run' and not page.exception
@@ -146,7 +144,7 @@ def test_first_page_scores_the_ensemble(shapes, output, train, tmp_path):
         find_members(paths, tmp_path / 'x'),
         Recipe('hard vote', rows, [1.0] * 4),
     )
-    page = open_page('standing', shapes, tmp_path / 'o')
+    page = open_page('viewer.page_runs', shapes, tmp_path / 'o')
     assert [row[1] for row in tables(page)[1]] == ['weight', '2', '2', '1', '1']
     page.button(key='score-ensemble').click().run()
     scores, by_class = tables(page)[2:4]
@@ -197,7 +195,7 @@ def test_photos_are_chosen_by_name_class_and_fold(photos, train):
     page.text_input[0].set_value('').run()
     page.selectbox(key='fold').set_value(1).run()
     assert page.selectbox(key='name-train').options == [p.file_name for p in train.photos[1::2]]
-    page.selectbox(key='fold').set_value(browse.ANY).run()
+    page.selectbox(key='fold').set_value(page_photos.ANY).run()
     page.selectbox(key='class-train').set_value('Metal').run()
     with_metal = [p.file_name for p in train.photos if any(a.category_id == 4 for a in p.annotations)]
     assert 0 < len(with_metal) < 24 and page.selectbox(key='name-train').options == with_metal
@@ -207,24 +205,24 @@ def test_photos_are_chosen_by_name_class_and_fold(photos, train):
 
 def test_photos_are_ordered_by_score_and_by_disagreement(photos, train):
     page = photos
-    page.selectbox(key='order-train').set_value(browse.WORST).run()
+    page.selectbox(key='order-train').set_value(page_photos.WORST).run()
     page.selectbox(key='score-of').set_value('run').run()
     first = tables(page)[0][-1][1]
     page.button(key='next').click().run()
     assert first <= tables(page)[0][-1][1] and first < '0.9'
     assert f'mIoU of run {tables(page)[0][-1][1]}' in page.caption[0].value.replace('\\', '')
-    page.selectbox(key='order-train').set_value(browse.BEST).run()
+    page.selectbox(key='order-train').set_value(page_photos.BEST).run()
     assert tables(page)[0][-1][1] == '1.0000'
     page.selectbox(key='class-train').set_value('Metal').run()
     assert 'IoU of Metal of run 1' in page.caption[0].value.replace('\\', '')
-    page.selectbox(key='class-train').set_value(browse.ANY).run()
-    page.selectbox(key='order-train').set_value(browse.DIFFER).run()
+    page.selectbox(key='class-train').set_value(page_photos.ANY).run()
+    page.selectbox(key='order-train').set_value(page_photos.DIFFER).run()
     metal = [np.count_nonzero(board_truth(draw_mask(photo)) == 4) for photo in train.photos]
     assert where(page)[1] == train.photos[int(np.argmax(metal))].file_name
     assert f'differ on {max(metal) / 65536:.2%}' in page.caption[0].value.replace('\\', '')
     page.segmented_control(key='split').set_value('test').run()
     page.multiselect[0].set_value(['run/fold0', 'second/fold0']).run()
-    page.selectbox(key='order-test').set_value(browse.DIFFER).run()
+    page.selectbox(key='order-test').set_value(page_photos.DIFFER).run()
     assert where(page) == (1, 'batch_01/0026.jpg') and not page.exception  # the first of 256 lines of plastic
     page.selectbox(key='class-test').set_value('Plastic').run()
     assert len(page.selectbox(key='name-test').options) == 5  # all but the first, by the vote
@@ -232,10 +230,10 @@ def test_photos_are_ordered_by_score_and_by_disagreement(photos, train):
 
 def test_truth_and_scores_of_test_photos_whose_labels_are_known(shapes, output):
     labels = shapes / 'test_labels.json'
-    page = open_page('browse', shapes, output, labels=labels)
+    page = open_page('viewer.page_photos', shapes, output, labels=labels)
     page.segmented_control(key='split').set_value('test').run()
     page.multiselect[0].set_value(['run/fold0', 'second/fold0']).run()
-    page.selectbox(key='order-test').set_value(browse.WORST).run()
+    page.selectbox(key='order-test').set_value(page_photos.WORST).run()
     assert not page.exception and not page.error
     ious = {}
     with SubmissionReader(output / 'run/fold0/test.csv') as reader:
@@ -262,7 +260,7 @@ def test_labels_that_lack_a_test_photo(shapes, output, tmp_path):
     (tmp_path / 'labels.json').write_text(json.dumps(content))
     coco = read_coco(shapes, 'test', CLASSES)
     with pytest.raises(BadInput, match=r"labels.json: has no image 'batch_01/0024.jpg' of 256x256"):
-        sources.with_truth(coco, tmp_path / 'labels.json', CLASSES)
+        app_data.with_truth(coco, tmp_path / 'labels.json', CLASSES)
 
 
 def test_names_are_shown_as_they_are(shapes, output, tmp_path):
@@ -275,14 +273,14 @@ def test_names_are_shown_as_they_are(shapes, output, tmp_path):
         (tmp_path / labels).write_text(text.replace('batch_01/0000.jpg', '<img src=x>.jpg'))
     shutil.copytree(shapes / 'batch_01', tmp_path / 'batch_01')
     (tmp_path / '<img src=x>.jpg').write_bytes((shapes / 'batch_01/0000.jpg').read_bytes())
-    page = open_page('browse', tmp_path, tmp_path, classes)
+    page = open_page('viewer.page_photos', tmp_path, tmp_path, classes)
     assert where(page)[1] == '<img src=x>.jpg' and not page.exception
     assert page.caption[1].value == r'\<script\>\*x\*\_\[a\]\(b\) has no prediction of this photo\.'
     body = ' '.join(element.proto.body for element in page.get('html'))
     assert '&lt;i&gt;Clothing' in body and '<i>' not in body
-    body = tables(open_page('standing', tmp_path, tmp_path, classes))
+    body = tables(open_page('viewer.page_runs', tmp_path, tmp_path, classes))
     assert body == []  # its CSV has an image that is none of the photos
-    card = sort_it.bin_card('<i>x', 1, None, {1: sort_it.Piece(1, 0.1, 0.9, (0, 0))})
+    card = page_sorting.bin_card('<i>x', 1, None, {1: page_sorting.Piece(1, 0.1, 0.9, (0, 0))})
     assert '&lt;i&gt;x' in card and '<i>' not in card
 
 
@@ -315,11 +313,11 @@ def test_confusions_are_counted_once_and_again_when_something_changed(output, tr
         raise AssertionError('counted again')
 
     with monkeypatch.context() as patch:
-        patch.setattr(confusions, 'confusion_matrix', never)
+        patch.setattr(evaluate, 'confusion_matrix', never)
         again = read_confusions(path, train, len(CLASSES))
         assert again.image_ids == found.image_ids and np.array_equal(again.matrices, found.matrices)
     other = CocoSet(train.root, 'train', train.files, train.photos, 'other')
-    monkeypatch.setattr(confusions, 'confusion_matrix', never)
+    monkeypatch.setattr(evaluate, 'confusion_matrix', never)
     with pytest.raises(AssertionError):
         read_confusions(path, other, len(CLASSES))
     os.utime(path, (1, 1))
@@ -336,15 +334,15 @@ def test_confusions_are_counted_once_and_again_when_something_changed(output, tr
 
 def test_the_vote_is_that_of_the_ensemble():
     preds = list(np.random.default_rng(0).integers(0, 4, (3, 50, 60), np.uint8))
-    assert np.array_equal(sources.vote_of(preds, 4), vote(np.stack(preds), member_table([1, 1, 1], 4)))
-    assert np.array_equal(sources.vote_of(preds[:2], 4), preds[0])  # a tie goes to the first
-    assert np.array_equal(sources.vote_of(preds[:1], 4), preds[0])
+    assert np.array_equal(app_data.vote_of(preds, 4), vote(np.stack(preds), member_table([1, 1, 1], 4)))
+    assert np.array_equal(app_data.vote_of(preds[:2], 4), preds[0])  # a tie goes to the first
+    assert np.array_equal(app_data.vote_of(preds[:1], 4), preds[0])
 
 
 def test_a_photo_out_of_fold_twice_is_refused(output, train):
     path = output / 'run/fold0/oof.csv'
     with pytest.raises(BadInput, match='is out of fold in .* too'):
-        sources.count_source('run', [path, output / 'second/fold0/oof.csv'], train, len(CLASSES))
+        app_data.count_source('run', [path, output / 'second/fold0/oof.csv'], train, len(CLASSES))
 
 
 def test_four_thousand_rows_are_quick(shapes, tmp_path):
@@ -370,8 +368,8 @@ def test_four_thousand_rows_are_quick(shapes, tmp_path):
         start = time.process_time()
         assert len(read_confusions(path, train, len(CLASSES)).image_ids) == 4000
         times.append(time.process_time() - start)
-    page = open_page('browse', tmp_path, tmp_path / 'o')
-    page.selectbox(key='order-train').set_value(browse.WORST).run()
+    page = open_page('viewer.page_photos', tmp_path, tmp_path / 'o')
+    page.selectbox(key='order-train').set_value(page_photos.WORST).run()
     start = time.process_time()
     page.number_input[0].set_value(4000).run()
     shown = time.process_time() - start
@@ -443,40 +441,40 @@ def test_pieces_are_numbered_by_size_and_specks_are_left_out():
     probs = np.full((11, 100, 200), 0.01)
     np.put_along_axis(probs, ids[None].astype(np.intp), 0.8, 0)
     probs[6][ids == 6] = 0.4
-    pieces, kept = sort_it.find_pieces(probs)
+    pieces, kept = page_sorting.find_pieces(probs)
     assert [piece.category for piece in pieces] == [2, 2, 6]
     assert [piece.share for piece in pieces] == [0.16, 0.02, 0.02]
     assert [round(piece.sure, 6) for piece in pieces] == [0.8, 0.8, 0.4]
     assert all(ids[piece.middle[1], piece.middle[0]] == piece.category for piece in pieces)
     assert 115 <= pieces[0].middle[0] <= 165 and 65 <= pieces[0].middle[1] <= 75
     assert np.array_equal(kept, np.where(ids == 9, 0, ids))
-    picture = sort_it.draw_pieces(np.zeros((100, 200, 3), np.uint8), kept, pieces, 0.5)
+    picture = page_sorting.draw_pieces(np.zeros((100, 200, 3), np.uint8), kept, pieces, 0.5)
     x, y = pieces[0].middle
     assert picture.shape == (100, 200, 3) and (picture[y - 8 : y + 8, x - 8 : x + 8] == 255).all(2).any()
-    assert sort_it.find_pieces(np.eye(11)[0][:, None, None] * np.ones((1, 9, 9)))[0] == []
+    assert page_sorting.find_pieces(np.eye(11)[0][:, None, None] * np.ones((1, 9, 9)))[0] == []
 
 
 def test_pieces_beyond_the_last_number_are_left_out():
     """What is coloured has a number, and so a line on the page."""
     ids = np.zeros((100, 200), np.uint8)
-    for n in range(sort_it.PIECES + 2):
+    for n in range(page_sorting.PIECES + 2):
         x, y = 20 * (n % 10), 30 * (n // 10)
         ids[y : y + 9 + n, x : x + 12] = 1 + n % 10
-    pieces, kept = sort_it.find_pieces(np.eye(11)[ids].transpose(2, 0, 1))
-    assert len(pieces) == sort_it.PIECES == cv2.connectedComponents((kept > 0).astype(np.uint8))[0] - 1
+    pieces, kept = page_sorting.find_pieces(np.eye(11)[ids].transpose(2, 0, 1))
+    assert len(pieces) == page_sorting.PIECES == cv2.connectedComponents((kept > 0).astype(np.uint8))[0] - 1
     assert all(kept[piece.middle[1], piece.middle[0]] == piece.category for piece in pieces)
     assert not kept[0, 0] and not kept[0, 20] and np.array_equal(kept[30:], ids[30:])
 
 
 def test_every_class_has_a_bin(tmp_path):
-    bins = sort_it.read_bins()
+    bins = page_sorting.read_bins()
     assert set(bins) == set(CLASSES[1:])
     assert bins['Battery'].name == 'Battery box' and bins['General trash'].korean == '종량제봉투'
     for text in ('class,bin\nPaper,Paper\n', 'class,bin,korean,how\nPaper,Paper\n'):
         (tmp_path / 'bins.csv').write_text(text)
         with pytest.raises(BadInput, match='expected lines of class,bin,korean,how'):
-            sort_it.read_bins(tmp_path / 'bins.csv')
+            page_sorting.read_bins(tmp_path / 'bins.csv')
 
 
 def test_sorting_without_a_model_says_what_to_do(shapes, output):
-    assert 'No trained model under' in open_page('sort_it', shapes, output).info[0].value
+    assert 'No trained model under' in open_page('viewer.page_sorting', shapes, output).info[0].value

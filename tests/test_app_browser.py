@@ -23,8 +23,8 @@ from test_train import LEARN
 
 import train
 from config import CLASSES, load_config
-from drawing import PALETTE
-from uploads import MAX_MEGABYTES
+from utils.plotting import PALETTE
+from viewer.uploads import MAX_MEGABYTES
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = Path(os.environ.get('CHROMIUM', '/usr/bin/chromium'))

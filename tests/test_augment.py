@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from augment import (
+from data.augment import (
     Augment,
     cutmix,
     largest_share,
@@ -15,7 +15,7 @@ from augment import (
     resample,
     scale_and_crop,
 )
-from coco import IGNORED
+from data.coco import IGNORED
 
 FILL = (124, 116, 104)
 OFF = dict(scale_range=(1.0, 1.0), crop_max_share=1.0, hflip=0.0, photometric=0.0)

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import infer
-import soup
 import train
 from config import BadInput, read_yaml
 from dataset import open_cache
-from files import file_hash
-from trainer import PseudoRows
-from utils import load_checkpoint
+from engine.runs import load_checkpoint
+from engine.trainer import PseudoRows
+from tools import soup
+from utils.files import file_hash
 
 
 def test_swa_is_the_mean_of_the_last_epochs_with_norms_of_its_own(tiny):

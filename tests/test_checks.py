@@ -11,14 +11,14 @@ import torch
 import yaml
 
 import train
-from checks import check_classes, check_epoch, check_first_batch, check_labels, describe_labels
 from config import BadInput, CheckFailed
 from dataset import TrainingSet, open_cache
+from engine.inference import evaluate
+from engine.runs import Ranks, log
+from engine.sanity import check_classes, check_epoch, check_first_batch, check_labels, describe_labels
+from engine.writer import Predictions
 from metrics import IGNORED
 from models import SegModel
-from predict import evaluate
-from predictions import Predictions
-from utils import Ranks, log
 
 
 @pytest.fixture

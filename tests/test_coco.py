@@ -10,8 +10,8 @@ from PIL import Image
 from pycocotools import mask as rle_codec
 from pycocotools.coco import COCO
 
-from coco import IGNORED, Annotation, Photo, draw_mask, read_coco, read_photo
 from config import CLASSES, BadInput
+from data.coco import IGNORED, Annotation, Photo, draw_mask, read_coco, read_photo
 
 
 def polygon(x, y, w, h):

@@ -15,10 +15,10 @@ from config import (
     make_config,
     read_yaml,
 )
-from encoders import is_smp_encoder, own_encoder, timm_cfg
-from heads import HEADS
 from keys import describe_config
 from losses import LOSSES
+from networks.encoders import is_smp_encoder, own_encoder, timm_cfg
+from networks.heads import HEADS
 
 CONFIGS = sorted(Path(__file__).resolve().parents[1].glob('configs/*.yaml'))
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from config import Config, load_config
-from layers import Queries
+from engine.inference import main_logits, view_logits
 from losses import segmentation_loss
 from metrics import IGNORED
 from models import SegModel
-from predict import main_logits, view_logits
+from networks.layers import Queries
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.yaml'))
 SMALL = {

@@ -7,12 +7,12 @@ import pytest
 import timm
 import torch
 
-import encoders
 import train
 from config import BadInput
-from convert import convert_mmseg, is_mmseg, merged_neighbours
 from models import SegModel
-from weights import load_mmseg, read_state
+from networks import encoders
+from networks.mmseg import convert_mmseg, is_mmseg, merged_neighbours
+from networks.pretrained import load_mmseg, read_state
 
 FOLDER = Path(__file__).parent / 'reference'
 NETWORKS = sorted(path for path in FOLDER.glob('*.pt') if path.stem != 'mit_features')

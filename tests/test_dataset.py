@@ -11,8 +11,8 @@ import torch
 from conftest import write_set
 from processes import CONTEXT
 
-from coco import draw_mask, read_photo
 from config import BadInput
+from data.coco import draw_mask, read_photo
 from dataset import (
     EpochBatches,
     TrainingSet,

@@ -2,7 +2,6 @@
 of README.md is parsed by the script that it calls, and the real run is run.
 """
 
-import importlib
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
-from test_terminal import SCRIPTS
+from entry_points import SOURCES, entry, split_command
 
 import config
 from config import load_config
@@ -120,9 +119,9 @@ SHELL = {  # what is not a Python script, and why it is not run here
     'scripts/seeds.sh': 'trainings of hours',
 }
 NOT_RUN = {  # parsed, but not run
-    'soup.py': 'tests/test_averaging.py',
-    'tta.py': 'tests/test_tta.py',
-    'bench.py': 'minutes',
+    '-m tools.soup': 'tests/test_averaging.py',
+    '-m tools.search_tta': 'tests/test_tta.py',
+    '-m tools.bench': 'minutes',
     'viz.py suspects': 'tests/test_suspects.py',
     'viz.py app': 'tests/test_app.py',
 }
@@ -175,10 +174,10 @@ def test_every_command_is_one_that_its_script_takes(commands, monkeypatch):
                 for name in words[1:]:
                     assert (ROOT / f'configs/{name}.yaml').is_file() or name.isdigit(), words
             continue
-        script, *argv = words
+        script, argv = split_command(words)
         monkeypatch.setattr('sys.argv', [script, *argv])
         try:
-            getattr(importlib.import_module(script.removesuffix('.py')), SCRIPTS[script])(argv)
+            entry(script)(argv)
         except Parsed as parsed:
             args = parsed.args[0]
         else:
@@ -199,7 +198,8 @@ def test_the_real_run_runs(commands, shapes, tmp_path, monkeypatch, capsys):
     for program, *words in commands:
         if program != 'python' or ' '.join(words).startswith(tuple(NOT_RUN)) or '--dry-run' in words:
             continue
-        script, *argv = [re.sub(r'convnext\b(?!_)', 'convnext_knet', word) for word in words]
+        words = [re.sub(r'convnext\b(?!_)', 'convnext_knet', word) for word in words]
+        script, argv = split_command(words)
         if '--search' in argv:  # the other model and folds are left out
             argv = [word for word in argv if not re.search(r'swin_knet|fold[234]', word)]
         if re.search(r'swin_knet|--fold [234]', ' '.join(argv)):
@@ -209,12 +209,12 @@ def test_the_real_run_runs(commands, shapes, tmp_path, monkeypatch, capsys):
         if '--cfg' in argv:
             argv += ['--set', *(f'{key}={json.dumps(value)}' for key, value in small.items())]
         monkeypatch.setattr('sys.argv', [script, *argv])
-        status = getattr(importlib.import_module(script.removesuffix('.py')), SCRIPTS[script])()
+        status = entry(script)()
         assert status in (None, 0), words
         run.add(script)
     assert run == {
         'prepare.py', 'train.py', 'infer.py', 'pseudo.py', 'ensemble.py', 'submission.py', 'viz.py',
-        'postprocess.py',
+        '-m tools.postprocess',
     }  # fmt: skip
     for path in ('convnext_knet/fold1/best.pt', 'convnext_knet-pseudo/fold0/test.csv', 'submission.csv'):
         assert (tmp_path / 'output' / path).is_file(), path
@@ -237,7 +237,8 @@ def test_both_languages_have_the_same_commands_tables_and_files():
 def test_the_tree_names_every_module(page):
     tree = next(text for language, text in blocks_of(ROOT / page) if language == 'text')
     named = re.findall(r'\w+\.py\b', tree, re.ASCII)
-    assert sorted(set(named)) == sorted(path.name for path in ROOT.glob('*.py'))
+    modules = [Path(name).name for name in SOURCES if not name.startswith('tests/')]
+    assert sorted(named) == sorted(name for name in modules if name != '__init__.py')
 
 
 @pytest.mark.parametrize('page', [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md')], ids=lambda path: path.name)

@@ -15,15 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ensemble
-import recipe
-import search
-from coco import board_truth, draw_mask, read_coco
 from config import CLASSES, BadInput
+from data.coco import board_truth, draw_mask, read_coco
 from ensemble import main, parse_weight, weight_table
-from members import OofSample, find_members, read_samples
 from metrics import confusion_matrix, mean_iou
-from search import Scorer, count_votes, search_weights, vote, weight_grid
 from submission import SIDE, SubmissionWriter, read_masks
+from voting import hard, recipe
+from voting.hard import Scorer, count_votes, search_weights, vote, weight_grid
+from voting.members import OofSample, find_members, read_samples
 
 IDS = ['b.jpg', 'a.jpg', 'c,d.jpg']
 
@@ -327,7 +326,7 @@ def test_counting_in_portions_is_the_same(monkeypatch):
         for pixel in zip(one.truth.ravel().tolist(), *one.preds.reshape(3, -1).tolist(), strict=True):
             slow[one.part, *pixel] = slow.get((one.part, *pixel), 0) + 1
     assert {tuple(key): n for key, n in zip(keys.tolist(), whole.pixels.tolist(), strict=True)} == slow
-    monkeypatch.setattr(search, 'PORTION', 50)
+    monkeypatch.setattr(hard, 'PORTION', 50)
     portions = count_votes(samples, 3, 5)
     assert portions.pixels.tolist() == whole.pixels.tolist() and (portions.votes == whole.votes).all()
 
@@ -348,7 +347,7 @@ def test_the_best_member_beats_every_vote():
     result = search_weights(count_votes(samples_of(truth, preds, [i // 2 for i in range(10)]), 3, 4))
     assert result.weights == (0, 1, 0)
     assert result.equal < result.singles[1] == result.best == result.single_out_of_sample
-    assert 'do not ensemble: use model good' in search.format_search(result, ['bad', 'good', 'worse'])
+    assert 'do not ensemble: use model good' in hard.format_search(result, ['bad', 'good', 'worse'])
 
 
 def test_independent_models_are_better_together():
@@ -358,7 +357,7 @@ def test_independent_models_are_better_together():
     result = search_weights(count_votes(samples_of(truth, preds, [i // 2 for i in range(10)]), 3, 4))
     assert np.count_nonzero(result.weights) == 3
     assert max(result.equal, result.best_out_of_sample) > result.single_out_of_sample
-    assert 'use the vote with weights' in search.format_search(result, ['a', 'b', 'c'])
+    assert 'use the vote with weights' in hard.format_search(result, ['a', 'b', 'c'])
 
 
 def test_a_choice_that_is_luck_is_not_used():

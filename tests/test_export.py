@@ -10,15 +10,15 @@ import pytest
 import torch
 from conftest import TINY
 
-import export
 import infer
 import train
 from config import BadInput, CheckFailed, Config, dump_config, load_config
 from dataset import WholePhotos, open_cache, read_folds, split_fold
-from export import MaskModel, compare_onnx, to_onnx
 from models import SegModel
-from report import read_metrics
 from submission import SubmissionReader
+from tools import export_onnx
+from tools.export_onnx import MaskModel, compare_onnx, to_onnx
+from viewer.report import read_metrics
 
 
 @pytest.fixture(scope='module')
@@ -83,7 +83,7 @@ def test_file_that_disagrees_is_not_written(trained, exported, monkeypatch):
                 parameter.neg_()
         return content
 
-    monkeypatch.setattr(export, 'to_onnx', of_other_weights)
+    monkeypatch.setattr(export_onnx, 'to_onnx', of_other_weights)
     path.write_bytes(b'the one before')
     with pytest.raises(CheckFailed, match='not written: in ONNX Runtime only'):
         export_fold(trained)
@@ -91,7 +91,7 @@ def test_file_that_disagrees_is_not_written(trained, exported, monkeypatch):
 
 
 def test_export_without_its_packages(trained, monkeypatch):
-    monkeypatch.setattr(export, 'find_spec', lambda name: None)
+    monkeypatch.setattr(export_onnx, 'find_spec', lambda name: None)
     with pytest.raises(BadInput, match='pip install onnx onnxscript onnxruntime'):
         export_fold(trained)
 
@@ -164,7 +164,7 @@ def test_every_family_has_an_onnx_form(name, encoder, channels):
     changes += ['features=[3,6,9,12]'] if name in ('beit', 'setr') else []
     cfg = load_config(f'configs/{name}.yaml', changes)
     model = MaskModel(SegModel(cfg, load_weights=False).eval(), cfg, 512)
-    export.unfuse(model)
+    export_onnx.unfuse(model)
     photos = [(torch.randint(0, 256, (3, 256, 256), dtype=torch.uint8), row) for row in range(4)]
     found = compare_onnx(to_onnx(model, photos), model, photos, 3)
     assert found.equal > 0.999

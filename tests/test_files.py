@@ -4,10 +4,9 @@ import errno
 
 import pytest
 
-import files
 from config import BadInput
-from files import hold, make_folder, write_text, write_whole
-from utils import start_log
+from engine.runs import files, start_log
+from utils.files import hold, make_folder, write_text, write_whole
 
 
 def test_old_content_stays_until_the_new_is_whole(tmp_path):

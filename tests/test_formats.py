@@ -12,9 +12,9 @@ from PIL import ExifTags, Image
 
 import prepare
 import train
-from coco import draw_mask, read_coco, read_labels, read_photo
 from config import CLASSES, BadInput, load_config, run_script
-from formats import upright_size
+from data.coco import draw_mask, read_coco, read_labels, read_photo
+from data.importers import upright_size
 
 NAMES = ['can', 'big bottle', 'bag']
 

@@ -12,9 +12,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import coco
 from config import Config, dump_config, load_config
-from utils import load_checkpoint, save_checkpoint
+from data import coco
+from engine.runs import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ['csv', 'coco', 'config', 'checkpoint']

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from heads import FCN, HEADS, KNet
 from losses import segmentation_loss
+from networks.heads import FCN, HEADS, KNet
 
 WIDTHS = [8, 16, 24, 32]
 OPTIONS = {'channels': 16, 'dropout': 0.1, 'aux_weight': 0.4, 'aux_channels': 8}  # what every head takes

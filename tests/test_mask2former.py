@@ -6,10 +6,10 @@ import re
 import pytest
 import torch
 
-from layers import Queries
 from losses import match, point_losses, segmentation_loss, segments_of, set_loss, unsure_points
-from mask2former import Mask2Former, outside
 from metrics import IGNORED
+from networks.layers import Queries
+from networks.mask2former import Mask2Former, outside
 
 WIDTHS = [8, 16, 32, 64]
 

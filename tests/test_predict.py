@@ -15,10 +15,10 @@ from torch import nn
 import infer
 import train
 from config import BadInput, Interrupted
-from files import hold
-from layers import resize
-from predict import resize_every, view_logits, window_starts
+from engine.inference import resize_every, view_logits, window_starts
+from networks.layers import resize
 from submission import read_masks
+from utils.files import hold
 
 
 class PixelModel(nn.Module):

@@ -8,8 +8,8 @@ from conftest import write_set
 from PIL import Image
 
 import prepare
-from coco import draw_mask, read_coco
 from config import CLASSES, BadInput, run_script
+from data.coco import draw_mask, read_coco
 
 
 def test_check_of_a_clean_set(shapes, capsys):

@@ -7,7 +7,11 @@ import pytest
 import torch
 from conftest import write_rectangles
 
-from calibration import (
+from config import BadInput
+from ensemble import main
+from metrics import confusion_matrix, mean_iou
+from submission import SIDE, SubmissionWriter, read_masks
+from voting.calibration import (
     Calibration,
     calibrate,
     calibration_error,
@@ -17,13 +21,9 @@ from calibration import (
     tempered,
     write_calibration,
 )
-from config import BadInput
-from ensemble import main
-from members import OofSample
-from metrics import confusion_matrix, mean_iou
-from search import Patterns, count_votes, search_weights, vote
-from soft import believed, mean_probs, search_soft, soft_grid
-from submission import SIDE, SubmissionWriter, read_masks
+from voting.hard import Patterns, count_votes, search_weights, vote
+from voting.members import OofSample
+from voting.soft import believed, mean_probs, search_soft, soft_grid
 
 
 def samples_of(truth, preds, parts, probs=()):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convert import convert_mmseg_head
-from heads import HEADS, Head
 from losses import segmentation_loss
+from networks.heads import HEADS, Head
+from networks.mmseg import convert_mmseg_head
 
 NAMES = ('uper', 'knet_relu', 'knet_gelu', 'fcn_aux', 'fcn_hrnet', 'ocr', 'setr_naive')
 TOLERANCE = 1e-4

@@ -4,7 +4,7 @@ import torch
 
 import train
 from dataset import folds_path, open_cache, read_folds
-from utils import load_checkpoint
+from engine.runs import load_checkpoint
 
 
 def test_the_same_folds(tiny, tmp_path):

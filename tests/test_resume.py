@@ -19,9 +19,9 @@ from processes import ended, start, typed
 import pseudo
 import train
 from config import BadInput, Config, Interrupted, dump_config
-from signals import SIGNALS, stop_requests
-from trainer import Trainer
-from utils import load_checkpoint, save_checkpoint
+from engine.runs import load_checkpoint, save_checkpoint
+from engine.trainer import Trainer
+from utils.signals import SIGNALS, stop_requests
 
 
 @pytest.fixture(scope='module')
@@ -113,7 +113,7 @@ def train_dying(cfg: Config, where: tuple[str, str], nth: int, seconds: float) -
     train.main(cfg, 0, resume=True)
 
 
-@pytest.mark.parametrize('where', [('trainer', 'save_checkpoint'), ('train', 'evaluate')])
+@pytest.mark.parametrize('where', [('engine.trainer', 'save_checkpoint'), ('train', 'evaluate')])
 def test_killed_while_it_writes_or_validates(whole, other, where):
     rng = np.random.default_rng(0)
     for _ in range(4):

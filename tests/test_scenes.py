@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-import scenes
-from coco import draw_mask, read_coco, read_photo
 from config import CLASSES
-from kinds import KINDS
-from scenes import SIDE, draw_scene, make_demo_set
-from shapes import Cutout
-from textures import GROUNDS
+from data.coco import draw_mask, read_coco, read_photo
+from data.demo import scenes
+from data.demo.objects import KINDS
+from data.demo.scenes import SIDE, draw_scene, make_demo_set
+from data.demo.shapes import Cutout
+from data.demo.textures import GROUNDS
 
 TRAIN, TEST = 24, 12
 LIGHT = np.array([-0.48, -0.36, 0.8])

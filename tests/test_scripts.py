@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import write_csv
 
-from coco import read_coco
 from config import CLASSES
+from data.coco import read_coco
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / '.venv').exists(), reason='scripts/setup.sh makes .venv')

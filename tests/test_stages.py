@@ -21,7 +21,7 @@ import prepare
 import train
 from config import Config, dump_config
 from dataset import open_cache
-from files import hold
+from utils.files import hold
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ('cache', 'masks', 'demo', 'infer', 'ensemble')

@@ -7,11 +7,11 @@ import pytest
 from conftest import write_rectangles
 from PIL import Image
 
-import suspects
 import viz
 from config import CLASSES, Config, dump_config
 from metrics import IGNORED
 from submission import SubmissionWriter
+from viewer import label_errors
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_sure_disagreement_comes_first(run):
         if row != 2:
             probs[row, 3][mask != 3] = 125
     np.save(folder / 'oof_probs.npy', probs)
-    suspects.main('one', folder.parent.parent)
+    label_errors.main('one', folder.parent.parent)
     found = listed(folder)
     assert [row[0] for row in found] == ['2.png', '5.png']
     assert float(found[0][5]) == 1000 and float(found[1][5]) == pytest.approx(4800 * 5 / 255, abs=0.1)
@@ -67,7 +67,7 @@ def test_sure_disagreement_comes_first(run):
 
 def test_ignored_pixels_are_no_suspects():
     truth, pred = np.full((256, 256), IGNORED, np.uint8), np.ones((256, 256), np.uint8)
-    assert suspects.disagreements(truth, pred, np.ones(truth.shape)) == []
+    assert label_errors.disagreements(truth, pred, np.ones(truth.shape)) == []
 
 
 def test_sheet_of_augmented_samples(tiny_yaml, tiny, tmp_path, capsys):

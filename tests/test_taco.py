@@ -19,9 +19,9 @@ import pytest
 from PIL import ExifTags, Image
 
 import prepare
-import taco as taco_module
-from coco import draw_mask, read_coco, read_photo, read_rgb
 from config import CLASSES, BadInput, CheckFailed, run_script
+from data import taco as taco_module
+from data.coco import draw_mask, read_coco, read_photo, read_rgb
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 60, 80

@@ -1,30 +1,22 @@
 """What a person sees in a terminal, and what a log file gets."""
 
 import argparse
-import importlib
 import io
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from entry_points import SCRIPTS, entry
 from tqdm import tqdm
 
 import config
-import dry_run
-import terminal
 import train
+from engine import dry_run
+from engine.trainer import Trainer
 from models import count_model
-from terminal import Bar, progress
-from trainer import Trainer
+from utils import progress as terminal
+from utils.progress import Bar, progress
 
-ROOT = Path(config.__file__).parent
-# each script, and the function that run_script is given
-SCRIPTS = {
-    path.name: match[1]
-    for path in sorted(ROOT.glob('*.py'))
-    if (match := re.search(r'^    run_script\((\w+)\)$', path.read_text(), re.MULTILINE))
-}
 PREFIXES = {'ensemble.py': (['compare'], ['calibrate'])}  # commands that it parses by itself
 
 
@@ -40,7 +32,7 @@ def parser_of(script, words, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(config.ArgumentParser, 'parse_args', stop)
         with pytest.raises(Parsed) as caught:
-            getattr(importlib.import_module(script[:-3]), SCRIPTS[script])(words)
+            entry(script)(words)
     return caught.value.args[0]
 
 
@@ -53,7 +45,15 @@ def commands_of(parser):
 
 
 def test_all_scripts_are_looked_at():
-    assert {'prepare.py', 'train.py', 'infer.py', 'pseudo.py', 'ensemble.py', 'viz.py'} <= SCRIPTS.keys()
+    assert {
+        'prepare.py',
+        'train.py',
+        'infer.py',
+        'pseudo.py',
+        'ensemble.py',
+        'viz.py',
+        '-m tools.soup',
+    } <= SCRIPTS.keys()
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
@@ -61,7 +61,9 @@ def test_help_has_an_example_and_each_default(script, monkeypatch):
     starts = [parser_of(script, words, monkeypatch) for words in ([], *PREFIXES.get(script, ()))]
     for parser in [command for start in starts for command in commands_of(start)]:
         shown = parser.format_help()
-        assert f'python {parser.prog}' in shown, f'{parser.prog}: --help has no example'
+        assert f'python {parser.prog.removeprefix("python ")}' in shown, (
+            f'{parser.prog}: --help has no example'
+        )
         formatter = parser._get_formatter()
         for action in parser._actions:
             if action.option_strings and action.dest != 'help':

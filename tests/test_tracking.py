@@ -7,7 +7,7 @@ from processes import ended, start
 
 import train
 from config import BadInput, CheckFailed
-from tracking import PROJECT, Mlflow, require_tracker
+from engine.tracking import PROJECT, Mlflow, require_tracker
 
 
 def test_a_missing_package_is_one_line_before_training(tiny, monkeypatch):

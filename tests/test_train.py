@@ -21,16 +21,16 @@ from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 import infer
 import pseudo
 import train
-from coco import IGNORED
 from config import BadInput, CheckFailed, load_config, run_script
+from data.coco import IGNORED
 from dataset import open_cache, read_folds
+from engine.inference import evaluate
+from engine.runs import Ranks, append_metrics, hold_run, load_checkpoint, save_checkpoint
+from engine.trainer import Trainer, build_optimizer, lr_factor
 from metrics import confusion_matrix, iou_of_counts, mean_iou
 from models import SegModel
-from predict import evaluate
-from signals import StopRequest
 from submission import read_masks
-from trainer import Trainer, build_optimizer, lr_factor
-from utils import Ranks, append_metrics, hold_run, load_checkpoint, save_checkpoint
+from utils.signals import StopRequest
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARN = dict(

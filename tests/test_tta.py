@@ -6,11 +6,11 @@ from conftest import write_set
 
 import infer
 import train
-import tta
 from config import BadInput
-from layers import resize
+from engine.inference import make_views
 from metrics import miou_of_counts
-from predict import make_views
+from networks.layers import resize
+from tools import search_tta
 
 
 def test_every_view_is_turned_back_on_photos_that_are_not_square():
@@ -23,7 +23,7 @@ def test_every_view_is_turned_back_on_photos_that_are_not_square():
 
 
 def test_sets_are_every_choice_in_the_order_of_the_views():
-    sets = tta.view_sets(['h'], [90], [0.75, 1.0])
+    sets = search_tta.view_sets(['h'], [90], [0.75, 1.0])
     assert len(sets) == 2 * 2 * 3
     every = list(make_views(['h'], [90], [0.75, 1.0]))
     assert len(every) == 8 and max(len(one.views) for one in sets) == 8
@@ -35,7 +35,7 @@ def test_sets_are_every_choice_in_the_order_of_the_views():
 
 def test_too_many_sets():
     with pytest.raises(BadInput, match='too many'):
-        tta.view_sets(['h', 'v', 'hv'], [90, 180, 270], [1 + n / 10 for n in range(7)])
+        search_tta.view_sets(['h', 'v', 'hv'], [90, 180, 270], [1 + n / 10 for n in range(7)])
 
 
 @pytest.mark.parametrize('rule', ['nearest', 'block_max'])
@@ -43,15 +43,15 @@ def test_counts_are_those_of_inference(tiny, capsys, rule):
     tiny = tiny.model_copy(update={'downsample': rule, 'cache_size': 512})
     train.main(tiny, 0)
     device = torch.device('cpu')
-    sets = tta.view_sets(['h'], [90], [1.0, 1.5])
-    tally = tta.count(tiny, 0, ['h'], [90], [1.0, 1.5], sets, device)
+    sets = search_tta.view_sets(['h'], [90], [1.0, 1.5])
+    tally = search_tta.count(tiny, 0, ['h'], [90], [1.0, 1.5], sets, device)
     for number in (0, 5, len(sets) - 1):
         one = sets[number]
         keys = {'tta_flips': one.flips, 'tta_rotations': one.rotations, 'tta_scales': one.scales}
         score = infer.main(tiny.model_copy(update=keys), 0, 'oof')
         assert float(miou_of_counts(tally.counts[:, number].sum(0))) == pytest.approx(score, abs=1e-6)
     assert (tally.seconds > 0).all()
-    chosen = tta.main(tiny, 0, ['h'], [90], [1.0, 1.5])
+    chosen = search_tta.main(tiny, 0, ['h'], [90], [1.0, 1.5])
     said = capsys.readouterr().out
     assert '12 sets of views' in said and 'out of sample' in said and chosen in sets
 
@@ -60,13 +60,13 @@ def test_fewer_photos_than_parts(tiny, tmp_path):
     few = {'data_root': write_set(tmp_path / 'few', 6, 0), 'cache_dir': tmp_path / 'cache'}
     tiny = tiny.model_copy(update=few)
     train.main(tiny, 0)
-    assert tta.main(tiny, 0, ['h'], [], [1.0]).scales == (1.0,)
+    assert search_tta.main(tiny, 0, ['h'], [], [1.0]).scales == (1.0,)
 
 
 @pytest.mark.parametrize('fold', ['-1', '7'])
 def test_fold_that_is_none(tiny_yaml, fold):
     with pytest.raises(BadInput, match='no such fold'):
-        tta.command(['--cfg', str(tiny_yaml), f'--fold={fold}'])
+        search_tta.command(['--cfg', str(tiny_yaml), f'--fold={fold}'])
 
 
 def test_labels_that_the_model_has_seen(tiny):
@@ -74,4 +74,4 @@ def test_labels_that_the_model_has_seen(tiny):
     run = tiny.run_dir(0)
     run.rename(run.with_name('fold1'))
     with pytest.raises(BadInput, match='has seen labels of fold 1'):
-        tta.main(tiny, 1, [], [], [1.0])
+        search_tta.main(tiny, 1, [], [], [1.0])

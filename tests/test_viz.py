@@ -15,11 +15,12 @@ import pytest
 from conftest import write_csv, write_rectangles
 from PIL import Image
 
-import report
 import viz
-from coco import board_truth, draw_mask, read_coco, read_labels
 from config import CLASSES, BadInput, dump_config, make_config
-from drawing import (
+from data.coco import board_truth, draw_mask, read_coco, read_labels
+from metrics import IGNORED
+from submission import SubmissionReader
+from utils.plotting import (
     GAP,
     PALETTE,
     VIEW,
@@ -31,10 +32,9 @@ from drawing import (
     sheet,
     write_png,
 )
-from members import member_of
-from metrics import IGNORED
-from recipe import Recipe, write_recipe
-from submission import SubmissionReader
+from viewer import report
+from voting.members import member_of
+from voting.recipe import Recipe, write_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,0 +1,1 @@
+"""Photos, masks and folds: read, checked, cached and made, without torch."""

@@ -1,0 +1,1 @@
+"""The demo set: scenes of waste, drawn."""

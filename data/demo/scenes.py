@@ -1,0 +1,291 @@
+"""The demo set: photo-like scenes of trash in the competition's layout, drawn from a seed alone.
+
+    make_demo_set(Path('input/demo'), train=120, test=40, seed=0)
+
+A scene depends on (seed, split, index) and nothing else, so a larger set starts with the photos of a smaller.
+Its truth is exact: pycocotools rasterises an outline before a pixel of it is drawn, and objects are drawn in
+the order in which masks are painted. objects.py draws objects; here they are laid out, lit, photographed.
+"""
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from pycocotools import mask as rle_codec
+
+from config import CLASSES
+from data.demo.objects import KINDS
+from data.demo.shapes import Cutout
+from data.demo.textures import GROUNDS, Array, Rng, grain, grid, hsv, noise
+from utils.files import remove_partials, write_text, write_whole
+from utils.progress import progress
+
+SIDE = 512  # pixels, of a photo
+QUALITY = 92  # of its JPEG
+SPLITS = ('train', 'test')
+# Of annotations, about as in the competition. A scene's first object ignores them and takes an id of FIRST in
+# turn, so that a dozen photos in a row hold every rare class, and a small set can be scored on all of them.
+SHARES = {1: 0.12, 2: 0.26, 3: 0.03, 4: 0.03, 5: 0.02, 6: 0.14, 7: 0.06, 8: 0.32, 9: 0.01, 10: 0.01}
+FIRST = (9, 8, 10, 3, 5, 2, 4, 9, 10, 7, 5, 3)
+# The size of a class's objects, where 1 is the usual one; how likely a scene has so many objects
+SCALES = {1: 0.85, 2: 1.0, 3: 0.95, 4: 0.8, 5: 1.15, 6: 1.0, 7: 0.95, 8: 1.1, 9: 0.65, 10: 1.25}
+CROWDS = {1: 0.16, 2: 0.16, 3: 0.16, 4: 0.14, 5: 0.12, 6: 0.09, 8: 0.08, 10: 0.05, 13: 0.04}
+VISIBLE = 0.3  # of an object; one more hidden than that is left out
+PROCESSES = 2
+
+
+class Placed(NamedTuple):
+    """An object in its scene: what is true of it, and what is drawn."""
+
+    category_id: int
+    polygon: Array  # (M, 2) x y in pixels, half ones too
+    mask: Array  # (512, 512) bool, the polygon as pycocotools rasterises it
+    cutout: Cutout
+    matrix: Array  # (2, 3) from the cutout's pixels to the scene's
+    size: float  # pixels
+
+
+class Scene(NamedTuple):
+    """A drawn scene. `mask` is what repainting `annotations` gives, to the pixel."""
+
+    photo: Array  # (512, 512, 3) uint8 RGB
+    mask: Array  # (512, 512) uint8, 0 background
+    annotations: list[dict[str, Any]]  # in COCO's form, without ids
+
+
+def make_demo_set(out: Path, train: int = 120, test: int = 40, seed: int = 0) -> None:
+    """Writes photos under out/batch_01 (train) and out/batch_02 (test), and their three annotation files.
+
+    train_all.json; test.json, without annotations; test_labels.json, which is test.json with them. Replaces
+    files of the same names.
+    """
+    jobs = [('train', index) for index in range(train)] + [('test', index) for index in range(test)]
+    for folder in ('batch_01', 'batch_02'):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+        remove_partials(out / folder, '*')
+    # not a Pool, which replaces processes that cannot start, for ever
+    with ProcessPoolExecutor(min(PROCESSES, max(len(jobs), 1)), get_context('spawn')) as pool:
+        drawn = pool.map(partial(write_scene, out, seed), jobs, chunksize=4)
+        scenes = list(progress(drawn, 'demo set', 'photo', len(jobs)))
+    files = (('train', 'train_all', False), ('test', 'test_labels', False), ('test', 'test', True))
+    for split, name, hidden in files:
+        images, annotations = [], []
+        for image_id, (job, records) in enumerate(zip(jobs, scenes, strict=True)):
+            if job[0] != split:
+                continue
+            images.append(image_record(image_id, file_name(*job)))
+            for record in [] if hidden else records:
+                annotations.append({'id': len(annotations), 'image_id': image_id, **record})
+        write_json(out / f'{name}.json', images, annotations)
+
+
+def write_scene(out: Path, seed: int, job: tuple[str, int]) -> list[dict[str, Any]]:
+    """Draws one scene and saves its photo; its annotations."""
+    cv2.setNumThreads(1)
+    scene = draw_scene(seed, *job)
+    _, jpeg = cv2.imencode('.jpg', scene.photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    with write_whole(out / file_name(*job)) as file:
+        file.write(jpeg)
+    return scene.annotations
+
+
+def file_name(split: str, index: int) -> str:
+    return f'batch_{1 + SPLITS.index(split):02d}/{index:04d}.jpg'
+
+
+def image_record(image_id: int, name: str) -> dict[str, Any]:
+    size = {'height': SIDE, 'width': SIDE}
+    return {'license': 0, 'url': None, 'file_name': name, **size, 'date_captured': None, 'id': image_id}
+
+
+def write_json(path: Path, images: list[dict], annotations: list[dict]) -> None:
+    content = {
+        'info': {
+            'year': 2025,
+            'version': '1',
+            'description': 'drawn scenes of trash, for a demo of the whole job',
+        },
+        'licenses': [{'id': 0, 'name': 'as the code that drew them', 'url': None}],
+        'images': images,
+        'categories': [{'id': k, 'name': name, 'supercategory': name} for k, name in enumerate(CLASSES) if k],
+        'annotations': annotations,
+    }
+    write_text(path, json.dumps(content))
+
+
+def draw_scene(seed: int, split: str, index: int) -> Scene:
+    """One scene, of a seed, a split ('train' or 'test') and its place in that split."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    light = light_of(rng)
+    picture = draw_ground(rng)
+    placed = lay_out(rng, light, first=FIRST[index % len(FIRST)])
+    for thing in placed:
+        cast_shadow(picture, thing, light, rng)
+        paint(picture, thing)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    for thing in placed:
+        mask[thing.mask] = thing.category_id
+    return Scene(photograph(rng, picture, light), mask, [annotate(thing) for thing in placed])
+
+
+def light_of(rng: Rng) -> Array:
+    """A unit vector to the light: from any side, 35 to 70 degrees high."""
+    side, high = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.2)
+    return np.array([np.cos(side) * np.cos(high), np.sin(side) * np.cos(high), np.sin(high)])
+
+
+def draw_ground(rng: Rng) -> Array:
+    """(512, 512, 3) float32 of a ground seen at a slant, turned any way."""
+    ground = GROUNDS[rng.integers(len(GROUNDS))](rng, (640, 640))
+    angle, slant, zoom = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35), rng.uniform(0.62, 0.75)
+    square = np.float32([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * SIDE / 2
+    turn = np.float32([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    source = square * zoom * np.float32([(1, 1), (1, 1), (1 - slant, 1), (1 - slant, 1)]) @ turn + 320
+    matrix = cv2.getPerspectiveTransform(np.float32(source), square + SIDE / 2)
+    return cv2.warpPerspective(np.float32(ground), matrix, (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT)
+
+
+def lay_out(rng: Rng, light: Array, first: int) -> list[Placed]:
+    """The objects of a scene in the order in which masks are painted: largest first."""
+    count = int(rng.choice(list(CROWDS), p=np.array(list(CROWDS.values())) / sum(CROWDS.values())))
+    ids = [first, *rng.choice(list(SHARES), count - 1, p=list(SHARES.values()))]
+    usual = SIDE * rng.uniform(0.44, 0.59) / count**0.27
+    pile, spread = rng.uniform(0.35, 0.65, 2) * SIDE, rng.uniform(0.16, 0.34) * SIDE
+    placed = []
+    for k, category_id in enumerate(map(int, ids)):
+        size = usual * SCALES[category_id] * rng.uniform(0.75, 1.3) * (1.15 if k == 0 else 1)
+        angle = rng.uniform(0, 2 * np.pi)
+        centre = np.clip(rng.normal(pile, spread if k else spread / 2), 0.06 * SIDE, 0.94 * SIDE)
+        thing = place(rng, category_id, size, angle, centre, light)
+        if thing.mask.sum() >= 150:
+            placed.append(thing)
+    placed.sort(key=lambda thing: -thing.mask.sum())
+    return seen(placed)
+
+
+def place(rng: Rng, category_id: int, size: float, angle: float, centre: Array, light: Array) -> Placed:
+    """An object of a class drawn, turned by `angle` (radians) and put with its middle at `centre` (x, y)."""
+    c, s = np.cos(angle), np.sin(angle)
+    turned_light = np.array([c * light[0] + s * light[1], c * light[1] - s * light[0], light[2]])
+    drawers = KINDS[category_id]
+    cutout = drawers[rng.integers(len(drawers))](rng, size, turned_light)
+    turn = np.array([[c, -s], [s, c]]) * np.array(
+        [[1], [rng.uniform(0.88, 1)]]
+    )  # what lies flat is seen a little from the side
+    middle = (cutout.outline.max(0) + cutout.outline.min(0)) / 2
+    matrix = np.column_stack([turn, centre - turn @ middle])
+    polygon = tidy(cutout.outline @ turn.T + matrix[:, 2])
+    return Placed(category_id, polygon, rasterise(polygon), cutout, matrix, size)
+
+
+def tidy(outline: Array) -> Array:
+    """(M, 2) outline cut to the photo, few corners, on half pixels; empty where nothing is inside."""
+    for axis, edge, sign in (
+        (0, 0, 1),
+        (0, SIDE, -1),
+        (1, 0, 1),
+        (1, SIDE, -1),
+    ):  # Sutherland and Hodgman, 1974
+        kept = []
+        for before, point in zip(np.roll(outline, 1, 0), outline, strict=True):
+            a, b = sign * (before[axis] - edge), sign * (point[axis] - edge)
+            if a * b < 0:
+                kept.append(before + (point - before) * (a / (a - b)))
+            if b >= 0:
+                kept.append(point)
+        outline = np.array(kept).reshape(-1, 2)
+    if len(outline) < 3:
+        return np.zeros((0, 2))
+    simple = cv2.approxPolyDP(np.float32(outline)[:, None], 0.35, True)[:, 0]
+    return np.round(np.float64(simple) * 2) / 2
+
+
+def rasterise(polygon: Array) -> Array:
+    """(512, 512) bool of a polygon, by COCO's own rule."""
+    if len(polygon) < 3:
+        return np.zeros((SIDE, SIDE), bool)
+    return rle_codec.decode(rle_codec.frPyObjects([polygon.ravel().tolist()], SIDE, SIDE))[..., 0].astype(
+        bool
+    )
+
+
+def seen(placed: list[Placed]) -> list[Placed]:
+    """Without the objects that later ones hide."""
+    owner = np.full((SIDE, SIDE), -1, np.int32)
+    for k, thing in enumerate(placed):
+        owner[thing.mask] = k
+    return [thing for k, thing in enumerate(placed) if (owner == k).sum() >= VISIBLE * thing.mask.sum()]
+
+
+def around(mask: Array, margin: int) -> tuple[slice, slice]:
+    """Rows and columns of a mask's box and `margin` pixels about it."""
+    x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+    return slice(max(y - margin, 0), min(y + h + margin, SIDE)), slice(
+        max(x - margin, 0), min(x + w + margin, SIDE)
+    )
+
+
+def cast_shadow(picture: Array, thing: Placed, light: Array, rng: Rng) -> None:
+    """Darkens what lies beside an object: a soft shadow away from the light, a close one along its edge."""
+    reach = thing.size * thing.cutout.height * rng.uniform(0.5, 1)
+    part = around(thing.mask, int(reach * 1.5) + 12)
+    mask = thing.mask[part].astype(np.float32) * thing.cutout.opacity.mean()
+    shift = -light[:2] / light[2] * reach
+    moved = cv2.warpAffine(mask, np.float64([[1, 0, shift[0]], [0, 1, shift[1]]]), mask.shape[::-1])
+    moved = cv2.GaussianBlur(np.maximum(moved, mask * 0.3), (0, 0), 1.5 + reach / 5)
+    close = cv2.GaussianBlur(mask, (0, 0), 3)
+    picture[part] *= (1 - rng.uniform(0.35, 0.6) * moved)[..., None] * (1 - 0.35 * close)[..., None]
+
+
+def paint(picture: Array, thing: Placed) -> None:
+    """Draws an object on its mask, with the soft edge that a lens gives."""
+    cutout = thing.cutout
+    part = around(thing.mask, 4)
+    mask = cv2.GaussianBlur(thing.mask[part].astype(np.float32), (0, 0), 0.6)
+    matrix = thing.matrix - np.array([[0, 0, part[1].start], [0, 0, part[0].start]])
+    image, opacity = (
+        cv2.warpAffine(
+            np.float32(a), matrix, mask.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        for a in (cutout.image, cutout.opacity)
+    )
+    behind = picture[part]
+    through = cv2.GaussianBlur(behind, (0, 0), cutout.haze) if cutout.haze else behind
+    drawn = through + (np.clip(image, 0, 1.2) - through) * opacity[..., None]
+    behind += (drawn - behind) * mask[..., None]
+
+
+def photograph(rng: Rng, picture: Array, light: Array) -> Array:
+    """(512, 512, 3) uint8: uneven light, a colour cast, blur, vignette, noise."""
+    x, y = (a / SIDE - 0.5 for a in grid((SIDE, SIDE)))
+    lit = 1 + rng.uniform(0.1, 0.5) * (x * light[0] + y * light[1]) + 0.08 * noise(rng, (SIDE, SIDE), 300, 1)
+    lit = lit * (1 - rng.uniform(0, 0.6) * (x * x + y * y)) * rng.uniform(0.85, 1.15)
+    cast = 1 + 0.22 * (hsv(rng.choice([0.1, 0.1, 0.58, 0.3]), rng.uniform(0, 0.6), 1) - 0.85)
+    picture = picture * np.float32(lit)[..., None] * np.float32(cast)
+    picture = picture * np.float32((rng.uniform(0.36, 0.58) / picture.mean()) ** 0.7)  # as a camera exposes
+    grey = picture.mean(-1, keepdims=True)
+    picture = grey + (picture - grey) * np.float32(rng.uniform(0.6, 0.95))
+    picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.35, 0.95))
+    picture = np.clip(picture, 0, 1) ** np.float32(rng.uniform(0.85, 1.15))
+    level = np.float32(rng.uniform(0.006, 0.025))
+    picture = picture + level * (
+        grain(rng, (SIDE, SIDE))[..., None] + 0.4 * rng.standard_normal(picture.shape, np.float32)
+    )
+    return np.uint8(np.clip(picture, 0, 1) * 255 + 0.5)
+
+
+def annotate(thing: Placed) -> dict[str, Any]:
+    """An object as COCO has it; its area is that of its mask, by which masks are painted."""
+    x, y, w, h = cv2.boundingRect(thing.mask.astype(np.uint8))
+    return {
+        'category_id': thing.category_id,
+        'segmentation': [thing.polygon.ravel().tolist()],
+        'area': float(thing.mask.sum()),
+        'bbox': [float(v) for v in (x, y, w, h)],
+        'iscrowd': 0,
+    }

@@ -1,0 +1,308 @@
+"""TACO as a training set of this competition: its photos, checked and made 512x512, and its 60 categories as
+the classes that taco.csv gives them. What `prepare.py taco` does.
+
+A photo gets its name in the data root only when it is whole, so that a run that was killed goes on where it
+was. Records and polygons are of the photo as one sees it: turned by its EXIF orientation.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import urllib3
+from PIL import Image, ImageOps
+
+from config import CLASSES, BadInput, CheckFailed, one_line
+from data.coco import inside, load_json, read_coco, read_rgb
+from data.importers import TURNED, opened, orientation
+from dataset import resize_image
+from utils.files import hold, make_folder, remove_partials, write_text, write_whole
+from utils.progress import progress
+
+TABLE = Path(__file__).with_name('taco.csv')  # category,class: read it, change it
+SIDE = 512
+DESCRIPTION = 'TACO (github.com/pedropro/TACO, CC BY 4.0) by prepare.py taco'
+SHOWN = 20  # missing photos that are named on the terminal; missing.csv has all
+
+BACKOFF = 0.5  # seconds before the second retry; twice as long before each one after it
+TIMEOUT = urllib3.Timeout(connect=10, read=30)  # seconds; read: without a single byte
+TEMPORARY = (429, 500, 502, 503, 504)  # statuses that are asked again
+
+
+class Missing(Exception):
+    """A photo cannot be had: one line that says why."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of TACO's annotations. `size` is (width, height), of the photo turned by its EXIF."""
+
+    file_name: str
+    size: tuple[int, int]
+    url: str
+
+
+def make_taco(
+    annotations: Path,
+    out: Path,
+    photos: Path | None = None,
+    workers: int = 8,
+    retries: int = 5,
+    overwrite: bool = False,
+) -> None:
+    """Downloads the photos that `out` lacks, or takes them from the folder `photos`, and writes
+    train_all.json of those that are there. Raises BadInput, and CheckFailed where a photo cannot be had.
+    """
+    data = read_annotations(annotations)
+    path = out / 'train_all.json'
+    if path.exists() and not overwrite and not is_ours(path):
+        raise BadInput(f'{path}: is there already; give another --out, or --overwrite')
+    records = read_records(annotations, data, out)
+    content = convert(annotations, data, read_table(TABLE))
+    with hold(out / '.lock', 'making TACO'):
+        make_set(path, records, content, photos, workers, retries)
+
+
+def make_set(
+    path: Path, records: list[Record], content: dict, photos: Path | None, workers: int, retries: int
+) -> None:
+    """Gets the photos that are not there yet, and writes train_all.json of those that are then. Raises
+    CheckFailed where one cannot be had.
+    """
+    out = path.parent
+    if photos is None:
+        pool = urllib3.PoolManager(maxsize=workers, timeout=TIMEOUT, retries=retry_policy(retries))
+        missing = get_photos(records, out, lambda record: download(pool, record.url), workers)
+    else:
+        missing = get_photos(records, out, lambda record: read_original(photos / record.file_name), workers)
+    write_missing(out / 'missing.csv', missing)
+    if len(missing) == len(records):
+        raise CheckFailed(f'{out}: none of the {len(records)} photos could be had; {path.name} not written')
+    kept = {image['id'] for image in content['images'] if image['file_name'] not in missing}
+    content['images'] = [image for image in content['images'] if image['id'] in kept]
+    content['annotations'] = [one for one in content['annotations'] if one['image_id'] in kept]
+    write_text(path, json.dumps(content))
+    coco = read_coco(out, 'train', CLASSES)
+    print(f'wrote {path}: {len(coco.photos)} photos, {len(content["annotations"])} annotations')
+    if missing:
+        raise CheckFailed(
+            f'{out}: {len(missing)} of {len(records)} photos could not be had, and are left out of '
+            f'{path.name}; missing.csv says why; the same command tries them again'
+        )
+
+
+# --- annotations
+
+
+def read_annotations(path: Path) -> dict[str, Any]:
+    try:
+        return load_json(path, path.read_bytes())
+    except OSError as error:
+        raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
+
+
+def is_ours(path: Path) -> bool:
+    """Whether an earlier run wrote this train_all.json."""
+    try:
+        return json.loads(path.read_bytes())['info']['description'] == DESCRIPTION
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_records(path: Path, data: dict[str, Any], out: Path) -> list[Record]:
+    """The images of TACO's annotations. Raises BadInput for a record that could not be asked for, or that
+    would be written outside `out`.
+    """
+    try:
+        records = [
+            Record(image['file_name'], (image['width'], image['height']), image['flickr_url'])
+            for image in data['images']
+        ]
+        for record in records:
+            if not record.url.startswith(('http://', 'https://')):
+                raise BadInput(
+                    f'{path}: image {record.file_name!r}: flickr_url is {record.url!r}, expected http(s)://'
+                )
+            if not record.file_name.lower().endswith(('.jpg', '.jpeg')):
+                raise BadInput(f'{path}: image {record.file_name!r}: expected a file_name that ends in .jpg')
+            if not inside(out, record.file_name):
+                raise BadInput(f'{path}: image {record.file_name!r} leads out of {out}')
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f'{path}: not the annotations of TACO: {error!r}') from None
+    if not records:
+        raise BadInput(f'{path}: no images')
+    if len({record.file_name for record in records}) < len(records):
+        raise BadInput(f'{path}: two images have the same file_name')
+    return records
+
+
+def read_table(path: Path) -> dict[str, int]:
+    """The class id of each category in a table category,class. Raises BadInput."""
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding='utf-8').splitlines()))
+    except OSError as error:
+        raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
+    for number, row in enumerate(rows, start=2):
+        if row.get('category') is None or row.get('class') not in CLASSES[1:]:
+            raise BadInput(
+                f'{path}: line {number}: category {row.get("category")!r} has the class '
+                f'{row.get("class")!r}, expected one of {CLASSES[1:]}'
+            )
+    return {row['category']: CLASSES.index(row['class']) for row in rows}
+
+
+def convert(path: Path, data: dict[str, Any], table: dict[str, int]) -> dict[str, Any]:
+    """TACO's annotations as those of this competition: its classes, every polygon scaled to 512x512."""
+    try:
+        for category in data['categories']:
+            if category['name'] not in table:
+                raise BadInput(f'{TABLE}: has no line for the category {category["name"]!r} of {path}')
+        classes = {category['id']: table[category['name']] for category in data['categories']}
+        sizes = {image['id']: (image['width'], image['height']) for image in data['images']}
+        objects = [
+            scale_annotation(number, one, sizes[one['image_id']], classes[one['category_id']])
+            for number, one in enumerate(data['annotations'])  # TACO gives some of its ids twice
+        ]
+        images = [{**image, 'width': SIDE, 'height': SIDE} for image in data['images']]
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise BadInput(f'{path}: not the annotations of TACO: {error!r}') from None
+    return {
+        'info': {'description': DESCRIPTION},
+        'images': images,
+        'categories': [{'id': k, 'name': name, 'supercategory': name} for k, name in enumerate(CLASSES) if k],
+        'annotations': objects,
+    }
+
+
+def scale_annotation(number: int, annotation: dict, size: tuple[int, int], category_id: int) -> dict:
+    """A polygon annotation of a (width, height) image as one of the 512x512 image."""
+    fx, fy = SIDE / size[0], SIDE / size[1]
+    x, y, w, h = annotation['bbox']
+    polygons = [
+        [round(v * (fy if i % 2 else fx), 3) for i, v in enumerate(p)] for p in annotation['segmentation']
+    ]
+    return {
+        'id': number,
+        'image_id': annotation['image_id'],
+        'category_id': category_id,
+        'iscrowd': annotation['iscrowd'],
+        'segmentation': polygons,
+        'area': annotation['area'] * fx * fy,
+        'bbox': [x * fx, y * fy, w * fx, h * fy],
+    }
+
+
+# --- photos
+
+
+def get_photos(
+    records: list[Record], out: Path, fetch: Callable[[Record], bytes], workers: int
+) -> dict[str, tuple[str, str]]:
+    """Puts each photo that `out` lacks there. Of those that cannot be had, by file name: address and why."""
+
+    def get(record: Record) -> None:
+        path = out / record.file_name
+        if not is_done(path):
+            photo = decode(fetch(record), record.size)
+            with write_whole(path) as file:
+                Image.fromarray(photo).save(file, format='jpeg', quality=95)
+
+    make_folder(out)
+    for folder in {(out / record.file_name).parent for record in records}:
+        remove_partials(folder, '*')  # of a run that was killed
+    missing = {}
+    pool = ThreadPoolExecutor(workers)
+    try:
+        jobs = {pool.submit(get, record): record for record in records}
+        for job in progress(as_completed(jobs), 'photos', 'photo', len(jobs)):
+            record = jobs[job]
+            try:
+                job.result()
+            except Missing as error:
+                missing[record.file_name] = (record.url, str(error))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, or a full disk, nothing more is begun
+    return {name: missing[name] for name in sorted(missing)}
+
+
+def is_done(path: Path) -> bool:
+    """Whether an earlier run has made this photo."""
+    try:
+        read_rgb(path, expected=(SIDE, SIDE))
+    except BadInput:
+        return False
+    return True
+
+
+def retry_policy(retries: int) -> urllib3.Retry:
+    """Broken connections, bodies that end too early and TEMPORARY statuses are asked again, later and later;
+    Retry-After is followed, for a minute at most.
+    """
+    return urllib3.Retry(
+        total=retries,
+        status_forcelist=TEMPORARY,
+        backoff_factor=BACKOFF,
+        backoff_jitter=BACKOFF,
+        retry_after_max=60,
+        raise_on_status=False,
+    )
+
+
+def download(pool: urllib3.PoolManager, url: str) -> bytes:
+    """Raises Missing."""
+    try:
+        response = pool.request('GET', url)
+    except urllib3.exceptions.HTTPError as error:
+        raise Missing(one_line(getattr(error, 'reason', None) or error)) from None
+    if response.status != 200:
+        raise Missing(f'the server says {response.status} {response.reason or ""}'.strip())
+    return response.data
+
+
+def read_original(path: Path) -> bytes:
+    """Raises Missing."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Missing(f'{path}: {error.strerror}') from None
+
+
+def decode(content: bytes, size: tuple[int, int]) -> np.ndarray:
+    """(512, 512, 3) uint8 of a photo whose record says (width, height). Raises Missing where it is broken or
+    of another size.
+
+    The record is of the photo turned by its EXIF orientation, as TACO's own code turns it; a photo that has
+    the recorded size only as it is stored was turned already, and its orientation is a leftover.
+    """
+    try:
+        with opened(io.BytesIO(content), f'{len(content):,} bytes') as image:
+            stored = image.size
+            turned = stored[::-1] if orientation(image) in TURNED else stored
+            if size not in (turned, stored):
+                raise Missing(f'found {turned[0]}x{turned[1]} pixels, its record says {size[0]}x{size[1]}')
+            upright = ImageOps.exif_transpose(image) if size == turned else image
+            return resize_image(np.asarray(upright.convert('RGB')), SIDE)
+    except BadInput as error:
+        raise Missing(str(error)) from None
+
+
+def write_missing(path: Path, missing: dict[str, tuple[str, str]]) -> None:
+    """missing.csv: file_name,address,why. Names the first few; no file where nothing is missing."""
+    path.unlink(missing_ok=True)
+    if not missing:
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(('file_name', 'address', 'why'))
+    writer.writerows((name, *found) for name, found in missing.items())
+    write_text(path, text.getvalue())
+    for name, (url, why) in list(missing.items())[:SHOWN]:
+        print(f'missing: {name}: {why} ({url})')
+    if len(missing) > SHOWN:
+        print(f'missing: and {len(missing) - SHOWN} more')

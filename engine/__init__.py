@@ -1,0 +1,1 @@
+"""Training and prediction: the loop, its checkpoints, its ranks and its run folder."""

@@ -1,0 +1,104 @@
+"""What made a run: provenance.yaml in its folder, and changes.diff where the code differs from its commit."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+import yaml
+
+from config import BadInput, parse_yaml
+from utils.files import file_hash, write_text
+
+PACKAGES = (
+    'torch', 'torchvision', 'timm', 'segmentation-models-pytorch', 'albumentations', 'opencv-python-headless',
+    'numpy', 'pandas', 'pycocotools', 'ttach', 'pydantic',
+)  # fmt: skip
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_provenance(folder: Path, fingerprint: str, world: int, sources: Sequence[Path] = ()) -> None:
+    """Adds an entry for this start of the run; a run that goes on has several. `sources`: the checkpoints of
+    which its weights are made. Raises BadInput.
+    """
+    diff = git('diff', 'HEAD')
+    entry = {
+        'started': datetime.now(UTC).isoformat(timespec='seconds'),
+        'command': shlex.join([Path(sys.executable).name, *sys.argv]),
+        'commit': (git('rev-parse', 'HEAD') or 'unknown').strip(),
+        'changed': bool(diff),
+        'untracked': (git('ls-files', '--others', '--exclude-standard') or '').splitlines(),
+        'data': fingerprint,
+        **({'sources': {str(path): file_hash(path) for path in sources}} if sources else {}),
+        'ranks': world,
+        'hardware': hardware(),
+        'python': platform.python_version(),
+        'versions': {name: found for name in PACKAGES if (found := installed(name))},
+    }
+    path = folder / 'provenance.yaml'
+    before = path.read_text(encoding='utf-8') if path.exists() else ''
+    write_text(path, before + yaml.safe_dump([entry], sort_keys=False, width=1000))
+    if diff:
+        write_text(folder / 'changes.diff', diff)
+
+
+def last_provenance(folder: Path) -> dict | None:
+    """The entry of the last start of the run in a folder; None where there is none. Raises BadInput."""
+    path = folder / 'provenance.yaml'
+    text = path.read_text(encoding='utf-8') if path.exists() else ''
+    entries = parse_yaml(text[text.rfind('- started:') :], where=str(path)) if '- started:' in text else None
+    return entries[0] if entries else None
+
+
+def compare_provenance(folder: Path, fingerprint: str) -> list[str]:
+    """What is not as it was when the run in a folder was last begun; nothing where that is not known. Raises
+    BadInput for other annotations.
+    """
+    path, before = folder / 'provenance.yaml', last_provenance(folder)
+    if before is None:
+        return []
+    if before.get('data') != fingerprint:
+        raise BadInput(
+            f'{path}: the annotations were others when the run began ({str(before.get("data"))[:12]}, now '
+            f'{fingerprint[:12]}); start again with --overwrite'
+        )
+    now = {'commit': (git('rev-parse', 'HEAD') or 'unknown').strip(), 'hardware': hardware()}
+    pairs = [(key, before.get(key), value) for key, value in now.items()]
+    versions = before.get('versions') or {}
+    pairs += [(name, versions.get(name), installed(name)) for name in PACKAGES]
+    return [f'{key} is {value}, and was {old}' for key, old, value in pairs if value != old]
+
+
+def git(*words: str) -> str | None:
+    """What git says of this code; None where there is none, or it is not a repository."""
+    try:
+        done = subprocess.run(
+            ['git', '-C', str(ROOT), *words],
+            capture_output=True,
+            encoding='utf-8',
+            errors='replace',
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def hardware() -> str:
+    if torch.cuda.is_available():
+        return f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
+    return f'{os.cpu_count()} cores, {platform.machine()}'
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""Extra commands, each run as python -m tools.<name>; nothing imports them."""

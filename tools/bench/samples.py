@@ -1,0 +1,184 @@
+"""Benches of training samples and of the mask cache, on photos that data/demo/scenes.py draws."""
+
+import contextlib
+import os
+import sys
+import types
+from argparse import Namespace
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+
+import albumentations as A
+import cv2
+import numpy as np
+from albumentations.pytorch import ToTensorV2
+from pycocotools.coco import COCO
+
+from config import CLASSES, Config, load_config
+from data.augment import heavy_transforms
+from data.coco import draw_mask
+from data.demo.scenes import make_demo_set
+from dataset import TrainingSet, open_cache
+from tools.bench.cases import Case, Way
+
+FILL = (124, 116, 104)
+LIGHT = {'shift_rotate': 0.0, 'elastic': 0.0, 'blur': 0.0, 'noise': 0.0, 'clahe': 0.0}
+
+
+def bench_data(args: Namespace) -> list[Case]:
+    """Training samples at 512, ready for a batch: the standard chain, and a config's heavy one on top."""
+    cfg = demo_config(args)
+    light = cfg.model_copy(update=LIGHT)
+    return [
+        Case(
+            f'{args.photos} samples, standard chain',
+            {
+                'ours, from the cache': Way(ours(light)),
+                **mmseg_ways(light),
+                'organiser, albumentations': Way(organiser(light, None), 8),
+            },
+        ),
+        Case(
+            f'{args.photos} samples, heavy chain',
+            {
+                'ours, from the cache': Way(ours(cfg)),
+                'organiser, albumentations': Way(organiser(cfg, heavy_transforms(cfg, FILL)), 3),
+            },
+        ),
+    ]
+
+
+def bench_cache(args: Namespace) -> list[Case]:
+    """Masks of a data set drawn: on all cores, beside one annToMask after another."""
+    cfg = demo_config(args)
+    photos = open_cache(cfg, 'train').coco.photos
+    coco = quiet_coco(cfg.data_root / 'train_all.json')
+
+    def ours() -> None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(draw_mask, photos * 4))
+
+    def one_by_one() -> None:
+        for image_id in list(coco.imgs) * 4:
+            organiser_mask(coco, image_id)
+
+    ways = {'ours, on all cores': Way(ours), 'annToMask, one by one': Way(one_by_one, 1.8)}
+    return [Case(f'masks of {4 * args.photos} photos', ways)]
+
+
+def demo_config(args: Namespace) -> Config:
+    """The config on a set of photos that is drawn for the purpose, with its cache."""
+    data = args.folder / 'data'
+    if not data.exists():
+        make_demo_set(data, train=args.photos, test=1)
+    cfg = load_config(args.cfg or 'configs/convnext.yaml', args.set)
+    places = {'data_root': data, 'cache_dir': args.folder / 'cache', 'classes': CLASSES}
+    return cfg.model_copy(update=places)
+
+
+def ours(cfg: Config):
+    cache = open_cache(cfg, 'train')
+    samples = TrainingSet(cfg, cache, np.arange(len(cache)), FILL)
+    epochs = count()
+
+    def run() -> None:
+        epoch = next(epochs)
+        for position in range(len(samples)):
+            samples[epoch, position]
+
+    return run
+
+
+def organiser(cfg: Config, heavy: A.Compose | None):
+    """The baseline's dataset class: photo and annotations are read for every sample, the photo becomes floats
+    from 0 to 1, and goes through albumentations.
+    """
+    coco = quiet_coco(cfg.data_root / 'train_all.json')
+    low, high = cfg.scale_range
+    side = cfg.crop_size
+    chain = A.Compose(
+        [
+            A.RandomScale((low - 1, high - 1), p=1),
+            A.PadIfNeeded(
+                side, side, border_mode=cv2.BORDER_CONSTANT, fill=[v / 255 for v in FILL], fill_mask=255
+            ),
+            A.RandomCrop(side, side),
+            A.HorizontalFlip(p=0.5),
+            A.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05, p=1),
+            *(heavy.transforms if heavy else []),
+            ToTensorV2(),
+        ]
+    )
+
+    def run() -> None:
+        for image_id in coco.imgs:
+            image = cv2.imread(str(cfg.data_root / coco.imgs[image_id]['file_name']))
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.float32) / 255
+            chain(image=image, mask=organiser_mask(coco, image_id))
+
+    return run
+
+
+def organiser_mask(coco: COCO, image_id: int) -> np.ndarray:
+    """Painted as in the organiser's baseline: annotations by area, largest first."""
+    info = coco.imgs[image_id]
+    mask = np.zeros((info['height'], info['width']), np.uint8)
+    for annotation in sorted(coco.imgToAnns[image_id], key=lambda a: -a['area']):
+        mask[coco.annToMask(annotation) == 1] = annotation['category_id']
+    return mask
+
+
+def mmseg_ways(cfg: Config) -> dict[str, Way]:
+    """mmsegmentation's pipeline classes with the same chain, where it can be imported."""
+    # mmcv-lite has no compiled operators, and these classes call none
+    sys.modules.setdefault('mmcv._ext', NoOperators('mmcv._ext'))
+    with contextlib.suppress(ImportError):
+        from mmcv.transforms import Compose, LoadImageFromFile, RandomFlip, RandomResize
+        from mmseg.datasets.transforms import (
+            LoadAnnotations,
+            PackSegInputs,
+            PhotoMetricDistortion,
+            RandomCrop,
+        )
+
+        cache = open_cache(cfg, 'train')
+        masks = cfg.data_root / 'masks'
+        masks.mkdir(exist_ok=True)
+        items = []
+        for row, photo in enumerate(cache.coco.photos):
+            path = masks / f'{row}.png'
+            cv2.imwrite(str(path), cache.masks[row])
+            items.append({'img_path': str(cfg.data_root / photo.file_name), 'seg_map_path': str(path)})
+        side = (cfg.crop_size, cfg.crop_size)
+        pipeline = Compose(
+            [
+                LoadImageFromFile(),
+                LoadAnnotations(),
+                RandomResize(scale=side, ratio_range=cfg.scale_range, keep_ratio=True),
+                RandomCrop(crop_size=side, cat_max_ratio=cfg.crop_max_share),
+                RandomFlip(prob=0.5),
+                PhotoMetricDistortion(),
+                PackSegInputs(),
+            ]
+        )
+
+        def run() -> None:
+            for item in items:
+                pipeline({**item, 'reduce_zero_label': False, 'seg_fields': []})
+
+        return {"mmsegmentation's pipeline": Way(run, 4)}
+    return {}
+
+
+class NoOperators(types.ModuleType):
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return lambda: None
+
+
+def quiet_coco(path: Path) -> COCO:
+    with contextlib.redirect_stdout(None):
+        return COCO(str(path))

@@ -1,0 +1,1 @@
+"""The report, the list of label errors and the browser app."""

@@ -1,0 +1,1 @@
+"""Ensembles of predictions: members, weights, temperatures and recipes, without torch."""
