@@ -4,57 +4,35 @@
     cfg = load_config('configs/convnext.yaml', ['epochs=1', 'batch_size=4'])
 
 A file in configs/ says only what differs from the defaults below. The name of the file is the name of the
-run. Here too, since every script needs them: the error of the user's making (`BadInput`), and how a script
-ends on it (`run_script`).
+run. Run as a script, it prints the page of all keys:
+
+    python config.py > docs/config.md
 """
 
-import argparse
 import difflib
-import errno
-import sys
 import unicodedata
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from utils.progress import HelpFormatter, examples_of, say
-from utils.signals import interrupt_on_signals
+from utils.cli import ArgumentParser, run_script
+from utils.errors import BadInput, one_line
+from utils.files import refuse_device
 
 CLASSES = (
     'Background', 'General trash', 'Paper', 'Paper pack', 'Metal', 'Glass',
     'Plastic', 'Styrofoam', 'Plastic bag', 'Battery', 'Clothing',
 )  # fmt: skip
-# exit statuses; 75 is BSD's EX_TEMPFAIL: run it again
-DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
 MAX_YAML = 100_000  # bytes; a config has some hundred
 MAX_DEPTH = 20  # of lists in lists
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of writing after which room can be made
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 LossTerm = Literal['ce', 'ohem', 'dice', 'lovasz', 'focal']
 Positive = Annotated[float, Field(gt=0)]
 Scale = Annotated[float, Field(gt=0, le=16)]
 Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
-
-
-class BadInput(Exception):
-    """What the user gave is wrong: the message is one line that names the file, key or id, what was found,
-    and what is allowed.
-    """
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, or has no room to write, and can go on from where it is: one line that says
-    where.
-    """
-
-
-class CheckFailed(Exception):
-    """The input was right, but what came of it is not: one line that says what failed."""
 
 
 class Config(BaseModel):
@@ -403,12 +381,6 @@ def read_yaml(path: Path) -> Any:
     return {} if values is None else values
 
 
-def refuse_device(path: Path) -> None:
-    """Raises BadInput for a device or a pipe, which would be read without end, or waited for."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise BadInput(f'{path}: is not a file')
-
-
 def parse_yaml(text: str, where: str) -> Any:
     """Plain values of YAML; `where` is what a message calls their source. Raises BadInput."""
     try:
@@ -442,58 +414,55 @@ def dump_config(cfg: Config) -> str:
     return yaml.safe_dump(cfg.model_dump(mode='json'), sort_keys=False, allow_unicode=True)
 
 
-def one_line(error: object) -> str:
-    """Any message on one line."""
-    return ' '.join(str(error).split())
+def describe_config() -> str:
+    """docs/config.md: each key with its default, what it may be, and what it means."""
+    lines = [
+        '# Every key of a config',
+        '',
+        'Made by `python config.py > docs/config.md`. A file in `configs/` says what differs from these',
+        'defaults; `--set key=value` changes any of them at any command that takes `--cfg`.',
+        '',
+        '| key | default | allowed | meaning |',
+        '| --- | --- | --- | --- |',
+    ]
+    schema = Config.model_json_schema()
+    for key, field in Config.model_fields.items():
+        default = yaml.safe_dump(Config().model_dump(mode='json')[key], default_flow_style=True, width=1000)
+        shown = default.removesuffix('...\n').strip()
+        allowed = describe_values(schema['properties'][key], schema)
+        cells = (f'`{key}`', f'`{shown}`' if key != 'classes' else 'those of the competition', allowed)
+        meaning = field.description.replace('|', '\\|').replace('<', '&lt;')
+        lines.append(f'| {" | ".join(cells)} | {meaning} |')
+    return '\n'.join(lines) + '\n'
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are one line, and whose help keeps the docstring's layout, shows defaults and
-    examples.
-    """
-
-    def __init__(self, doc: str, examples: str = '', **kwargs: Any) -> None:
-        """Of the lines of `examples`, those that call this command are shown."""
-        super().__init__(description=doc, formatter_class=HelpFormatter, **kwargs)
-        self.epilog = examples_of(self.prog, examples)
-
-    def add_subparsers(self, **kwargs: Any) -> argparse._SubParsersAction:
-        """Each command's examples are those lines of the script's own docstring that call it."""
-        parser_class = partial(ArgumentParser, examples=self.description)
-        return super().add_subparsers(**{'metavar': 'COMMAND', 'parser_class': parser_class, **kwargs})
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f'{self.prog}: error: {one_line(message)}; see --help\n')
-
-
-def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """--cfg and --set, the same in every script that takes a config; not required where it is there for the
-    classes and the data root of another data set alone.
-    """
-    another = "of another data set: its classes and data_root; by default the competition's"
-    what = 'a file of configs/' if required else another
-    parser.add_argument('--cfg', required=required, type=Path, metavar='YAML', help=what)
-    parser.add_argument(
-        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes of the config'
+def describe_values(part: dict[str, Any], schema: dict[str, Any]) -> str:
+    """What a part of a JSON schema allows, in a few words."""
+    if 'anyOf' in part:
+        return ' or '.join(describe_values(one, schema) for one in part['anyOf'])
+    if 'enum' in part or 'const' in part:
+        return ', '.join(f'`{value}`' for value in part.get('enum', [part.get('const')]))
+    kind = part.get('type')
+    if kind == 'array':
+        inner = part.get('items') or part['prefixItems'][0]
+        low, high = part.get('minItems'), part.get('maxItems')
+        count = low if low is not None and low == high else 'a list'
+        return f'{count}, each {describe_values(inner, schema)}'
+    if kind == 'object':
+        return f'{{term: {describe_values(part.get("additionalProperties", {}), schema)}}}'
+    words = {'integer': 'a whole number', 'number': 'a number', 'boolean': 'true, false', 'null': 'null'}
+    signs = {'minimum': 'from', 'exclusiveMinimum': 'above', 'maximum': 'to', 'exclusiveMaximum': 'below'}
+    limits = [f'{sign} {part[key]:.12g}' for key, sign in signs.items() if key in part]
+    steps = [f'in steps of {part["multipleOf"]}'] if 'multipleOf' in part else []
+    return ' '.join(
+        [words.get(kind, 'a path' if part.get('format') == 'path' else 'a word'), *limits, *steps]
     )
 
 
-def run_script(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a script's main and exits with its status: 0 done, 1 a check failed, 2 bad input, 75 interrupted
-    and resumable. SIGTERM and SIGUSR1 interrupt as Ctrl-C does.
-    """
-    interrupt_on_signals()
-    try:
-        status = main()
-    except (BadInput, CheckFailed) as error:
-        say(f'{Path(sys.argv[0]).name}: error: {one_line(error)}', sys.stderr)
-        sys.exit(BAD_INPUT if isinstance(error, BadInput) else CHECK_FAILED)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(f'{Path(sys.argv[0]).name}: {one_line(stop) or "interrupted"}', file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except OSError as error:  # of a library's own files
-        if error.errno not in NO_ROOM:
-            raise
-        print(f'{Path(sys.argv[0]).name}: {one_line(error)}; make room, and go on', file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    sys.exit(status or DONE)
+def command(argv: list[str] | None = None) -> None:
+    ArgumentParser(__doc__).parse_args(argv)
+    print(describe_config(), end='')
+
+
+if __name__ == '__main__':
+    run_script(command)

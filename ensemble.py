@@ -33,26 +33,29 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from itertools import combinations
-from math import gcd, lcm
 from pathlib import Path
 
 import numpy as np
 
-from config import DONE, ArgumentParser, BadInput, add_config_arguments, read_yaml, run_script
+from config import read_yaml
+from evaluate import compare
 from submission import (
     PIXELS,
     SIDE,
     SubmissionReader,
     SubmissionWriter,
     classes_and_data,
+    open_probs,
     read_test_ids,
     require_same_images,
 )  # fmt: skip
+from utils.cli import ArgumentParser, add_config_arguments, next_line, run_script
+from utils.errors import DONE, BadInput
 from utils.files import hold, remove_partials
-from utils.progress import next_line, progress
-from voting.hard import vote
-from voting.members import Member, find_members, open_probs
-from voting.recipe import Recipe, calibrate_model, compare, read_recipe, search_recipe, write_recipe
+from utils.progress import progress
+from voting.hard import vote, weight_table
+from voting.members import Member, find_members
+from voting.recipe import Recipe, calibrate_model, read_recipe, search_recipe, write_recipe
 from voting.soft import mean_probs
 
 
@@ -215,22 +218,6 @@ def soft_vote_files(
             own = [p[row[image_id]] for p, row in zip(probs, rows, strict=True)]
             writer.write(image_id, mean_probs(own, weights, temperatures).argmax(0).astype(np.uint8))
     return f'{out}: the mean of the probabilities of {len(members)} models on {len(image_ids)} images'
-
-
-def weight_table(exact: Sequence[Sequence[Fraction]]) -> np.ndarray:
-    """(M, K) whole numbers in proportion to weights by member and class, so that sums of them are exact.
-
-    Raises BadInput where all are 0, or where sums would not fit 63 bits.
-    """
-    scale = lcm(*(value.denominator for row in exact for value in row))
-    whole = [[int(value * scale) for value in row] for row in exact]
-    common = gcd(*(value for row in whole for value in row))
-    if common == 0:
-        raise BadInput('--weights: all of them are 0; expected one above 0')
-    highest = sum(max(row) for row in whole) // common
-    if highest >= 2**63:
-        raise BadInput('--weights: too many digits to be added up exactly; give them fewer')
-    return np.array([[value // common for value in row] for row in whole], np.min_scalar_type(highest))
 
 
 def parse_weight(text: str) -> Fraction:

@@ -10,17 +10,31 @@ Shapes: n photos, K classes.
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
 
 import numpy as np
 
-from config import BadInput
-from data.coco import CocoSet, board_truth, draw_mask
-from metrics import confusion_matrix, iou_of_counts, mean_of_iou
-from submission import SubmissionReader
+from data.coco import CocoSet, draw_mask, training_photos
+from metrics import (
+    DRAWS,
+    LEVEL,
+    confusion_matrix,
+    image_counts,
+    interval,
+    iou_of_counts,
+    mean_of_iou,
+    miou_of_counts,
+    paired_by_class,
+    paired_interval,
+    verdict,
+)
+from submission import SubmissionReader, board_truth, require_same_images
+from utils.errors import BadInput
 from utils.files import write_whole
+from utils.progress import progress
 
 # what NumPy raises for a file that is not there, cut off, or damaged
 BROKEN = (OSError, ValueError, KeyError, EOFError, RuntimeError, TokenError, zipfile.BadZipFile, zlib.error)
@@ -102,3 +116,42 @@ def _write(kept: Path, stamp: str, found: Confusions) -> None:
             np.savez_compressed(file, stamp=np.array(stamp), **arrays)
     except BadInput:
         pass  # a folder that can only be read: it is counted again next time
+
+
+def cross_fit(totals: np.ndarray) -> tuple[int, np.ndarray]:
+    """Of (parts, C, 3, K) counts of C candidates: the best on all parts, and for each part the best on the
+    others. The first of equal ones. Raises BadInput for one part alone, which has no others.
+    """
+    if len(totals) < 2:
+        raise BadInput('found fewer than 2 photos out of fold: nothing can be chosen on some for the others')
+    everything = totals.sum(0)
+    without = [miou_of_counts(everything - own).argmax() for own in totals]
+    return int(miou_of_counts(everything).argmax()), np.array(without)
+
+
+def compare(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> str:
+    """The scores of two CSVs on the photos that they have, and the difference, by class too, with paired
+    bootstrap intervals. Raises BadInput where one lacks a photo of the other.
+    """
+    photos = training_photos(data, classes)
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(SubmissionReader(path, len(classes))) for path in csvs)
+        require_same_images(first.image_ids, csvs[0], second)
+        counts = np.zeros((2, len(first.image_ids), 3, len(classes)), np.int64)
+        for n, image_id in enumerate(progress(first.image_ids, 'compare', 'image')):
+            if image_id not in photos:
+                raise BadInput(f'{csvs[0]}: image {image_id!r} is none of the training photos of {data}')
+            truth = board_truth(draw_mask(photos[image_id]))
+            for which, reader in enumerate((first, second)):
+                confusion = confusion_matrix(truth, reader.read(image_id), len(classes))
+                counts[which, n] = image_counts(confusion)
+    width = max(map(len, classes))
+    lines = [f'{path}: mIoU {interval(own)}' for path, own in zip(csvs, counts, strict=True)]
+    lines.append(f'{"first - second":<{width}}  {LEVEL:.0%} of {DRAWS:,} draws of the images')
+    for name, one in zip(classes, paired_by_class(*counts), strict=True):
+        if not np.isnan(one.value):
+            lines.append(f'{name:<{width}}  {one.value:+.4f}  [{one.low:+.4f}, {one.high:+.4f}]')
+    total = paired_interval(*counts)
+    lines.append(f'{"mIoU":<{width}}  {total.value:+.4f}  [{total.low:+.4f}, {total.high:+.4f}]')
+    lines.append(verdict(total, counts.shape[1]))
+    return '\n'.join(lines)

@@ -6,7 +6,6 @@ with one code path.
     python infer.py --cfg configs/convnext.yaml --fold 0 --split test    # .../fold0/test.csv
     python infer.py --cfg configs/convnext.yaml --fold all --split test  # output/convnext/test.csv, averaged
     python infer.py --cfg configs/convnext.yaml --fold 0 --image photo.jpg
-    python infer.py --cfg configs/convnext.yaml --fold 0 --export onnx   # .../fold0/model.onnx, model.md
 
     torchrun --standalone --nproc-per-node=8 infer.py --cfg configs/convnext.yaml --fold 0 --split test
 
@@ -16,39 +15,31 @@ is --set name=convnext-pseudo. --fold -1 is the model that was trained on everyt
 
 import argparse
 import math
-import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from config import (
-    ArgumentParser,
-    BadInput,
-    Config,
-    add_config_arguments,
-    load_config,
-    make_config,
-    run_script,
-)
+from config import Config, load_config
+from data.cache import Cache, open_cache
 from data.coco import read_rgb
-from dataset import Cache, held_out_hash, open_cache, read_folds, split_fold
+from data.folds import read_folds, split_fold
+from engine.checkpoint import Run, load_oof_run, load_run
+from engine.distributed import Ranks, start_ranks
 from engine.inference import predict_probs, predict_rows, to_stride
-from engine.runs import FREE_KEYS, Ranks, load_checkpoint, load_model_state, log, start_log, start_ranks
 from engine.writer import Predictions
-from intervals import DRAWS, LEVEL, interval
-from metrics import confusion_matrix, format_table, image_counts
-from models import SegModel
+from metrics import DRAWS, LEVEL, confusion_matrix, format_table, image_counts, interval
 from networks.layers import resize
-from submission import SubmissionReader, board_ids
+from submission import SubmissionReader, board_ids, open_probs
+from utils.cli import ArgumentParser, add_config_arguments, next_line, run_script
+from utils.errors import BadInput
 from utils.files import allocated
+from utils.log import log, start_log
 from utils.plotting import overlay, write_png
-from utils.progress import next_line, progress
-from voting.members import open_probs
+from utils.progress import progress
 
 NO_PROBS = np.empty(0, np.uint8)
 
@@ -177,51 +168,6 @@ def to_ids(kept: torch.Tensor, cfg: Config) -> np.ndarray:
     return board_ids(kept, cfg.downsample).to(torch.uint8).cpu().numpy()
 
 
-@dataclass(frozen=True)
-class Run:
-    """A trained model, the config it predicts with, and the fold whose labels it never saw (held_out is None
-    where it saw all), with its validation mIoU there and the epoch.
-    """
-
-    model: SegModel
-    cfg: Config
-    held_out: str | None
-    fold: int
-    epoch: int
-    score: float
-
-
-def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
-    """A run's best model, built from its checkpoint alone; of `cfg` only FREE_KEYS (places, views, batch
-    size) count. Raises BadInput.
-    """
-    path = cfg.run_dir(fold) / 'best.pt'
-    checkpoint = load_checkpoint(path)
-    trained = make_config(checkpoint['config'], where=str(path))
-    for key in ('classes', 'cache_size', 'folds'):
-        if getattr(trained, key) != getattr(cfg, key):
-            raise BadInput(
-                f'{path}: was trained with {key} {getattr(trained, key)}, the config has {getattr(cfg, key)}'
-            )
-    trained = trained.model_copy(update={key: getattr(cfg, key) for key in FREE_KEYS})
-    model = SegModel(trained, load_weights=False)
-    load_model_state(model, checkpoint['model'], path)
-    memory_format = torch.channels_last if trained.channels_last else torch.contiguous_format
-    model = model.eval().to(device, memory_format=memory_format)
-    return Run(model, trained, *(checkpoint[key] for key in ('held_out', 'fold', 'epoch', 'score')))
-
-
-def load_oof_run(cfg: Config, fold: int, names: list[str], device: torch.device) -> Run:
-    """The same, for the photos of its fold, by name. Raises BadInput where it has seen their labels too."""
-    run = load_run(cfg, fold, device)
-    if run.held_out != held_out_hash(names):
-        raise BadInput(
-            f'{cfg.run_dir(fold) / "best.pt"}: has seen labels of fold {fold} as it is now: a score on it '
-            'would mean nothing'
-        )
-    return run
-
-
 def predict_image(
     cfg: Config, fold: int | None, image_path: Path, out: Path | None, tta: bool = True
 ) -> Path:
@@ -242,20 +188,6 @@ def predict_image(
     found = ', '.join(f'{cfg.classes[k]} {shares[k]:.1%}' for k in np.argsort(-shares) if shares[k] > 0)
     print(f'{image_path}: {found}; wrote {out}')
     return out
-
-
-def export(cfg: Config, fold: int) -> None:
-    """Writes one fold's model as an ONNX file (tools/export_onnx.py). Raises BadInput and CheckFailed."""
-    from tools.export_onnx import export_onnx  # what it needs is slow to load
-
-    if os.environ.get('RANK', '0') != '0':
-        return  # one of several is enough
-    folder = cfg.run_dir(fold)
-    run = load_run(cfg, fold, torch.device('cpu'))
-    start_log(folder)
-    cache = open_cache(cfg, 'train')
-    held_out = split_fold(read_folds(cfg, cache), fold)[1]
-    export_onnx(run, cache, held_out if fold >= 0 else np.arange(len(cache)), folder)
 
 
 def photo_probs(run: Run, image: np.ndarray, device: torch.device, tta: bool = True) -> torch.Tensor:
@@ -304,12 +236,9 @@ def command(argv: list[str] | None = None) -> None:
     what.add_argument(
         '--split',
         choices=['oof', 'test'],
-        help='oof: the photos that the fold was validated on; required, or --image, or --export',
+        help='oof: the photos that the fold was validated on; required, or --image',
     )
     what.add_argument('--image', type=Path, help='a photo of your own, of any size; required, or --split')
-    what.add_argument(
-        '--export', choices=['onnx'], help='an ONNX file and a model card; required, or --split'
-    )
     parser.add_argument(
         '--out',
         type=Path,
@@ -321,17 +250,13 @@ def command(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     if args.out is not None and args.image is None:
-        parser.error('--out is of --image alone: a CSV and an ONNX file are written into the run')
+        parser.error('--out is of --image alone: a CSV is written into the run')
     if args.save_probs and args.split is None:
         parser.error('--save-probs is of --split alone')
     cfg = load_config(args.cfg, args.set)
     if args.fold is not None and args.fold >= cfg.folds:
         raise BadInput(f'--fold {args.fold}: found no such fold; expected -1 to {cfg.folds - 1}, or all')
-    if args.export and args.fold is None:
-        raise BadInput('--export: found --fold all; expected one fold, which is one file')
-    if args.export:
-        export(cfg, args.fold)
-    elif args.image is not None:
+    if args.image is not None:
         predict_image(cfg, args.fold, args.image, args.out, not args.no_tta)
     else:
         main(cfg, args.fold, args.split, args.save_probs, not args.no_tta)

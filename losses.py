@@ -15,15 +15,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from metrics import IGNORED
-from networks.layers import Queries
+from networks.mask2former import Queries, _ratio, segments_of, set_loss
 
 ERROR_BINS = 1 << 16  # of the Lovász loss
-SET_WEIGHTS = {'class': 2.0, 'mask': 5.0, 'dice': 5.0}  # of Mask2Former, in matching and in the loss
-NO_SEGMENT_WEIGHT = 0.1  # of the class 'none'
 
 
 def segmentation_loss(
@@ -150,111 +147,6 @@ def focal(logits: Tensor, mask: Tensor, *, gamma: float = 2.0) -> Tensor:
     pixel_loss = F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction='none')
     focus = (1 - (-pixel_loss).exp()) ** gamma
     return _ratio((focus * pixel_loss).sum(), (mask != IGNORED).sum())
-
-
-Segments = list[tuple[Tensor, Tensor]]
-
-
-def segments_of(mask: Tensor) -> Segments:
-    """(N, H, W) ids → of each image the classes in it, (T,), and (T + 1, H, W) float: all pixels of each of
-    them, which are a segment, and last those that are ignored.
-    """
-    segments = []
-    for image in mask:
-        ids = image.unique()
-        ids = ids[ids != IGNORED]
-        segments.append((ids, (image == torch.cat([ids, ids.new_tensor([IGNORED])])[:, None, None]).float()))
-    return segments
-
-
-def set_loss(output: Queries, segments: Segments, points: int = 12_544) -> Tensor:
-    """Mask2Former's loss of one output (arXiv:2112.01527, section 3.3), the mean over the batch's segments.
-
-    Each segment is matched to one query; the others are to say that they are none. Masks are compared at
-    random points, most of them where the network is unsure; ignored pixels do not count.
-    """
-    with torch.autocast(output.masks.device.type, enabled=False):
-        classes, masks = output.classes.float(), output.masks.float()
-        device = masks.device
-        target = torch.full(classes.shape[:2], classes.shape[2] - 1, device=device)  # (N, Q): none
-        chosen, truths = [], []
-        for i, (ids, truth) in enumerate(segments):
-            queries, places = match(classes[i], masks[i], ids, truth, points)
-            target[i, queries] = ids[places]
-            chosen.append(masks[i, queries])
-            truths.append(torch.stack([truth[places], truth[-1:].expand(len(places), -1, -1)], dim=1))
-        weight = torch.ones(classes.shape[2], device=device)
-        weight[-1] = NO_SEGMENT_WEIGHT
-        loss = SET_WEIGHTS['class'] * F.cross_entropy(classes.transpose(1, 2), target, weight)
-        chosen, truths = torch.cat(chosen), torch.cat(truths)  # (M, h, w), (M, 2, H, W)
-        if not len(chosen):
-            return loss + masks.sum() * 0
-        with torch.no_grad():
-            where = unsure_points(chosen, points)
-            truth, ignored = at_points(truths, where).unbind(dim=1)  # (M, P)
-        logits = at_points(chosen[:, None], where)[:, 0]
-        mask_loss, dice_loss = point_losses(logits, truth, 1 - ignored)
-        return loss + SET_WEIGHTS['mask'] * mask_loss.mean() + SET_WEIGHTS['dice'] * dice_loss.mean()
-
-
-@torch.no_grad()
-def match(classes: Tensor, masks: Tensor, ids: Tensor, truth: Tensor, points: int) -> tuple[Tensor, Tensor]:
-    """The queries and the segments that belong together at the lowest cost in all: (min(Q, T),) each.
-
-    classes (Q, K + 1), masks (Q, h, w), ids (T,) of the segments, truth (T + 1, H, W): the last is what is
-    ignored.
-    """
-    where = torch.rand(1, points, 2, device=masks.device)
-    logits = at_points(masks[None], where)[0]  # (Q, P)
-    *_, ignored = sampled = at_points(truth[None], where)[0]  # (T + 1, P)
-    known, truth = 1 - ignored, sampled[:-1]
-    total = known.sum().clamp(min=1)
-    # cross entropy of every pair, from that of all ones and that of all zeros
-    ones, zeros = F.softplus(-logits), F.softplus(logits)
-    cost_mask = (ones @ truth.T + zeros @ (known - truth).T) / total
-    probs = logits.sigmoid() * known
-    cost_dice = 1 - (2 * probs @ truth.T + 1) / (probs.sum(1)[:, None] + truth.sum(1) + 1)
-    cost_class = -classes.softmax(dim=-1)[:, ids]
-    weights = SET_WEIGHTS
-    cost = weights['class'] * cost_class + weights['mask'] * cost_mask + weights['dice'] * cost_dice
-    queries, segments = linear_sum_assignment(cost.nan_to_num(1e6).clamp(-1e6, 1e6).cpu())
-    return (
-        torch.as_tensor(queries, device=masks.device, dtype=torch.long),
-        torch.as_tensor(segments, device=masks.device, dtype=torch.long),
-    )
-
-
-def point_losses(logits: Tensor, truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """(M,) cross entropy and (M,) Dice loss of masks at points, (M, P) each.
-
-    known: the share of a point that is not ignored; truth: the share that is the mask's, part of known.
-    """
-    cross = F.softplus(-logits) * truth + F.softplus(logits) * (known - truth)
-    cross = _ratio(cross.sum(1), known.sum(1))
-    probs = logits.sigmoid()
-    return cross, 1 - (2 * (probs * truth).sum(1) + 1) / ((probs * known).sum(1) + truth.sum(1) + 1)
-
-
-def unsure_points(masks: Tensor, points: int) -> Tensor:
-    """(M, P, 2) places for (M, h, w) mask logits: three quarters are the unsurest of three times as many
-    random ones (PointRend, arXiv:1912.08193), the others random.
-    """
-    places = torch.rand(len(masks), 3 * points, 2, device=masks.device)
-    sure = at_points(masks[:, None], places)[:, 0].abs()
-    kept = (3 * points) // 4
-    best = (-sure).topk(kept, dim=1).indices
-    places = places.gather(1, best[..., None].expand(-1, -1, 2))
-    return torch.cat([places, torch.rand(len(masks), points - kept, 2, device=masks.device)], dim=1)
-
-
-def at_points(maps: Tensor, where: Tensor) -> Tensor:
-    """(M, C, H, W) at (M, P, 2) places, x and y from 0 to 1, bilinear → (M, C, P)."""
-    return F.grid_sample(maps, 2 * where[:, :, None] - 1, align_corners=False)[..., 0]
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """A quotient whose denominator counts as 1 where it is 0."""
-    return numerator / torch.where(denominator == 0, 1, denominator)
 
 
 def _probs_and_truth(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

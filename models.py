@@ -10,7 +10,6 @@ Shapes: N batch, K classes, H W input, C_i channels of the feature of stride s_i
 """
 
 import inspect
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import ArgumentParser, BadInput, Config, load_config, one_line, run_script
+from config import Config, load_config
 from networks.encoders import (
     TimmEncoder,
     checkpoint_gradients,
@@ -31,6 +30,8 @@ from networks.encoders import (
 from networks.heads import HEADS, Head, fcn_aux
 from networks.layers import FeatureNorms, FeaturePyramid
 from networks.pretrained import load_encoder_weights
+from utils.cli import ArgumentParser, run_script
+from utils.errors import BadInput, one_line
 
 # what a head can be told: its parameter, and the config's key
 HEAD_OPTIONS = {
@@ -41,8 +42,6 @@ HEAD_OPTIONS = {
     'stages': 'stages',
     'queries': 'queries',
 }
-# position tables, tokens and layer scales
-NOT_DECAYED = re.compile(r'pos_embed|position_bias|_token|gamma|\b(query|query_position|level)(\.weight)?$')
 # families whose features get a LayerNorm each, and its epsilon
 FEATURE_NORMS = {'convnext': 1e-6, 'swin': 1e-5}
 
@@ -167,77 +166,6 @@ class SmpHead(Head):
         return [logits for head in self.aux for logits in head(parts[0])] + [main]
 
 
-def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
-    """Groups for an optimizer, by depth and decay, each with its own lr, `depth` and parameter `names`.
-
-    The rate is lr for neck and head, and lr * encoder_lr_mult * layer_decay^(1 + blocks after it) for the
-    encoder, as BEiT does (arXiv:2106.08254, appendix). It is the group's own lr, so that any scheduler of
-    torch follows it. Vectors, biases, tokens, position tables and layer scales are not decayed.
-    """
-    depths = encoder_depths([name for name, _ in model.encoder.named_parameters()])
-    deepest = max(depths.values())
-    groups: dict[tuple, dict] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        in_encoder = name.startswith('encoder.')
-        depth = depths[name.removeprefix('encoder.')] if in_encoder else deepest + 1
-        rate = (
-            cfg.lr * cfg.encoder_lr_mult * cfg.layer_decay ** (deepest + 1 - depth) if in_encoder else cfg.lr
-        )
-        decayed = parameter.ndim > 1 and not name.endswith('.bias') and not NOT_DECAYED.search(name)
-        key = (rate, decayed) if cfg.layer_decay == 1 else (depth, decayed)
-        group = groups.setdefault(
-            key,
-            {
-                'params': [],
-                'names': [],
-                'lr': rate,
-                'weight_decay': cfg.weight_decay if decayed else 0.0,
-                'depth': depth,
-            },
-        )
-        group['params'].append(parameter)
-        group['names'].append(name)
-    return list(groups.values())
-
-
-def encoder_depths(names: list[str]) -> dict[str, int]:
-    """Depth of each encoder parameter: 0 for the stem, then one more for each block, in the order of the
-    forward pass.
-
-    A block is what timm numbers inside a stage; what stands between two (a downsampling, a norm) goes with
-    the next one, and a norm at the very end with the last.
-    """
-    pattern = re.compile(
-        r'(?:(?:stages|layers|layer|blocks|block)[._]?\d+\.(?:blocks\.)?\d+|(?:stages|blocks|layers)[._]\d+)\b'
-    )
-    blocks: dict[str, int] = {}
-    found: list[tuple[str, str | None]] = []
-    for name in names:
-        match = pattern.search(name)
-        block = match.group() if match else None
-        if (
-            block is not None
-            and re.search(r'downsample|patch_embed', name)
-            and not re.search(r'\.blocks\.', name)
-        ):
-            block = None
-        found.append((name, block))
-        if block is not None:
-            blocks.setdefault(block, len(blocks) + 1)
-    depths: dict[str, int] = {}
-    upcoming = len(blocks)
-    for name, block in reversed(found):
-        if block is not None:
-            upcoming = blocks[block]
-        depths[name] = upcoming
-    first_block = next((i for i, (_, block) in enumerate(found) if block is not None), 0)
-    for name, _ in found[:first_block]:
-        depths[name] = 0
-    return {name: depths[name] for name in names}
-
-
 class ModelCost(NamedTuple):
     """Parameters and multiplications of a photo, of the encoder and of neck and head; outputs with a loss."""
 
@@ -285,37 +213,18 @@ def shapes_device(cfg: Config) -> torch.device:
     return torch.device('meta' if timm_cfg(cfg.encoder) else 'cpu')
 
 
-def print_groups(cfg: Config) -> None:
-    """A line a group of parameter_groups: depth, peak learning rate, weight decay, parameters."""
-    with shapes_device(cfg):
-        groups = parameter_groups(SegModel(cfg, load_weights=False), cfg)
-    print(f'{"depth":>5}{"lr":>12}{"decay":>9}{"tensors":>9}{"parameters":>13}  first')
-    for group in sorted(groups, key=lambda group: (group['depth'], group['weight_decay'])):
-        count = sum(p.numel() for p in group['params'])
-        print(
-            f'{group["depth"]:5}{group["lr"]:12.3e}{group["weight_decay"]:9.3g}{len(group["names"]):9}'
-            f'{count:13,}  {group["names"][0]}'
-        )
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument('--cfg', nargs='+', type=Path, metavar='YAML', help='by default all of configs/')
     parser.add_argument(
         '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes of the config'
     )
-    parser.add_argument('--groups', action='store_true', help='the parameter groups of each')
     parser.add_argument('--size', type=int, default=512, help='side of the photo for the GMACs')
     args = parser.parse_args(argv)
     if args.size <= 0 or args.size % 32:
         raise BadInput(f'--size: found {args.size}, expected a multiple of 32')
     paths = args.cfg or sorted((Path(__file__).parent / 'configs').glob('*.yaml'))
-    cfgs = [load_config(path, args.set) for path in paths]
-    if not args.groups:
-        print_models(cfgs, args.size)
-        return
-    for cfg in cfgs:
-        print_groups(cfg)
+    print_models([load_config(path, args.set) for path in paths], args.size)
 
 
 if __name__ == '__main__':

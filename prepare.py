@@ -21,14 +21,17 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from config import CLASSES, ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
+from config import CLASSES, Config, load_config
+from data.cache import open_cache
 from data.coco import CocoSet, Photo, draw_mask, read_coco, read_photo
+from data.folds import folds_path, near_duplicates, read_folds, thumbnail
 from data.importers import import_masks, import_yolo
 from data.taco import make_taco
-from dataset import folds_path, near_duplicates, open_cache, read_folds, thumbnail
 from submission import classes_and_data
+from utils.cli import MAX_SEED, ArgumentParser, add_config_arguments, at_least, next_line, run_script
+from utils.errors import BadInput
 from utils.files import hold, make_folder, remove_partials, write_whole
-from utils.progress import MAX_SEED, at_least, next_line, progress
+from utils.progress import progress
 
 FIRST = Path('configs/convnext.yaml')  # the config of a next command, where none was given
 MANY = 10**6  # photos of a demo set

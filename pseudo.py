@@ -19,15 +19,19 @@ import torch
 import yaml
 
 import train
-from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, read_yaml, run_script
-from dataset import Cache, open_cache
+from config import Config, load_config, read_yaml
+from data.cache import Cache, open_cache
+from engine.checkpoint import load_checkpoint, load_run
+from engine.distributed import start_ranks
 from engine.inference import make_eval_loader, predict_probs
-from engine.runs import check_run, hold_run, load_checkpoint, start_log, start_ranks
+from engine.runs import check_run, hold_run
 from engine.trainer import PseudoRows
-from infer import load_run
 from metrics import IGNORED
+from utils.cli import ArgumentParser, add_config_arguments, at_least, run_script
+from utils.errors import BadInput
 from utils.files import allocated, file_hash, map_array, write_text
-from utils.progress import at_least, progress
+from utils.log import start_log
+from utils.progress import progress
 from voting.calibration import read_temperature, tempered
 
 SURE = 'pseudo_sure.npy'

@@ -19,22 +19,14 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import cv2
 import numpy as np
 
-from config import (
-    CLASSES,
-    DONE,
-    ArgumentParser,
-    BadInput,
-    Config,
-    add_config_arguments,
-    load_config,
-    one_line,
-    refuse_device,
-    run_script,
-)
+from config import CLASSES, Config, load_config
 from metrics import class_iou, confusion_matrix
-from utils.files import write_whole
+from utils.cli import ArgumentParser, add_config_arguments, run_script
+from utils.errors import DONE, BadInput, one_line
+from utils.files import map_array, refuse_device, write_whole
 
 SIDE = 256
 PIXELS = SIDE * SIDE
@@ -479,3 +471,16 @@ def _add_once(lines: dict[str, int], image_id: str, number: int, path: Path) -> 
 
 if __name__ == '__main__':
     run_script(main)
+
+
+def board_truth(mask: np.ndarray) -> np.ndarray:
+    """(256, 256) uint8 ids that the board scores with, of a mask at any size: mask[::2, ::2] of 512x512."""
+    return cv2.resize(mask, (256, 256), interpolation=cv2.INTER_NEAREST)
+
+
+def open_probs(reader: SubmissionReader, num_classes: int) -> np.ndarray:
+    """(n, K, 256, 256) uint8, memory-mapped, of the rows of a CSV. Raises BadInput."""
+    path = reader.path.with_name(f'{reader.path.stem}_probs.npy')
+    if not path.exists():
+        raise BadInput(f'{path}: no such file; infer.py --save-probs writes it beside the CSV')
+    return map_array(path, (len(reader.image_ids), num_classes, SIDE, SIDE))

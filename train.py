@@ -18,31 +18,26 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
-from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
-from dataset import held_out_hash, open_cache, read_folds, split_fold
+from config import Config, load_config
+from data.cache import open_cache
+from data.folds import held_out_hash, read_folds, split_fold
+from engine.checkpoint import load_checkpoint, load_model_state
+from engine.distributed import seed_everything, start_ranks
 from engine.dry_run import DryTrainer, rehearse
 from engine.inference import evaluate
 from engine.provenance import compare_provenance, write_provenance
-from engine.runs import (
-    check_run,
-    hold_run,
-    load_checkpoint,
-    load_model_state,
-    log,
-    open_run,
-    seed_everything,
-    start_log,
-    start_ranks,
-)
+from engine.runs import check_run, hold_run, open_run
 from engine.sanity import check_classes, check_epoch, check_first_batch, check_rates
 from engine.tracking import Tracking, draw_predictions, require_tracker, start_tracker
 from engine.trainer import PseudoRows, Trainer
-from intervals import interval
-from metrics import iou_of_counts, miou_of_counts
+from metrics import interval, iou_of_counts, miou_of_counts
 from models import SegModel
 from networks.mmseg import is_mmseg
 from networks.pretrained import load_mmseg, read_state
-from utils.progress import gpu_memory, next_line
+from utils.cli import ArgumentParser, add_config_arguments, next_line, run_script
+from utils.errors import BadInput
+from utils.log import log, start_log
+from utils.progress import gpu_memory
 from utils.signals import StopRequest, stop_requests
 
 

@@ -23,13 +23,13 @@ from typing import NoReturn
 
 import numpy as np
 
-from config import DONE, ArgumentParser, BadInput, add_config_arguments, load_config, one_line, run_script
-from data.coco import Photo, annotation_files, board_truth, draw_mask, read_coco, read_labels, read_photo
-from intervals import LEVEL, interval
-from metrics import confusion_matrix, image_counts, iou_of_counts
-from submission import SubmissionReader, classes_and_data, require_same_images
+from config import load_config
+from data.coco import Photo, annotation_files, draw_mask, read_coco, read_labels, read_photo
+from metrics import LEVEL, confusion_matrix, image_counts, interval, iou_of_counts
+from submission import SubmissionReader, board_truth, classes_and_data, require_same_images
+from utils.cli import MAX_SEED, ArgumentParser, add_config_arguments, at_least, run_script
+from utils.errors import DONE, BadInput, one_line
 from utils.plotting import compare, sheet, write_png
-from utils.progress import MAX_SEED, at_least
 from viewer import label_errors, report
 from viewer.uploads import MAX_MEGABYTES
 

@@ -18,8 +18,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as rle_codec
 
-from config import BadInput, is_plain, one_line, refuse_device
+from config import is_plain
 from metrics import IGNORED
+from utils.errors import BadInput, one_line
+from utils.files import refuse_device
 
 # beyond these a record is a mistake or an attack
 MAX_SIDE = 20_000  # of a photo, in pixels
@@ -151,11 +153,6 @@ def draw_mask(photo: Photo) -> np.ndarray:
         drawn = _draw(annotation, photo.height, photo.width)
         np.copyto(mask, IGNORED if annotation.iscrowd else annotation.category_id, where=drawn)
     return cv2.transpose(mask)
-
-
-def board_truth(mask: np.ndarray) -> np.ndarray:
-    """(256, 256) uint8 ids that the board scores with, of a mask at any size: mask[::2, ::2] of 512x512."""
-    return cv2.resize(mask, (256, 256), interpolation=cv2.INTER_NEAREST)
 
 
 def read_photo(coco: CocoSet, photo: Photo) -> np.ndarray:
@@ -399,3 +396,8 @@ def _draw(annotation: Annotation, height: int, width: int) -> np.ndarray:
     for start, end in zip(ends[0::2], ends[1::2], strict=False):
         flat[start:end] = True
     return flat.reshape(width, height)
+
+
+def training_photos(data: Path, classes: tuple[str, ...]) -> dict[str, Photo]:
+    """The training photos of a data root by file name. Raises BadInput."""
+    return {photo.file_name: photo for photo in read_coco(data, 'train', classes).photos}

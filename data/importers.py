@@ -20,9 +20,10 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from pycocotools import mask as rle_codec
 
-from config import BadInput, one_line, read_yaml
+from config import read_yaml
 from data.coco import FORMATS, MAX_PIXELS, MAX_SIDE, UNREADABLE, inside
 from metrics import IGNORED
+from utils.errors import BadInput, one_line
 from utils.files import write_text, write_whole
 from utils.progress import progress
 

@@ -18,10 +18,11 @@ import numpy as np
 import urllib3
 from PIL import Image, ImageOps
 
-from config import CLASSES, BadInput, CheckFailed, one_line
+from config import CLASSES
+from data.cache import resize_image
 from data.coco import inside, load_json, read_coco, read_rgb
 from data.importers import TURNED, opened, orientation
-from dataset import resize_image
+from utils.errors import BadInput, CheckFailed, one_line
 from utils.files import hold, make_folder, remove_partials, write_text, write_whole
 from utils.progress import progress
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from engine.runs import log
 from engine.trainer import Trainer
 from models import count_model
+from utils.log import log
 from utils.progress import Bar
 
 STEPS = 6  # of the optimizer; the first one warms up and is not counted

@@ -15,13 +15,15 @@ import ttach
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from config import CheckFailed, Config
-from dataset import Cache, WholePhotos, make_loader, normalize
-from engine.runs import Ranks
+from config import Config
+from data.cache import Cache
+from dataset import WholePhotos, make_loader, normalize
+from engine.distributed import Ranks
 from metrics import confusion_matrix, image_counts
 from models import SegModel
 from networks.layers import resize
 from submission import SIDE, board_ids, board_probs
+from utils.errors import CheckFailed
 from utils.progress import progress
 
 STRIDE = 32  # views have sides that are multiples of it

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from config import BadInput, parse_yaml
+from config import parse_yaml
+from utils.errors import BadInput
 from utils.files import file_hash, write_text
 
 PACKAGES = (

@@ -1,33 +1,17 @@
-"""Run folder, log, checkpoint, seeds, distributed set-up. A closed list, not a drawer."""
+"""Run folders, output/<name>/fold<k>/: opened, locked and read again, with the metrics of each epoch."""
 
-import atexit
 import csv
-import ctypes
 import io
-import logging
+import math
 import os
-import random
-import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import torch
-import torch.distributed as dist
-
-from config import BadInput, Config, dump_config, load_config, one_line
-from utils.files import cannot_write, hold, remove_partials, write_text, write_whole
-from utils.progress import say
-from utils.safe_load import read_tensors
-
-log = logging.getLogger('trash')
-T = TypeVar('T')
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of malloc.h
+from config import Config, dump_config, load_config
+from utils.errors import BadInput, one_line
+from utils.files import hold, remove_partials, write_text
 
 # Keys that do not change what a run is: they may differ between training and resuming, or between training
 # and inference.
@@ -52,131 +36,6 @@ FREE_KEYS = {
 }
 # Of them free for inference, but not for a run that goes on, since its scores or labels depend on them.
 SCORE_KEYS = {'downsample', 'window', 'pseudo_threshold', 'pseudo_keep'}
-
-# What every checkpoint holds.
-CHECKPOINT = {
-    'model': dict,
-    'config': dict,
-    'fold': int,
-    'held_out': (str, type(None)),
-    'epoch': int,
-    'score': float,
-}
-
-
-# --- ranks
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that train together, and its device."""
-
-    rank: int
-    world: int
-    device: torch.device
-
-    @classmethod
-    def alone(cls) -> 'Ranks':
-        """One process on the CPU."""
-        return cls(0, 1, torch.device('cpu'))
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Adds a tensor up over all ranks, in place."""
-        if self.world > 1:
-            dist.all_reduce(values)
-        return values
-
-    def sync_bn(self, cfg: Config) -> bool:
-        """Whether BatchNorm is taken over all ranks; torch can do it on GPUs alone."""
-        return self.world > 1 and cfg.sync_bn and self.device.type == 'cuda'
-
-    def share(self, model: torch.nn.Module) -> None:
-        """Gives every rank the weights and BatchNorm statistics of rank 0."""
-        if self.world > 1:
-            for value in model.state_dict().values():
-                dist.broadcast(value, src=0)
-
-    def gather(self, values: torch.Tensor) -> torch.Tensor:
-        """(world, ...) what each rank has, of one shape and type, on every rank; on the CPU."""
-        if self.world == 1:
-            return values[None].cpu()
-        values = values.to(self.device)
-        found = [torch.empty_like(values) for _ in range(self.world)]
-        dist.all_gather(found, values)
-        return torch.stack(found).cpu()
-
-    def any(self, *flags: bool) -> list[bool]:
-        """Each of the flags, set where it is on any rank."""
-        if self.world == 1:
-            return list(flags)
-        return [bool(count) for count in self.sum(torch.tensor(flags, device=self.device).int())]
-
-    def share_of(self, count: int) -> range:
-        """The places of `count` that are this rank's to do."""
-        return range(self.rank, count, self.world)
-
-    def main_first(self, make: Callable[[], T], find: Callable[[], T] | None = None) -> T:
-        """What rank 0 makes, and the others find when it is there, by the same call where none is given."""
-        made = make() if self.is_main else None
-        self.wait()
-        return made if self.is_main else (find or make)()
-
-    def wait(self) -> None:
-        if self.world > 1:
-            dist.barrier()
-
-
-def start_ranks(cfg: Config) -> Ranks:
-    """Joins the other ranks where torchrun started this process; alone otherwise. Raises BadInput for a
-    device that is not there, or is one too few.
-    """
-    if cfg.device == 'cuda' and not torch.cuda.is_available():
-        raise BadInput("config key 'device': found cuda, but torch sees no GPU here; expected auto or cpu")
-    use_gpu = cfg.device != 'cpu' and torch.cuda.is_available()
-    if not use_gpu:
-        keep_freed_memory()
-    device = torch.device('cuda' if use_gpu else 'cpu')
-    world = int(os.environ.get('WORLD_SIZE', 1))
-    if world == 1:
-        return Ranks(0, 1, device)
-    if use_gpu:
-        device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
-        if device.index >= torch.cuda.device_count():
-            count = torch.cuda.device_count()
-            raise BadInput(f'--nproc-per-node: expected one process a GPU at most; torch sees {count} here')
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        # rank 0 builds caches and pseudo-labels while the others wait
-        dist.init_process_group('nccl' if use_gpu else 'gloo', timeout=timedelta(hours=3))
-        atexit.register(dist.destroy_process_group)
-    return Ranks(dist.get_rank(), world, device)
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep what tensors free instead of handing it back to the system: the next step asks for it
-    again, and the page faults cost up to a fifth of a step on the CPU. Without glibc nothing changes.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, 'mallopt'):
-        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28)):
-            libc.mallopt(option, value)
-
-
-def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Of all generators that are not handed around; deterministic: torch takes no algorithm that varies."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - libraries that use the global generator
-    torch.manual_seed(seed)
-    if deterministic:
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which torch asks for
-        torch.use_deterministic_algorithms(True)
-
-
-# --- run folder
 
 
 def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str]:
@@ -231,45 +90,6 @@ def hold_run(folder: Path | None, doing: str = 'training') -> AbstractContextMan
     return hold(None if folder is None else folder / '.lock', doing)
 
 
-class LogFile(logging.FileHandler):
-    """log.txt. Raises Interrupted where there is no room for a line, instead of going on without."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        error = sys.exception()
-        raise cannot_write(self.baseFilename, error) if isinstance(error, OSError) else error
-
-
-def start_log(folder: Path | None, quiet: bool = False) -> None:
-    """Log lines go to standard output, and to log.txt in `folder` where there is one; quiet (ranks above 0)
-    leaves errors alone. Raises BadInput.
-    """
-    for handler in log.handlers[:]:
-        handler.close()
-        log.removeHandler(handler)
-    log.propagate = False
-    log.setLevel(logging.ERROR if quiet else logging.INFO)
-    console = Console(sys.stdout)
-    console.setFormatter(logging.Formatter('%(message)s'))
-    log.addHandler(console)
-    if folder is not None:
-        try:
-            file = LogFile(folder / 'log.txt', encoding='utf-8')
-        except OSError as error:
-            raise cannot_write(folder / 'log.txt', error) from None
-        file.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
-        log.addHandler(file)
-
-
-class Console(logging.StreamHandler):
-    """Log lines for a person: above a bar, in colours on a terminal."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            say(self.format(record), self.stream)
-        except OSError:  # nobody reads any more: what is done here goes on
-            self.handleError(record)
-
-
 def append_metrics(path: Path, row: dict[str, Any]) -> None:
     """Writes metrics.csv again with one more row; rows of the same or a later epoch, from before a resume,
     are dropped. Raises BadInput.
@@ -292,46 +112,56 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
     write_text(path, text.getvalue())
 
 
-# --- checkpoints
+@dataclass(frozen=True)
+class FoldRun:
+    """A fold of a run: its folder, the config it was trained with, and its rows of metrics.csv."""
+
+    number: int
+    folder: Path
+    cfg: Config
+    metrics: list[dict[str, float]]
 
 
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Writes a checkpoint, whole or not at all. Raises BadInput, and Interrupted where there is no room."""
-    with write_whole(path) as file:
-        try:
-            torch.save(checkpoint, file)
-        except RuntimeError as error:  # which torch makes of a full disk
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+def read_runs(folder: Path) -> list[FoldRun]:
+    """The folds of a run that have an oof.csv. Raises BadInput where there is none."""
+    if not folder.is_dir():
+        raise BadInput(f'{folder}: no such run; train it first')
+    runs = []
+    for path in folder.glob('fold*/oof.csv'):
+        number = fold_number(path.parent)
+        if number is not None:
+            cfg = load_config(path.with_name('config.yaml'))
+            runs.append(FoldRun(number, path.parent, cfg, read_metrics(path.with_name('metrics.csv'))))
+    if not runs:
+        raise BadInput(f'{folder}: no fold*/oof.csv in it; python infer.py --split oof writes them')
+    runs.sort(key=lambda run: run.number)
+    for run in runs[1:]:
+        for key in ('classes', 'data_root'):
+            if getattr(run.cfg, key) != getattr(runs[0].cfg, key):
+                raise BadInput(f'{run.folder / "config.yaml"}: {key} is not that of {runs[0].folder}')
+    return runs
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What save_checkpoint wrote, on the CPU; no code in it is run. Raises BadInput for anything else."""
-    if not path.exists():
-        raise BadInput(f'{path}: no such checkpoint; train it first')
-    checkpoint = read_tensors(path)
-    if not isinstance(checkpoint, dict) or not CHECKPOINT.keys() <= checkpoint.keys():
-        raise BadInput(f'{path}: not a checkpoint of train.py')
-    for key, kind in CHECKPOINT.items():
-        if not isinstance(checkpoint[key], kind):
-            found = type(checkpoint[key]).__name__
-            raise BadInput(f'{path}: not a checkpoint of train.py: {key} is of type {found}')
-    for key, value in checkpoint['model'].items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise BadInput(f'{path}: not a checkpoint of train.py: model holds {str(key)[:60]!r}, no tensor')
-    return checkpoint
+def fold_number(folder: Path) -> int | None:
+    """Of a run's folder: k of fold<k>, -1 of `all`, which Config.run_dir names; None of any other."""
+    number = folder.name.removeprefix('fold')
+    return -1 if folder.name == 'all' else int(number) if number.isdecimal() else None
 
 
-def load_model_state(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Loads strictly. Raises BadInput, with the first tensor that does not fit."""
-    own = model.state_dict()
-    for key in own.keys() | state.keys():
-        if key not in own or key not in state:
-            raise BadInput(
-                f'{path}: is of another model: {key} is only in {"the file" if key in state else "the model"}'
-            )
-        if own[key].shape != state[key].shape:
-            raise BadInput(
-                f'{path}: is of another model: {key} is {tuple(state[key].shape)} there, '
-                f'{tuple(own[key].shape)} here'
-            )
-    model.load_state_dict(state)
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """epoch, loss, miou of each row of a metrics.csv, nan where empty; [] without a file. Raises BadInput."""
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline='', encoding='utf-8-sig') as file:
+            return [
+                {key: float(row[key]) if row[key] else math.nan for key in ('epoch', 'loss', 'miou')}
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise BadInput(f'{path}: expected a row an epoch with epoch, loss, miou: {one_line(error)}') from None
+
+
+def best_miou(metrics: list[dict[str, float]]) -> float:
+    """The highest mIoU of an epoch in rows of a metrics.csv; nan where there is none yet."""
+    return max((row['miou'] for row in metrics if not math.isnan(row['miou'])), default=math.nan)

@@ -7,12 +7,13 @@ Shapes: N samples, K classes, C a crop's side.
 import numpy as np
 import torch
 
-from config import CheckFailed, Config
+from config import Config
 from dataset import TrainingSet, normalize
 from engine.inference import main_logits
-from engine.runs import log
 from metrics import IGNORED
 from models import SegModel
+from utils.errors import CheckFailed
+from utils.log import log
 
 BATCH = 4  # samples that are looked at
 MOST_IGNORED = 0.9  # of the pixels, before a warning

@@ -22,13 +22,15 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from config import BadInput, Config, dump_config, one_line, read_yaml
-from dataset import Cache
+from config import Config, dump_config, read_yaml
+from data.cache import Cache
 from engine.inference import predict_rows
-from engine.runs import append_metrics, log
+from engine.runs import append_metrics
 from models import SegModel
 from submission import board_ids
+from utils.errors import BadInput, one_line
 from utils.files import hold, write_text
+from utils.log import log
 from utils.plotting import compare, sheet
 
 KEPT = 'tracker.yaml'

@@ -24,12 +24,17 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from config import BadInput, CheckFailed, Config, Interrupted
-from dataset import Cache, EpochBatches, TrainingSet, make_loader, normalize, steps_per_epoch
+from config import Config
+from data.cache import Cache
+from dataset import EpochBatches, TrainingSet, make_loader, normalize, steps_per_epoch
+from engine.checkpoint import load_checkpoint, load_model_state, save_checkpoint
+from engine.distributed import Ranks
 from engine.inference import amp_dtype, autocast
-from engine.runs import Ranks, load_checkpoint, load_model_state, log, save_checkpoint
+from engine.optim import build_optimizer, lr_factor
 from losses import segmentation_loss
-from models import SegModel, parameter_groups
+from models import SegModel
+from utils.errors import BadInput, CheckFailed, Interrupted
+from utils.log import log
 from utils.progress import Bar
 from utils.signals import StopRequest
 
@@ -314,38 +319,3 @@ class Trainer:
             log.info(f'the checkpoint is of {ranks}: the run goes on, but not to the bit')
         where = f'batch {self.batch} of epoch {self.epoch + 1}, ' if self.batch else ''
         log.info(f'resumed after epoch {checkpoint["epoch"] + 1}, {where}step {self.step}')
-
-
-def build_optimizer(model: SegModel, cfg: Config) -> torch.optim.Optimizer:
-    """The optimizer over parameter_groups; each group keeps its own peak rate as `peak_lr`. Raises BadInput
-    without apex.
-    """
-    groups = [{**group, 'peak_lr': group['lr']} for group in parameter_groups(model, cfg)]
-    if cfg.optimizer == 'adamw':
-        return torch.optim.AdamW(groups, fused=True)
-    if cfg.optimizer == 'adam':
-        return torch.optim.Adam(groups, fused=True)
-    if cfg.optimizer == 'sgd':
-        return torch.optim.SGD(groups, momentum=0.9, fused=True)
-    try:
-        from apex.optimizers import FusedAdam
-    except ImportError:
-        raise BadInput(
-            "config key 'optimizer': apex_fused_adam needs NVIDIA's apex, built from "
-            'github.com/NVIDIA/apex with its CUDA extensions '
-            "(PyPI's apex is something else); adamw is torch's own fused one"
-        ) from None
-    return FusedAdam(groups, adam_w_mode=True)
-
-
-def lr_factor(cfg: Config, step: int, total: int) -> float:
-    """The learning rate of an iteration as a share of the way from min_lr to the peak: linear warm-up, then
-    the schedule.
-    """
-    warmup = min(cfg.warmup_iters, total // 10)
-    if step < warmup:
-        return cfg.warmup_ratio + (1 - cfg.warmup_ratio) * step / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    if cfg.schedule == 'cosine':
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    return (1 - progress) ** cfg.poly_power if cfg.schedule == 'poly' else 1.0

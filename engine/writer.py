@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from config import Config
+from engine.distributed import Ranks
 from engine.inference import check_seen
-from engine.runs import Ranks
 from networks.layers import resize
 from submission import SIDE, SubmissionWriter
 from utils.files import allocated, hold, remove_partials

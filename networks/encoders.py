@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from config import BadInput, one_line
+from utils.errors import BadInput, one_line
 
 STRIDES = [4, 8, 16, 32]
 PLAIN_VITS = ('vit_', 'deit', 'beit', 'eva')  # timm's families of one stride, 16 or 14

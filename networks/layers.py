@@ -4,8 +4,6 @@ which Mask2Former gives in place of logits.
 Shapes: N batch, K classes, C channels of the head, C_i channels of feature i, h w the finest size: H/4, W/4.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,21 +85,6 @@ class FeatureNorms(nn.Module):
     def forward(self, feats: list[Tensor]) -> list[Tensor]:
         normed = (norm(feat.permute(0, 2, 3, 1)) for norm, feat in zip(self.norms, feats, strict=True))
         return [feat.permute(0, 3, 1, 2) for feat in normed]
-
-
-class Queries(NamedTuple):
-    """What Mask2Former gives in place of logits: Q masks, and the class of each."""
-
-    classes: Tensor  # (N, Q, K + 1) logits; the last is none of the classes
-    masks: Tensor  # (N, Q, h, w) logits
-
-    def logits(self) -> Tensor:
-        """(N, K, h, w) whose softmax is each class's share of the masks that claim a pixel: the sum over the
-        queries of class probability times mask probability (arXiv:2107.06278, section 3.4).
-        """
-        classes = self.classes.float().softmax(dim=-1)[..., :-1]
-        scores = torch.einsum('nqk,nqhw->nkhw', classes, self.masks.float().sigmoid())
-        return scores.clamp(min=1e-6).log()
 
 
 class Head(nn.Module):

@@ -9,7 +9,7 @@ import re
 import torch
 from torch import Tensor
 
-from config import BadInput
+from utils.errors import BadInput
 
 HEAD_NAMES = (
     # the parts of a checkpoint; a decode head that is a list is OCR's cascade

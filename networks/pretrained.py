@@ -16,9 +16,10 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 
-from config import BadInput, Config, one_line
+from config import Config
 from networks.encoders import build_options, is_smp_encoder, timm_cfg
 from networks.mmseg import convert_mmseg, is_mmseg
+from utils.errors import BadInput, one_line
 from utils.safe_load import FAULTS, read_tensors
 
 LITE = ('efficientnet-lite0', 'efficientnet-lite1', 'efficientnet-lite2')

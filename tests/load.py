@@ -19,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from config import ArgumentParser, CheckFailed, run_script  # noqa: E402
+from utils.cli import ArgumentParser, run_script  # noqa: E402
+from utils.errors import CheckFailed  # noqa: E402
 from utils.files import make_folder  # noqa: E402
 
 MODEL = ['encoder=test_resnet.r160_in1k', 'encoder_weights=none', 'head_channels=8', 'aux_weight=0']

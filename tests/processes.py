@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from config import run_script
+from utils.cli import run_script
 
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(['train', 'infer', 'pseudo', 'prepare', 'ensemble', 'conftest'])

@@ -15,11 +15,12 @@ from conftest import write_csv
 from PIL import Image
 
 import evaluate
-from config import CLASSES, BadInput, dump_config, make_config
-from data.coco import CocoSet, board_truth, draw_mask, read_coco, read_labels
+from config import CLASSES, dump_config, make_config
+from data.coco import CocoSet, draw_mask, read_coco, read_labels
 from evaluate import read_confusions
 from metrics import class_iou, confusion_matrix, image_counts
-from submission import SubmissionReader
+from submission import SubmissionReader, board_truth
+from utils.errors import BadInput
 from viewer.uploads import MAX_MEGABYTES, SEEN, read_upload
 from voting.hard import member_table, vote
 from voting.members import find_members

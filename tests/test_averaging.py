@@ -5,11 +5,12 @@ import torch
 
 import infer
 import train
-from config import BadInput, read_yaml
-from dataset import open_cache
-from engine.runs import load_checkpoint
+from config import read_yaml
+from data.cache import open_cache
+from engine.checkpoint import load_checkpoint
 from engine.trainer import PseudoRows
 from tools import soup
+from utils.errors import BadInput
 from utils.files import file_hash
 
 

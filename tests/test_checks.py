@@ -11,14 +11,16 @@ import torch
 import yaml
 
 import train
-from config import BadInput, CheckFailed
-from dataset import TrainingSet, open_cache
+from data.cache import open_cache
+from dataset import TrainingSet
+from engine.distributed import Ranks
 from engine.inference import evaluate
-from engine.runs import Ranks, log
 from engine.sanity import check_classes, check_epoch, check_first_batch, check_labels, describe_labels
 from engine.writer import Predictions
 from metrics import IGNORED
 from models import SegModel
+from utils.errors import BadInput, CheckFailed
+from utils.log import log
 
 
 @pytest.fixture

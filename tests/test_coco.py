@@ -10,8 +10,9 @@ from PIL import Image
 from pycocotools import mask as rle_codec
 from pycocotools.coco import COCO
 
-from config import CLASSES, BadInput
+from config import CLASSES
 from data.coco import IGNORED, Annotation, Photo, draw_mask, read_coco, read_photo
+from utils.errors import BadInput
 
 
 def polygon(x, y, w, h):

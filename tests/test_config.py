@@ -6,19 +6,11 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from config import (
-    BadInput,
-    Config,
-    LossTerm,
-    dump_config,
-    load_config,
-    make_config,
-    read_yaml,
-)
-from keys import describe_config
+from config import Config, LossTerm, describe_config, dump_config, load_config, make_config, read_yaml
 from losses import LOSSES
 from networks.encoders import is_smp_encoder, own_encoder, timm_cfg
 from networks.heads import HEADS
+from utils.errors import BadInput
 
 CONFIGS = sorted(Path(__file__).resolve().parents[1].glob('configs/*.yaml'))
 
@@ -108,6 +100,6 @@ def test_every_key_has_a_meaning():
 
 def test_page_of_all_keys_is_up_to_date():
     page = Path(__file__).resolve().parents[1] / 'docs/config.md'
-    assert page.read_text() == describe_config(), 'python keys.py > docs/config.md'
+    assert page.read_text() == describe_config(), 'python config.py > docs/config.md'
     for key in Config.model_fields:
         assert f'| `{key}` |' in describe_config()

@@ -14,7 +14,7 @@ from engine.inference import main_logits, view_logits
 from losses import segmentation_loss
 from metrics import IGNORED
 from models import SegModel
-from networks.layers import Queries
+from networks.mask2former import Queries
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.yaml'))
 SMALL = {

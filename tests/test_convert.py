@@ -8,11 +8,11 @@ import timm
 import torch
 
 import train
-from config import BadInput
 from models import SegModel
 from networks import encoders
 from networks.mmseg import convert_mmseg, is_mmseg, merged_neighbours
 from networks.pretrained import load_mmseg, read_state
+from utils.errors import BadInput
 
 FOLDER = Path(__file__).parent / 'reference'
 NETWORKS = sorted(path for path in FOLDER.glob('*.pt') if path.stem != 'mit_features')

@@ -11,22 +11,11 @@ import torch
 from conftest import write_set
 from processes import CONTEXT
 
-from config import BadInput
+from data.cache import open_cache
 from data.coco import draw_mask, read_photo
-from dataset import (
-    EpochBatches,
-    TrainingSet,
-    WholePhotos,
-    folds_path,
-    make_loader,
-    near_duplicates,
-    normalize,
-    open_cache,
-    read_folds,
-    split_fold,
-    stratify,
-    thumbnail,
-)  # fmt: skip
+from data.folds import folds_path, near_duplicates, read_folds, split_fold, stratify, thumbnail  # fmt: skip
+from dataset import EpochBatches, TrainingSet, WholePhotos, make_loader, normalize
+from utils.errors import BadInput
 
 
 def small(tiny, tmp_path, **sizes):

@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ensemble
-from config import CLASSES, BadInput
-from data.coco import board_truth, draw_mask, read_coco
-from ensemble import main, parse_weight, weight_table
+from config import CLASSES
+from data.coco import draw_mask, read_coco
+from ensemble import main, parse_weight
 from metrics import confusion_matrix, mean_iou
-from submission import SIDE, SubmissionWriter, read_masks
+from submission import SIDE, SubmissionWriter, board_truth, read_masks
+from utils.errors import BadInput
 from voting import hard, recipe
-from voting.hard import Scorer, count_votes, search_weights, vote, weight_grid
+from voting.hard import Scorer, count_votes, search_weights, vote, weight_grid, weight_table
 from voting.members import OofSample, find_members, read_samples
 
 IDS = ['b.jpg', 'a.jpg', 'c,d.jpg']

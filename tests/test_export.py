@@ -12,13 +12,16 @@ from conftest import TINY
 
 import infer
 import train
-from config import BadInput, CheckFailed, Config, dump_config, load_config
-from dataset import WholePhotos, open_cache, read_folds, split_fold
+from config import Config, dump_config, load_config
+from data.cache import open_cache
+from data.folds import read_folds, split_fold
+from dataset import WholePhotos
+from engine.runs import read_metrics
 from models import SegModel
 from submission import SubmissionReader
 from tools import export_onnx
 from tools.export_onnx import MaskModel, compare_onnx, to_onnx
-from viewer.report import read_metrics
+from utils.errors import BadInput, CheckFailed
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +41,7 @@ def trained(shapes, shared_cache, tmp_path_factory) -> Config:
 
 
 def export_fold(cfg: Config, fold: str = '0') -> None:
-    infer.command(['--cfg', str(cfg.output_dir / 'run.yaml'), '--fold', fold, '--export', 'onnx'])
+    export_onnx.command(['--cfg', str(cfg.output_dir / 'run.yaml'), '--fold', fold])
 
 
 @pytest.fixture(scope='module')
@@ -98,12 +101,7 @@ def test_export_without_its_packages(trained, monkeypatch):
 
 def test_export_of_a_run_that_is_none(tiny_yaml):
     with pytest.raises(BadInput, match='no such checkpoint; train it first'):
-        infer.command(['--cfg', str(tiny_yaml), '--fold', '0', '--export', 'onnx'])
-
-
-def test_export_of_all_folds(trained):
-    with pytest.raises(BadInput, match='expected one fold'):
-        export_fold(trained, 'all')
+        export_onnx.command(['--cfg', str(tiny_yaml), '--fold', '0'])
 
 
 def test_export_of_a_fold_that_was_not_trained(trained):
@@ -112,25 +110,12 @@ def test_export_of_a_fold_that_was_not_trained(trained):
     assert not trained.run_dir(1).exists()
 
 
-@pytest.mark.parametrize(
-    'words',
-    [
-        ['--export', 'onnx', '--save-probs'],
-        ['--image', 'a.jpg', '--save-probs'],
-    ],
-    ids=' '.join,
-)
-def test_probabilities_are_of_a_split_alone(trained, words, capsys):
+def test_probabilities_are_of_a_split_alone(trained, capsys):
     with pytest.raises(SystemExit) as stop:
-        infer.command(['--cfg', str(trained.output_dir / 'run.yaml'), '--fold', '0', *words])
+        infer.command(
+            ['--cfg', str(trained.output_dir / 'run.yaml'), '--fold', '0', '--image', 'a.jpg', '--save-probs']
+        )
     assert stop.value.code == 2 and '--save-probs is of --split alone' in capsys.readouterr().err
-
-
-def test_one_of_several_ranks_exports(trained, exported, monkeypatch):
-    (exported / 'model.onnx').write_bytes(b'of rank 0')
-    monkeypatch.setenv('RANK', '1')
-    export_fold(trained)
-    assert (exported / 'model.onnx').read_bytes() == b'of rank 0'
 
 
 def test_what_a_killed_export_left_is_removed(trained, exported):

@@ -4,9 +4,10 @@ import errno
 
 import pytest
 
-from config import BadInput
-from engine.runs import files, start_log
+from engine.runs import files
+from utils.errors import BadInput
 from utils.files import hold, make_folder, write_text, write_whole
+from utils.log import start_log
 
 
 def test_old_content_stays_until_the_new_is_whole(tmp_path):

@@ -12,9 +12,11 @@ from PIL import ExifTags, Image
 
 import prepare
 import train
-from config import CLASSES, BadInput, load_config, run_script
+from config import CLASSES, load_config
 from data.coco import draw_mask, read_coco, read_labels, read_photo
 from data.importers import upright_size
+from utils.cli import run_script
+from utils.errors import BadInput
 
 NAMES = ['can', 'big bottle', 'bag']
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from config import Config, dump_config, load_config
 from data import coco
-from engine.runs import load_checkpoint, save_checkpoint
+from engine.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ['csv', 'coco', 'config', 'checkpoint']

@@ -3,9 +3,19 @@
 import numpy as np
 import pytest
 
-from config import BadInput
-from intervals import Interval, cross_fit, draw, interval, paired_by_class, paired_interval, verdict
-from metrics import confusion_matrix, image_counts, mean_iou
+from evaluate import cross_fit
+from metrics import (
+    Interval,
+    confusion_matrix,
+    draw,
+    image_counts,
+    interval,
+    mean_iou,
+    paired_by_class,
+    paired_interval,
+    verdict,
+)
+from utils.errors import BadInput
 
 
 def counts_of(rng: np.random.Generator, images: int, error: float) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,18 @@ import re
 import pytest
 import torch
 
-from losses import match, point_losses, segmentation_loss, segments_of, set_loss, unsure_points
+from losses import segmentation_loss
 from metrics import IGNORED
-from networks.layers import Queries
-from networks.mask2former import Mask2Former, outside
+from networks.mask2former import (
+    Mask2Former,
+    Queries,
+    match,
+    outside,
+    point_losses,
+    segments_of,
+    set_loss,
+    unsure_points,
+)
 
 WIDTHS = [8, 16, 32, 64]
 

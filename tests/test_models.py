@@ -6,10 +6,12 @@ import torch
 from safetensors.torch import save_file
 
 import models
-from config import BadInput, load_config
-from models import SegModel, encoder_depths, parameter_groups
+from config import load_config
+from engine.optim import encoder_depths, parameter_groups
+from models import SegModel
 from networks import pretrained
 from networks.encoders import STRIDES
+from utils.errors import BadInput
 
 TINY_OF_FAMILY = [
     'test_convnext.r160_in1k',

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from conftest import write_rectangles
 
-from config import CLASSES, BadInput
+from config import CLASSES
 from submission import SubmissionWriter, read_masks
 from tools import postprocess
+from utils.errors import BadInput
 
 
 def test_pieces_are_given_to_what_is_around_them():

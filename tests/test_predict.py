@@ -14,10 +14,10 @@ from torch import nn
 
 import infer
 import train
-from config import BadInput, Interrupted
 from engine.inference import resize_every, view_logits, window_starts
 from networks.layers import resize
 from submission import read_masks
+from utils.errors import BadInput, Interrupted
 from utils.files import hold
 
 

@@ -8,8 +8,10 @@ from conftest import write_set
 from PIL import Image
 
 import prepare
-from config import CLASSES, BadInput, run_script
+from config import CLASSES
 from data.coco import draw_mask, read_coco
+from utils.cli import run_script
+from utils.errors import BadInput
 
 
 def test_check_of_a_clean_set(shapes, capsys):

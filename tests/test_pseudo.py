@@ -7,10 +7,11 @@ import pytest
 
 import pseudo
 import train
-from config import BadInput, Interrupted
-from dataset import Cache, TrainingSet, open_cache
+from data.cache import Cache, open_cache
+from dataset import TrainingSet
 from metrics import IGNORED
 from pseudo import class_cutoffs
+from utils.errors import BadInput, Interrupted
 
 
 def test_one_threshold_for_all(tiny):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import write_rectangles
 
-from config import BadInput
 from ensemble import main
 from metrics import confusion_matrix, mean_iou
 from submission import SIDE, SubmissionWriter, read_masks
+from utils.errors import BadInput
 from voting.calibration import (
     Calibration,
     calibrate,

@@ -3,8 +3,9 @@
 import torch
 
 import train
-from dataset import folds_path, open_cache, read_folds
-from engine.runs import load_checkpoint
+from data.cache import open_cache
+from data.folds import folds_path, read_folds
+from engine.checkpoint import load_checkpoint
 
 
 def test_the_same_folds(tiny, tmp_path):

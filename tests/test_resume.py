@@ -18,9 +18,10 @@ from processes import ended, start, typed
 
 import pseudo
 import train
-from config import BadInput, Config, Interrupted, dump_config
-from engine.runs import load_checkpoint, save_checkpoint
+from config import Config, dump_config
+from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.trainer import Trainer
+from utils.errors import BadInput, Interrupted
 from utils.signals import SIGNALS, stop_requests
 
 

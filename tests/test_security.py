@@ -23,10 +23,11 @@ import torch
 from conftest import write_set
 from PIL import Image
 
-from config import CLASSES, BadInput, load_config
+from config import CLASSES, load_config
 from data.coco import read_coco, read_photo, read_rgb
-from engine.runs import load_checkpoint
+from engine.checkpoint import load_checkpoint
 from submission import HEADER, SIDE, read_masks
+from utils.errors import BadInput
 from utils.files import map_array
 from utils.safe_load import check_pickle, read_tensors
 

@@ -20,7 +20,7 @@ import infer
 import prepare
 import train
 from config import Config, dump_config
-from dataset import open_cache
+from data.cache import open_cache
 from utils.files import hold
 
 ROOT = Path(__file__).resolve().parents[1]

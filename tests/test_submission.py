@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import submission
-from config import BadInput, Interrupted
 from submission import (
     PIXELS,
     SIDE,
@@ -31,6 +30,7 @@ from submission import (
     read_rows,
     read_test_ids,
 )  # fmt: skip
+from utils.errors import BadInput, Interrupted
 
 HEADER = b'image_id,PredictionString\n'
 IDS = ['batch_01/b.jpg', 'batch_01/a.jpg', 'c.jpg']

@@ -19,9 +19,11 @@ import pytest
 from PIL import ExifTags, Image
 
 import prepare
-from config import CLASSES, BadInput, CheckFailed, run_script
+from config import CLASSES
 from data import taco as taco_module
 from data.coco import draw_mask, read_coco, read_photo, read_rgb
+from utils.cli import run_script
+from utils.errors import BadInput, CheckFailed
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 60, 80

@@ -6,8 +6,8 @@ import pytest
 from processes import ended, start
 
 import train
-from config import BadInput, CheckFailed
 from engine.tracking import PROJECT, Mlflow, require_tracker
+from utils.errors import BadInput, CheckFailed
 
 
 def test_a_missing_package_is_one_line_before_training(tiny, monkeypatch):

@@ -21,15 +21,21 @@ from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 import infer
 import pseudo
 import train
-from config import BadInput, CheckFailed, load_config, run_script
+from config import load_config
+from data.cache import open_cache
 from data.coco import IGNORED
-from dataset import open_cache, read_folds
+from data.folds import read_folds
+from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.distributed import Ranks
 from engine.inference import evaluate
-from engine.runs import Ranks, append_metrics, hold_run, load_checkpoint, save_checkpoint
-from engine.trainer import Trainer, build_optimizer, lr_factor
+from engine.optim import build_optimizer, lr_factor
+from engine.runs import append_metrics, hold_run
+from engine.trainer import Trainer
 from metrics import confusion_matrix, iou_of_counts, mean_iou
 from models import SegModel
 from submission import read_masks
+from utils.cli import run_script
+from utils.errors import BadInput, CheckFailed
 from utils.signals import StopRequest
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,11 +6,11 @@ from conftest import write_set
 
 import infer
 import train
-from config import BadInput
 from engine.inference import make_views
 from metrics import miou_of_counts
 from networks.layers import resize
 from tools import search_tta
+from utils.errors import BadInput
 
 
 def test_every_view_is_turned_back_on_photos_that_are_not_square():

@@ -16,10 +16,11 @@ from conftest import write_csv, write_rectangles
 from PIL import Image
 
 import viz
-from config import CLASSES, BadInput, dump_config, make_config
-from data.coco import board_truth, draw_mask, read_coco, read_labels
+from config import CLASSES, dump_config, make_config
+from data.coco import draw_mask, read_coco, read_labels
 from metrics import IGNORED
-from submission import SubmissionReader
+from submission import SubmissionReader, board_truth
+from utils.errors import BadInput
 from utils.plotting import (
     GAP,
     PALETTE,

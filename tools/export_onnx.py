@@ -1,6 +1,6 @@
 """A trained model as an ONNX file that needs none of this code, and a model card beside it.
 
-    python infer.py --cfg configs/convnext.yaml --fold 0 --export onnx   # .../fold0/model.onnx and model.md
+    python -m tools.export_onnx --cfg configs/convnext.yaml --fold 0     # .../fold0/model.onnx and model.md
 
 In: `photos`, (N, 3, C, C) uint8 RGB, any N, C the config's image_size; they are normalised inside. Out:
 `masks`, (N, 256, 256) uint8 ids, as of infer.py --no-tta, and `probs`, (N, K, B, B) float32 (see
@@ -16,14 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import BadInput, CheckFailed, Config, dump_config, one_line
-from dataset import Cache, WholePhotos
+from config import Config, dump_config, load_config
+from data.cache import Cache, open_cache
+from data.folds import read_folds, split_fold
+from dataset import WholePhotos
+from engine.checkpoint import Run, load_run
 from engine.inference import predict_probs
 from engine.provenance import installed, last_provenance
-from engine.runs import log
-from infer import Run
 from submission import SIDE, board_ids
+from utils.cli import ArgumentParser, add_config_arguments, run_script
+from utils.errors import BadInput, CheckFailed, one_line
 from utils.files import hold, remove_partials, write_text, write_whole
+from utils.log import log, start_log
 
 CHECKED = 32  # photos that ONNX Runtime and torch both see
 AGREEMENT = 0.999  # of their pixels, at least, are of the same class
@@ -58,13 +62,23 @@ class Agreement(NamedTuple):
         )
 
 
+def main(cfg: Config, fold: int) -> None:
+    """Write one fold's model as an ONNX file, with its model card. Raises BadInput and CheckFailed."""
+    folder = cfg.run_dir(fold)
+    run = load_run(cfg, fold, torch.device('cpu'))
+    start_log(folder)
+    cache = open_cache(cfg, 'train')
+    held_out = split_fold(read_folds(cfg, cache), fold)[1]
+    export_onnx(run, cache, held_out if fold >= 0 else np.arange(len(cache)), folder)
+
+
 def export_onnx(run: Run, cache: Cache, rows: np.ndarray, folder: Path) -> None:
     """Writes model.onnx and model.md into the run's folder, once the file and torch agree on CHECKED of the
     rows. Raises BadInput, and CheckFailed where they do not.
     """
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
-        raise BadInput(f'--export onnx: pip install {" ".join(missing)}')
+        raise BadInput(f'ONNX: pip install {" ".join(missing)}')
     path, card = folder / 'model.onnx', folder / 'model.md'
     cfg = run.cfg.model_copy(update={'amp': 'off'})
     model = MaskModel(run.model, cfg, cache.photos.shape[1]).eval()
@@ -95,7 +109,7 @@ def to_onnx(model: MaskModel, photos: WholePhotos) -> bytes:
     """The ONNX file, for any number of photos. Raises BadInput where the model has no ONNX form."""
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     if size > MAX_BYTES:
-        raise BadInput(f'--export onnx: the weights have {size / 2**30:.1f} GiB; one ONNX file holds 2')
+        raise BadInput(f'ONNX: the weights have {size / 2**30:.1f} GiB; one ONNX file holds 2')
     batch = torch.stack([photos[0][0]] * 2)
     with torch.no_grad():
         model(batch)  # what is kept between calls is made outside of the graph
@@ -108,7 +122,7 @@ def to_onnx(model: MaskModel, photos: WholePhotos) -> bytes:
             cause = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
-            raise BadInput(f'--export onnx: this model has no ONNX form: {one_line(cause)[:300]}') from None
+            raise BadInput(f'this model has no ONNX form: {one_line(cause)[:300]}') from None
     return program.model_proto.SerializeToString()
 
 
@@ -192,3 +206,15 @@ annotations {str(made.get('data', 'unknown'))[:12]}, {made.get('hardware', 'hard
 ```yaml
 {dump_config(cfg)}```
 """
+
+
+def command(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(__doc__, prog='python -m tools.export_onnx')
+    add_config_arguments(parser)
+    parser.add_argument('--fold', type=int, required=True, help='the fold whose model is exported, or -1')
+    args = parser.parse_args(argv)
+    main(load_config(args.cfg, args.set), args.fold)
+
+
+if __name__ == '__main__':
+    run_script(command)

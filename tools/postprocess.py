@@ -20,13 +20,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from config import DONE, ArgumentParser, BadInput, add_config_arguments, run_script
-from intervals import Interval, cross_fit, interval, paired_interval
-from metrics import confusion_matrix, image_counts
+from data.coco import training_photos
+from evaluate import cross_fit
+from metrics import Interval, confusion_matrix, image_counts, interval, paired_interval
 from submission import PIXELS, SubmissionReader, SubmissionWriter, classes_and_data, read_test_ids
-from utils.progress import next_line, progress
+from utils.cli import ArgumentParser, add_config_arguments, next_line, run_script
+from utils.errors import DONE, BadInput
+from utils.progress import progress
 from voting.members import member_of, read_samples
-from voting.recipe import training_photos
 
 SIZES = (0, 8, 16, 32, 64, 128, 256, 512)  # that are tried; 0 leaves everything
 

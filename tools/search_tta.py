@@ -19,15 +19,21 @@ from itertools import chain, combinations, product
 import numpy as np
 import torch
 
-from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
-from dataset import normalize, open_cache, read_folds, split_fold
+from config import Config, load_config
+from data.cache import open_cache
+from data.folds import read_folds, split_fold
+from dataset import normalize
+from engine.checkpoint import Run, load_oof_run
+from engine.distributed import start_ranks
 from engine.inference import make_eval_loader, make_views, view_probs
-from engine.runs import start_log, start_ranks
-from infer import Run, load_oof_run, parse_fold
-from intervals import cross_fit, interval, paired_interval
-from metrics import confusion_matrix, image_counts, miou_of_counts
+from evaluate import cross_fit
+from infer import parse_fold
+from metrics import confusion_matrix, image_counts, interval, miou_of_counts, paired_interval
 from submission import shrink_ids
-from utils.progress import next_line, progress
+from utils.cli import ArgumentParser, add_config_arguments, next_line, run_script
+from utils.errors import BadInput
+from utils.log import start_log
+from utils.progress import progress
 from voting.members import PARTS
 
 SHOWN = 8  # sets in the table

@@ -16,36 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from config import ArgumentParser, BadInput, Config, add_config_arguments, load_config, run_script
-from dataset import (
-    Cache,
-    EpochBatches,
-    TrainingSet,
-    held_out_hash,
-    make_loader,
-    normalize,
-    open_cache,
-    read_folds,
-    split_fold,
-)
+from config import Config, load_config
+from data.cache import Cache, open_cache
+from data.folds import held_out_hash, read_folds, split_fold
+from dataset import EpochBatches, TrainingSet, make_loader, normalize
+from engine.checkpoint import load_checkpoint, load_model_state, save_checkpoint
+from engine.distributed import Ranks, seed_everything, start_ranks
 from engine.inference import autocast, evaluate
 from engine.provenance import write_provenance
-from engine.runs import (
-    Ranks,
-    check_run,
-    hold_run,
-    load_checkpoint,
-    load_model_state,
-    log,
-    open_run,
-    save_checkpoint,
-    seed_everything,
-    start_log,
-    start_ranks,
-)
-from intervals import interval, paired_interval, verdict
+from engine.runs import check_run, hold_run, open_run
+from metrics import interval, paired_interval, verdict
 from models import SegModel
-from utils.progress import next_line, progress
+from utils.cli import ArgumentParser, add_config_arguments, next_line, run_script
+from utils.errors import BadInput
+from utils.log import log, start_log
+from utils.progress import progress
 
 State = dict[str, Tensor]
 

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from config import NO_ROOM, BadInput, Interrupted, one_line, refuse_device
+from utils.errors import NO_ROOM, BadInput, Interrupted, one_line
 
 
 def cannot_write(path: str | Path, error: OSError) -> BadInput | Interrupted:
@@ -158,3 +158,9 @@ def hold(path: Path | None, doing: str, wait: bool = False) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def refuse_device(path: Path) -> None:
+    """Raises BadInput for a device or a pipe, which would be read without end, or waited for."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise BadInput(f'{path}: is not a file')

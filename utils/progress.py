@@ -8,22 +8,16 @@ file, a line a minute. Imports nothing of ours, and no torch.
     say(next_line('infer.py', '--fold', 0, cfg=args.cfg, changes=args.set))
 """
 
-import argparse
-import os
-import re
-import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import ClassVar, TextIO, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import ClassVar, TypeVar
 
 from tqdm import tqdm
 
+from utils.log import say
+
 EVERY = 60  # seconds between lines of progress, where there is no terminal
-RED, GREEN, YELLOW, BOLD = 31, 32, 33, 1
-COLOURS = {r'\berror:': RED, r'^warning:.*': YELLOW, r'(?<=^next: ).*': BOLD, r'\bbest$': GREEN}
-MAX_SEED = 2**32 - 1  # of an option; NumPy takes no negative one
 T = TypeVar('T')
 
 
@@ -128,67 +122,4 @@ def gpu_memory() -> str:
 # --- lines
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Writes lines above a bar; on standard output where nothing else is said. In colours on a terminal
-    alone, and not where NO_COLOR is set (no-color.org).
-    """
-    stream = stream or sys.stdout
-    if stream.isatty() and not os.environ.get('NO_COLOR') and os.environ.get('TERM') != 'dumb':
-        for pattern, code in COLOURS.items():
-            text = re.sub(pattern, rf'\033[{code}m\g<0>\033[0m', text, flags=re.MULTILINE)
-    tqdm.write(text, file=stream)
-    stream.flush()
-
-
-def next_line(*words: object, cfg: Path | None = None, changes: Sequence[str] = ()) -> str:
-    """The next command to type, quoted for a shell; --cfg and --set at its end, where they were given."""
-    given = ['--cfg', cfg] if cfg else []
-    given += ['--set', *changes] if changes else []
-    return f'next: python {shlex.join(str(word) for word in [*words, *given])}'
-
-
 # --- options and help
-
-
-def at_least(least: int, most: int = 10_000) -> Callable[[str], int]:
-    """The type of an option that is a whole number within these."""
-
-    def parse(text: str) -> int:
-        if not re.fullmatch(r'\d{1,12}', text, re.ASCII) or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(
-                f'found {text[:40]!r}, expected a whole number from {least} to {most}'
-            )
-        return int(text)
-
-    return parse
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the layout of a description, and says of each option what it is by default, or that it is
-    required. Where the default is None, the option's own help has to say what happens then.
-    """
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ''
-        if not action.option_strings or isinstance(action, argparse._HelpAction) or 'default' in text:
-            return text
-        if action.required:
-            return f'{text}; required'
-        if action.default is None:
-            return text
-        value = action.default
-        if isinstance(value, bool):
-            value = 'on' if value else 'off'
-        elif isinstance(value, list | tuple):
-            value = ' '.join(str(part) for part in value) or 'none'
-        return f'{text}; default {value}'
-
-
-def examples_of(prog: str, text: str) -> str:
-    """The lines of a text that call `prog`, as the end of its help; '' where there are none."""
-    lines = [
-        f'    {line.strip()}'
-        for line in text.splitlines()
-        if f'python {prog.removeprefix("python ")} ' in line
-    ]
-    return '\n'.join(['examples:', *lines]) if lines else ''

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from config import ArgumentParser, BadInput, add_config_arguments
 from submission import classes_and_data
+from utils.cli import ArgumentParser, add_config_arguments
+from utils.errors import BadInput
 from viewer import page_photos, page_runs, page_sorting
 from viewer.app_data import show_error
 

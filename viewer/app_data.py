@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import numpy as np
 import streamlit as st
 
-from config import BadInput
 from data.coco import CocoSet, annotation_files, read_coco, read_labels
 from evaluate import Confusions, read_confusions
 from metrics import mean_of_iou
 from submission import PIXELS, SubmissionReader
+from utils.errors import BadInput
 from voting.hard import member_table, vote
 from voting.members import member_of
 

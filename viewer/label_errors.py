@@ -20,13 +20,14 @@ from typing import Literal
 
 import numpy as np
 
-from data.coco import CocoSet, Photo, board_truth, draw_mask, read_coco, read_photo
+from data.coco import CocoSet, Photo, draw_mask, read_coco, read_photo
+from engine.runs import FoldRun, read_runs
 from metrics import IGNORED
-from submission import SubmissionReader
+from submission import SubmissionReader, board_truth, open_probs
 from utils.files import write_text
 from utils.plotting import compare, sheet
-from viewer.report import FoldRun, html_picture, html_table, oof_photos, read_runs, write_page
-from voting.members import open_probs
+from viewer.html_page import html_picture, html_table, write_page
+from viewer.report import oof_photos
 
 LISTED = 60  # suspects in the table
 SHOWN = 6  # photos in a class's sheet

@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 import streamlit as st
 
-from data.coco import CocoSet, Photo, board_truth, draw_mask, read_photo
+from data.coco import CocoSet, Photo, draw_mask, read_photo
 from metrics import class_iou, confusion_matrix, mean_iou
+from submission import board_truth
 from utils.plotting import PALETTE, differences, overlay
 from viewer.app_data import (
     count_source,
@@ -31,7 +32,8 @@ from viewer.app_data import (
     read_prediction,
     vote_of,
 )
-from viewer.report import html_table, shown
+from viewer.html_page import html_table
+from viewer.report import shown
 
 SIDE = 640  # the longer side of a photo on the page is at most this
 VIEWS = 4  # in a line

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from config import BadInput, load_config
+from config import load_config
 from data.coco import CocoSet
-from intervals import DRAWS, LEVEL, Interval, interval
-from metrics import class_iou
+from engine.runs import FoldRun, best_miou, fold_number, read_metrics
+from metrics import DRAWS, LEVEL, Interval, class_iou, interval
+from utils.errors import BadInput
 from utils.plotting import draw_confusion
 from viewer.app_data import (
     Counted,
@@ -22,8 +23,9 @@ from viewer.app_data import (
     remember,
     show_error,
 )
-from viewer.report import FoldRun, best_miou, bracket, fold_number, html_table, read_metrics, shown
-from voting.ensembled import format_weights, read_ensemble, score_ensemble
+from viewer.html_page import html_table
+from viewer.report import bracket, shown
+from voting.recipe import format_weights, read_ensemble, score_ensemble
 
 
 def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:

@@ -19,14 +19,15 @@ import numpy as np
 import streamlit as st
 from PIL import Image, ImageDraw
 
-from config import BadInput, load_config, one_line
+from config import load_config
+from engine.runs import best_miou, fold_number, read_metrics
+from utils.errors import BadInput, one_line
 from utils.plotting import PALETTE, font, overlay
 from viewer.app_data import load_coco, modified, plain, show_error
-from viewer.report import best_miou, fold_number, read_metrics
 from viewer.uploads import FORMATS, MAX_MEGABYTES, read_upload
 
 if TYPE_CHECKING:
-    from infer import Run
+    from engine.checkpoint import Run
 
 BINS = Path(__file__).with_name('bins.csv')
 LEAST = 0.004  # of the photo's pixels: a smaller piece is a speck
@@ -104,8 +105,8 @@ def best_score(checkpoint: Path) -> float:
 @st.cache_resource(max_entries=2, show_spinner='Loading the model')
 def load_model(checkpoint: Path, time: int) -> 'Run':
     """The model of a checkpoint, kept while the file is the same. Raises BadInput."""
-    from engine.runs import start_ranks
-    from infer import load_run  # with torch, which the other pages do without
+    from engine.checkpoint import load_run  # with torch, which the other pages do without
+    from engine.distributed import start_ranks
 
     fold = fold_number(checkpoint.parent)
     places = {'output_dir': checkpoint.parents[2], 'name': checkpoint.parents[1].name, 'device': 'auto'}

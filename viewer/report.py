@@ -6,51 +6,40 @@ confusion, the best and the worst photos, a gallery of each class, what the ense
 Of the folds that have an oof.csv. A photo's score is its mean IoU over the classes in truth or prediction.
 """
 
-import base64
-import csv
 import html
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from config import BadInput, Config, dump_config, load_config, one_line
-from data.coco import CocoSet, Photo, board_truth, draw_mask, read_coco, read_photo
-from intervals import DRAWS, LEVEL, Interval, by_class, interval
-from metrics import class_iou, confusion_matrix, image_counts, iou_of_counts, mean_iou, pixel_accuracy
-from submission import SubmissionReader
-from utils.files import write_text
+from config import dump_config
+from data.coco import CocoSet, Photo, draw_mask, read_coco, read_photo
+from engine.runs import FoldRun, read_runs
+from metrics import (
+    DRAWS,
+    LEVEL,
+    Interval,
+    by_class,
+    class_iou,
+    confusion_matrix,
+    image_counts,
+    interval,
+    iou_of_counts,
+    mean_iou,
+    pixel_accuracy,
+)
+from submission import SubmissionReader, board_truth
+from utils.errors import BadInput
 from utils.plotting import compare, draw_confusion, draw_curves, sheet
 from utils.progress import progress
-from voting.ensembled import score_ensemble
+from viewer.html_page import html_picture, html_table, write_page
+from voting.recipe import score_ensemble
 
 SHOWN = 8  # photos among the worst, and among the best
 GALLERY = 4  # photos of a class: half of them the worst, half the best
 LEAST = 256  # pixels of a class in the truth of a photo of its gallery
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1640px; margin: 2em auto; padding: 0 1em; }
-img { max-width: 100%; }
-h1, h2 { font-weight: 600; }
-pre { background: #f4f4f4; padding: 1em; overflow-x: auto; }
-table { border-collapse: collapse; margin-bottom: 1em; font-variant-numeric: tabular-nums; }
-td, th { padding: .25em .9em; text-align: right; border-bottom: 1px solid #e4e4e4; }
-td:first-child, th:first-child { text-align: left; }
-tr.total td { font-weight: 600; border-top: 2px solid #1c1c1c; }
-"""
-
-
-@dataclass(frozen=True)
-class FoldRun:
-    """A fold of a run: its folder, the config it was trained with, and its rows of metrics.csv."""
-
-    number: int
-    folder: Path
-    cfg: Config
-    metrics: list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -90,51 +79,6 @@ def main(name: str, output: Path, data: Path | None = None) -> Path:
     print(f'{name}: out of fold, {len(runs)} folds: mIoU {score_text(scored)}')
     print(f'wrote {path}, {path.stat().st_size / 1e6:.1f} MB: one file that can be mailed')
     return path
-
-
-def read_runs(folder: Path) -> list[FoldRun]:
-    """The folds of a run that have an oof.csv. Raises BadInput where there is none."""
-    if not folder.is_dir():
-        raise BadInput(f'{folder}: no such run; train it first')
-    runs = []
-    for path in folder.glob('fold*/oof.csv'):
-        number = fold_number(path.parent)
-        if number is not None:
-            cfg = load_config(path.with_name('config.yaml'))
-            runs.append(FoldRun(number, path.parent, cfg, read_metrics(path.with_name('metrics.csv'))))
-    if not runs:
-        raise BadInput(f'{folder}: no fold*/oof.csv in it; python infer.py --split oof writes them')
-    runs.sort(key=lambda run: run.number)
-    for run in runs[1:]:
-        for key in ('classes', 'data_root'):
-            if getattr(run.cfg, key) != getattr(runs[0].cfg, key):
-                raise BadInput(f'{run.folder / "config.yaml"}: {key} is not that of {runs[0].folder}')
-    return runs
-
-
-def fold_number(folder: Path) -> int | None:
-    """Of a run's folder: k of fold<k>, -1 of `all`, which Config.run_dir names; None of any other."""
-    number = folder.name.removeprefix('fold')
-    return -1 if folder.name == 'all' else int(number) if number.isdecimal() else None
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """epoch, loss, miou of each row of a metrics.csv, nan where empty; [] without a file. Raises BadInput."""
-    if not path.is_file():
-        return []
-    try:
-        with path.open(newline='', encoding='utf-8-sig') as file:
-            return [
-                {key: float(row[key]) if row[key] else math.nan for key in ('epoch', 'loss', 'miou')}
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise BadInput(f'{path}: expected a row an epoch with epoch, loss, miou: {one_line(error)}') from None
-
-
-def best_miou(metrics: list[dict[str, float]]) -> float:
-    """The highest mIoU of an epoch in rows of a metrics.csv; nan where there is none yet."""
-    return max((row['miou'] for row in metrics if not math.isnan(row['miou'])), default=math.nan)
 
 
 @dataclass(frozen=True)
@@ -247,33 +191,6 @@ def score_text(scored: list[Scored]) -> str:
     """The mIoU of all photos with its interval."""
     score = interval(np.stack([one.counts for one in scored]))
     return f'{score} on {len(scored)} photos: the bracket has {LEVEL:.0%} of {DRAWS:,} draws of them'
-
-
-def write_page(path: Path, title: str, parts: list[str]) -> None:
-    """An HTML page of a title and of parts that are HTML already. Raises BadInput."""
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    body = f'<h1>{html.escape(title)}</h1>{"".join(parts)}'
-    write_text(path, f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n')
-
-
-def html_picture(title: str, picture: np.ndarray, photos: bool = False) -> str:
-    """An (H, W, 3) picture under its title, with its bytes in the page: WebP where there are photos in it."""
-    file = io.BytesIO()
-    kind = 'webp' if photos else 'png'
-    Image.fromarray(picture).save(file, kind, **({'quality': 82} if photos else {'optimize': True}))
-    content = base64.b64encode(file.getvalue()).decode()
-    shown = html.escape(title)
-    return f'<h2>{shown}</h2><img alt="{shown}" src="data:image/{kind};base64,{content}">'
-
-
-def html_table(lines: list[list[str]], total: str | None = None) -> str:
-    """An HTML table, the first line its headings; that which begins with `total` stands out."""
-    rows = []
-    for number, line in enumerate(lines):
-        tag = 'td' if number else 'th'
-        cells = ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in line)
-        rows.append(f'<tr class="total">{cells}</tr>' if line[0] == total else f'<tr>{cells}</tr>')
-    return f'<table>{"".join(rows)}</table>'
 
 
 def bracket(one: Interval) -> str:

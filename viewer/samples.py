@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from config import Config
-from dataset import TrainingSet, open_cache, read_folds, split_fold
+from data.cache import open_cache
+from data.folds import read_folds, split_fold
+from dataset import TrainingSet
 from models import SegModel
 from utils.plotting import VIEW, Row, overlay, sheet, write_png
 

@@ -8,8 +8,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from config import BadInput, one_line
 from data.coco import UNREADABLE
+from utils.errors import BadInput, one_line
 
 MAX_MEGABYTES = 10  # of an upload
 MAX_PIXELS = 64_000_000  # of a photo: beyond it a small file may fill the memory

@@ -18,8 +18,9 @@ import numpy as np
 import yaml
 from scipy.optimize import minimize_scalar
 
-from config import BadInput, read_yaml
+from config import read_yaml
 from metrics import IGNORED
+from utils.errors import BadInput
 from utils.files import write_text
 from voting.members import OofSample
 

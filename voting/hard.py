@@ -11,12 +11,14 @@ agrees with whom, n candidates.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
+from math import gcd, lcm
 
 import numpy as np
 
-from config import BadInput
 from metrics import IGNORED, iou_of_counts, mean_of_iou
+from utils.errors import BadInput
 from voting.members import OofSample
 
 TOP_WEIGHT = 3  # the whole weights 0 to 3 of each model are tried
@@ -385,3 +387,19 @@ def format_search(result: SearchResult, names: Sequence[str]) -> str:
     else:
         lines.append(f'use the vote with weights {" ".join(map(str, result.weights))}')
     return '\n'.join(lines)
+
+
+def weight_table(exact: Sequence[Sequence[Fraction]]) -> np.ndarray:
+    """(M, K) whole numbers in proportion to weights by member and class, so that sums of them are exact.
+
+    Raises BadInput where all are 0, or where sums would not fit 63 bits.
+    """
+    scale = lcm(*(value.denominator for row in exact for value in row))
+    whole = [[int(value * scale) for value in row] for row in exact]
+    common = gcd(*(value for row in whole for value in row))
+    if common == 0:
+        raise BadInput('--weights: all of them are 0; expected one above 0')
+    highest = sum(max(row) for row in whole) // common
+    if highest >= 2**63:
+        raise BadInput('--weights: too many digits to be added up exactly; give them fewer')
+    return np.array([[value // common for value in row] for row in whole], np.min_scalar_type(highest))

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from config import BadInput
-from data.coco import Photo, board_truth, draw_mask
-from submission import SIDE, SubmissionReader
-from utils.files import file_hash, map_array
+from data.coco import Photo, draw_mask
+from submission import SubmissionReader, board_truth, open_probs
+from utils.errors import BadInput
+from utils.files import file_hash
 from utils.progress import progress
 
 PARTS = 5  # of the photos out of fold, for choosing weights on the others, where they are of one fold
@@ -79,14 +79,6 @@ def by_model(members: Iterable[Member]) -> dict[Path, list[Member]]:
 def oof_hash(member: Member) -> str:
     """Which model and fold a CSV is of: the SHA-256 of the oof.csv beside it. Raises BadInput."""
     return file_hash(member.path.with_name('oof.csv'))
-
-
-def open_probs(reader: SubmissionReader, num_classes: int) -> np.ndarray:
-    """(n, K, 256, 256) uint8, memory-mapped, of the rows of a CSV. Raises BadInput."""
-    path = reader.path.with_name(f'{reader.path.stem}_probs.npy')
-    if not path.exists():
-        raise BadInput(f'{path}: no such file; infer.py --save-probs writes it beside the CSV')
-    return map_array(path, (len(reader.image_ids), num_classes, SIDE, SIDE))
 
 
 def read_samples(

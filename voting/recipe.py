@@ -5,7 +5,6 @@ Also the comparison of two predictions of the same photos. Shapes: M members or 
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,15 +13,33 @@ from typing import Literal
 import numpy as np
 import yaml
 
-from config import BadInput, read_yaml
-from data.coco import Photo, board_truth, draw_mask, read_coco
-from intervals import DRAWS, LEVEL, interval, paired_by_class, paired_interval, verdict
-from metrics import confusion_matrix, image_counts
-from submission import SubmissionReader, require_same_images
+from config import read_yaml
+from data.coco import training_photos
+from metrics import (
+    DRAWS,
+    IGNORED,
+    LEVEL,
+    Interval,
+    confusion_matrix,
+    image_counts,
+    interval,
+    iou_of_counts,
+    miou_of_counts,
+    paired_interval,
+    verdict,
+)
+from utils.errors import BadInput
 from utils.files import write_text
-from utils.progress import progress
 from voting.calibration import RANGE, Calibration, calibrate, write_calibration
-from voting.hard import SearchResult, count_votes, format_search, member_table, search_weights, vote
+from voting.hard import (
+    SearchResult,
+    count_votes,
+    format_search,
+    member_table,
+    search_weights,
+    vote,
+    weight_table,
+)
 from voting.members import Member, OofSample, by_model, member_of, oof_hash, read_samples
 from voting.soft import SoftResult, mean_probs, search_soft
 
@@ -124,11 +141,6 @@ def format_gain(
     )
 
 
-def training_photos(data: Path, classes: tuple[str, ...]) -> dict[str, Photo]:
-    """The training photos of a data root by file name. Raises BadInput."""
-    return {photo.file_name: photo for photo in read_coco(data, 'train', classes).photos}
-
-
 def calibrate_model(folder: Path, data: Path, classes: tuple[str, ...]) -> str:
     """Fits a model's temperature on its oof_probs.npy, and keeps it in its folder. Raises BadInput."""
     members = [member_of(path) for path in sorted(folder.glob('fold*/oof.csv')) or [folder / 'oof.csv']]
@@ -190,29 +202,95 @@ def read_recipe(path: Path, members: Sequence[Member], num_classes: int) -> Reci
 # --- two predictions --------------------------------------------------------------------------------------
 
 
-def compare(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> str:
-    """The scores of two CSVs on the photos that they have, and the difference, by class too, with paired
-    bootstrap intervals. Raises BadInput where one lacks a photo of the other.
-    """
-    photos = training_photos(data, classes)
-    with ExitStack() as stack:
-        first, second = (stack.enter_context(SubmissionReader(path, len(classes))) for path in csvs)
-        require_same_images(first.image_ids, csvs[0], second)
-        counts = np.zeros((2, len(first.image_ids), 3, len(classes)), np.int64)
-        for n, image_id in enumerate(progress(first.image_ids, 'compare', 'image')):
-            if image_id not in photos:
-                raise BadInput(f'{csvs[0]}: image {image_id!r} is none of the training photos of {data}')
-            truth = board_truth(draw_mask(photos[image_id]))
-            for which, reader in enumerate((first, second)):
-                confusion = confusion_matrix(truth, reader.read(image_id), len(classes))
-                counts[which, n] = image_counts(confusion)
-    width = max(map(len, classes))
-    lines = [f'{path}: mIoU {interval(own)}' for path, own in zip(csvs, counts, strict=True)]
-    lines.append(f'{"first - second":<{width}}  {LEVEL:.0%} of {DRAWS:,} draws of the images')
-    for name, one in zip(classes, paired_by_class(*counts), strict=True):
-        if not np.isnan(one.value):
-            lines.append(f'{name:<{width}}  {one.value:+.4f}  [{one.low:+.4f}, {one.high:+.4f}]')
-    total = paired_interval(*counts)
-    lines.append(f'{"mIoU":<{width}}  {total.value:+.4f}  [{total.low:+.4f}, {total.high:+.4f}]')
-    lines.append(verdict(total, counts.shape[1]))
-    return '\n'.join(lines)
+@dataclass(frozen=True)
+class Ensembled:
+    """Models with their weights by class, the counts of each and of the ensemble, and what it changed."""
+
+    rule: str
+    names: list[str]
+    weights: list[list[Fraction]]  # (M, K)
+    counts: np.ndarray  # (M + 1, n, 3, K), metrics.image_counts, those of the ensemble last
+    changed: np.ndarray  # (M, 2, K) pixels of each true class that the ensemble alone has right, or the model
+
+    @property
+    def best(self) -> int:
+        """The model of the highest mIoU."""
+        return int(miou_of_counts(self.counts[:-1].sum(1)).argmax())
+
+    def gain(self) -> Interval:
+        """The ensemble's mIoU above the best model's."""
+        return paired_interval(self.counts[-1], self.counts[self.best])
+
+    def lines(self) -> list[list[str]]:
+        """A table: each model with its weight, mIoU and interval, and the ensemble."""
+        weights = [*(format_weights(row) for row in self.weights), '']
+        rows = [['', 'weight', 'mIoU', f'{LEVEL:.0%} of {DRAWS:,} draws']]
+        for name, weight, counts in zip([*self.names, self.rule], weights, self.counts, strict=True):
+            score = interval(counts)
+            rows.append([name, weight, f'{score.value:.4f}', f'{score.low:.4f} to {score.high:.4f}'])
+        return rows
+
+    def class_lines(self, classes: tuple[str, ...]) -> list[list[str]]:
+        """A table: of each class the IoU of the best model and of the ensemble, and the pixels it changed."""
+        best, own = (iou_of_counts(*self.counts[which].sum(0)) for which in (self.best, -1))
+        mended, broken = self.changed[self.best]
+        rows = [['class', self.names[self.best], self.rule, 'gain', 'pixels mended', 'pixels broken']]
+        for k, name in enumerate(classes):
+            if not np.isnan(best[k] + own[k]):
+                ious = [f'{best[k]:.4f}', f'{own[k]:.4f}', f'{own[k] - best[k]:+.4f}']
+                rows.append([name, *ious, f'{mended[k]:,}', f'{broken[k]:,}'])
+        return rows
+
+
+def read_ensemble(path: Path, num_classes: int) -> tuple[list[Member], Recipe]:
+    """The members that ensemble.yaml lists, and the recipe. Raises BadInput, also where one has changed."""
+    content = read_yaml(path)
+    try:
+        members = [member_of(Path(str(one['csv']))) for one in content['members']]
+    except (KeyError, TypeError):
+        raise BadInput(f'{path}: not a recipe of ensemble.py --search') from None
+    return members, read_recipe(path, members, num_classes)
+
+
+def score_ensemble(path: Path, data: Path, classes: tuple[str, ...]) -> Ensembled:
+    """Applies the recipe to every photo out of fold. Raises BadInput."""
+    members, recipe = read_ensemble(path, len(classes))
+    models = by_model(members)
+    place = {folder: number for number, folder in enumerate(models)}
+    weights = [[Fraction(0)] * len(classes) for _ in models]
+    temperatures = [1.0] * len(models)
+    for member, row, temperature in zip(members, recipe.table, recipe.temperatures, strict=True):
+        m = place[member.folder]  # a model's CSVs share its weight
+        weights[m] = [total + weight for total, weight in zip(weights[m], row, strict=True)]
+        temperatures[m] = temperature
+    soft, table = recipe.rule == 'soft vote', weight_table(weights)
+    counts: list[list[np.ndarray]] = []
+    changed = []
+    for sample in read_samples(
+        list(models.values()), training_photos(data, classes), data, len(classes), soft
+    ):
+        won = (
+            mean_probs(sample.probs, table, temperatures).argmax(0).astype(np.uint8)
+            if soft
+            else vote(sample.preds, table)
+        )
+        confusions = [confusion_matrix(sample.truth, pred, len(classes)) for pred in (*sample.preds, won)]
+        counts.append([image_counts(confusion) for confusion in confusions])
+        changed.append([_changed(sample.truth, pred, won, len(classes)) for pred in sample.preds])
+    names = [folder.name for folder in models]
+    return Ensembled(recipe.rule, names, weights, np.stack(counts, axis=1), np.sum(changed, axis=0))
+
+
+def _changed(truth: np.ndarray, pred: np.ndarray, won: np.ndarray, num_classes: int) -> np.ndarray:
+    """(2, K) pixels of each true class that only `won` has right, and that only `pred` has."""
+    known = truth != IGNORED
+    right, now = pred == truth, won == truth
+    return np.stack(
+        [np.bincount(truth[known & where], minlength=num_classes) for where in (now & ~right, right & ~now)]
+    )
+
+
+def format_weights(row: list[Fraction]) -> str:
+    """One weight, or its range over the classes."""
+    low, high = min(row), max(row)
+    return f'{float(low):.3g}' if low == high else f'{float(low):.3g} to {float(high):.3g}'

@@ -21,13 +21,12 @@ import cv2
 import numpy as np
 import torch
 
-from config import ArgumentParser, run_script
 from tools.bench.cases import Case
 from tools.bench.csv_votes import bench_csv, bench_memory, bench_metric, bench_search, bench_vote
 from tools.bench.samples import bench_cache, bench_data
 from tools.bench.steps import bench_infer, bench_train
+from utils.cli import ArgumentParser, at_least, run_script
 from utils.files import write_text
-from utils.progress import at_least
 
 BENCHES = {
     'csv': bench_csv,

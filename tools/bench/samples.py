@@ -18,9 +18,10 @@ from pycocotools.coco import COCO
 
 from config import CLASSES, Config, load_config
 from data.augment import heavy_transforms
+from data.cache import open_cache
 from data.coco import draw_mask
 from data.demo.scenes import make_demo_set
-from dataset import TrainingSet, open_cache
+from dataset import TrainingSet
 from tools.bench.cases import Case, Way
 
 FILL = (124, 116, 104)

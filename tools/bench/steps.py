@@ -12,7 +12,7 @@ from torch import nn
 from config import Config, load_config
 from dataset import normalize
 from engine.inference import autocast, main_logits, predict_probs
-from engine.trainer import build_optimizer
+from engine.optim import build_optimizer
 from losses import segmentation_loss
 from models import SegModel
 from submission import board_ids

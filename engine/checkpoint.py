@@ -1,0 +1,112 @@
+"""Checkpoints: written whole, read without running code, and the model of a run rebuilt from one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config import Config, make_config
+from data.folds import held_out_hash
+from engine.runs import FREE_KEYS
+from models import SegModel
+from utils.errors import BadInput
+from utils.files import write_whole
+from utils.safe_load import read_tensors
+
+# What every checkpoint holds.
+CHECKPOINT = {
+    'model': dict,
+    'config': dict,
+    'fold': int,
+    'held_out': (str, type(None)),
+    'epoch': int,
+    'score': float,
+}
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Writes a checkpoint, whole or not at all. Raises BadInput, and Interrupted where there is no room."""
+    with write_whole(path) as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # which torch makes of a full disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What save_checkpoint wrote, on the CPU; no code in it is run. Raises BadInput for anything else."""
+    if not path.exists():
+        raise BadInput(f'{path}: no such checkpoint; train it first')
+    checkpoint = read_tensors(path)
+    if not isinstance(checkpoint, dict) or not CHECKPOINT.keys() <= checkpoint.keys():
+        raise BadInput(f'{path}: not a checkpoint of train.py')
+    for key, kind in CHECKPOINT.items():
+        if not isinstance(checkpoint[key], kind):
+            found = type(checkpoint[key]).__name__
+            raise BadInput(f'{path}: not a checkpoint of train.py: {key} is of type {found}')
+    for key, value in checkpoint['model'].items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise BadInput(f'{path}: not a checkpoint of train.py: model holds {str(key)[:60]!r}, no tensor')
+    return checkpoint
+
+
+def load_model_state(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Loads strictly. Raises BadInput, with the first tensor that does not fit."""
+    own = model.state_dict()
+    for key in own.keys() | state.keys():
+        if key not in own or key not in state:
+            raise BadInput(
+                f'{path}: is of another model: {key} is only in {"the file" if key in state else "the model"}'
+            )
+        if own[key].shape != state[key].shape:
+            raise BadInput(
+                f'{path}: is of another model: {key} is {tuple(state[key].shape)} there, '
+                f'{tuple(own[key].shape)} here'
+            )
+    model.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model, the config it predicts with, and the fold whose labels it never saw (held_out is None
+    where it saw all), with its validation mIoU there and the epoch.
+    """
+
+    model: SegModel
+    cfg: Config
+    held_out: str | None
+    fold: int
+    epoch: int
+    score: float
+
+
+def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
+    """A run's best model, built from its checkpoint alone; of `cfg` only FREE_KEYS (places, views, batch
+    size) count. Raises BadInput.
+    """
+    path = cfg.run_dir(fold) / 'best.pt'
+    checkpoint = load_checkpoint(path)
+    trained = make_config(checkpoint['config'], where=str(path))
+    for key in ('classes', 'cache_size', 'folds'):
+        if getattr(trained, key) != getattr(cfg, key):
+            raise BadInput(
+                f'{path}: was trained with {key} {getattr(trained, key)}, the config has {getattr(cfg, key)}'
+            )
+    trained = trained.model_copy(update={key: getattr(cfg, key) for key in FREE_KEYS})
+    model = SegModel(trained, load_weights=False)
+    load_model_state(model, checkpoint['model'], path)
+    memory_format = torch.channels_last if trained.channels_last else torch.contiguous_format
+    model = model.eval().to(device, memory_format=memory_format)
+    return Run(model, trained, *(checkpoint[key] for key in ('held_out', 'fold', 'epoch', 'score')))
+
+
+def load_oof_run(cfg: Config, fold: int, names: list[str], device: torch.device) -> Run:
+    """The same, for the photos of its fold, by name. Raises BadInput where it has seen their labels too."""
+    run = load_run(cfg, fold, device)
+    if run.held_out != held_out_hash(names):
+        raise BadInput(
+            f'{cfg.run_dir(fold) / "best.pt"}: has seen labels of fold {fold} as it is now: a score on it '
+            'would mean nothing'
+        )
+    return run
