@@ -191,10 +191,10 @@ class Config(BaseModel):
         description='decoupled with adamw, added to the gradient with adam and sgd; not of norms, biases, '
         'position tables and layer scales',
     )
-    schedule: Literal['cosine', 'poly', 'constant'] = Field(
-        'cosine', description='of the learning rate, stepped by iteration'
+    lr_schedule: Literal['cosine', 'poly', 'constant'] = Field(
+        'cosine', description='how the learning rate falls after the warm-up, iteration by iteration'
     )
-    poly_power: Positive = Field(1.0, description='exponent of the poly schedule')
+    poly_power: Positive = Field(1.0, description='exponent of lr_schedule: poly')
     warmup_iters: int = Field(
         300, ge=0, le=10**9, description='iterations of linear warm-up; at most a tenth of the run is used'
     )

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
-from data.augment import Augment, Sample, cutmix, happens, mosaic, paste_object
+from data.augment import Augment, Sample, chance, cutmix, mosaic, paste_object
 from data.cache import Cache, resize_image
 from data.coco import IGNORED
 from utils.signals import leave_to_parent
@@ -65,14 +65,14 @@ class TrainingSet(Dataset):
         """image (3, C, C) and mask (C, C), both uint8, and the position."""
         epoch, position = key
         rng = np.random.default_rng((self.cfg.seed, epoch, position))
-        if self.donors and happens(self.cfg.balance, rng):
+        if self.donors and chance(self.cfg.balance, rng):
             position = self.places[self.row_with(int(rng.choice(sorted(self.donors))), rng)]
         image, mask = self.pixels(position, rng)
-        if happens(self.cfg.mosaic, rng):
+        if chance(self.cfg.mosaic, rng):
             image, mask = mosaic([(image, mask), *(self.pixels(self.other(rng), rng) for _ in range(3))], rng)
-        if happens(self.cfg.cutmix, rng):
+        if chance(self.cfg.cutmix, rng):
             image, mask = cutmix(image, mask, *self.pixels(self.other(rng), rng), rng)
-        if self.donors and happens(self.cfg.copy_paste, rng):
+        if self.donors and chance(self.cfg.copy_paste, rng):
             image, mask = self.paste(image, mask, rng)
         image, mask = self.augment(image, mask, rng)
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask), position

@@ -38,7 +38,7 @@ from pathlib import Path
 import numpy as np
 
 from config import read_yaml
-from evaluate import compare
+from evaluate import compare_scores
 from submission import (
     PIXELS,
     SIDE,
@@ -51,7 +51,7 @@ from submission import (
 )  # fmt: skip
 from utils.cli import ArgumentParser, add_config_arguments, next_line, run_script
 from utils.errors import DONE, BadInput
-from utils.files import hold, remove_partials
+from utils.files import lock, remove_partials
 from utils.progress import progress
 from voting.hard import vote, weight_table
 from voting.members import Member, find_members
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     by_class = read_class_weights(args.class_weights, members, len(classes))
     rows = [[weight * by for by in row] for weight, row in zip(weights, by_class, strict=True)]
     recipe = Recipe('soft vote' if args.soft else 'hard vote', rows, [1.0] * len(members))
-    with hold(args.out.with_name(f'.{args.out.name}.lock'), f'voting on {args.out.name}'):
+    with lock(args.out.with_name(f'.{args.out.name}.lock'), f'voting on {args.out.name}'):
         remove_partials(args.out.parent, args.out.name, 'ensemble.yaml')
         if args.search:
             recipe = search_recipe(members, data, classes, args.soft, args.by_class)
@@ -133,7 +133,7 @@ def compare_command(argv: list[str]) -> int:
     parser.add_argument('csvs', nargs=2, type=Path, metavar='CSV', help='two oof.csv of the same photos')
     args = parser.parse_args(argv)
     classes, data = classes_and_data(args)
-    print(compare(args.csvs, data, classes))
+    print(compare_scores(args.csvs, data, classes))
     return DONE
 
 

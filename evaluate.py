@@ -31,7 +31,7 @@ from metrics import (
     paired_interval,
     verdict,
 )
-from submission import SubmissionReader, board_truth, require_same_images
+from submission import SubmissionReader, downsample_mask, require_same_images
 from utils.errors import BadInput
 from utils.files import write_whole
 from utils.progress import progress
@@ -83,7 +83,7 @@ def read_confusions(
         for row, image_id in enumerate(progress(reader.image_ids)):
             if image_id not in photos:
                 raise BadInput(f'{path}: image {image_id!r} is none of the {kind} photos of {coco.root}')
-            truth = board_truth(draw_mask(photos[image_id]))
+            truth = downsample_mask(draw_mask(photos[image_id]))
             matrices[row] = confusion_matrix(truth, reader.read(image_id), num_classes)
         found = Confusions(tuple(reader.image_ids), matrices)
     _write(kept, stamp, found)
@@ -129,7 +129,7 @@ def cross_fit(totals: np.ndarray) -> tuple[int, np.ndarray]:
     return int(miou_of_counts(everything).argmax()), np.array(without)
 
 
-def compare(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> str:
+def compare_scores(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> str:
     """The scores of two CSVs on the photos that they have, and the difference, by class too, with paired
     bootstrap intervals. Raises BadInput where one lacks a photo of the other.
     """
@@ -141,7 +141,7 @@ def compare(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> str:
         for n, image_id in enumerate(progress(first.image_ids, 'compare', 'image')):
             if image_id not in photos:
                 raise BadInput(f'{csvs[0]}: image {image_id!r} is none of the training photos of {data}')
-            truth = board_truth(draw_mask(photos[image_id]))
+            truth = downsample_mask(draw_mask(photos[image_id]))
             for which, reader in enumerate((first, second)):
                 confusion = confusion_matrix(truth, reader.read(image_id), len(classes))
                 counts[which, n] = image_counts(confusion)

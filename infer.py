@@ -33,10 +33,10 @@ from engine.inference import predict_probs, predict_rows, to_stride
 from engine.writer import Predictions
 from metrics import DRAWS, LEVEL, confusion_matrix, format_table, image_counts, interval
 from networks.layers import resize
-from submission import SubmissionReader, board_ids, open_probs
+from submission import SubmissionReader, open_probs, probs_to_ids
 from utils.cli import ArgumentParser, add_config_arguments, next_line, run_script
 from utils.errors import BadInput
-from utils.files import allocated
+from utils.files import allocate_array
 from utils.log import log, start_log
 from utils.plotting import overlay, write_png
 from utils.progress import progress
@@ -63,8 +63,8 @@ def predict_oof(cfg: Config, fold: int | None, ranks: Ranks, save_probs: bool, t
     """oof.csv of one fold, or of all folds in the order of the data set, each photo by the model that never
     saw it.
     """
-    cache = ranks.main_first(lambda: open_cache(cfg, 'train'))
-    folds = ranks.main_first(lambda: read_folds(cfg, cache))
+    cache = ranks.main_process_first(lambda: open_cache(cfg, 'train'))
+    folds = ranks.main_process_first(lambda: read_folds(cfg, cache))
     if fold == -1:
         raise BadInput('--fold -1: a model that was trained on everything has no photos out of fold')
     counted: list[np.ndarray] = []  # of each fold, (n, 3, K) image_counts
@@ -111,7 +111,7 @@ def predict_test(
     """test.csv of one fold, or of the probabilities averaged over all folds, of which one is in memory at a
     time.
     """
-    cache = ranks.main_first(lambda: open_cache(cfg, 'test'))
+    cache = ranks.main_process_first(lambda: open_cache(cfg, 'test'))
     rows = np.arange(len(cache))
     with Predictions(folder, 'test', cache.names(rows), cfg, save_probs, ranks) as predictions:
         if fold is None:
@@ -130,7 +130,7 @@ def averaged_probs(
     """(place, ids, probabilities averaged over the folds) of this rank's share of the rows, as predicted_ids;
     kept in a file meanwhile, not in memory.
     """
-    share = ranks.share_of(len(rows))
+    share = ranks.shard(len(rows))
     path = folder / f'.averaged{ranks.rank}.partial'
     total = None
     try:
@@ -140,7 +140,7 @@ def averaged_probs(
             for batch, probs in predict_rows(run.model, cache, rows[share], run.cfg, ranks.device, tta, desc):
                 kept = probs.cpu().numpy()
                 if total is None:
-                    total = allocated(path, np.float32, (len(share), *kept.shape[1:]))
+                    total = allocate_array(path, np.float32, (len(share), *kept.shape[1:]))
                 total[done : done + len(batch)] += kept
                 done += len(batch)
         for number, place in enumerate(share):
@@ -155,7 +155,7 @@ def predicted_ids(
     run: 'Run', cache: Cache, rows: np.ndarray, ranks: Ranks, tta: bool, desc: str
 ) -> Iterator[tuple[int, np.ndarray, torch.Tensor]]:
     """(place among the rows, (256, 256) uint8 ids, (K, B, B) probabilities) of this rank's share of them."""
-    share = ranks.share_of(len(rows))
+    share = ranks.shard(len(rows))
     places = iter(share)
     shown = desc if ranks.is_main else None
     for _, probs in predict_rows(run.model, cache, rows[share], run.cfg, ranks.device, tta, shown):
@@ -165,7 +165,7 @@ def predicted_ids(
 
 def to_ids(kept: torch.Tensor, cfg: Config) -> np.ndarray:
     """(N, K, B, B) probabilities → (N, 256, 256) uint8 ids, by the config's rule."""
-    return board_ids(kept, cfg.downsample).to(torch.uint8).cpu().numpy()
+    return probs_to_ids(kept, cfg.downsample).to(torch.uint8).cpu().numpy()
 
 
 def predict_image(

@@ -30,7 +30,7 @@ from data.taco import make_taco
 from submission import classes_and_data
 from utils.cli import MAX_SEED, ArgumentParser, add_config_arguments, at_least, next_line, run_script
 from utils.errors import BadInput
-from utils.files import hold, make_folder, remove_partials, write_whole
+from utils.files import lock, make_folder, remove_partials, write_whole
 from utils.progress import progress
 
 FIRST = Path('configs/convnext.yaml')  # the config of a next command, where none was given
@@ -109,7 +109,7 @@ def write_masks(args: Namespace) -> None:
     """The masks of a data set's training photos, at their own size, as PNG ids: out/<file_name>.png."""
     (classes, data), out = classes_and_data(args), args.out
     coco = read_coco(data, 'train', classes)
-    with hold(out / '.lock', 'drawing masks'):
+    with lock(out / '.lock', 'drawing masks'):
         for folder in {(out / photo.file_name).parent for photo in coco.photos}:
             remove_partials(folder, '*')
         for photo in progress(coco.photos, 'masks', 'mask'):
@@ -145,7 +145,7 @@ def make_demo(args: Namespace) -> None:
     ours = ('test_labels.json', '.demo.lock')  # the lock alone: of a set that was interrupted
     if any(args.out.iterdir()) and not any((args.out / name).exists() for name in ours):
         raise BadInput(f'{args.out}: is not empty and not a demo set; give another --out')
-    with hold(args.out / '.demo.lock', 'drawing a demo set'):
+    with lock(args.out / '.demo.lock', 'drawing a demo set'):
         for name in ('train_all.json', 'test.json', 'test_labels.json'):
             (args.out / name).unlink(missing_ok=True)  # of other photos, until all are drawn
         make_demo_set(args.out, args.train, args.test, args.seed)

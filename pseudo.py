@@ -24,15 +24,15 @@ from data.cache import Cache, open_cache
 from engine.checkpoint import load_checkpoint, load_run
 from engine.distributed import start_ranks
 from engine.inference import make_eval_loader, predict_probs
-from engine.runs import check_run, hold_run
+from engine.runs import check_run, lock_run
 from engine.trainer import PseudoRows
 from metrics import IGNORED
 from utils.cli import ArgumentParser, add_config_arguments, at_least, run_script
 from utils.errors import BadInput
-from utils.files import allocated, file_hash, map_array, write_text
+from utils.files import allocate_array, file_hash, map_array, write_text
 from utils.log import start_log
 from utils.progress import progress
-from voting.calibration import read_temperature, tempered
+from voting.calibration import apply_temperature, read_temperature
 
 SURE = 'pseudo_sure.npy'
 
@@ -60,7 +60,7 @@ def main(
     path = student.run_dir(fold) / 'pseudo_masks.npy'
     if ranks.is_main:
         origin = label_origin(cfg, runs, cache)
-        with hold_run(path.parent, 'labelling'):
+        with lock_run(path.parent, 'labelling'):
             if resume and path.exists():
                 if read_yaml(path.with_suffix('.yaml')) != origin:
                     raise BadInput(
@@ -130,8 +130,8 @@ def label(
     partial, sure_path = (path.with_name(f'.{path.name}{end}.partial') for end in ('', '.sure'))
     shape = cache.photos.shape[:3]
     try:
-        masks = allocated(partial, np.uint8, shape)
-        sure = allocated(sure_path, np.uint8, shape)  # 255 times the confidence
+        masks = allocate_array(partial, np.uint8, shape)
+        sure = allocate_array(sure_path, np.uint8, shape)  # 255 times the confidence
         predict_labels(runs, cache, masks, sure, device, temperatures)
         cutoffs = np.zeros(len(cfg.classes), int) if cfg.pseudo_soft else class_cutoffs(masks, sure, cfg)
         known = 0
@@ -165,9 +165,10 @@ def predict_labels(
     models = [load_run(teacher, k, device) for teacher, k in runs]
     loaders = [make_eval_loader(cache, np.arange(len(cache)), run.cfg) for run in models]
     for batches in progress(zip(*loaders, strict=True), 'pseudo-labels', 'batch', len(loaders[0])):
+        side = masks.shape[1:]
         with torch.inference_mode():
             probs = sum(
-                tempered(predict_probs(run.model, images, run.cfg, device, masks.shape[1:]), temperature, 1)
+                apply_temperature(predict_probs(run.model, images, run.cfg, device, side), temperature, 1)
                 for run, temperature, (images, _) in zip(models, temperatures, batches, strict=True)
             ) / len(models)
         confidence, ids = probs.max(dim=1)

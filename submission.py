@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f'{args.csv}: {len(image_ids)} images')
     print(format_shares(pixels, classes))
     if args.against is not None:
-        print(compare(args.csv, args.against, classes))
+        print(compare_masks(args.csv, args.against, classes))
     print('ok')
     return DONE
 
@@ -123,7 +123,7 @@ def format_shares(pixels: np.ndarray, classes: Sequence[str]) -> str:
     return '\n'.join(f'{name:<{width}}  {share:>7.3%}' for name, share in shares)
 
 
-def compare(path: Path, other: Path, classes: Sequence[str], worst: int = 5) -> str:
+def compare_masks(path: Path, other: Path, classes: Sequence[str], worst: int = 5) -> str:
     """How two submissions differ: share of the pixels, overall and by class, and the images that differ most.
 
     Of a class: the pixels where only one of the two has it, as a share of those where either has.
@@ -161,8 +161,8 @@ def require_same_images(image_ids: Sequence[str], where: Path | str, reader: 'Su
 # --- prediction → 256x256 ids -------------------------------------------------------------------------------
 
 
-def board_probs(probs: Any, rule: str) -> Any:
-    """(N, K, S, S) probabilities → the (N, K, B, B) that `board_ids` needs of them; S is a multiple of 256.
+def downsample_probs(probs: Any, rule: str) -> Any:
+    """(N, K, S, S) probabilities → the (N, K, B, B) that `probs_to_ids` needs; S is a multiple of 256.
 
     Takes numpy and torch alike. Rules: `nearest`, every s-th pixel, as the organiser makes the truth;
     `prob_mean`, the mean of each s x s block; `block_max`, the highest id of each block, which needs all.
@@ -177,13 +177,13 @@ def board_probs(probs: Any, rule: str) -> Any:
     raise ValueError(f'downsample is {rule!r}, expected nearest, prob_mean or block_max')
 
 
-def board_ids(kept: Any, rule: str) -> Any:
-    """(N, K, B, B) of `board_probs`, or a mean of several → (N, 256, 256) ids of the likeliest classes."""
-    return shrink_ids(kept.argmax(1), rule)
+def probs_to_ids(kept: Any, rule: str) -> Any:
+    """(N, K, B, B) of `downsample_probs`, or a mean of several → (N, 256, 256) most probable ids."""
+    return downsample_ids(kept.argmax(1), rule)
 
 
-def shrink_ids(ids: Any, rule: str) -> Any:
-    """(N, B, B) likeliest classes of what `board_probs` keeps → (N, 256, 256) ids."""
+def downsample_ids(ids: Any, rule: str) -> Any:
+    """(N, B, B) likeliest classes of what `downsample_probs` keeps → (N, 256, 256) ids."""
     step = _step(ids.shape)
     blocks = (ids[:, row::step, column::step] for row in range(step) for column in range(step))
     return reduce(lambda highest, ids: highest.clip(min=ids), blocks) if rule == 'block_max' else ids
@@ -473,7 +473,7 @@ if __name__ == '__main__':
     run_script(main)
 
 
-def board_truth(mask: np.ndarray) -> np.ndarray:
+def downsample_mask(mask: np.ndarray) -> np.ndarray:
     """(256, 256) uint8 ids that the board scores with, of a mask at any size: mask[::2, ::2] of 512x512."""
     return cv2.resize(mask, (256, 256), interpolation=cv2.INTER_NEAREST)
 

@@ -26,7 +26,7 @@ from engine.distributed import seed_everything, start_ranks
 from engine.dry_run import DryTrainer, rehearse
 from engine.inference import evaluate
 from engine.provenance import compare_provenance, write_provenance
-from engine.runs import check_run, hold_run, open_run
+from engine.runs import check_run, lock_run, open_run
 from engine.sanity import check_classes, check_epoch, check_first_batch, check_rates
 from engine.tracking import Tracking, draw_predictions, require_tracker, start_tracker
 from engine.trainer import PseudoRows, Trainer
@@ -66,8 +66,8 @@ def main(
     if ranks.is_main:
         require_tracker(cfg)
     seed_everything(cfg.seed, cfg.deterministic)
-    cache = ranks.main_first(lambda: open_cache(cfg, 'train'))
-    folds = ranks.main_first(lambda: read_folds(cfg, cache))
+    cache = ranks.main_process_first(lambda: open_cache(cfg, 'train'))
+    folds = ranks.main_process_first(lambda: read_folds(cfg, cache))
     train_rows, valid_rows = split_fold(folds, fold)
     needed = ranks.world if ranks.sync_bn(cfg) else 2 * ranks.world  # as with batch_size
     if len(train_rows) < needed:
@@ -92,7 +92,7 @@ def main(
     torch.manual_seed(cfg.seed + ranks.rank)  # the same weights on every rank, but not the same dropout
     with ExitStack() as stack:
         writes = ranks.is_main and not dry_run
-        stack.enter_context(hold_run(cfg.run_dir(fold) if writes else None))
+        stack.enter_context(lock_run(cfg.run_dir(fold) if writes else None))
         tracker = start_tracker(cfg, fold, resume) if writes else None
         tracking = stack.enter_context(Tracking(cfg, fold, tracker)) if writes else None
         folder = open_run(cfg, fold, overwrite) if writes else None
@@ -138,7 +138,7 @@ def main(
             started = time.monotonic()
             loss = trainer.train_epoch(epoch, bar)
             rates = check_rates([group['lr'] for group in trainer.optimizer.param_groups], rates, epoch, cfg)
-            ranks.share(trainer.averaged)
+            ranks.broadcast(trainer.averaged)
             counts = validate(trainer.averaged)
             trainer.score = score_of(counts)
             if counts is not None:

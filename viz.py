@@ -26,10 +26,10 @@ import numpy as np
 from config import load_config
 from data.coco import Photo, annotation_files, draw_mask, read_coco, read_labels, read_photo
 from metrics import LEVEL, confusion_matrix, image_counts, interval, iou_of_counts
-from submission import SubmissionReader, board_truth, classes_and_data, require_same_images
+from submission import SubmissionReader, classes_and_data, downsample_mask, require_same_images
 from utils.cli import MAX_SEED, ArgumentParser, add_config_arguments, at_least, run_script
 from utils.errors import DONE, BadInput, one_line
-from utils.plotting import compare, sheet, write_png
+from utils.plotting import comparison_row, sheet, write_png
 from viewer import label_errors, report
 from viewer.uploads import MAX_MEGABYTES
 
@@ -175,9 +175,9 @@ def pictures(
         for photo in (known[place] for place in sorted(places)):
             if truths and photo.file_name not in truths:
                 raise BadInput(f'{labels}: has no image {photo.file_name!r}, which {csv} has')
-            truth = board_truth(draw_mask(truths[photo.file_name])) if truths else None
+            truth = downsample_mask(draw_mask(truths[photo.file_name])) if truths else None
             pred = reader.read(photo.file_name)
-            rows.append(compare(photo.file_name, read_photo(coco, photo), truth, pred))
+            rows.append(comparison_row(photo.file_name, read_photo(coco, photo), truth, pred))
     headings = ['photo', 'truth', 'prediction'] if truths else ['photo', 'prediction']
     write_png(out, sheet(rows, headings, classes, groups=2 if truths else 3), step=8)
     print(f'wrote {out}: {len(rows)} photos of {csv}')
@@ -187,7 +187,7 @@ def score(csvs: Sequence[Path], labels: Path, classes: Sequence[str]) -> list[np
     """The (n, 3, K) image_counts of each CSV with the labels. Raises BadInput: of other images, say."""
     photos = labelled_photos(labels, classes)
     counts = []
-    truths = {name: board_truth(draw_mask(photo)) for name, photo in photos.items()}
+    truths = {name: downsample_mask(draw_mask(photo)) for name, photo in photos.items()}
     for csv in csvs:
         with SubmissionReader(csv, len(classes)) as reader:
             require_same_images(list(truths), labels, reader)

@@ -39,7 +39,7 @@ class Augment:
     def __call__(self, photo: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Sample:
         """A (C, C, 3) image and its (C, C) mask, both uint8 and contiguous."""
         cfg = self.cfg
-        focus = object_pixel(mask, rng) if happens(cfg.crop_balance, rng) else None
+        focus = object_pixel(mask, rng) if chance(cfg.crop_balance, rng) else None
         image, mask = scale_and_crop(
             photo,
             mask,
@@ -70,7 +70,7 @@ class Augment:
         return image, mask
 
 
-def happens(probability: float, rng: np.random.Generator) -> bool:
+def chance(probability: float, rng: np.random.Generator) -> bool:
     """True with that probability; draws nothing where it is 0."""
     return probability > 0 and rng.random() < probability
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from config import Config
 from data.coco import CocoSet, draw_mask, read_coco, read_photo
-from submission import board_truth
+from submission import downsample_mask
 from utils.errors import BadInput, one_line
-from utils.files import allocated, hold, map_array, write_text
+from utils.files import allocate_array, lock, map_array, write_text
 from utils.progress import progress
 
 CACHE_VERSION = 1  # to be raised when what is drawn or decoded changes
@@ -38,7 +38,7 @@ class Cache:
 
     def truth(self, row: int) -> np.ndarray:
         """(256, 256) uint8: the mask that the board scores with."""
-        return board_truth(self.masks[row])
+        return downsample_mask(self.masks[row])
 
     def __reduce__(self) -> tuple:
         """A process that is not a fork maps the files again, instead of getting their content."""
@@ -63,7 +63,7 @@ def open_cache(cfg: Config, split: str) -> Cache:
     key = hashlib.sha256(f'{CACHE_VERSION} {cfg.cache_size} {coco.fingerprint}'.encode()).hexdigest()[:16]
     folder = cfg.cache_dir / f'{split}-{cfg.cache_size}-{key}'
     if not folder.is_dir():
-        with hold(cfg.cache_dir / f'.{folder.name}.lock', f'making the cache of {split}', wait=True):
+        with lock(cfg.cache_dir / f'.{folder.name}.lock', f'making the cache of {split}', wait=True):
             if not folder.is_dir():
                 build_cache(coco, folder, cfg.cache_size)
     check_photos(coco, folder)
@@ -115,8 +115,8 @@ def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
         masks[row] = resize_mask(draw_mask(photo), side)
 
     try:
-        photos = allocated(partial / 'photos.npy', np.uint8, (count, side, side, 3))
-        masks = allocated(partial / 'masks.npy', np.uint8, (count, side, side))
+        photos = allocate_array(partial / 'photos.npy', np.uint8, (count, side, side, 3))
+        masks = allocate_array(partial / 'masks.npy', np.uint8, (count, side, side))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             jobs = pool.map(fill, range(count))
             for _ in progress(jobs, f'cache {coco.split}', 'photo', count):

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from config import Config
 from data.cache import Cache
 from utils.errors import BadInput, one_line
-from utils.files import hold, write_text
+from utils.files import lock, write_text
 
 DUPLICATE_CORRELATION = 0.985  # of two photos' thumbnails; from it on they are taken for the same scene
 
@@ -32,7 +32,7 @@ def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
     if not path.exists():
         if cfg.folds_csv is not None:
             raise BadInput(f'{path}: no such file (folds_csv)')
-        with hold(cfg.cache_dir / '.folds.lock', 'assigning folds', wait=True):
+        with lock(cfg.cache_dir / '.folds.lock', 'assigning folds', wait=True):
             if not path.exists():
                 write_folds(path, cache, make_folds(cfg, cache))
     try:

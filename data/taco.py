@@ -23,7 +23,7 @@ from data.cache import resize_image
 from data.coco import inside, load_json, read_coco, read_rgb
 from data.importers import TURNED, opened, orientation
 from utils.errors import BadInput, CheckFailed, one_line
-from utils.files import hold, make_folder, remove_partials, write_text, write_whole
+from utils.files import lock, make_folder, remove_partials, write_text, write_whole
 from utils.progress import progress
 
 TABLE = Path(__file__).with_name('taco.csv')  # category,class: read it, change it
@@ -66,7 +66,7 @@ def make_taco(
         raise BadInput(f'{path}: is there already; give another --out, or --overwrite')
     records = read_records(annotations, data, out)
     content = convert(annotations, data, read_table(TABLE))
-    with hold(out / '.lock', 'making TACO'):
+    with lock(out / '.lock', 'making TACO'):
         make_set(path, records, content, photos, workers, retries)
 
 

@@ -45,7 +45,7 @@ class Ranks:
         """Whether BatchNorm is taken over all ranks; torch can do it on GPUs alone."""
         return self.world > 1 and cfg.sync_bn and self.device.type == 'cuda'
 
-    def share(self, model: torch.nn.Module) -> None:
+    def broadcast(self, model: torch.nn.Module) -> None:
         """Gives every rank the weights and BatchNorm statistics of rank 0."""
         if self.world > 1:
             for value in model.state_dict().values():
@@ -60,17 +60,17 @@ class Ranks:
         dist.all_gather(found, values)
         return torch.stack(found).cpu()
 
-    def any(self, *flags: bool) -> list[bool]:
+    def any_rank(self, *flags: bool) -> list[bool]:
         """Each of the flags, set where it is on any rank."""
         if self.world == 1:
             return list(flags)
         return [bool(count) for count in self.sum(torch.tensor(flags, device=self.device).int())]
 
-    def share_of(self, count: int) -> range:
+    def shard(self, count: int) -> range:
         """The places of `count` that are this rank's to do."""
         return range(self.rank, count, self.world)
 
-    def main_first(self, make: Callable[[], T], find: Callable[[], T] | None = None) -> T:
+    def main_process_first(self, make: Callable[[], T], find: Callable[[], T] | None = None) -> T:
         """What rank 0 makes, and the others find when it is there, by the same call where none is given."""
         made = make() if self.is_main else None
         self.wait()

@@ -2,7 +2,7 @@
 all scripts share.
 
 Shapes: N batch, K classes, S cache_size, B side of what is kept of a prediction (256 as a rule; see
-submission.board_probs).
+submission.downsample_probs).
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from engine.distributed import Ranks
 from metrics import confusion_matrix, image_counts
 from models import SegModel
 from networks.layers import resize
-from submission import SIDE, board_ids, board_probs
+from submission import SIDE, downsample_probs, probs_to_ids
 from utils.errors import CheckFailed
 from utils.progress import progress
 
@@ -78,7 +78,7 @@ def predict_probs(
     rule: str | None = None,
 ) -> Tensor:
     """(N, 3, H, W) uint8 → (N, K, *size) float32 probabilities on the device, averaged over the config's
-    views; with a rule the (N, K, B, B) of them that submission.board_probs keeps.
+    views; with a rule the (N, K, B, B) of them that submission.downsample_probs keeps.
     """
     chosen = (cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales) if tta else ()
     views = make_views(*chosen)
@@ -118,7 +118,7 @@ def view_probs(
     if rule == 'nearest':
         return resize_every(logits, size, size[0] // SIDE).softmax(dim=1)
     probs = resize(logits, size, antialias=True).softmax(dim=1)
-    return probs if rule is None else board_probs(probs, rule)
+    return probs if rule is None else downsample_probs(probs, rule)
 
 
 def resize_every(logits: Tensor, size: tuple[int, int], step: int) -> Tensor:
@@ -212,7 +212,7 @@ def evaluate(
     desc = 'valid' if ranks.is_main else None
     share = rows[ranks.rank :: ranks.world]
     for batch, probs in predict_rows(model, cache, share, cfg, ranks.device, tta, desc):
-        pred = board_ids(probs, cfg.downsample)
+        pred = probs_to_ids(probs, cfg.downsample)
         for row, ids in zip(batch, pred.to(torch.uint8).cpu().numpy(), strict=True):
             confusion = confusion_matrix(cache.truth(row), ids, len(cfg.classes))
             counts[places[row]] = image_counts(confusion)

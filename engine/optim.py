@@ -40,9 +40,9 @@ def lr_factor(cfg: Config, step: int, total: int) -> float:
     if step < warmup:
         return cfg.warmup_ratio + (1 - cfg.warmup_ratio) * step / warmup
     progress = (step - warmup) / max(1, total - warmup)
-    if cfg.schedule == 'cosine':
+    if cfg.lr_schedule == 'cosine':
         return 0.5 * (1 + math.cos(math.pi * progress))
-    return (1 - progress) ** cfg.poly_power if cfg.schedule == 'poly' else 1.0
+    return (1 - progress) ** cfg.poly_power if cfg.lr_schedule == 'poly' else 1.0
 
 
 # position tables, tokens and layer scales

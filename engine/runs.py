@@ -11,7 +11,7 @@ from typing import Any
 
 from config import Config, dump_config, load_config
 from utils.errors import BadInput, one_line
-from utils.files import hold, remove_partials, write_text
+from utils.files import lock, remove_partials, write_text
 
 # Keys that do not change what a run is: they may differ between training and resuming, or between training
 # and inference.
@@ -66,7 +66,7 @@ def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str
 
 
 def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
-    """The run's folder, which hold_run made, with its config in it. overwrite: without what an earlier run
+    """The run's folder, which lock_run made, with its config in it. overwrite: without what an earlier run
     left there, and without the predictions over all folds, of which that run was one.
     """
     folder = cfg.run_dir(fold)
@@ -85,9 +85,9 @@ def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
     return folder
 
 
-def hold_run(folder: Path | None, doing: str = 'training') -> AbstractContextManager:
+def lock_run(folder: Path | None, doing: str = 'training') -> AbstractContextManager:
     """Keeps a run's folder for this process; None keeps nothing. Raises BadInput where another has it."""
-    return hold(None if folder is None else folder / '.lock', doing)
+    return lock(None if folder is None else folder / '.lock', doing)
 
 
 def append_metrics(path: Path, row: dict[str, Any]) -> None:

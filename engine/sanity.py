@@ -86,7 +86,7 @@ def check_classes(present: list[set[int]], cfg: Config) -> None:
 
 def check_rates(rates: list[float], before: list[float] | None, epoch: int, cfg: Config) -> list[float]:
     """Warns where no learning rate is another than an epoch ago, though the schedule says so; the rates."""
-    if before is not None and cfg.schedule != 'constant' and rates == before:
+    if before is not None and cfg.lr_schedule != 'constant' and rates == before:
         shown = f'{max(rates):.2e} in all {len(rates)} groups'
         log.warning(f'warning: the learning rate did not move in epoch {epoch + 1}: {shown}')
     return rates

@@ -27,11 +27,11 @@ from data.cache import Cache
 from engine.inference import predict_rows
 from engine.runs import append_metrics
 from models import SegModel
-from submission import board_ids
+from submission import probs_to_ids
 from utils.errors import BadInput, one_line
-from utils.files import hold, write_text
+from utils.files import lock, write_text
 from utils.log import log
-from utils.plotting import compare, sheet
+from utils.plotting import comparison_row, sheet
 
 KEPT = 'tracker.yaml'
 PROJECT = 'trash-segmentation'  # WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME change it
@@ -92,7 +92,7 @@ class Mlflow:
         uri = os.environ.get('MLFLOW_TRACKING_URI')
         experiment = os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT)
         files = None if uri else (output / 'mlflow').as_uri()
-        with hold(output / '.mlflow.lock', 'opening mlflow.db', wait=True):  # folds that start at once
+        with lock(output / '.mlflow.lock', 'opening mlflow.db', wait=True):  # folds that start at once
             self.client = mlflow.MlflowClient(uri or f'sqlite:///{output / "mlflow.db"}')
             found = self.client.get_experiment_by_name(experiment)
             place = found.experiment_id if found else self.client.create_experiment(experiment, files)
@@ -215,8 +215,8 @@ def draw_predictions(
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, PHOTOS).astype(int))]
     shown = []
     for batch, probs in predict_rows(model, cache, rows, cfg, device, tta=False):
-        ids = board_ids(probs, cfg.downsample).to(torch.uint8).cpu().numpy()
+        ids = probs_to_ids(probs, cfg.downsample).to(torch.uint8).cpu().numpy()
         for row, pred in zip(batch, ids, strict=True):
             name = cache.names(np.array([row]))[0]
-            shown.append(compare(name, np.array(cache.photos[row]), cache.truth(row), pred))
+            shown.append(comparison_row(name, np.array(cache.photos[row]), cache.truth(row), pred))
     return sheet(shown, ('photo', 'truth', 'prediction'), cfg.classes)

@@ -179,7 +179,7 @@ class Trainer:
         """A checkpoint where one is due or some rank was asked to stop. Raises Interrupted."""
         minutes = (time.monotonic() - self.saved_at) / 60
         due = self.ranks.is_main and 0 < self.cfg.checkpoint_minutes <= minutes
-        due, asked = self.ranks.any(due, self.stop.asked)
+        due, asked = self.ranks.any_rank(due, self.stop.asked)
         if due or asked:
             self.save()
         if asked:
@@ -188,7 +188,7 @@ class Trainer:
 
     def stop_if_asked(self) -> None:
         """Raises Interrupted where some rank was asked to stop; nothing has changed since the checkpoint."""
-        if self.ranks.any(self.stop.asked)[0]:
+        if self.ranks.any_rank(self.stop.asked)[0]:
             raise self.interrupted()
 
     def interrupted(self) -> Interrupted:
@@ -235,7 +235,7 @@ class Trainer:
 
         with autocast(self.cfg, self.ranks.device):
             update_bn(inputs(), self.swa)
-        self.ranks.share(self.swa.module)
+        self.ranks.broadcast(self.swa.module)
 
     def public(self, score: float) -> dict:
         """What every checkpoint says of itself."""

@@ -2,7 +2,7 @@
 there.
 
     with Predictions(folder, 'test', names, cfg, save_probs, ranks) as predictions:
-        for place in ranks.share_of(len(names)):
+        for place in ranks.shard(len(names)):
             predictions.write(place, ids, probs)
 """
 
@@ -17,7 +17,7 @@ from engine.distributed import Ranks
 from engine.inference import check_seen
 from networks.layers import resize
 from submission import SIDE, SubmissionWriter
-from utils.files import allocated, hold, remove_partials
+from utils.files import allocate_array, lock, remove_partials
 
 
 class Predictions:
@@ -31,7 +31,7 @@ class Predictions:
     ) -> None:
         self.folder, self.split, self.names, self.ranks = folder, split, names, ranks
         self.seen = np.zeros(len(names), np.int64)
-        self.lock = hold(folder / f'.{split}.lock' if ranks.is_main else None, f'predicting {split}')
+        self.lock = lock(folder / f'.{split}.lock' if ranks.is_main else None, f'predicting {split}')
         self.files = {'ids': folder / f'.{split}_ids.npy.partial'}
         self.shapes = {'ids': (len(names), SIDE, SIDE)}
         if save_probs:
@@ -87,8 +87,8 @@ class Predictions:
 
 def shared(path: Path, dtype: type, shape: tuple[int, ...], ranks: Ranks) -> np.memmap:
     """An array in a file, zeros at first, that every rank writes its part of."""
-    return ranks.main_first(
-        lambda: allocated(path, dtype, shape), lambda: np.lib.format.open_memmap(path, 'r+')
+    return ranks.main_process_first(
+        lambda: allocate_array(path, dtype, shape), lambda: np.lib.format.open_memmap(path, 'r+')
     )
 
 

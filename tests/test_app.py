@@ -19,7 +19,7 @@ from config import CLASSES, dump_config, make_config
 from data.coco import CocoSet, draw_mask, read_coco, read_labels
 from evaluate import read_confusions
 from metrics import class_iou, confusion_matrix, image_counts
-from submission import SubmissionReader, board_truth
+from submission import SubmissionReader, downsample_mask
 from utils.errors import BadInput
 from viewer.uploads import MAX_MEGABYTES, SEEN, read_upload
 from voting.hard import member_table, vote
@@ -112,7 +112,7 @@ def test_first_page_says_how_the_runs_stand(shapes, output, train):
     right = [draw_mask(photo) for photo in train.photos]
     taken = [np.where(mask == 4, 5, mask) if n % 2 else mask for n, mask in enumerate(right)]
     pairs = zip(right, taken, strict=True)
-    counts = sum(confusion_matrix(board_truth(a), board_truth(b), len(CLASSES)) for a, b in pairs)
+    counts = sum(confusion_matrix(downsample_mask(a), downsample_mask(b), len(CLASSES)) for a, b in pairs)
     expected = f'{np.nanmean(class_iou(counts)):.4f}'
     assert runs[1][0] == 'second' and runs[2][0] == 'run'  # the best first
     assert runs[2][3:7] == ['0 1 of 2', '3', '0.4000', expected] and runs[2][8] == '24'
@@ -152,7 +152,7 @@ def test_first_page_scores_the_ensemble(shapes, output, train, tmp_path):
     assert [row[:2] for row in scores[1:]] == [['run', '4'], ['second', '2'], ['hard vote', '']]
     assert scores[1][2] == scores[3][2] < scores[2][2]  # the first outvotes the second, which is better
     by_class = {row[0]: row for row in by_class}
-    metal = sum(np.count_nonzero(board_truth(draw_mask(photo)) == 4) for photo in train.photos[::2])
+    metal = sum(np.count_nonzero(downsample_mask(draw_mask(photo)) == 4) for photo in train.photos[::2])
     assert by_class['Metal'][1] == '0.0000' and by_class['Metal'][4:] == [f'{metal:,}', '0']
     assert by_class['Paper'][3:] == ['+0.0000', '0', '0'] and '**-0.0' in page.markdown[1].value
 
@@ -181,7 +181,7 @@ def test_photos_go_forward_back_and_anywhere(photos):
 
 
 def test_photo_is_scored(photos, train):
-    row = next(row for row in range(1, 24, 2) if (board_truth(draw_mask(train.photos[row])) == 4).any())
+    row = next(row for row in range(1, 24, 2) if (downsample_mask(draw_mask(train.photos[row])) == 4).any())
     photos.number_input[0].set_value(row + 1).run()
     table = {cells[0]: cells[1:4] for cells in tables(photos)[0]}
     assert table['IoU in this photo'] == ['run', 'second', 'vote']
@@ -218,7 +218,7 @@ def test_photos_are_ordered_by_score_and_by_disagreement(photos, train):
     assert 'IoU of Metal of run 1' in page.caption[0].value.replace('\\', '')
     page.selectbox(key='class-train').set_value(page_photos.ANY).run()
     page.selectbox(key='order-train').set_value(page_photos.DIFFER).run()
-    metal = [np.count_nonzero(board_truth(draw_mask(photo)) == 4) for photo in train.photos]
+    metal = [np.count_nonzero(downsample_mask(draw_mask(photo)) == 4) for photo in train.photos]
     assert where(page)[1] == train.photos[int(np.argmax(metal))].file_name
     assert f'differ on {max(metal) / 65536:.2%}' in page.caption[0].value.replace('\\', '')
     page.segmented_control(key='split').set_value('test').run()
@@ -239,7 +239,7 @@ def test_truth_and_scores_of_test_photos_whose_labels_are_known(shapes, output):
     ious = {}
     with SubmissionReader(output / 'run/fold0/test.csv') as reader:
         for photo in read_labels(labels, CLASSES).photos:
-            truth = board_truth(draw_mask(photo))
+            truth = downsample_mask(draw_mask(photo))
             ious[photo.file_name] = np.nanmean(
                 class_iou(confusion_matrix(truth, reader.read(photo.file_name), len(CLASSES)))
             )
@@ -304,7 +304,7 @@ def test_confusions_are_counted_once_and_again_when_something_changed(output, tr
     found = read_confusions(path, train, len(CLASSES))
     masks = {photo.file_name: draw_mask(photo) for photo in train.photos[1::2]}
     for row, (name, mask) in enumerate(masks.items()):
-        expected = confusion_matrix(board_truth(mask), np.where(mask == 4, 5, mask), len(CLASSES))
+        expected = confusion_matrix(downsample_mask(mask), np.where(mask == 4, 5, mask), len(CLASSES))
         assert found.image_ids[row] == name and np.array_equal(found.matrices[row], expected)
         assert np.array_equal(found.counts()[row], image_counts(expected))
         assert np.array_equal(found.ious()[row], class_iou(expected), equal_nan=True)

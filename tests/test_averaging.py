@@ -15,7 +15,7 @@ from utils.files import file_hash
 
 
 def test_swa_is_the_mean_of_the_last_epochs_with_norms_of_its_own(tiny):
-    cfg = tiny.model_copy(update={'schedule': 'constant', 'encoder': 'resnet18', 'lr': 1e-3})
+    cfg = tiny.model_copy(update={'lr_schedule': 'constant', 'encoder': 'resnet18', 'lr': 1e-3})
     train.main(cfg.model_copy(update={'name': 'one'}), -1)
     both = cfg.model_copy(update={'epochs': 2, 'swa': 1.0})
     train.main(both, -1)

@@ -19,7 +19,7 @@ from config import CLASSES
 from data.coco import draw_mask, read_coco
 from ensemble import main, parse_weight
 from metrics import confusion_matrix, mean_iou
-from submission import SIDE, SubmissionWriter, board_truth, read_masks
+from submission import SIDE, SubmissionWriter, downsample_mask, read_masks
 from utils.errors import BadInput
 from voting import hard, recipe
 from voting.hard import Scorer, count_votes, search_weights, vote, weight_grid, weight_table
@@ -426,7 +426,7 @@ def test_search_uses_the_better_model(runs, tmp_path, capsys):
     oof = {}
     for fold in range(2):
         oof |= read_masks(runs / 'output' / 'good' / f'fold{fold}' / 'oof.csv')
-    truth = [board_truth(draw_mask(photo)) for photo in read_coco(runs / 'data', 'train', CLASSES).photos]
+    truth = [downsample_mask(draw_mask(photo)) for photo in read_coco(runs / 'data', 'train', CLASSES).photos]
     score = mean_iou(confusion_matrix(np.stack(truth), np.stack([oof[name] for name in PHOTOS]), 11))
     assert f'{runs}/output/good  {score:.4f}' in printed
 
@@ -448,7 +448,7 @@ def test_truth_is_the_boards():
     for height, width in ((512, 512), (320, 512), (600, 333), (1000, 750), (257, 255), (3024, 4032)):
         mask = np.random.default_rng(height).integers(0, 11, (height, width), np.uint8)
         at_cache_size = dataset.resize_mask(mask, 512)[::2, ::2]
-        np.testing.assert_array_equal(board_truth(mask), at_cache_size)
+        np.testing.assert_array_equal(downsample_mask(mask), at_cache_size)
 
 
 def test_search_refuses(runs, tmp_path):

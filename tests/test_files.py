@@ -4,9 +4,9 @@ import errno
 
 import pytest
 
-from engine.runs import files
+from utils import files
 from utils.errors import BadInput
-from utils.files import hold, make_folder, write_text, write_whole
+from utils.files import lock, make_folder, write_text, write_whole
 from utils.log import start_log
 
 
@@ -29,7 +29,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
             write_text(tmp_path / name, 'y')
     with pytest.raises(BadInput, match='cannot be written'):
         make_folder(tmp_path / 'file' / 'a')
-    with pytest.raises(BadInput, match='folder: cannot be written'), hold(tmp_path / 'folder', 'testing'):
+    with pytest.raises(BadInput, match='folder: cannot be written'), lock(tmp_path / 'folder', 'testing'):
         pass
     assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'folder']
 
@@ -44,7 +44,7 @@ def test_log_that_cannot_be_opened_is_one_line(tmp_path):
 def test_lock_that_cannot_be_is_one_line(tmp_path, monkeypatch):
     (tmp_path / '.lock').mkdir()
     for name in ('.lock', 'x' * 300):
-        with pytest.raises(BadInput, match='cannot be written'), hold(tmp_path / name, 'training'):
+        with pytest.raises(BadInput, match='cannot be written'), lock(tmp_path / name, 'training'):
             raise AssertionError
 
     def no_locks(*_):
@@ -53,6 +53,6 @@ def test_lock_that_cannot_be_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(files.fcntl, 'flock', no_locks)
     with (
         pytest.raises(BadInput, match='cannot be locked: No locks available'),
-        hold(tmp_path / 'a', 'training'),
+        lock(tmp_path / 'a', 'training'),
     ):
         raise AssertionError

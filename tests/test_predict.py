@@ -18,7 +18,7 @@ from engine.inference import resize_every, view_logits, window_starts
 from networks.layers import resize
 from submission import read_masks
 from utils.errors import BadInput, Interrupted
-from utils.files import hold
+from utils.files import lock
 
 
 class PixelModel(nn.Module):
@@ -125,7 +125,7 @@ def test_merged_predictions_are_those_of_the_folds(tiny):
 def test_two_predictions_of_one_folder(tiny):
     train.main(tiny, 0)
     busy = pytest.raises(BadInput, match=f'process {os.getpid()} is predicting test here now')
-    with hold(tiny.run_dir(0) / '.test.lock', 'predicting test'), busy:
+    with lock(tiny.run_dir(0) / '.test.lock', 'predicting test'), busy:
         infer.main(tiny, 0, 'test')
     infer.main(tiny, 0, 'test')
 

@@ -13,17 +13,17 @@ from submission import SIDE, SubmissionWriter, read_masks
 from utils.errors import BadInput
 from voting.calibration import (
     Calibration,
+    apply_temperature,
     calibrate,
     calibration_error,
     fit_temperature,
     log_loss,
     read_temperature,
-    tempered,
     write_calibration,
 )
 from voting.hard import Patterns, count_votes, search_weights, vote
 from voting.members import OofSample
-from voting.soft import believed, mean_probs, search_soft, soft_grid
+from voting.soft import calibrated_probs, mean_probs, search_soft, soft_grid
 
 
 def samples_of(truth, preds, parts, probs=()):
@@ -109,7 +109,7 @@ def test_the_temperature_is_found_and_lowers_the_error():
     sharp, honest, truth = overconfident(0)
     assert fit_temperature(sharp, truth) == pytest.approx(2.0, rel=0.1)
     assert calibration_error(honest, truth) < 0.02 < 0.08 < calibration_error(sharp, truth)
-    assert log_loss(tempered(sharp, 2.0, 1), truth) < log_loss(sharp, truth)
+    assert log_loss(apply_temperature(sharp, 2.0, 1), truth) < log_loss(sharp, truth)
 
 
 def test_calibration_error_by_hand():
@@ -120,10 +120,10 @@ def test_calibration_error_by_hand():
 
 def test_numpy_and_torch_are_tempered_alike():
     probs = overconfident(1, 50)[0].astype(np.float32)
-    out = tempered(torch.from_numpy(probs), 1.7, 1).numpy()
-    np.testing.assert_allclose(out, tempered(probs, 1.7, 1), rtol=1e-5)
+    out = apply_temperature(torch.from_numpy(probs), 1.7, 1).numpy()
+    np.testing.assert_allclose(out, apply_temperature(probs, 1.7, 1), rtol=1e-5)
     np.testing.assert_allclose(out.sum(1), 1, rtol=1e-5)
-    assert tempered(probs, 1, 1) is probs
+    assert apply_temperature(probs, 1, 1) is probs
 
 
 def soft_samples(seed, num_models=2, images=6, side=32, temperatures=(2.0, 1.0)):
@@ -186,7 +186,7 @@ def test_temperatures_are_used_where_they_help_the_vote():
     result = search_soft(samples, 2, 4, calibrations)
     assert result.out_of_sample >= result.plain_out_of_sample
     assert (result.temperatures != (1.0, 1.0)) == (result.out_of_sample > result.plain_out_of_sample)
-    assert believed(np.array([[255], [0]], np.uint8), 2.0).sum() == pytest.approx(255, rel=1e-4)
+    assert calibrated_probs(np.array([[255], [0]], np.uint8), 2.0).sum() == pytest.approx(255, rel=1e-4)
 
 
 def test_ignored_pixels_do_not_count_in_the_soft_search():

@@ -21,7 +21,6 @@ import prepare
 import train
 from config import Config, dump_config
 from data.cache import open_cache
-from utils.files import hold
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ('cache', 'masks', 'demo', 'infer', 'ensemble')
@@ -91,7 +90,7 @@ def test_stopped_at_random_moments(name, trained, tmp_path):
         left = files_in(other)
         assert left.items() <= whole.items()
         if status == [75]:
-            assert not list(other.rglob('.*.partial'))
+            assert not list(other.rglob(f'.*.{processes[0].pid}.partial'))
         if status == [0]:
             shutil.rmtree(other)
     assert ended(start(typed, *stage(name, trained, other))) == [0]
@@ -107,11 +106,11 @@ def test_stopped_at_random_moments(name, trained, tmp_path):
         ('ensemble', '.out.csv.lock', 'voting on out.csv'),
     ],
 )
-def test_two_at_once(name, lock, doing, trained, tmp_path):
+def test_two_at_once(name, lock_name, doing, trained, tmp_path):
     """The second is told who holds the folder, and changes nothing."""
     words, said = stage(name, trained, tmp_path / 'one'), tmp_path / 'said.txt'
     before = files_in(tmp_path / 'one')
-    with hold(tmp_path / 'one' / lock, doing):
+    with lock(tmp_path / 'one' / lock_name, doing):
         assert ended(start(typed, *words, said=said)) == [2]
     assert f'process {os.getpid()} is {doing} here now\n' in said.read_text()
     assert files_in(tmp_path / 'one') == before
@@ -122,7 +121,7 @@ def test_second_waits_for_the_cache(trained, tmp_path):
     words, said = stage('cache', trained, tmp_path / 'one'), tmp_path / 'said.txt'
     open_cache(trained.model_copy(update={'cache_dir': tmp_path / 'two'}), 'train')
     (lock,) = (path.name for path in (tmp_path / 'two').glob('.train*.lock'))
-    with hold(tmp_path / 'one' / lock, 'making the cache of train'):
+    with lock(tmp_path / 'one' / lock_name, 'making the cache of train'):
         processes = start(typed, *words, said=said)
         while not said.exists() or 'waiting for it' not in said.read_text():
             assert processes[0].is_alive()

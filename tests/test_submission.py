@@ -19,13 +19,13 @@ from submission import (
     SIDE,
     SubmissionReader,
     SubmissionWriter,
-    board_ids,
-    board_probs,
     check_submission,
     classes_and_data,
     decode_mask,
+    downsample_probs,
     encode_mask,
     main,
+    probs_to_ids,
     read_masks,
     read_rows,
     read_test_ids,
@@ -459,20 +459,20 @@ def test_downsampling_by_hand_and_in_torch(side):
         'prob_mean': mean.argmax(1),
     }
     for rule, answer in expected.items():
-        np.testing.assert_array_equal(board_ids(board_probs(probs, rule), rule), answer)
+        np.testing.assert_array_equal(probs_to_ids(downsample_probs(probs, rule), rule), answer)
         tensor = torch.from_numpy(probs)
-        np.testing.assert_array_equal(board_ids(board_probs(tensor, rule), rule).numpy(), answer)
+        np.testing.assert_array_equal(probs_to_ids(downsample_probs(tensor, rule), rule).numpy(), answer)
     if step > 1:
         assert len({answer.tobytes() for answer in expected.values()}) == 3
 
 
 def test_downsampling_refuses_other_sides_and_rules():
     with pytest.raises(ValueError, match='500x500'):
-        board_probs(np.zeros((1, 2, 500, 500)), 'nearest')
+        downsample_probs(np.zeros((1, 2, 500, 500)), 'nearest')
     with pytest.raises(ValueError, match='256x512'):
-        board_probs(np.zeros((1, 2, 256, 512)), 'nearest')
+        downsample_probs(np.zeros((1, 2, 256, 512)), 'nearest')
     with pytest.raises(ValueError, match='bilinear'):
-        board_probs(np.zeros((1, 2, 256, 256)), 'bilinear')
+        downsample_probs(np.zeros((1, 2, 256, 256)), 'bilinear')
 
 
 def test_set_needs_a_config_and_changes_it(tmp_path):

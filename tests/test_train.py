@@ -29,7 +29,7 @@ from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.distributed import Ranks
 from engine.inference import evaluate
 from engine.optim import build_optimizer, lr_factor
-from engine.runs import append_metrics, hold_run
+from engine.runs import append_metrics, lock_run
 from engine.trainer import Trainer
 from metrics import confusion_matrix, iou_of_counts, mean_iou
 from models import SegModel
@@ -276,7 +276,7 @@ def test_a_run_that_is_there_is_seen_before_anything_is_made(tiny, tmp_path):
 def test_a_run_that_is_going_on_elsewhere(tiny):
     train.main(tiny, 0)
     before = (tiny.run_dir(0) / 'last.pt').read_bytes()
-    with hold_run(tiny.run_dir(0)):
+    with lock_run(tiny.run_dir(0)):
         with pytest.raises(BadInput, match=f'process {os.getpid()} is training here now'):
             train.main(tiny, 0, resume=True)
         with pytest.raises(BadInput, match='is training here now'):
@@ -347,7 +347,7 @@ def test_schedules():
     assert lr_factor(cfg, 300, total) == pytest.approx(1)
     assert lr_factor(cfg, 300 + 9700 // 2, total) == pytest.approx(0.5)
     assert lr_factor(cfg, total - 1, total) < 1e-6
-    poly = cfg.model_copy(update={'schedule': 'poly', 'poly_power': 0.9, 'warmup_iters': 0})
+    poly = cfg.model_copy(update={'lr_schedule': 'poly', 'poly_power': 0.9, 'warmup_iters': 0})
     assert lr_factor(poly, 5_000, total) == pytest.approx(0.5**0.9)
     assert lr_factor(cfg, 5, 20) < 1 and lr_factor(cfg, 2, 20) == pytest.approx(
         1
@@ -393,7 +393,7 @@ def test_optimizers(tiny):
     'change',
     [
         {'amp': 'bf16', 'accumulate': 2, 'clip_norm': 1.0},
-        {'schedule': 'poly', 'optimizer': 'sgd', 'channels_last': False, 'workers': 1},
+        {'lr_schedule': 'poly', 'optimizer': 'sgd', 'channels_last': False, 'workers': 1},
         {
             'loss': {'ce': 1.0, 'dice': 0.5},
             'label_smoothing': 0.1,

@@ -19,13 +19,13 @@ import viz
 from config import CLASSES, dump_config, make_config
 from data.coco import draw_mask, read_coco, read_labels
 from metrics import IGNORED
-from submission import SubmissionReader, board_truth
+from submission import SubmissionReader, downsample_mask
 from utils.errors import BadInput
 from utils.plotting import (
     GAP,
     PALETTE,
     VIEW,
-    compare,
+    comparison_row,
     draw_confusion,
     draw_curves,
     overlay,
@@ -125,10 +125,10 @@ def test_sheet_has_a_place_for_each_view():
     pred[:128] = 3
     truth = pred.copy()
     truth[:64] = 0
-    row = compare('photo.jpg', image, truth, pred)
+    row = comparison_row('photo.jpg', image, truth, pred)
     assert [view.shape for view in row.views] == [(VIEW, VIEW, 3)] * 3 and row.ids == {0, 3}
     assert row.note == 'mIoU 0.58'  # background 128 of 192 rows, paper pack 64 of 128: (2/3 + 1/2) / 2
-    assert compare('photo.jpg', image, None, pred).note == ''
+    assert comparison_row('photo.jpg', image, None, pred).note == ''
     one = sheet([row], ['photo', 'truth', 'prediction'], CLASSES)
     four = sheet([row] * 4, ['photo', 'truth', 'prediction'], CLASSES)
     assert one.shape[1] == 3 * VIEW + GAP * 3 and four.shape[1] == 2 * one.shape[1] + GAP
@@ -139,7 +139,7 @@ def test_sheet_has_a_place_for_each_view():
 
 def test_long_file_names_and_many_classes_fit(tmp_path):
     pred = np.arange(256, dtype=np.uint8).repeat(256).reshape(256, 256)
-    row = compare('쓰레기/' + 'long_name_' * 40 + '.jpg', np.zeros((9, 9, 3), np.uint8), None, pred)
+    row = comparison_row('쓰레기/' + 'long_name_' * 40 + '.jpg', np.zeros((9, 9, 3), np.uint8), None, pred)
     picture = sheet([row], ['photo', 'prediction'], [f'class {k}' for k in range(255)])
     assert picture.shape[1] == 2 * VIEW + GAP // 2 + 2 * GAP
 
@@ -291,7 +291,7 @@ def test_report_ranks_photos_by_their_own_score(output, shapes):
     coco = read_coco(shapes, 'train', CLASSES)
     scored, confusions = report.score_photos(runs, coco, len(CLASSES))
     with_metal = {
-        photo.file_name for photo in coco.photos[1::2] if (board_truth(draw_mask(photo)) == 4).any()
+        photo.file_name for photo in coco.photos[1::2] if (downsample_mask(draw_mask(photo)) == 4).any()
     }
     assert {one.photo.file_name for one in scored if one.score < 1} == with_metal
     assert sum(confusions.values()).sum() == 24 * 256 * 256

@@ -4,7 +4,7 @@
 
 In: `photos`, (N, 3, C, C) uint8 RGB, any N, C the config's image_size; they are normalised inside. Out:
 `masks`, (N, 256, 256) uint8 ids, as of infer.py --no-tta, and `probs`, (N, K, B, B) float32 (see
-submission.board_probs).
+submission.downsample_probs).
 """
 
 from importlib.util import find_spec
@@ -23,10 +23,10 @@ from dataset import WholePhotos
 from engine.checkpoint import Run, load_run
 from engine.inference import predict_probs
 from engine.provenance import installed, last_provenance
-from submission import SIDE, board_ids
+from submission import SIDE, probs_to_ids
 from utils.cli import ArgumentParser, add_config_arguments, run_script
 from utils.errors import BadInput, CheckFailed, one_line
-from utils.files import hold, remove_partials, write_text, write_whole
+from utils.files import lock, remove_partials, write_text, write_whole
 from utils.log import log, start_log
 
 CHECKED = 32  # photos that ONNX Runtime and torch both see
@@ -45,7 +45,7 @@ class MaskModel(nn.Module):
     def forward(self, photos: Tensor) -> tuple[Tensor, Tensor]:
         size, rule = (self.side, self.side), self.cfg.downsample
         probs = predict_probs(self.model, photos, self.cfg, photos.device, size, tta=False, rule=rule)
-        return board_ids(probs, rule).to(torch.uint8), probs
+        return probs_to_ids(probs, rule).to(torch.uint8), probs
 
 
 class Agreement(NamedTuple):
@@ -85,7 +85,7 @@ def export_onnx(run: Run, cache: Cache, rows: np.ndarray, folder: Path) -> None:
     unfuse(model)
     chosen = np.linspace(0, len(rows) - 1, min(len(rows), CHECKED)).astype(int)
     photos = WholePhotos(cache, rows[chosen], cfg.image_size)
-    with hold(folder / '.onnx.lock', 'exporting'):
+    with lock(folder / '.onnx.lock', 'exporting'):
         remove_partials(folder, path.name, card.name)
         content = to_onnx(model, photos)
         found = compare_onnx(content, model, photos, cfg.infer_batch_size)

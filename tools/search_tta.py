@@ -29,7 +29,7 @@ from engine.inference import make_eval_loader, make_views, view_probs
 from evaluate import cross_fit
 from infer import parse_fold
 from metrics import confusion_matrix, image_counts, interval, miou_of_counts, paired_interval
-from submission import shrink_ids
+from submission import downsample_ids
 from utils.cli import ArgumentParser, add_config_arguments, next_line, run_script
 from utils.errors import BadInput
 from utils.log import start_log
@@ -173,7 +173,7 @@ def count_sets(
         for winners in won:
             ids = likeliest[0].clone()
             ids[contested] = winners
-            mask = shrink_ids(ids[None], cfg.downsample)[0].to(torch.uint8).cpu().numpy()
+            mask = downsample_ids(ids[None], cfg.downsample)[0].to(torch.uint8).cpu().numpy()
             counts.append(image_counts(confusion_matrix(truth, mask, len(cfg.classes))))
     return np.stack(counts)
 

@@ -24,7 +24,7 @@ from engine.checkpoint import load_checkpoint, load_model_state, save_checkpoint
 from engine.distributed import Ranks, seed_everything, start_ranks
 from engine.inference import autocast, evaluate
 from engine.provenance import write_provenance
-from engine.runs import check_run, hold_run, open_run
+from engine.runs import check_run, lock_run, open_run
 from metrics import interval, paired_interval, verdict
 from models import SegModel
 from utils.cli import ArgumentParser, add_config_arguments, next_line, run_script
@@ -44,9 +44,9 @@ def main(cfg: Config, fold: int, paths: list[Path], overwrite: bool = False) -> 
     held_out = held_out_hash(cache.names(valid_rows))
     if held_out is None:
         raise BadInput(f'--fold {fold}: has no validation photos, on which a soup is chosen')
-    states = [read_ingredient(path, held_out) for path in paths]
+    states = [read_checkpoint_weights(path, held_out) for path in paths]
     start_log(None, quiet=not ranks.is_main)
-    with hold_run(cfg.run_dir(fold) if ranks.is_main else None, 'making a soup'):
+    with lock_run(cfg.run_dir(fold) if ranks.is_main else None, 'making a soup'):
         if ranks.is_main:
             check_run(cfg, fold, resume=False, overwrite=overwrite)
             if (cfg.run_dir(fold) / 'best.pt').exists() and not overwrite:
@@ -108,7 +108,7 @@ def choose(
     return [paths[n] for n in chosen], soup, best
 
 
-def read_ingredient(path: Path, held_out: str) -> State:
+def read_checkpoint_weights(path: Path, held_out: str) -> State:
     """The weights of a checkpoint that never saw the labels of the fold; of a last.pt its EMA, where it has
     one. Raises BadInput.
     """

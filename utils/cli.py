@@ -101,7 +101,7 @@ def at_least(least: int, most: int = 10_000) -> Callable[[str], int]:
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the layout of a description, and says of each option what it is by default, or that it is
-    required. Where the default is None, the option's own help has to say what happens then.
+    required. Where the default is None, the option's own help has to say what chance then.
     """
 
     def _get_help_string(self, action: argparse.Action) -> str:

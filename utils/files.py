@@ -19,7 +19,7 @@ import numpy as np
 from utils.errors import NO_ROOM, BadInput, Interrupted, one_line
 
 
-def cannot_write(path: str | Path, error: OSError) -> BadInput | Interrupted:
+def write_error(path: str | Path, error: OSError) -> BadInput | Interrupted:
     """What to raise for an error of writing: Interrupted where room can be made, BadInput else."""
     what = f'{path}: cannot be written: {error.strerror or one_line(error)}'
     if error.errno in NO_ROOM:
@@ -58,7 +58,7 @@ def write_whole(path: str | Path) -> Iterator[BinaryIO]:
         finally:
             os.close(folder)
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise write_error(path, error) from None
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -113,7 +113,7 @@ def make_folder(path: Path) -> None:
         raise BadInput(f'{path}: this folder cannot be written: {error.strerror}') from None
 
 
-def allocated(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+def allocate_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
     """An array of zeros in a new .npy file, whose room on the disk is taken now: a full disk would else end
     the process without a word when it is written to. Raises BadInput, and Interrupted where there is no room.
     """
@@ -124,12 +124,12 @@ def allocated(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
     except OSError as error:
         path.unlink(missing_ok=True)
         size = np.dtype(dtype).itemsize * int(np.prod(shape)) / 2**30
-        raise cannot_write(f'{path.parent}: {size:.2f} GiB', error) from None
+        raise write_error(f'{path.parent}: {size:.2f} GiB', error) from None
     return array
 
 
 @contextmanager
-def hold(path: Path | None, doing: str, wait: bool = False) -> Iterator[None]:
+def lock(path: Path | None, doing: str, wait: bool = False) -> Iterator[None]:
     """Keeps a lock file for this process, and makes its folder; None keeps nothing. Where another has it,
     waits for that one, or raises BadInput; either says who it is. Raises BadInput where there can be no lock.
     """
@@ -140,7 +140,7 @@ def hold(path: Path | None, doing: str, wait: bool = False) -> Iterator[None]:
     try:
         file = path.open('a+', errors='replace')
     except OSError as error:  # such as another user's
-        raise cannot_write(path, error) from None
+        raise write_error(path, error) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

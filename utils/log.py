@@ -9,7 +9,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from utils.files import cannot_write
+from utils.files import write_error
 
 log = logging.getLogger('trash')
 
@@ -19,7 +19,7 @@ class LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exception()
-        raise cannot_write(self.baseFilename, error) if isinstance(error, OSError) else error
+        raise write_error(self.baseFilename, error) if isinstance(error, OSError) else error
 
 
 def start_log(folder: Path | None, quiet: bool = False) -> None:
@@ -38,7 +38,7 @@ def start_log(folder: Path | None, quiet: bool = False) -> None:
         try:
             file = LogFile(folder / 'log.txt', encoding='utf-8')
         except OSError as error:
-            raise cannot_write(folder / 'log.txt', error) from None
+            raise write_error(folder / 'log.txt', error) from None
         file.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         log.addHandler(file)
 

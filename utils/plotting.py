@@ -89,7 +89,7 @@ class Row:
     ids: frozenset[int]
 
 
-def compare(name: str, image: np.ndarray, truth: np.ndarray | None, pred: np.ndarray) -> Row:
+def comparison_row(name: str, image: np.ndarray, truth: np.ndarray | None, pred: np.ndarray) -> Row:
     """A photo of any size beside its truth, where that is known, and its prediction; masks are (256, 256)."""
     view = cv2.resize(image, (VIEW, VIEW), interpolation=cv2.INTER_AREA)
     masks = [pred] if truth is None else [truth, pred]

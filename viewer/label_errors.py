@@ -23,9 +23,9 @@ import numpy as np
 from data.coco import CocoSet, Photo, draw_mask, read_coco, read_photo
 from engine.runs import FoldRun, read_runs
 from metrics import IGNORED
-from submission import SubmissionReader, board_truth, open_probs
+from submission import SubmissionReader, downsample_mask, open_probs
 from utils.files import write_text
-from utils.plotting import compare, sheet
+from utils.plotting import comparison_row, sheet
 from viewer.html_page import html_picture, html_table, write_page
 from viewer.report import oof_photos
 
@@ -155,7 +155,7 @@ def draw_suspects(
     for one in own:
         with SubmissionReader(folders[one.fold] / 'oof.csv', len(classes)) as reader:
             pred = reader.read(one.photo.file_name)
-        truth = board_truth(draw_mask(one.photo))
-        row = compare(one.photo.file_name, read_photo(coco, one.photo), truth, pred)
+        truth = downsample_mask(draw_mask(one.photo))
+        row = comparison_row(one.photo.file_name, read_photo(coco, one.photo), truth, pred)
         rows.append(replace(row, note=f'{one.pixels:,} px, strength {one.strength:,.0f}'))
     return sheet(rows, ['photo', 'label', 'prediction'], classes)

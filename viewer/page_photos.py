@@ -17,7 +17,7 @@ import streamlit as st
 
 from data.coco import CocoSet, Photo, draw_mask, read_photo
 from metrics import class_iou, confusion_matrix, mean_iou
-from submission import board_truth
+from submission import downsample_mask
 from utils.plotting import PALETTE, differences, overlay
 from viewer.app_data import (
     count_source,
@@ -76,7 +76,7 @@ def page(data: Path, output: Path, classes: tuple[str, ...], labels: Path | None
     if not sources:
         st.caption(plain(f'No predictions of {split} photos under {output} yet.'))
     if truth is not None and preds:
-        show_scores(board_truth(truth), preds, classes)
+        show_scores(downsample_mask(truth), preds, classes)
     masks = [*preds.values(), *([] if truth is None else [truth])]
     with side:
         show_legend({int(k) for mask in masks for k in np.unique(mask)}, classes)
@@ -229,7 +229,7 @@ def show_views(
     views = [('photo', image)]
     for title, mask in (masks | preds).items():
         if title in preds and truth is not None:
-            score = mean_iou(confusion_matrix(board_truth(truth), mask, len(classes)))
+            score = mean_iou(confusion_matrix(downsample_mask(truth), mask, len(classes)))
             title = f'{title}, mIoU {score:.2f}'
         fitted = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
         views.append((title, overlay(image, fitted, opacity)))

@@ -30,9 +30,9 @@ from metrics import (
     mean_iou,
     pixel_accuracy,
 )
-from submission import SubmissionReader, board_truth
+from submission import SubmissionReader, downsample_mask
 from utils.errors import BadInput
-from utils.plotting import compare, draw_confusion, draw_curves, sheet
+from utils.plotting import comparison_row, draw_confusion, draw_curves, sheet
 from utils.progress import progress
 from viewer.html_page import html_picture, html_table, write_page
 from voting.recipe import score_ensemble
@@ -102,7 +102,7 @@ def oof_photos(run: FoldRun, photos: dict[str, Photo], num_classes: int) -> Iter
                     f'{path}: image {image_id!r} is none of the training photos, or is out of fold in '
                     'another fold too'
                 )
-            yield OofPhoto(photo, row, board_truth(draw_mask(photo)), reader.read(image_id))
+            yield OofPhoto(photo, row, downsample_mask(draw_mask(photo)), reader.read(image_id))
 
 
 def score_photos(
@@ -134,8 +134,8 @@ def draw_photos(
     for one in chosen:
         with SubmissionReader(folders[one.fold] / 'oof.csv', len(classes)) as reader:
             pred = reader.read(one.photo.file_name)
-        truth = board_truth(draw_mask(one.photo))
-        row = compare(one.photo.file_name, read_photo(coco, one.photo), truth, pred)
+        truth = downsample_mask(draw_mask(one.photo))
+        row = comparison_row(one.photo.file_name, read_photo(coco, one.photo), truth, pred)
         if k is not None:
             row = replace(row, note=f'IoU {iou_of_counts(*one.counts)[k]:.2f}')
         rows.append(row)

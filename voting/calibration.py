@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: expected calibration error, and one temperature a model against it.
+"""Calibration of probabilities: expected calibration error, and one temperature a model against it.
 
     python ensemble.py calibrate output/convnext       # fitted on its oof_probs.npy, kept in calibration.yaml
 
@@ -31,7 +31,7 @@ RANGE = (0.2, 5.0)  # of a temperature
 FILE = 'calibration.yaml'
 
 
-def tempered(probs: Any, temperature: float, axis: int) -> Any:
+def apply_temperature(probs: Any, temperature: float, axis: int) -> Any:
     """Probabilities at a temperature, over `axis`; those given, of numpy or torch, where it is 1."""
     if temperature == 1:
         return probs
@@ -57,7 +57,7 @@ def log_loss(probs: np.ndarray, truth: np.ndarray) -> float:
 def fit_temperature(probs: np.ndarray, truth: np.ndarray) -> float:
     """The temperature with the lowest log loss."""
     found = minimize_scalar(
-        lambda power: log_loss(tempered(probs, float(np.exp(power)), 1), truth),
+        lambda power: log_loss(apply_temperature(probs, float(np.exp(power)), 1), truth),
         bounds=np.log(RANGE),
         method='bounded',
         options={'xatol': 1e-3},
@@ -116,7 +116,7 @@ def _calibrate(kept: np.ndarray, truth: np.ndarray, part: np.ndarray) -> Calibra
     for number in range(int(part.max()) + 1):
         own = part == number
         temperatures.append(fit_temperature(probs[~own], truth[~own]))
-        after[own] = tempered(probs[own], temperatures[-1], 1)
+        after[own] = apply_temperature(probs[own], temperatures[-1], 1)
     before_error, after_error = calibration_error(probs, truth), calibration_error(after, truth)
     lower_loss = log_loss(after, truth) < log_loss(probs, truth)
     return Calibration(

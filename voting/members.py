@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from data.coco import Photo, draw_mask
-from submission import SubmissionReader, board_truth, open_probs
+from submission import SubmissionReader, downsample_mask, open_probs
 from utils.errors import BadInput
 from utils.files import file_hash
 from utils.progress import progress
@@ -124,6 +124,6 @@ def read_samples(
         for image_id, part in progress(parts.items(), 'count', 'photo'):
             own = [images[image_id][0] for images in found]
             preds = np.stack([reader.read(image_id) for reader in own])
-            truth = board_truth(draw_mask(photos[image_id]))
+            truth = downsample_mask(draw_mask(photos[image_id]))
             likely = [probs[reader.path] for reader in own] if soft else []
             yield OofSample(numbers[part], truth, preds, [p[rows[image_id]] for p, rows in likely])

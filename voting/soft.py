@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from metrics import IGNORED, iou_of_counts, mean_of_iou
-from voting.calibration import Calibration, tempered
+from voting.calibration import Calibration, apply_temperature
 from voting.hard import weight_grid
 from voting.members import OofSample
 
@@ -28,15 +28,15 @@ def mean_probs(
     temperatures = temperatures or [1.0] * len(probs)
     total = np.zeros(probs[0].shape, np.float32)
     for own, weights, temperature in zip(probs, table.astype(np.float32), temperatures, strict=True):
-        total += weights.reshape(-1, *[1] * (total.ndim - 1)) * believed(own, temperature)
+        total += weights.reshape(-1, *[1] * (total.ndim - 1)) * calibrated_probs(own, temperature)
     return total
 
 
-def believed(probs: np.ndarray, temperature: float) -> np.ndarray:
+def calibrated_probs(probs: np.ndarray, temperature: float) -> np.ndarray:
     """(K, ...) uint8 probabilities at a temperature, still from 0 to 255."""
     if temperature == 1:
         return probs.astype(np.float32)
-    return 255 * tempered(probs.astype(np.float32) / 255, temperature, 0)
+    return 255 * apply_temperature(probs.astype(np.float32) / 255, temperature, 0)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def contested_sums(
 ) -> np.ndarray:
     """(n, 2, K) pixels that are right, and those predicted, of (K, P) uint8 probabilities of each model."""
     num_classes, count = probs[0].shape
-    levels = np.stack([believed(own, t) for own, t in zip(probs, temperatures, strict=True)])
+    levels = np.stack([calibrated_probs(own, t) for own, t in zip(probs, temperatures, strict=True)])
     sums = np.zeros((len(candidates), 2, num_classes), np.int64)
     flat = levels.reshape(len(probs), -1)
     for number, weights in enumerate(candidates.astype(np.float32)):

@@ -15,7 +15,7 @@ from engine.inference import autocast, main_logits, predict_probs
 from engine.optim import build_optimizer
 from losses import segmentation_loss
 from models import SegModel
-from submission import board_ids
+from submission import probs_to_ids
 from tools.bench.cases import Case, Way, blobs
 
 
@@ -71,7 +71,7 @@ def bench_infer(args: Namespace) -> list[Case]:
     def ours() -> None:
         size = (cfg.cache_size, cfg.cache_size)
         probs = predict_probs(model, images, cfg, device, size, rule=cfg.downsample)
-        board_ids(probs, cfg.downsample).cpu()
+        probs_to_ids(probs, cfg.downsample).cpu()
 
     ways = {
         'ours': Way(ours),
