@@ -98,7 +98,7 @@ def test_stopped_at_random_moments(name, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('name', 'lock', 'doing'),
+    ('name', 'lock_name', 'doing'),
     [
         ('masks', '.lock', 'drawing masks'),
         ('demo', '.demo.lock', 'drawing a demo set'),
@@ -120,7 +120,7 @@ def test_two_at_once(name, lock_name, doing, trained, tmp_path):
 def test_second_waits_for_the_cache(trained, tmp_path):
     words, said = stage('cache', trained, tmp_path / 'one'), tmp_path / 'said.txt'
     open_cache(trained.model_copy(update={'cache_dir': tmp_path / 'two'}), 'train')
-    (lock,) = (path.name for path in (tmp_path / 'two').glob('.train*.lock'))
+    (lock_name,) = (path.name for path in (tmp_path / 'two').glob('.train*.lock'))
     with lock(tmp_path / 'one' / lock_name, 'making the cache of train'):
         processes = start(typed, *words, said=said)
         while not said.exists() or 'waiting for it' not in said.read_text():

@@ -55,25 +55,49 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True)
     )
 
 
-def run_script(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a script's main and exits with its status: 0 done, 1 a check failed, 2 bad input, 75 interrupted
-    and resumable. SIGTERM and SIGUSR1 interrupt as Ctrl-C does.
+def parse_early(parse: Callable[[], object]) -> None:
+    """Read the arguments and the config before torch is imported, so that --help and a typo answer at once.
+
+    A script that needs torch calls it between its light imports and its heavy ones:
+
+        if __name__ == '__main__':
+            parse_early(read_arguments)
+
+        import torch
     """
+
+    def check() -> None:
+        parse()
+
+    status = exit_status(check)
+    if status != DONE:
+        sys.exit(status)
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's main and exit with its status: 0 done, 1 a check failed, 2 bad input, 75 interrupted and
+    resumable. SIGTERM and SIGUSR1 interrupt as Ctrl-C does.
+    """
+    sys.exit(exit_status(main))
+
+
+def exit_status(main: Callable[[], int | None]) -> int:
+    """Call main and return its exit status; an error that a person can mend is one line on standard error."""
     interrupt_on_signals()
+    script = Path(sys.argv[0]).name
     try:
-        status = main()
+        return main() or DONE
     except (BadInput, CheckFailed) as error:
-        say(f'{Path(sys.argv[0]).name}: error: {one_line(error)}', sys.stderr)
-        sys.exit(BAD_INPUT if isinstance(error, BadInput) else CHECK_FAILED)
+        say(f'{script}: error: {one_line(error)}', sys.stderr)
+        return BAD_INPUT if isinstance(error, BadInput) else CHECK_FAILED
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f'{Path(sys.argv[0]).name}: {one_line(stop) or "interrupted"}', file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        print(f'{script}: {one_line(stop) or "interrupted"}', file=sys.stderr)
+        return INTERRUPTED
     except OSError as error:  # of a library's own files
         if error.errno not in NO_ROOM:
             raise
-        print(f'{Path(sys.argv[0]).name}: {one_line(error)}; make room, and go on', file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    sys.exit(status or DONE)
+        print(f'{script}: {one_line(error)}; make room, and go on', file=sys.stderr)
+        return INTERRUPTED
 
 
 MAX_SEED = 2**32 - 1  # of an option; NumPy takes no negative one
@@ -101,7 +125,7 @@ def at_least(least: int, most: int = 10_000) -> Callable[[str], int]:
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the layout of a description, and says of each option what it is by default, or that it is
-    required. Where the default is None, the option's own help has to say what chance then.
+    required. Where the default is None, the option's own help has to say what happens then.
     """
 
     def _get_help_string(self, action: argparse.Action) -> str:
