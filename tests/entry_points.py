@@ -8,14 +8,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = subprocess.check_output(['git', 'ls-files', '*.py'], cwd=ROOT, text=True).split()
+MODULES = [name for name in SOURCES if not name.startswith('tests/')]
 
 
 def _find_scripts() -> dict[str, tuple[str, str]]:
     """'train.py' or '-m tools.soup' -> its module, and the function there that run_script is given."""
     scripts = {}
-    for name in SOURCES:
+    for name in MODULES:
         match = re.search(r'^    run_script\((\w+)\)$', (ROOT / name).read_text(), re.MULTILINE)
-        if match and not name.startswith('tests/'):
+        if match:
             module = name.removesuffix('.py').replace('/', '.')
             typed = f'-m {module.removesuffix(".__main__")}' if '/' in name else name
             scripts[typed] = (module, match[1])

@@ -5,9 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from entry_points import ROOT, SOURCES
+from entry_points import MODULES, ROOT
 
-MODULES = [name for name in SOURCES if not name.startswith('tests/')]
 FOLDERS = sorted({name.rpartition('/')[0] for name in MODULES if '/' in name})
 
 

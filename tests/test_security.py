@@ -17,6 +17,7 @@ import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
+import entry_points
 import numpy as np
 import pytest
 import torch
@@ -32,9 +33,7 @@ from utils.files import map_array
 from utils.safe_load import check_pickle, read_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [
-    ROOT / name for name in subprocess.check_output(['git', 'ls-files', '*.py'], cwd=ROOT, text=True).split()
-]
+SOURCES = [ROOT / name for name in entry_points.MODULES]
 TERA = 10**12
 
 

@@ -21,6 +21,7 @@ import prepare
 import train
 from config import Config, dump_config
 from data.cache import open_cache
+from utils.files import lock
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ('cache', 'masks', 'demo', 'infer', 'ensemble')
