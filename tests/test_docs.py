@@ -224,7 +224,7 @@ def test_both_languages_have_the_same_commands_tables_and_files():
     def parts(page):
         fences = blocks_of(ROOT / page)
         commands = [re.sub(r' +#.*', '', text) for language, text in fences if language == 'bash']
-        files = [re.findall(r'^\S+', text, re.MULTILINE) for language, text in fences if language == 'text']
+        files = [re.findall(r'^ *\S+', text, re.MULTILINE) for language, text in fences if language == 'text']
         table = re.findall(r'^\|.*', (ROOT / page).read_text(), re.MULTILINE)
         cells = [cell.lstrip('0') for cell in re.findall(r'\d*\.\d+|`[^`]+`', '\n'.join(table))]
         return commands, files, cells
