@@ -1,6 +1,6 @@
 """Read files of tensors. A hostile file may cost memory, but runs no code.
 
-    state = read_tensors('best.pt')  # or .pth, .bin, .safetensors
+state = read_tensors('best.pt')  # or .pth, .bin, .safetensors
 """
 
 import struct
