@@ -357,27 +357,18 @@ def test_image_ids_that_no_line_can_hold(tmp_path):
 
 # --- the config --------------------------------------------------------------------------------------------
 
-LAUGHS = 'a0: &a0 [x, x, x, x, x, x, x, x, x]\n' + ''.join(
-    f'a{n}: &a{n} [{", ".join([f"*a{n - 1}"] * 9)}]\n' for n in range(1, 20)
-)
-
 
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        (LAUGHS + 'classes: *a19', 'has an alias'),
-        ('classes: &a [*a]', 'has an alias'),
-        ('classes: ' + '[' * 50_000, 'is nested more than 20 deep'),
         ('lr: ' + '9' * 10_000, 'not YAML|lr'),
         ('lr: 2001-99-99', 'not YAML'),
         ('lr: !!int x', 'not YAML'),
         ('lr: !!timestamp x', 'not YAML'),
         ('lr: !!bool x', 'not YAML'),
         ('lr: !!python/object/apply:os.system [id]', 'not YAML'),
-        ('<<: {lr: 1}\nlr: 2', 'not taken'),
         ('? [a]\n: b', 'not YAML'),
         ('name: ' + 'a' * 300, 'name'),
-        ('x' * 200_000, 'has over 100,000 bytes'),
         ('encoder: "a\\0b"', 'encoder: found'),
         ('data_root: "\\ud800"', 'data_root: found|not YAML'),
         ('seed: 4294967296', "key 'seed'"),
@@ -397,7 +388,7 @@ def test_hostile_override(tiny_yaml):
     with pytest.raises(BadInput, match='expected key=value') as error:
         load_config(tiny_yaml, ['x' * 10_000])
     assert len(str(error.value)) < 200
-    for text in ('classes=[&a x, *a]', 'lr=2001-99-99', 'classes=' + '[' * 50_000, 'lr=!!bool x'):
+    for text in ('lr=2001-99-99', 'lr=!!bool x', 'lr={lr: 1, lr: 2}'):
         with pytest.raises(BadInput, match='not YAML') as error:
             load_config(tiny_yaml, [text])
         assert len(str(error.value)) < 500
