@@ -277,7 +277,7 @@ class Config(BaseModel):
         return self
 
     def run_dir(self, fold: int) -> Path:
-        """Return output/<name>/fold<k>, or output/<name>/all for fold -1, which trains on everything."""
+        """output/<name>/fold<k>, or output/<name>/all for fold -1, which trains on everything."""
         return self.output_dir / self.name / (f'fold{fold}' if fold >= 0 else 'all')
 
 
