@@ -368,7 +368,8 @@ def keys_free_on_resume() -> set[str]:
 
 def keys_free_in_inference() -> set[str]:
     """Return the keys that inference takes from its own config, not from that of the trained run."""
-    return {key for key, field in Config.model_fields.items() if field.json_schema_extra is not None}
+    marks = (FREE, FREE_IN_INFERENCE)
+    return {key for key, field in Config.model_fields.items() if field.json_schema_extra in marks}
 
 
 def dump_config(cfg: Config) -> str:

@@ -95,7 +95,7 @@ WITHOUT_CONFIG = {'config.py'}
 
 
 def answer(script: str, *words: str) -> tuple[int, str]:
-    """Run a script, and return its exit status and its error lines; it may use 1.5 s of CPU time, and no torch."""
+    """Run a script within 1.5 s of CPU time, without torch; return its exit status and error lines."""
     before = cpu_seconds()
     done = subprocess.run(
         [sys.executable, '-X', 'importtime', *script.split(), *words],

@@ -39,7 +39,7 @@ TERA = 10**12
 
 @contextmanager
 def refused(path: Path, message: str = ''):
-    """BadInput on one line that names the file, within seconds of CPU time, without 200 MB more of memory."""
+    """Expect BadInput on one line that names the file, within 5 s of CPU time and 200 MB more of memory."""
     Path('/proc/self/clear_refs').write_text('5')  # the peak begins here
     before, started = memory(), time.process_time()
     with pytest.raises(BadInput, match=message) as error:
@@ -49,7 +49,7 @@ def refused(path: Path, message: str = ''):
 
 
 def memory() -> int:
-    """The most bytes that this process had in memory."""
+    """Return the peak memory of this process in bytes."""
     lines = Path('/proc/self/status').read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith('VmHWM')).split()[1])
 
@@ -64,14 +64,15 @@ FORBIDDEN = {
 
 
 def dotted(node: ast.expr) -> str:
+    """Return the name that is called, such as 'torch.load'."""
     if isinstance(node, ast.Attribute):
         return f'{dotted(node.value)}.{node.attr}'
     return node.id if isinstance(node, ast.Name) else ''
 
 
 def faults_of(source: str) -> list[str]:
-    """Calls that would run what is in a file."""
-    found = []
+    """List the calls that would run what is in a file."""
+    faults = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
@@ -85,8 +86,8 @@ def faults_of(source: str) -> list[str]:
             or words.get('shell', 'False') != 'False'
             or words.get('trust_remote_code', 'False') != 'False'
         ):
-            found.append(f'line {node.lineno}: {name}')
-    return found
+            faults.append(f'line {node.lineno}: {name}')
+    return faults
 
 
 def test_sources_run_nothing_that_is_in_a_file():
@@ -163,8 +164,8 @@ CHECKPOINTS = {
     'nothing': lambda: b'',
     'garbage': lambda: np.random.default_rng(0).bytes(1000),
     'text': lambda: b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n',
-    'half of it': lambda: saved()[: len(saved()) // 2],
-    'half of it in the old format': lambda: saved(_use_new_zipfile_serialization=False)[:300],
+    'its first half': lambda: saved()[: len(saved()) // 2],
+    'a beginning in the old format': lambda: saved(_use_new_zipfile_serialization=False)[:300],
     'all but the last byte': lambda: saved()[:-1],
 }
 
@@ -236,6 +237,7 @@ def data(tmp_path) -> Path:
 
 
 def change(data: Path, key: str, **values) -> Path:
+    """Change the first record of a list in train_all.json, and return that file."""
     path = data / 'train_all.json'
     content = json.loads(path.read_text())
     content[key][0].update(values)
@@ -268,7 +270,7 @@ def test_hostile_annotation(data, key, values, message):
 
 
 def test_polygon_that_would_be_drawn_for_hours(data):
-    """200,000 coordinates, each 20,000 pixels from the last: pycocotools would need 40 GB."""
+    """pycocotools would need 40 GB for 200,000 coordinates, each 20,000 pixels from the last."""
     change(data, 'images', height=5_000, width=20_000)
     path = change(data, 'annotations', image_id=0, segmentation=[[x / 4 for x in ZIGZAG]])
     with refused(path, 'pixels long, expected at most 1,000,000'):
@@ -293,7 +295,7 @@ def test_nothing_leads_out_of_the_root(data, tmp_path):
 
 
 def png(height: int, width: int, rows: int) -> bytes:
-    """A PNG whose header says height x width, with black rows."""
+    """Return a PNG whose header says height x width, with so many black rows."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = struct.pack('>I', zlib.crc32(kind + content))
@@ -337,8 +339,8 @@ def test_devices_are_not_read():
 
 def test_annotations_of_test_json_that_are_no_list(data):
     path = data / 'test.json'
-    for found in (5, None, {}, 'x'):
-        path.write_text(json.dumps({**json.loads(path.read_text()), 'annotations': found}))
+    for value in (5, None, {}, 'x'):
+        path.write_text(json.dumps({**json.loads(path.read_text()), 'annotations': value}))
         with refused(path, 'annotations is .* expected list'):
             read_coco(data, 'test', CLASSES)
 
@@ -426,7 +428,7 @@ def test_app_answers_to_this_machine_alone_and_serves_no_file(shapes, tmp_path):
 
 
 def fetch(port: int, path: str) -> tuple[int, bytes]:
-    """Status and content; the path is sent as it is. 0 where nobody answers."""
+    """Ask for a path as it is, and return status and content; status 0 without an answer."""
     try:
         with socket.create_connection(('127.0.0.1', port), 5) as connection:
             connection.sendall(f'GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n'.encode())
@@ -438,12 +440,13 @@ def fetch(port: int, path: str) -> tuple[int, bytes]:
 
 
 def listening(port: int) -> set[str]:
-    """The addresses, in hex, that sockets of this port listen on."""
-    rows = [line.split() for name in ('tcp', 'tcp6') for line in table(name)]
-    places = [row[1].split(':') for row in rows if row[3] == '0A']
-    return {address for address, own in places if int(own, 16) == port}
+    """Return the addresses, in hex, that sockets of this port listen on."""
+    rows = [line.split() for name in ('tcp', 'tcp6') for line in socket_table(name)]
+    sockets = [row[1].split(':') for row in rows if row[3] == '0A']
+    return {address for address, number in sockets if int(number, 16) == port}
 
 
-def table(name: str) -> list[str]:
+def socket_table(name: str) -> list[str]:
+    """Return the rows of /proc/net/tcp or tcp6."""
     path = Path('/proc/net') / name
     return path.read_text().splitlines()[1:] if path.exists() else []

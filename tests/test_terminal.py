@@ -23,7 +23,7 @@ PREFIXES = {'ensemble.py': (['compare'], ['calibrate'])}  # commands that it par
 
 
 class Parsed(Exception):
-    """Carries a script's parser out of it."""
+    """Carry a script's parser out of it."""
 
 
 def parser_of(script, words, monkeypatch):
@@ -39,7 +39,7 @@ def parser_of(script, words, monkeypatch):
 
 
 def commands_of(parser):
-    """The parser, or those of its commands."""
+    """Return the parsers of a parser's commands, or the parser itself."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             return list(action.choices.values())
