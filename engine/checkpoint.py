@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from config import Config, make_config
+from config import Config, keys_free_in_inference, make_config
 from data.folds import held_out_hash
-from engine.runs import FREE_KEYS
 from models import SegModel
 from utils.errors import BadInput
 from utils.files import write_whole
@@ -82,8 +81,8 @@ class Run:
 
 
 def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
-    """A run's best model, built from its checkpoint alone; of `cfg` only FREE_KEYS (places, views, batch
-    size) count. Raises BadInput.
+    """A run's best model, built from its checkpoint alone; of `cfg` only the keys that are free in
+    inference (places, views, batch size) count. Raises BadInput.
     """
     path = cfg.run_dir(fold) / 'best.pt'
     checkpoint = load_checkpoint(path)
@@ -93,7 +92,7 @@ def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
             raise BadInput(
                 f'{path}: was trained with {key} {getattr(trained, key)}, the config has {getattr(cfg, key)}'
             )
-    trained = trained.model_copy(update={key: getattr(cfg, key) for key in FREE_KEYS})
+    trained = trained.model_copy(update={key: getattr(cfg, key) for key in keys_free_in_inference()})
     model = SegModel(trained, load_weights=False)
     load_model_state(model, checkpoint['model'], path)
     memory_format = torch.channels_last if trained.channels_last else torch.contiguous_format

@@ -9,33 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import Config, dump_config, load_config
+from config import Config, dump_config, keys_free_on_resume, load_config
 from utils.errors import BadInput, one_line
 from utils.files import lock, remove_partials, write_text
-
-# Keys that do not change what a run is: they may differ between training and resuming, or between training
-# and inference.
-FREE_KEYS = {
-    'data_root',
-    'cache_dir',
-    'output_dir',
-    'folds_csv',
-    'workers',
-    'checkpoint_minutes',
-    'tracker',
-    'device',
-    'encoder_weights',
-    'infer_batch_size',
-    'tta_flips',
-    'tta_rotations',
-    'tta_scales',
-    'window',
-    'downsample',
-    'pseudo_threshold',
-    'pseudo_keep',
-}
-# Of them free for inference, but not for a run that goes on, since its scores or labels depend on them.
-SCORE_KEYS = {'downsample', 'window', 'pseudo_threshold', 'pseudo_keep'}
 
 
 def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str]:
@@ -51,7 +27,8 @@ def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str
         return []
     found = load_config(config_file).model_dump()
     asked = cfg.model_dump()
-    other = [key for key in asked if key not in FREE_KEYS - SCORE_KEYS and asked[key] != found[key]]
+    free = keys_free_on_resume()
+    other = [key for key in asked if key not in free and asked[key] != found[key]]
     if other:
         key = other[0]
         raise BadInput(

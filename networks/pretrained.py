@@ -20,7 +20,7 @@ from config import Config
 from networks.encoders import build_options, is_smp_encoder, timm_cfg
 from networks.mmseg import convert_mmseg, is_mmseg
 from utils.errors import BadInput, one_line
-from utils.safe_load import FAULTS, read_tensors
+from utils.safe_load import LOAD_ERRORS, read_tensors
 
 LITE = ('efficientnet-lite0', 'efficientnet-lite1', 'efficientnet-lite2')
 # of networks that were trained to classify: the classifier, and what comes between it and the last stage
@@ -127,7 +127,7 @@ def published_state(encoder: str, source: str, image_size: int) -> dict[str, Ten
         model = timm.create_model(encoder, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except OSError as error:
         raise BadInput(f'{path or encoder}: cannot be read or fetched: {one_line(error)[:300]}') from None
-    except FAULTS as error:
+    except LOAD_ERRORS as error:
         raise BadInput(f'{path or encoder}: not the weights of {encoder}: {one_line(error)[:300]}') from None
     return model.state_dict()
 

@@ -1,6 +1,4 @@
-"""What the tests share: a small data set of shapes that a network can learn in seconds, and where the real
-data is.
-"""
+"""Share among the tests a small data set that a network learns in seconds, a tiny config, and real data."""
 
 import json
 import os
@@ -33,7 +31,7 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _main_is_pytest():
-    """Streamlit's tests put a page in the place of __main__, which processes started later look for."""
+    """Restore __main__, which Streamlit's tests replace by a page, and which later processes look for."""
     main = sys.modules['__main__']
     yield
     sys.modules['__main__'] = main
@@ -41,7 +39,7 @@ def _main_is_pytest():
 
 def _need(path: Path, variable: str) -> Path:
     if not path.exists():
-        pytest.skip(f'{path.name} is not here: set {variable} to its folder')
+        pytest.skip(f'{path.name} is missing: set {variable} to its folder')
     return path
 
 
@@ -66,7 +64,7 @@ def taco() -> Path:
 
 
 def write_set(root: Path, train: int = 24, test: int = 6, side: int = 256, seed: int = 0) -> Path:
-    """A data root in the competition's layout: rectangles whose colour tells their class, on noise."""
+    """Write a data root in the competition's layout: rectangles whose colour tells their class, on noise."""
     rng = np.random.default_rng(seed)
     categories = [{'id': i, 'name': name, 'supercategory': name} for i, name in enumerate(CLASSES) if i]
     (root / 'batch_01').mkdir(parents=True, exist_ok=True)
@@ -113,12 +111,12 @@ def write_set(root: Path, train: int = 24, test: int = 6, side: int = 256, seed:
 def write_rectangles(
     root: Path, height: int, width: int, boxes: dict[str, tuple[int, int, int, int, int]]
 ) -> dict[str, np.ndarray]:
-    """The train_all.json of photos with a rectangle (x, y, w, h, category) each, and their masks by name."""
+    """Write the train_all.json of photos with a rectangle (x, y, w, h, category) each; return their masks."""
     annotations, masks = [], {}
     for i, (name, (x, y, w, h, category)) in enumerate(boxes.items()):
         polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
-        one = {'id': i, 'image_id': i, 'category_id': category, 'iscrowd': 0, 'area': w * h}
-        annotations.append({**one, 'segmentation': [polygon]})
+        annotation = {'id': i, 'image_id': i, 'category_id': category, 'iscrowd': 0, 'area': w * h}
+        annotations.append({**annotation, 'segmentation': [polygon]})
         masks[name] = np.zeros((height, width), np.uint8)
         masks[name][y : y + h, x : x + w] = category
     images = [{'id': i, 'file_name': n, 'height': height, 'width': width} for i, n in enumerate(boxes)]
@@ -130,7 +128,7 @@ def write_rectangles(
 
 
 def write_csv(path: Path, masks: dict[str, np.ndarray]) -> Path:
-    """A submission of (256, 256) masks by image id."""
+    """Write a submission of (256, 256) masks by image id."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with SubmissionWriter(path) as writer:
         for image_id, mask in masks.items():
@@ -140,7 +138,7 @@ def write_csv(path: Path, masks: dict[str, np.ndarray]) -> Path:
 
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory) -> Path:
-    """The small set, made once; tests that change it copy it first."""
+    """Make the small set once; a test that changes it copies it first."""
     return write_set(tmp_path_factory.mktemp('data') / 'shapes')
 
 
@@ -170,7 +168,7 @@ TINY = dict(
 
 @pytest.fixture
 def tiny(shapes, shared_cache, tmp_path) -> Config:
-    """A config that trains in seconds on the small set."""
+    """Return a config that trains in seconds on the small set."""
     values = {
         **TINY,
         'data_root': str(shapes),
@@ -184,20 +182,20 @@ def tiny(shapes, shared_cache, tmp_path) -> Config:
 
 @pytest.fixture
 def tiny_yaml(tiny, tmp_path) -> Path:
-    """The file that `tiny` was read from."""
+    """Return the file from which `tiny` was read."""
     return tmp_path / 'tiny.yaml'
 
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
-    """Gives a file system of so many MiB; where none can be mounted, the test is skipped."""
+    """Mount a file system of so many MiB; skip the test if that is not allowed."""
     folder = tmp_path / 'disk'
     folder.mkdir()
 
     def mount(size: int) -> Path:
         words = ['mount', '-t', 'tmpfs', '-o', f'size={size}m', 'tmpfs', str(folder)]
         if os.geteuid() or subprocess.run(words, capture_output=True, check=False).returncode:
-            pytest.skip('a small file system can be mounted by root alone')
+            pytest.skip('only root can mount a small file system')
         return folder
 
     yield mount

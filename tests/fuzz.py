@@ -1,9 +1,8 @@
-"""Readers against any bytes: only BadInput may come out of them, and what they accept comes back the same.
+"""Throw bytes at the readers: they may raise BadInput alone, and what they accept is read again the same.
 
     python tests/fuzz.py csv --seconds 60     # coverage-guided (atheris); or coco, config, checkpoint, all
 
-A target takes bytes, writes what they stand for to a file, and reads it. FOUND is where atheris leaves an
-input that breaks one.
+A target writes its bytes to a file and reads it. atheris leaves an input that breaks a target in CRASHES.
 """
 
 import argparse
@@ -15,28 +14,27 @@ import os
 import shutil
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOUND = ROOT / 'output' / 'fuzz'
+CRASHES = ROOT / 'output' / 'fuzz'
 SHM = '/dev/shm' if Path('/dev/shm').is_dir() else None
-# of atheris a folder that stays: libFuzzer ends the process before anything could be removed
-WORK = FOUND / 'work' if __name__ == '__main__' else Path(tempfile.mkdtemp(prefix='fuzz-', dir=SHM))
+# a folder that stays for atheris: libFuzzer ends the process before anything could be removed
+WORK = CRASHES / 'work' if __name__ == '__main__' else Path(tempfile.mkdtemp(prefix='fuzz-', dir=SHM))
 WORK.mkdir(parents=True, exist_ok=True)
 atexit.register(shutil.rmtree, WORK, ignore_errors=True)
 sys.path.insert(0, str(ROOT))
 
 
 def imports() -> None:
-    """The readers, as globals of this file: atheris instruments what is imported inside its own block."""
-    global coco, config, submission, safe_load, runs, torch
+    """Import the readers as globals of this file; atheris instruments what is imported inside its block."""
+    global checkpoint, coco, config, submission, safe_load, torch
     import torch
 
     import config
     import submission
     from data import coco
-    from engine import runs
+    from engine import checkpoint
     from utils import safe_load
 
 
@@ -44,7 +42,7 @@ def imports() -> None:
 
 
 def fuzz_csv(data: bytes) -> None:
-    """Rows: of the bytes, '~' stands for 65,535 times '0 ', so that a whole row is within reach."""
+    """Read rows, by both readers; '~' stands for 65,535 times '0 ', so that a whole row is within reach."""
     path = WORK / 'in.csv'
     path.write_bytes(data.replace(b'~', b'0 ' * 65_535))
     try:
@@ -59,12 +57,12 @@ def fuzz_csv(data: bytes) -> None:
         again = submission.read_masks(WORK / 'out.csv')
         assert list(again) == list(masks) and all((again[key] == masks[key]).all() for key in masks)
     try:
-        with submission.SubmissionReader(path) as reader:  # the same rules, by another way
-            found = {image_id: reader.read(image_id) for image_id in reader.image_ids}
+        with submission.SubmissionReader(path) as reader:  # the same rules, in other code
+            rows = {image_id: reader.read(image_id) for image_id in reader.image_ids}
     except config.BadInput:
-        found = None
-    assert (masks is None) == (found is None), 'one of them took what the other refused'
-    assert masks is None or all((found[key] == masks[key]).all() for key in masks)
+        rows = None
+    assert (masks is None) == (rows is None), 'one reader took what the other refused'
+    assert masks is None or all((rows[key] == masks[key]).all() for key in masks)
 
 
 def fuzz_coco(data: bytes) -> None:
@@ -74,26 +72,26 @@ def fuzz_coco(data: bytes) -> None:
         name = 'train_all.json' if split == 'train' else 'test.json'
         (root / name).write_bytes(data)
         try:
-            found = coco.read_coco(root, split, CLASSES)
+            labels = coco.read_coco(root, split, CLASSES)
         except config.BadInput as error:
             require_line(error)
             continue
-        for photo in found.photos:
+        for photo in labels.photos:
             if photo.height * photo.width < 1_000_000:
                 assert coco.draw_mask(photo).shape == (photo.height, photo.width)
-        (root / name).write_text(json.dumps(as_coco(found.photos)))
-        assert coco.read_coco(root, split, CLASSES).photos == found.photos
+        (root / name).write_text(json.dumps(as_coco(labels.photos)))
+        assert coco.read_coco(root, split, CLASSES).photos == labels.photos
 
 
 def as_coco(photos) -> dict:
-    """Photos as the file that they were read from."""
+    """Return photos as the content of a file that they could be read from."""
     annotations = []
     for photo in photos:
         for a in photo.annotations:
             rle = {'size': [photo.height, photo.width], 'counts': list(a.counts)}
-            kept = {'category_id': a.category_id, 'area': a.area, 'iscrowd': int(a.iscrowd)}
-            kept |= {'image_id': photo.image_id, 'id': len(annotations)}
-            annotations.append({**kept, 'segmentation': [list(p) for p in a.polygons] or rle})
+            record = {'category_id': a.category_id, 'area': a.area, 'iscrowd': int(a.iscrowd)}
+            record |= {'image_id': photo.image_id, 'id': len(annotations)}
+            annotations.append({**record, 'segmentation': [list(p) for p in a.polygons] or rle})
     images = [
         {'id': p.image_id, 'file_name': p.file_name, 'height': p.height, 'width': p.width} for p in photos
     ]
@@ -117,31 +115,21 @@ def fuzz_config(data: bytes) -> None:
 
 
 def fuzz_checkpoint(data: bytes) -> None:
-    """The bytes as a file, and as the pickle in a file that is good but for it."""
     path = WORK / 'in.pt'
-    for content in (data, packed(data)):
-        path.write_bytes(content)
-        for read in (safe_load.read_tensors, runs.load_checkpoint):
-            try:
-                found = read(path)
-            except config.BadInput as error:
-                require_line(error)
-                continue
-            if read is runs.load_checkpoint:
-                runs.save_checkpoint(WORK / 'out.pt', found)
-                assert same(runs.load_checkpoint(WORK / 'out.pt'), found)
+    path.write_bytes(data)
+    for read in (safe_load.read_tensors, checkpoint.load_checkpoint):
+        try:
+            content = read(path)
+        except config.BadInput as error:
+            require_line(error)
+            continue
+        if read is checkpoint.load_checkpoint:
+            checkpoint.save_checkpoint(WORK / 'out.pt', content)
+            assert same(checkpoint.load_checkpoint(WORK / 'out.pt'), content)
 
 
-def packed(pickled: bytes) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(checkpoint())) as good, zipfile.ZipFile(out, 'w') as archive:
-        for entry in good.infolist():
-            is_pickle = entry.filename.endswith('data.pkl')
-            archive.writestr(entry.filename, pickled if is_pickle else good.read(entry))
-    return out.getvalue()
-
-
-def checkpoint(**options) -> bytes:
+def saved(**options) -> bytes:
+    """Return a small checkpoint."""
     out = io.BytesIO()
     model = {'w': torch.arange(6.0).view(2, 3), 'n': torch.tensor(3)}
     rest = {'config': {'lr': 1.0, 'a': [1, None]}, 'fold': 0, 'held_out': 'x', 'epoch': 1, 'score': 0.5}
@@ -162,13 +150,13 @@ def same(a, b) -> bool:
 
 
 def require_line(error: Exception) -> None:
-    """A message is one line, short enough to read, that names the file."""
+    """Assert that a message is short enough to read."""
     text = config.one_line(error)
     assert len(text) < 4000, f'{len(text)} characters'
 
 
 def fuzz_all(data: bytes) -> None:
-    """Each of the others, which the first byte chooses."""
+    """Run one of the other targets, which the first byte chooses."""
     if data:
         list(TARGETS.values())[data[0] % 4](data[1:])
 
@@ -182,9 +170,9 @@ GOOD_YAML.write_text('lr: 1e-3\nclasses: [Background, A]\nscale_range: [0.5, 2]\
 
 
 def seeds(name: str) -> list[bytes]:
-    """Inputs that are good, from which a fuzzer goes on."""
+    """Return good inputs, from which a fuzzer goes on."""
     if name == 'all':
-        return [bytes([n]) + seed for n, own in enumerate(list(TARGETS)[:4]) for seed in seeds(own)]
+        return [bytes([n]) + seed for n, target in enumerate(list(TARGETS)[:4]) for seed in seeds(target)]
     if name == 'csv':
         header = b'image_id,PredictionString\n'
         return [header + b'a.jpg,~0\n', header + b'a.jpg,~1\n"b,""c",~10\n', header + b'a.jpg,0 1 2\n']
@@ -197,9 +185,7 @@ def seeds(name: str) -> list[bytes]:
         return [json.dumps(good).encode(), json.dumps(packed).encode()]
     if name == 'config':
         return [GOOD_YAML.read_bytes(), config.dump_config(config.Config(name='x')).encode(), b'1e-3']
-    with zipfile.ZipFile(io.BytesIO(checkpoint())) as good:
-        inner = good.read('archive/data.pkl')
-    return [checkpoint(), checkpoint(_use_new_zipfile_serialization=False), inner]
+    return [saved(), saved(_use_new_zipfile_serialization=False)]
 
 
 WORDS = {
@@ -226,22 +212,22 @@ def main(name: str, seconds: int) -> None:
     import atheris
 
     with atheris.instrument_imports(
-        include=['coco', 'config', 'submission', 'tensors', 'utils', 'json', 'yaml', 'pickletools', 'zipfile']
+        include=['data', 'engine', 'config', 'submission', 'utils', 'json', 'yaml', 'zipfile']
     ):
         imports()
     unpickler = torch._weights_only_unpickler.Unpickler
     unpickler.load = atheris.instrument_func(unpickler.load)
-    corpus = FOUND / name
+    corpus = CRASHES / name
     corpus.mkdir(parents=True, exist_ok=True)
     for number, content in enumerate(seeds(name)):
         (corpus / f'seed{number}').write_bytes(content)
-    words = WORDS[name] if name in WORDS else [word for own in WORDS.values() for word in own]
-    listed = (''.join(f'\\x{byte:02x}' for byte in word) for word in words)
-    (WORK / 'words').write_text('\n'.join(f'"{word}"' for word in listed))
+    words = WORDS[name] if name in WORDS else [word for words in WORDS.values() for word in words]
+    escaped = (''.join(f'\\x{byte:02x}' for byte in word) for word in words)
+    (WORK / 'words').write_text('\n'.join(f'"{word}"' for word in escaped))
     options = [
         f'-max_total_time={seconds}', '-timeout=20', '-rss_limit_mb=3000', '-max_len=8192',
         '-print_final_stats=1',
-        f'-dict={WORK / "words"}', f'-artifact_prefix={FOUND}/{name}-', '-verbosity=1',
+        f'-dict={WORK / "words"}', f'-artifact_prefix={CRASHES}/{name}-', '-verbosity=1',
     ]  # fmt: skip
     atheris.Setup([sys.argv[0], *options, str(corpus)], TARGETS[name])
     atheris.Fuzz()

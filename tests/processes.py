@@ -1,4 +1,4 @@
-"""Functions that run in processes of their own, which tests can kill; torch is imported once for all."""
+"""Run functions in processes that tests can kill; torch is imported once for all of them."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ CONTEXT.set_forkserver_preload(['train', 'infer', 'pseudo', 'prepare', 'ensemble
 
 
 def start(target, *args, ranks: int = 1, said: Path | str = os.devnull, **kwargs) -> list:
-    """Processes that run a function, what they print in a file."""
+    """Start a process a rank, each of which runs a function; what they print goes to the file `said`."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -28,10 +28,11 @@ def start(target, *args, ranks: int = 1, said: Path | str = os.devnull, **kwargs
 
 
 def quietly(env: dict, said: Path | str, target, *args, **kwargs) -> None:
+    """Run a function on one thread, with its environment; what it prints goes to a file."""
     import torch
 
     torch.set_num_threads(1)
-    # what a script has: loaders' workers of a fork server outlive a run that is killed
+    # as in a script: workers of a fork server would outlive a run that is killed
     multiprocessing.set_start_method(None, force=True)
     os.environ |= {key: str(value) for key, value in env.items()}
     with Path(said).open('a') as file:
@@ -41,7 +42,7 @@ def quietly(env: dict, said: Path | str, target, *args, **kwargs) -> None:
 
 
 def ended(processes: list, seconds: float | None = None) -> list[int | None]:
-    """The exit statuses of processes, None of those that still run after so many seconds."""
+    """Wait for processes; return their exit statuses, None for one that still runs after so many seconds."""
     until = None if seconds is None else time.monotonic() + seconds
     for process in processes:
         process.join(None if until is None else max(0, until - time.monotonic()))
@@ -49,10 +50,10 @@ def ended(processes: list, seconds: float | None = None) -> list[int | None]:
 
 
 def typed(command, *words: str) -> None:
-    """A script as it is typed, with its exit status."""
+    """Run a script's function as if it were typed, and exit with its status."""
     sys.argv = ['script', *words]
     try:
         run_script(command)
     except SystemExit as end:
         status = end.code
-    sys.exit(status)  # what the run held is let go before, as where a script ends
+    sys.exit(status)  # outside the except: the run's locks are released first, as at the end of a script

@@ -1,12 +1,23 @@
-"""The config: every shipped file loads, and every mistake is one clear line."""
+"""The config: every shipped file loads, and every mistake is one clear line that names the file."""
 
+import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
-from config import Config, LossTerm, describe_config, dump_config, load_config, make_config, read_yaml
+from config import (
+    Config,
+    LossTerm,
+    describe_config,
+    dump_config,
+    keys_free_in_inference,
+    keys_free_on_resume,
+    load_config,
+    make_config,
+    read_yaml,
+)
 from losses import LOSSES
 from networks.encoders import is_smp_encoder, own_encoder, timm_cfg
 from networks.heads import HEADS
@@ -36,6 +47,7 @@ def write(tmp_path, text):
     ('text', 'message'),
     [
         ('epoch: 1', "unknown key 'epoch'; did you mean 'epochs'"),
+        ('schedule: poly', "unknown key 'schedule'; did you mean 'lr_schedule'"),
         ('lr: fast', "key 'lr'.*found 'fast'"),
         ('lr: -1', "key 'lr'.*greater than 0.*found -1"),
         ('lr: true', "key 'lr': found True"),
@@ -51,7 +63,17 @@ def write(tmp_path, text):
         ('loss: {dise: 1}', "key 'loss.dise"),
         ('- 1\n- 2', 'expected lines of'),
         ('a: [1', 'not YAML'),
-        ('lr: 1\nlr: 2', "key 'lr' is there twice"),
+        ('lr: 1\nlr: 2', "not YAML: key 'lr' stands twice"),
+        ('loss: {ce: 1, ce: 2}', "not YAML: key 'ce' stands twice"),
+        (
+            'lr: !!python/object/apply:os.system [id]',
+            r'not YAML: has a tag \(tag:yaml.org,2002:python/object',
+        ),
+        ('lr: !!int 1', 'not YAML: has a tag'),
+        ('lr: !x 1', 'not YAML: has a tag'),
+        ('lr: 2001-99-99', 'not YAML: month must be'),
+        ('? [a]\n: b', 'not YAML: .*unhashable'),
+        ('classes: ' + '[' * 9000, 'not YAML: .*recursion'),
     ],
 )
 def test_mistake_is_one_line_that_names_the_file(tmp_path, text, message):
@@ -90,12 +112,22 @@ def test_dump_round_trips_and_is_frozen(tmp_path):
         cfg.epochs = 4
 
 
+def test_keys_that_may_differ_from_the_trained_run():
+    on_resume, in_inference = keys_free_on_resume(), keys_free_in_inference()
+    assert {'workers', 'device', 'tta_flips', 'data_root', 'encoder_weights'} <= on_resume < in_inference
+    scored = {'downsample', 'window', 'pseudo_threshold', 'pseudo_keep', 'pseudo_soft'}
+    assert in_inference - on_resume == scored
+    assert not {'lr', 'epochs', 'classes', 'encoder', 'name', 'seed', 'cache_size'} & in_inference
+
+
 def test_loss_terms_are_those_of_losses():
     assert set(get_args(LossTerm)) == set(LOSSES)
 
 
-def test_every_key_has_a_meaning():
-    assert all(field.description for key, field in Config.model_fields.items())
+def test_every_key_has_a_meaning_that_can_be_read_without_the_key():
+    for key, field in Config.model_fields.items():
+        assert re.match(r'[A-Z].*\.$', field.description, re.DOTALL), key
+        assert field.description.split()[0] not in ('Of', 'For', 'In', 'By', 'To'), key
 
 
 def test_page_of_all_keys_is_up_to_date():

@@ -1,13 +1,22 @@
-"""Files that are whole or not there."""
+"""Files are written whole or not at all, and a folder is locked by one process."""
 
 import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from utils import files
 from utils.errors import BadInput
 from utils.files import lock, make_folder, write_text, write_whole
 from utils.log import start_log
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_old_content_stays_until_the_new_is_whole(tmp_path):
@@ -29,7 +38,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
             write_text(tmp_path / name, 'y')
     with pytest.raises(BadInput, match='cannot be written'):
         make_folder(tmp_path / 'file' / 'a')
-    with pytest.raises(BadInput, match='folder: cannot be written'), lock(tmp_path / 'folder', 'testing'):
+    with pytest.raises(BadInput, match='folder: cannot be locked'), lock(tmp_path / 'folder', 'testing'):
         pass
     assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'folder']
 
@@ -41,18 +50,62 @@ def test_log_that_cannot_be_opened_is_one_line(tmp_path):
     start_log(None)
 
 
-def test_lock_that_cannot_be_is_one_line(tmp_path, monkeypatch):
+def test_lock_that_cannot_be_taken_is_one_line(tmp_path, monkeypatch):
     (tmp_path / '.lock').mkdir()
     for name in ('.lock', 'x' * 300):
-        with pytest.raises(BadInput, match='cannot be written'), lock(tmp_path / name, 'training'):
+        with pytest.raises(BadInput, match='cannot be locked'), lock(tmp_path / name, 'training'):
             raise AssertionError
 
     def no_locks(*_):
         raise OSError(errno.ENOLCK, 'No locks available')
 
-    monkeypatch.setattr(files.fcntl, 'flock', no_locks)
-    with (
-        pytest.raises(BadInput, match='cannot be locked: No locks available'),
-        lock(tmp_path / 'a', 'training'),
-    ):
+    monkeypatch.setattr(fcntl, 'flock', no_locks)
+    with pytest.raises(BadInput, match='cannot be locked: No locks available'), lock(tmp_path / 'a', 'x'):
         raise AssertionError
+    no_flock = OSError(errno.ENOSYS, 'Function not implemented')
+    monkeypatch.setattr(fcntl, 'flock', mock.Mock(side_effect=no_flock))
+    with pytest.raises(BadInput, match='cannot be locked: Function not'), lock(tmp_path / 'b', 'x'):
+        raise AssertionError
+
+
+def test_lock_is_released_and_names_its_holder(tmp_path):
+    path = tmp_path / 'run' / '.lock'
+    with lock(path, 'training'):
+        message = f'run: process {os.getpid()} is training here now'
+        with pytest.raises(BadInput, match=message), lock(path, 'training'):
+            raise AssertionError
+    with pytest.raises(ZeroDivisionError), lock(path, 'training'):
+        raise ZeroDivisionError
+    with lock(path, 'training'), lock(None, 'training'):
+        pass
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from utils.files import lock
+
+with lock(Path(sys.argv[1]), 'training'):
+    worker = os.fork()
+    if not worker:
+        time.sleep(60)
+    print(worker, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_lock_ends_with_its_process_and_not_with_its_workers(tmp_path, capsys):
+    path = tmp_path / '.lock'
+    with subprocess.Popen(
+        [sys.executable, '-c', HOLDER, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        worker = int(holder.stdout.readline())
+        try:
+            with pytest.raises(BadInput, match=f'process {holder.pid} is training'), lock(path, 'training'):
+                raise AssertionError
+            threading.Timer(0.5, holder.kill).start()
+            with lock(path, 'training', wait=True):
+                os.kill(worker, 0)  # it is alive
+        finally:
+            os.kill(worker, signal.SIGKILL)
+    assert capsys.readouterr().err.endswith(f'process {holder.pid} is training here now; waiting for it\n')

@@ -1,11 +1,13 @@
-"""The layout of the repository: what lies where, and who may import whom."""
+"""The layout of the repository: which file lies where, which module may import which, and fast starts."""
 
 import ast
+import re
+import resource
 import subprocess
 import sys
 
 import pytest
-from entry_points import MODULES, ROOT
+from entry_points import MODULES, ROOT, SCRIPTS
 
 FOLDERS = sorted({name.rpartition('/')[0] for name in MODULES if '/' in name})
 
@@ -17,19 +19,19 @@ def test_a_package_is_one_docstring_line(folder):
 
 
 def imports_of(name: str) -> set[str]:
-    """The modules that a source imports, inside its functions too."""
-    found = set()
+    """Return the modules that a source imports, inside its functions too."""
+    modules = set()
     for node in ast.walk(ast.parse((ROOT / name).read_text())):
         if isinstance(node, ast.ImportFrom):
-            found |= {f'{node.module}.{alias.name}' for alias in node.names}
+            modules |= {f'{node.module}.{alias.name}' for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found
+            modules |= {alias.name for alias in node.names}
+    return modules
 
 
 def test_nothing_imports_tools():
-    importers = [name for name in MODULES if any(one.startswith('tools.') for one in imports_of(name))]
-    assert [name for name in importers if not name.startswith('tools/')] == []
+    others = [name for name in MODULES if not name.startswith('tools/')]
+    assert [name for name in others if re.search(r'^tools\b', '\n'.join(imports_of(name)), re.M)] == []
 
 
 @pytest.mark.parametrize('folder', ['data', 'voting'])
@@ -58,13 +60,84 @@ LEVELS = {name: level for level, line in enumerate(ORDER.strip().splitlines()) f
 
 def test_imports_run_downwards():
     for name in MODULES:
-        own = name.removesuffix('.py').split('/')[0]
+        room = name.removesuffix('.py').split('/')[0]
         for module in imports_of(name):
             other = module.split('.')[0]
-            if other in LEVELS and other != own:
-                assert LEVELS[other] < LEVELS[own], f'{name} imports {module}'
+            if other in LEVELS and other != room:
+                assert LEVELS[other] < LEVELS[room], f'{name} imports {module}'
 
 
 def test_thirteen_files_at_the_root():
     names = {name.removesuffix('.py') for name in MODULES if '/' not in name}
     assert names == {name for name in LEVELS if (ROOT / f'{name}.py').exists()} and len(names) == 13
+
+
+# --- --help and mistakes are answered at once ---------------------------------------------------------------
+
+# arguments with which a script reads its config
+ARGUMENTS = {
+    'ensemble.py': ['a.csv', '--out', 'b.csv'],
+    'evaluate.py': ['score', 'a.csv'],
+    'infer.py': ['--fold', '0', '--split', 'oof'],
+    'models.py': [],
+    'prepare.py': ['folds'],
+    'pseudo.py': ['--fold', '0', '--teacher', 'a'],
+    'submission.py': ['check', 'a.csv'],
+    'train.py': ['--fold', '0'],
+    'viz.py': ['augment', '--out', 'a.png'],
+    '-m tools.bench': ['train'],
+    '-m tools.export_onnx': ['--fold', '0'],
+    '-m tools.postprocess': ['search', 'a.csv'],
+    '-m tools.search_tta': ['--fold', '0'],
+    '-m tools.soup': ['a.pt', 'b.pt', '--fold', '0'],
+}
+WITHOUT_CONFIG = {'config.py'}
+
+
+def answer(script: str, *words: str) -> tuple[int, str]:
+    """Run a script within 1.5 s of CPU time, without torch; return its exit status and error lines."""
+    before = cpu_seconds()
+    done = subprocess.run(
+        [sys.executable, '-X', 'importtime', *script.split(), *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    seconds = cpu_seconds() - before
+    lines = done.stderr.splitlines()
+    imported = {line.split('|')[-1].strip() for line in lines if line.startswith('import time:')}
+    assert 'argparse' in imported
+    imports_torch = 'torch' in imported  # a name of its own: pytest would print all of the set
+    assert not imports_torch, f'{script} {" ".join(words)} imports torch'
+    assert seconds < 1.5, f'{script} {" ".join(words)} takes {seconds:.1f} s of CPU time'
+    return done.returncode, '\n'.join(line for line in lines if not line.startswith('import time:'))
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of all child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def test_every_script_is_started():
+    assert SCRIPTS.keys() <= ARGUMENTS.keys() | WITHOUT_CONFIG
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_help_is_fast(script):
+    assert answer(script, '--help') == (0, '')
+
+
+@pytest.mark.parametrize('script', sorted(SCRIPTS.keys() - WITHOUT_CONFIG))
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--cfg', 'configs/demo.yaml', '--set', 'epohs=1'], "unknown key 'epohs'; did you mean 'epochs'?"),
+        (['--cfg', 'configs/none.yaml'], 'configs/none.yaml: no such file'),
+    ],
+    ids=['typo', 'missing config'],
+)
+def test_mistake_in_the_config_is_answered_fast(script, words, message):
+    status, error = answer(script, *ARGUMENTS[script], *words)
+    assert status == 2 and error.endswith(message) and '\n' not in error

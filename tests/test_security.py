@@ -1,5 +1,5 @@
-"""Nobody gets in: files that lie about their sizes, that would run code, that lead out of the data root; what
-the sources may not call; what the app answers to.
+"""Hostile input does no harm: files that would run code, lie about their sizes, or lead out of the data root;
+calls that no source may make; requests to the app.
 """
 
 import ast
@@ -30,7 +30,7 @@ from engine.checkpoint import load_checkpoint
 from submission import HEADER, SIDE, read_masks
 from utils.errors import BadInput
 from utils.files import map_array
-from utils.safe_load import check_pickle, read_tensors
+from utils.safe_load import LEGACY, read_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [ROOT / name for name in entry_points.MODULES]
@@ -39,7 +39,7 @@ TERA = 10**12
 
 @contextmanager
 def refused(path: Path, message: str = ''):
-    """BadInput on one line that names the file, within seconds of CPU time, without 200 MB more of memory."""
+    """Expect BadInput on one line that names the file, within 5 s of CPU time and 200 MB more of memory."""
     Path('/proc/self/clear_refs').write_text('5')  # the peak begins here
     before, started = memory(), time.process_time()
     with pytest.raises(BadInput, match=message) as error:
@@ -49,7 +49,7 @@ def refused(path: Path, message: str = ''):
 
 
 def memory() -> int:
-    """The most bytes that this process had in memory."""
+    """Return the peak memory of this process in bytes."""
     lines = Path('/proc/self/status').read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith('VmHWM')).split()[1])
 
@@ -64,14 +64,15 @@ FORBIDDEN = {
 
 
 def dotted(node: ast.expr) -> str:
+    """Return the name that is called, such as 'torch.load'."""
     if isinstance(node, ast.Attribute):
         return f'{dotted(node.value)}.{node.attr}'
     return node.id if isinstance(node, ast.Name) else ''
 
 
 def faults_of(source: str) -> list[str]:
-    """Calls that would run what is in a file."""
-    found = []
+    """List the calls that would run what is in a file."""
+    faults = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
@@ -85,15 +86,15 @@ def faults_of(source: str) -> list[str]:
             or words.get('shell', 'False') != 'False'
             or words.get('trust_remote_code', 'False') != 'False'
         ):
-            found.append(f'line {node.lineno}: {name}')
-    return found
+            faults.append(f'line {node.lineno}: {name}')
+    return faults
 
 
 def test_sources_run_nothing_that_is_in_a_file():
     assert len(SOURCES) > 40
     assert {str(path): faults for path in SOURCES if (faults := faults_of(path.read_text()))} == {}
     loads = [path.name for path in SOURCES if 'torch.load(' in path.read_text()]
-    assert loads == ['safe_load.py'], 'read_tensors checks sizes before torch allocates them'
+    assert loads == ['safe_load.py'], 'files of tensors are read by read_tensors alone'
 
 
 @pytest.mark.parametrize(
@@ -114,36 +115,24 @@ def saved(**options) -> bytes:
     return file.getvalue()
 
 
-def packed(pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A file of torch.save with another pickle in it."""
+def packed(pickled: bytes) -> bytes:
+    """Return a file of torch.save with another pickle in it."""
+    return rezipped({'archive/data.pkl': pickled})
+
+
+def rezipped(changes: dict[str, bytes] | None = None, compression: int = zipfile.ZIP_STORED) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(saved())) as good, zipfile.ZipFile(out, 'w', compression) as archive:
-        for entry in good.infolist():
-            is_pickle = entry.filename.endswith('data.pkl')
-            archive.writestr(entry.filename, pickled if is_pickle else good.read(entry))
+        for name in good.namelist():
+            archive.writestr(name, (changes or {}).get(name) or good.read(name))
     return out.getvalue()
 
 
-def pickled() -> bytes:
-    with zipfile.ZipFile(io.BytesIO(saved())) as good:
-        return good.read(next(name for name in good.namelist() if name.endswith('data.pkl')))
-
-
-def long(number: int) -> bytes:
-    """An integer as a pickle has it."""
-    return b'\x8a\x08' + struct.pack('<q', number)
-
-
-def claims(numbers: int, elements: int) -> bytes:
-    """The pickle of a tensor of `elements` over a storage of so many numbers, where the file has 10."""
-    content = pickled().replace(b'K\ntq', long(numbers) + b'tq').replace(b'K\n\x85', long(elements) + b'\x85')
-    assert content != pickled()
-    return content
-
-
-def tuples(depth: int) -> bytes:
-    """A dict whose key is a pair of pairs of pairs: a few bytes, and 2 ** depth hashes."""
-    return b'\x80\x02}(K\x01' + b''.join(b'q%c' % n + b'h%c' % n + b'\x86' for n in range(depth)) + b'K\x02u.'
+def other_zip() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, 'w') as archive:
+        archive.writestr('photos/a.txt', 'no tensor')
+    return out.getvalue()
 
 
 def tar() -> bytes:
@@ -163,24 +152,22 @@ class Code:
 
 SAFETENSORS = json.dumps({'w': {'dtype': 'F32', 'shape': [TERA], 'data_offsets': [0, 4 * TERA]}}).encode()
 CHECKPOINTS = {
-    'a tensor of 10 TB in its zip': lambda: packed(claims(10 * TERA, 10)),
-    'a tensor of 10 TB, and a shape that fits it': lambda: packed(claims(10 * TERA, 10 * TERA)),
-    'a shape beyond the numbers': lambda: packed(claims(10, 10 * TERA)),
-    'a storage that reaches into the next file of the zip': lambda: packed(claims(30, 30)),
-    'a negative size': lambda: packed(claims(-1, 10)),
-    '10 TB in the format before 1.6': lambda: saved(_use_new_zipfile_serialization=False).replace(
-        b'K\nNtq', long(10 * TERA) + b'Ntq'
-    ),
-    'a zip bomb': lambda: packed(pickled() + bytes(10**8), zipfile.ZIP_DEFLATED),
-    'a tuple that hashes for years': lambda: packed(tuples(60)),
-    '10 GB of zeros': lambda: packed(b'\x80\x02cbuiltins\nbytearray\n' + long(10**10) + b'\x85R.'),
-    'text that doubles': lambda: packed(b'\x80\x02c_codecs\nencode\nX\1\0\0\0aX\3\0\0\0hex\x86R.'),
     'code': lambda: packed(pickle.dumps({'model': Code()}, protocol=2)),
     'code alone': lambda: pickle.dumps(Code()),
+    'code in the old format': lambda: (
+        saved(_use_new_zipfile_serialization=False)[: len(LEGACY)] + pickle.dumps(Code(), protocol=2)
+    ),
+    'text that is decoded': lambda: packed(b'\x80\x02c_codecs\nencode\nX\1\0\0\0aX\3\0\0\0hex\x86R.'),
+    'a compressed zip': lambda: rezipped(compression=zipfile.ZIP_DEFLATED),
+    'another zip': other_zip,
     'a tar': tar,
     'nothing': lambda: b'',
-    'half of it': lambda: saved()[: len(saved()) // 2],
-}  # fmt: skip
+    'garbage': lambda: np.random.default_rng(0).bytes(1000),
+    'text': lambda: b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n',
+    'its first half': lambda: saved()[: len(saved()) // 2],
+    'a beginning in the old format': lambda: saved(_use_new_zipfile_serialization=False)[:300],
+    'all but the last byte': lambda: saved()[:-1],
+}
 
 
 @pytest.mark.parametrize('fault', CHECKPOINTS)
@@ -190,18 +177,6 @@ def test_hostile_checkpoint(tmp_path, fault, capfd):
     with refused(path, 'no file of tensors'):
         load_checkpoint(path)
     assert 'ran' not in capfd.readouterr().out
-
-
-def test_a_zip_that_says_more_than_it_has(tmp_path):
-    path = tmp_path / 'best.pt'
-    content = saved()
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        size = archive.getinfo('archive/data/0').file_size
-    at = content.index(b'PK\1\2')  # the first entry of the list of contents
-    at = content.index(struct.pack('<II', size, size), at)
-    path.write_bytes(content[:at] + struct.pack('<II', 2**32 - 2, 2**32 - 2) + content[at + 8 :])
-    with refused(path, 'says that it holds 4,294,9.* bytes, and has'):
-        load_checkpoint(path)
 
 
 def test_safetensors_that_lie(tmp_path):
@@ -225,13 +200,6 @@ def test_what_is_not_a_checkpoint_of_train(tmp_path):
         torch.save({**good, **change}, path)
         with refused(path, message):
             load_checkpoint(path)
-
-
-def test_shared_values_are_no_bomb():
-    betas = (0.9, 0.999)
-    check_pickle(io.BytesIO(pickle.dumps({n: [betas, betas] for n in range(1000)}, protocol=2)))
-    with pytest.raises(ValueError, match='millions of parts'):
-        check_pickle(io.BytesIO(tuples(30)))
 
 
 def test_torch_that_is_not_safe_is_refused(tmp_path, monkeypatch):
@@ -269,6 +237,7 @@ def data(tmp_path) -> Path:
 
 
 def change(data: Path, key: str, **values) -> Path:
+    """Change the first record of a list in train_all.json, and return that file."""
     path = data / 'train_all.json'
     content = json.loads(path.read_text())
     content[key][0].update(values)
@@ -301,7 +270,7 @@ def test_hostile_annotation(data, key, values, message):
 
 
 def test_polygon_that_would_be_drawn_for_hours(data):
-    """200,000 coordinates, each 20,000 pixels from the last: pycocotools would need 40 GB."""
+    """pycocotools would need 40 GB for 200,000 coordinates, each 20,000 pixels from the last."""
     change(data, 'images', height=5_000, width=20_000)
     path = change(data, 'annotations', image_id=0, segmentation=[[x / 4 for x in ZIGZAG]])
     with refused(path, 'pixels long, expected at most 1,000,000'):
@@ -326,7 +295,7 @@ def test_nothing_leads_out_of_the_root(data, tmp_path):
 
 
 def png(height: int, width: int, rows: int) -> bytes:
-    """A PNG whose header says height x width, with black rows."""
+    """Return a PNG whose header says height x width, with so many black rows."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = struct.pack('>I', zlib.crc32(kind + content))
@@ -370,8 +339,8 @@ def test_devices_are_not_read():
 
 def test_annotations_of_test_json_that_are_no_list(data):
     path = data / 'test.json'
-    for found in (5, None, {}, 'x'):
-        path.write_text(json.dumps({**json.loads(path.read_text()), 'annotations': found}))
+    for value in (5, None, {}, 'x'):
+        path.write_text(json.dumps({**json.loads(path.read_text()), 'annotations': value}))
         with refused(path, 'annotations is .* expected list'):
             read_coco(data, 'test', CLASSES)
 
@@ -390,27 +359,18 @@ def test_image_ids_that_no_line_can_hold(tmp_path):
 
 # --- the config --------------------------------------------------------------------------------------------
 
-LAUGHS = 'a0: &a0 [x, x, x, x, x, x, x, x, x]\n' + ''.join(
-    f'a{n}: &a{n} [{", ".join([f"*a{n - 1}"] * 9)}]\n' for n in range(1, 20)
-)
-
 
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        (LAUGHS + 'classes: *a19', 'has an alias'),
-        ('classes: &a [*a]', 'has an alias'),
-        ('classes: ' + '[' * 50_000, 'is nested more than 20 deep'),
         ('lr: ' + '9' * 10_000, 'not YAML|lr'),
         ('lr: 2001-99-99', 'not YAML'),
         ('lr: !!int x', 'not YAML'),
         ('lr: !!timestamp x', 'not YAML'),
         ('lr: !!bool x', 'not YAML'),
         ('lr: !!python/object/apply:os.system [id]', 'not YAML'),
-        ('<<: {lr: 1}\nlr: 2', 'not taken'),
         ('? [a]\n: b', 'not YAML'),
         ('name: ' + 'a' * 300, 'name'),
-        ('x' * 200_000, 'has over 100,000 bytes'),
         ('encoder: "a\\0b"', 'encoder: found'),
         ('data_root: "\\ud800"', 'data_root: found|not YAML'),
         ('seed: 4294967296', "key 'seed'"),
@@ -430,7 +390,7 @@ def test_hostile_override(tiny_yaml):
     with pytest.raises(BadInput, match='expected key=value') as error:
         load_config(tiny_yaml, ['x' * 10_000])
     assert len(str(error.value)) < 200
-    for text in ('classes=[&a x, *a]', 'lr=2001-99-99', 'classes=' + '[' * 50_000, 'lr=!!bool x'):
+    for text in ('lr=2001-99-99', 'lr=!!bool x', 'lr={lr: 1, lr: 2}'):
         with pytest.raises(BadInput, match='not YAML') as error:
             load_config(tiny_yaml, [text])
         assert len(str(error.value)) < 500
@@ -468,7 +428,7 @@ def test_app_answers_to_this_machine_alone_and_serves_no_file(shapes, tmp_path):
 
 
 def fetch(port: int, path: str) -> tuple[int, bytes]:
-    """Status and content; the path is sent as it is. 0 where nobody answers."""
+    """Ask for a path as it is, and return status and content; status 0 without an answer."""
     try:
         with socket.create_connection(('127.0.0.1', port), 5) as connection:
             connection.sendall(f'GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n'.encode())
@@ -480,12 +440,13 @@ def fetch(port: int, path: str) -> tuple[int, bytes]:
 
 
 def listening(port: int) -> set[str]:
-    """The addresses, in hex, that sockets of this port listen on."""
-    rows = [line.split() for name in ('tcp', 'tcp6') for line in table(name)]
-    places = [row[1].split(':') for row in rows if row[3] == '0A']
-    return {address for address, own in places if int(own, 16) == port}
+    """Return the addresses, in hex, that sockets of this port listen on."""
+    rows = [line.split() for name in ('tcp', 'tcp6') for line in socket_table(name)]
+    sockets = [row[1].split(':') for row in rows if row[3] == '0A']
+    return {address for address, number in sockets if int(number, 16) == port}
 
 
-def table(name: str) -> list[str]:
+def socket_table(name: str) -> list[str]:
+    """Return the rows of /proc/net/tcp or tcp6."""
     path = Path('/proc/net') / name
     return path.read_text().splitlines()[1:] if path.exists() else []

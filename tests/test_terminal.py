@@ -3,10 +3,11 @@
 import argparse
 import io
 import re
+import subprocess
 import sys
 
 import pytest
-from entry_points import SCRIPTS, entry
+from entry_points import ROOT, SCRIPTS, entry
 from tqdm import tqdm
 
 import config
@@ -15,13 +16,14 @@ from engine import dry_run
 from engine.trainer import Trainer
 from models import count_model
 from utils import progress as terminal
+from utils.cli import ArgumentParser
 from utils.progress import Bar, progress
 
 PREFIXES = {'ensemble.py': (['compare'], ['calibrate'])}  # commands that it parses by itself
 
 
 class Parsed(Exception):
-    """Carries a script's parser out of it."""
+    """Carry a script's parser out of it."""
 
 
 def parser_of(script, words, monkeypatch):
@@ -30,14 +32,14 @@ def parser_of(script, words, monkeypatch):
 
     monkeypatch.setattr(sys, 'argv', [script, *words])
     with monkeypatch.context() as patch:
-        patch.setattr(config.ArgumentParser, 'parse_args', stop)
+        patch.setattr(ArgumentParser, 'parse_args', stop)
         with pytest.raises(Parsed) as caught:
             entry(script)(words)
     return caught.value.args[0]
 
 
 def commands_of(parser):
-    """The parser, or those of its commands."""
+    """Return the parsers of a parser's commands, or the parser itself."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             return list(action.choices.values())
@@ -58,31 +60,65 @@ def test_all_scripts_are_looked_at():
 
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_help_has_an_example_and_each_default(script, monkeypatch):
-    starts = [parser_of(script, words, monkeypatch) for words in ([], *PREFIXES.get(script, ()))]
-    for parser in [command for start in starts for command in commands_of(start)]:
-        shown = parser.format_help()
-        assert f'python {parser.prog.removeprefix("python ")}' in shown, (
-            f'{parser.prog}: --help has no example'
-        )
-        formatter = parser._get_formatter()
+    parsers = [parser_of(script, words, monkeypatch) for words in ([], *PREFIXES.get(script, ()))]
+    for parser in [command for each in parsers for command in commands_of(each)]:
+        command = f'python {parser.prog.removeprefix("python ")}'
+        assert command in parser.format_help(), f'{command}: --help has no example'
         for action in parser._actions:
             if action.option_strings and action.dest != 'help':
-                text = formatter._expand_help(action)
-                where = f'{parser.prog} {action.option_strings[0]}: {text!r}'
-                assert 'default' in text or 'required' in text, where
-                assert ('required' in text) >= action.required, where
-                assert len(text.split()) > 2, f'{where} says too little'
+                where = f'{command} {action.option_strings[0]}: {action.help!r}'
+                is_shown = repr(action.default) not in ('None', 'False', '[]')
+                assert not (is_shown and 'default' in action.help), f'{where} says its default twice'
+                if action.default is None and not action.required:
+                    assert re.search('default|required', action.help), f'{where} does not say its default'
+                assert len(action.help.split()) > 1, f'{where} says too little'
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_help_lists_each_command_with_its_line(script, monkeypatch):
+    parser = parser_of(script, [], monkeypatch)
+    for command in commands_of(parser):
+        if command is not parser:
+            name = command.prog.split()[-1]
+            assert re.search(rf'^    {name}\s+\w', parser.format_help(), re.MULTILINE), command.prog
 
 
 def test_help_names_the_default_that_is_used():
-    parser = config.ArgumentParser('Tests.')
-    parser.add_argument('--side', type=int, default=7, help='of a thing')
-    parser.add_argument('--views', nargs='*', default=['h', 'v'], help='to try')
-    parser.add_argument('--all', action='store_true', help='of them')
-    parser.add_argument('--name', required=True, help='of it')
-    shown = ' '.join(parser.format_help().split())
-    for text in ('of a thing; default 7', 'to try; default h v', 'of them; default off', 'of it; required'):
-        assert text in shown
+    parser = ArgumentParser('Tests.')
+    parser.add_argument('--side', type=int, default=7, help='side of a square')
+    parser.add_argument('--views', nargs='*', default=['h', 'v'], help='views to try')
+    parser.add_argument('--all', action='store_true', help='all of them')
+    parser.add_argument('--extra', nargs='*', default=[], help='more views')
+    parser.add_argument('--out', help='a file; by default the screen')
+    lines = ' '.join(parser.format_help().split())
+    for text in ('square (default: 7)', "views to try (default: ['h', 'v'])", 'by default the screen'):
+        assert text in lines
+    assert lines.count('(default: ') == 2
+
+
+def test_examples_of_a_command_are_its_own_lines():
+    doc = 'Test.\n\n    python x.py check a\n    python x.py checks b\n    python x.py check c   # 100 %\n'
+    parser = ArgumentParser(doc, prog='x.py')
+    commands = parser.add_subparsers(dest='command', required=True)
+    check = commands.add_parser('check', doc='Check 100 % of it.')
+    commands.add_parser('other', doc='Do something else.')
+    assert re.search(r'^    check +Check 100 % of it\.$', parser.format_help(), re.MULTILINE)
+    assert check.format_help().endswith(
+        'examples:\n    python x.py check a\n    python x.py check c   # 100 %\n'
+    )
+    assert 'examples' not in commands.add_parser('third', doc='Do a third thing.').format_help()
+
+
+def test_errors_of_a_module_say_what_was_typed():
+    def error_of(*words):
+        words = [sys.executable, '-m', 'tools.postprocess', 'apply', *words]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stderr
+
+    usage = error_of()
+    assert usage.startswith('python -m tools.postprocess apply: error: the following arguments are required')
+    missing = error_of('none.csv', '--out', 'output/x.csv')
+    assert missing.startswith('python -m tools.postprocess: error: none.csv: ')
+    assert usage.count('\n') == missing.count('\n') == 1
 
 
 class Terminal(io.StringIO):

@@ -1,4 +1,4 @@
-"""The command line that all scripts share: options, help, the next command, and how a script ends."""
+"""The command line that all scripts share: how a script ends, its options and help, and the next command."""
 
 import argparse
 import re
@@ -23,36 +23,14 @@ from utils.errors import (
 from utils.log import say
 from utils.signals import interrupt_on_signals
 
+# --- how a script starts and ends --------------------------------------------------------------------------
 
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are one line, and whose help keeps the docstring's layout, shows defaults and
-    examples.
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's main and exit with its status: 0 done, 1 a check failed, 2 bad input, 75 interrupted and
+    resumable. SIGTERM and SIGUSR1 interrupt as Ctrl-C does.
     """
-
-    def __init__(self, doc: str, examples: str = '', **kwargs: Any) -> None:
-        """Of the lines of `examples`, those that call this command are shown."""
-        super().__init__(description=doc, formatter_class=HelpFormatter, **kwargs)
-        self.epilog = examples_of(self.prog, examples)
-
-    def add_subparsers(self, **kwargs: Any) -> argparse._SubParsersAction:
-        """Each command's examples are those lines of the script's own docstring that call it."""
-        parser_class = partial(ArgumentParser, examples=self.description)
-        return super().add_subparsers(**{'metavar': 'COMMAND', 'parser_class': parser_class, **kwargs})
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f'{self.prog}: error: {one_line(message)}; see --help\n')
-
-
-def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """--cfg and --set, the same in every script that takes a config; not required where it is there for the
-    classes and the data root of another data set alone.
-    """
-    another = "of another data set: its classes and data_root; by default the competition's"
-    what = 'a file of configs/' if required else another
-    parser.add_argument('--cfg', required=required, type=Path, metavar='YAML', help=what)
-    parser.add_argument(
-        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes of the config'
-    )
+    sys.exit(exit_status(main))
 
 
 def parse_early(parse: Callable[[], object]) -> None:
@@ -74,44 +52,98 @@ def parse_early(parse: Callable[[], object]) -> None:
         sys.exit(status)
 
 
-def run_script(main: Callable[[], int | None]) -> NoReturn:
-    """Run a script's main and exit with its status: 0 done, 1 a check failed, 2 bad input, 75 interrupted and
-    resumable. SIGTERM and SIGUSR1 interrupt as Ctrl-C does.
-    """
-    sys.exit(exit_status(main))
-
-
 def exit_status(main: Callable[[], int | None]) -> int:
     """Call main and return its exit status; an error that a person can mend is one line on standard error."""
     interrupt_on_signals()
-    script = Path(sys.argv[0]).name
     try:
         return main() or DONE
     except (BadInput, CheckFailed) as error:
-        say(f'{script}: error: {one_line(error)}', sys.stderr)
+        say(f'{script_name()}: error: {one_line(error)}', sys.stderr)
         return BAD_INPUT if isinstance(error, BadInput) else CHECK_FAILED
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f'{script}: {one_line(stop) or "interrupted"}', file=sys.stderr)
+        print(f'{script_name()}: {one_line(stop) or "interrupted"}', file=sys.stderr)
         return INTERRUPTED
-    except OSError as error:  # of a library's own files
+    except OSError as error:  # raised by a library that writes its own files
         if error.errno not in NO_ROOM:
             raise
-        print(f'{script}: {one_line(error)}; make room, and go on', file=sys.stderr)
+        print(f'{script_name()}: {one_line(error)}; make room, and run it again', file=sys.stderr)
         return INTERRUPTED
 
 
-MAX_SEED = 2**32 - 1  # of an option; NumPy takes no negative one
+def script_name() -> str:
+    """Return the script as it was typed: 'train.py', or 'python -m tools.soup'."""
+    spec = sys.modules['__main__'].__spec__  # None unless it was started with -m
+    if spec is not None and spec.origin == sys.argv[0]:
+        return f'python -m {spec.name.removesuffix(".__main__")}'
+    return Path(sys.argv[0]).name
 
 
-def next_line(*words: object, cfg: Path | None = None, changes: Sequence[str] = ()) -> str:
-    """The next command to type, quoted for a shell; --cfg and --set at its end, where they were given."""
-    given = ['--cfg', cfg] if cfg else []
-    given += ['--set', *changes] if changes else []
-    return f'next: python {shlex.join(str(word) for word in [*words, *given])}'
+# --- options and help --------------------------------------------------------------------------------------
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keep the layout of the description, and show the default of each option."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Parse arguments; the help shows the script's docstring, defaults and examples; an error is one line.
+
+    An option whose default is None says in its own help what happens by default.
+    """
+
+    def __init__(self, doc: str, examples: str = '', **kwargs: Any) -> None:
+        """Show those lines of `examples` that call this command."""
+        super().__init__(
+            **{'prog': script_name(), 'description': doc, 'formatter_class': HelpFormatter, **kwargs}
+        )
+        calls = [line.strip() for line in examples.splitlines() if f'{self.prog} ' in line]
+        self.epilog = '\n    '.join(['examples:', *calls]) if calls else None
+
+    def add_subparsers(self, **kwargs: Any) -> 'Commands':
+        """Add commands; each shows those lines of the script's own docstring that call it."""
+        parser_class = partial(ArgumentParser, examples=self.description)
+        return Commands(
+            super().add_subparsers(**{'metavar': 'COMMAND', 'parser_class': parser_class, **kwargs})
+        )
+
+    def format_help(self) -> str:
+        return re.sub(r'\s*\(default:\s+(None|False|\[\])\)', '', super().format_help())
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f'{self.prog}: error: {one_line(message)}; see --help\n')
+
+
+class Commands:
+    """The commands of a script, such as `check` in `prepare.py check`."""
+
+    def __init__(self, subparsers: Any) -> None:
+        self.subparsers = subparsers
+
+    def add_parser(self, name: str, doc: str, **kwargs: Any) -> ArgumentParser:
+        """Add a command; `doc` is its description, and its line in the help of the script."""
+        return self.subparsers.add_parser(name, doc=doc, **{'help': doc.replace('%', '%%'), **kwargs})
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add --cfg and --set. A script that needs only the classes and the data root does not require --cfg."""
+    another = "config of another data set, for its classes and data_root; by default the competition's"
+    config = 'config of the run, a file of configs/' if required else another
+    parser.add_argument('--cfg', required=required, type=Path, metavar='YAML', help=config)
+    parser.add_argument(
+        '--set',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='KEY=VALUE',
+        help='keys of the config to change',
+    )
+
+
+MAX_SEED = 2**32 - 1  # NumPy takes no larger one, and none below 0
 
 
 def at_least(least: int, most: int = 10_000) -> Callable[[str], int]:
-    """The type of an option that is a whole number within these."""
+    """Return the type of an option that takes a whole number within these limits."""
 
     def parse(text: str) -> int:
         if not re.fullmatch(r'\d{1,12}', text, re.ASCII) or not least <= int(text) <= most:
@@ -123,32 +155,11 @@ def at_least(least: int, most: int = 10_000) -> Callable[[str], int]:
     return parse
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the layout of a description, and says of each option what it is by default, or that it is
-    required. Where the default is None, the option's own help has to say what happens then.
-    """
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ''
-        if not action.option_strings or isinstance(action, argparse._HelpAction) or 'default' in text:
-            return text
-        if action.required:
-            return f'{text}; required'
-        if action.default is None:
-            return text
-        value = action.default
-        if isinstance(value, bool):
-            value = 'on' if value else 'off'
-        elif isinstance(value, list | tuple):
-            value = ' '.join(str(part) for part in value) or 'none'
-        return f'{text}; default {value}'
+# --- the next command --------------------------------------------------------------------------------------
 
 
-def examples_of(prog: str, text: str) -> str:
-    """The lines of a text that call `prog`, as the end of its help; '' where there are none."""
-    lines = [
-        f'    {line.strip()}'
-        for line in text.splitlines()
-        if f'python {prog.removeprefix("python ")} ' in line
-    ]
-    return '\n'.join(['examples:', *lines]) if lines else ''
+def next_line(*words: object, cfg: Path | None = None, changes: Sequence[str] = ()) -> str:
+    """Return a line with the next command to type, quoted for a shell; --cfg and --set, if any, are last."""
+    config = ['--cfg', cfg] if cfg else []
+    config += ['--set', *changes] if changes else []
+    return f'next: python {shlex.join(str(word) for word in [*words, *config])}'

@@ -1,30 +1,27 @@
-"""The errors that a person sees, each one line, and the exit status each stands for."""
+"""The errors that a person sees, each on one line, and the exit statuses that they stand for."""
 
 import errno
 
 # exit statuses; 75 is BSD's EX_TEMPFAIL: run it again
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
 
-
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of writing after which room can be made
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of writing that a person mends by making room
 
 
 class BadInput(Exception):
-    """What the user gave is wrong: the message is one line that names the file, key or id, what was found,
+    """The user gave something wrong. The message is one line that names the file, key or id, what was found
     and what is allowed.
     """
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, or has no room to write, and can go on from where it is: one line that says
-    where.
-    """
+    """The run was asked to stop, or has no room to write, and can be resumed. The message is one line."""
 
 
 class CheckFailed(Exception):
-    """The input was right, but what came of it is not: one line that says what failed."""
+    """The input was right, but the result is not. The message is one line that says what failed."""
 
 
 def one_line(error: object) -> str:
-    """Any message on one line."""
+    """Return an error's message, or any other text, on one line."""
     return ' '.join(str(error).split())

@@ -1,4 +1,4 @@
-"""The log of a run: lines for a person on standard output, and log.txt."""
+"""The log of a run: lines on standard output, in colours on a terminal, and in log.txt."""
 
 import logging
 import os
@@ -9,22 +9,18 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from utils.files import write_error
+from utils.files import cannot_write
+
+RED, GREEN, YELLOW, BOLD = 31, 32, 33, 1
+COLOURS = {r'\berror:': RED, r'^warning:.*': YELLOW, r'(?<=^next: ).*': BOLD, r'\bbest$': GREEN}
 
 log = logging.getLogger('trash')
 
 
-class LogFile(logging.FileHandler):
-    """log.txt. Raises Interrupted where there is no room for a line, instead of going on without."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        error = sys.exception()
-        raise write_error(self.baseFilename, error) if isinstance(error, OSError) else error
-
-
 def start_log(folder: Path | None, quiet: bool = False) -> None:
-    """Log lines go to standard output, and to log.txt in `folder` where there is one; quiet (ranks above 0)
-    leaves errors alone. Raises BadInput.
+    """Write log lines to standard output, and to log.txt in a folder if there is one. Raises BadInput.
+
+    quiet, for ranks above 0, writes errors alone.
     """
     for handler in log.handlers[:]:
         handler.close()
@@ -38,30 +34,33 @@ def start_log(folder: Path | None, quiet: bool = False) -> None:
         try:
             file = LogFile(folder / 'log.txt', encoding='utf-8')
         except OSError as error:
-            raise write_error(folder / 'log.txt', error) from None
+            raise cannot_write(folder / 'log.txt', error) from None
         file.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         log.addHandler(file)
 
 
 class Console(logging.StreamHandler):
-    """Log lines for a person: above a bar, in colours on a terminal."""
+    """Write log lines for a person: above a progress bar, in colours on a terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             say(self.format(record), self.stream)
-        except OSError:  # nobody reads any more: what is done here goes on
+        except OSError:  # the reader of a pipe is gone; the run goes on
             self.handleError(record)
 
 
-RED, GREEN, YELLOW, BOLD = 31, 32, 33, 1
+class LogFile(logging.FileHandler):
+    """Write log.txt. Raises Interrupted if there is no room for a line; logging would go on without it."""
 
-
-COLOURS = {r'\berror:': RED, r'^warning:.*': YELLOW, r'(?<=^next: ).*': BOLD, r'\bbest$': GREEN}
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        raise cannot_write(self.baseFilename, error) if isinstance(error, OSError) else error
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Writes lines above a bar; on standard output where nothing else is said. In colours on a terminal
-    alone, and not where NO_COLOR is set (no-color.org).
+    """Print text above a progress bar, on standard output by default.
+
+    It is coloured on a terminal alone, and never if NO_COLOR is set (no-color.org).
     """
     stream = stream or sys.stdout
     if stream.isatty() and not os.environ.get('NO_COLOR') and os.environ.get('TERM') != 'dumb':
