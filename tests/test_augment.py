@@ -33,7 +33,7 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def test_nothing_asked_for_changes_nothing(tiny):
+def test_a_config_that_asks_for_nothing_changes_nothing(tiny):
     photo, mask = picture(64)
     image, out = Augment(tiny.model_copy(update=OFF), FILL)(photo, mask, rng())
     assert np.array_equal(image, photo) and np.array_equal(out, mask)
@@ -76,33 +76,34 @@ def test_crop_equals_resize_then_crop():
     """At whole-number scales the window that is resampled is the window of the resized photo."""
     photo, mask = picture(64)
     resized = cv2.resize(mask, (128, 128), interpolation=cv2.INTER_NEAREST)
-    assert np.array_equal(resample(mask, 10, 20, 64, 128, cv2.INTER_NEAREST, IGNORED), resized[10:74, 20:84])
+    assert np.array_equal(
+        resample(mask, (10, 20), 64, 128, cv2.INTER_NEAREST, IGNORED), resized[10:74, 20:84]
+    )
     halved = cv2.resize(photo, (32, 32), interpolation=cv2.INTER_AREA)
-    padded = resample(photo, -8, -16, 64, 32, cv2.INTER_AREA, FILL)
+    padded = resample(photo, (-8, -16), 64, 32, cv2.INTER_AREA, FILL)
     assert np.array_equal(padded[8:40, 16:48], halved) and (padded[0, 0] == FILL).all()
 
 
-def test_crop_avoids_one_class_filling_it():
+def crop(tiny, photo, mask, seed, **keys):
+    return scale_and_crop(photo, mask, rng(seed), tiny.model_copy(update=keys), FILL)[1]
+
+
+def test_crop_avoids_one_class_filling_it(tiny):
     photo = np.zeros((256, 256, 3), np.uint8)
     mask = np.zeros((256, 256), np.uint8)
     mask[:, 224:] = 3  # a crop of a quarter is mostly background unless it reaches the right edge
-    shares = [
-        largest_share(scale_and_crop(photo, mask, rng(s), 256, 64, (1.0, 1.0), 0.75, FILL)[1])
-        for s in range(40)
-    ]
-    free = [
-        largest_share(scale_and_crop(photo, mask, rng(s), 256, 64, (1.0, 1.0), 1.0, FILL)[1])
-        for s in range(40)
-    ]
-    assert np.mean(np.array(shares) <= 0.75) > 0.6 > 0.4 > np.mean(np.array(free) <= 0.75)
+    keys = {'image_size': 256, 'crop_size': 64, 'scale_range': (1.0, 1.0)}
+    limited, free = (
+        np.array([largest_share(crop(tiny, photo, mask, s, **keys, crop_max_share=most)) for s in range(40)])
+        for most in (0.75, 1.0)
+    )
+    assert np.mean(limited <= 0.75) > 0.6 > 0.4 > np.mean(free <= 0.75)
 
 
-def test_scale_covers_its_range():
+def test_scale_covers_its_range(tiny):
     photo, mask = picture(128)
-    known = [
-        (scale_and_crop(photo, mask, rng(s), 128, 128, (0.5, 2.0), 1.0, FILL)[1] != IGNORED).mean()
-        for s in range(60)
-    ]
+    keys = {'image_size': 128, 'crop_size': 128, 'scale_range': (0.5, 2.0), 'crop_max_share': 1.0}
+    known = [(crop(tiny, photo, mask, s, **keys) != IGNORED).mean() for s in range(60)]
     assert min(known) < 0.4 and max(known) == 1
 
 
