@@ -21,13 +21,14 @@ from PIL import ExifTags, Image
 import prepare
 from config import CLASSES
 from data import taco as taco_module
-from data.coco import draw_mask, read_coco, read_photo, read_rgb
+from data.coco import draw_mask, read_coco, read_photo
+from data.photos import read_rgb
 from utils.cli import run_script
 from utils.errors import BadInput, CheckFailed
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 60, 80
-BOX = (10, 20, 30, 40)  # x y w h of a red rectangle, in the photo as one sees it
+BOX = (10, 20, 30, 40)  # x y w h of a red rectangle, in the upright photo
 
 
 class PhotoServer(ThreadingHTTPServer):
@@ -174,7 +175,7 @@ def test_a_server_that_fails_and_then_does_not(server, tmp_path):
     assert server.asked == {'/busy': 4, '/cut': 3, '/slow': 1, '/fine': 1}
 
 
-def test_what_cannot_be_had_is_left_out_and_said(server, tmp_path, capsys, monkeypatch):
+def test_missing_photos_are_left_out_and_listed(server, tmp_path, capsys, monkeypatch):
     whole = photo_bytes(kind='jpeg')
     server.photos = {
         '/fine': whole,
@@ -190,14 +191,14 @@ def test_what_cannot_be_had_is_left_out_and_said(server, tmp_path, capsys, monke
     monkeypatch.setattr(taco_module, 'TIMEOUT', 0.8)
     names = [*(path[1:] for path in server.photos), 'gone']
     annotations, out = write_annotations(tmp_path / 'a.json', server, names), tmp_path / 'out'
-    with pytest.raises(CheckFailed, match='8 of 9 photos could not be had, and are left out of train_all'):
+    with pytest.raises(CheckFailed, match='8 of 9 photos are missing and left out of train_all'):
         run(annotations, out, '--retries', '2')
     assert_aligned(out, 1)
     assert [path.name for path in sorted((out / 'batch_1').iterdir())] == ['fine.jpg']
     with (out / 'missing.csv').open(newline='') as file:
         why = {Path(row['file_name']).stem: row['why'] for row in csv.DictReader(file)}
-    assert why.pop('busy') == 'the server says 503 Service Unavailable'
-    assert why.pop('gone') == 'the server says 404 Not Found'
+    assert why.pop('busy') == 'the server answers 503 Service Unavailable'
+    assert why.pop('gone') == 'the server answers 404 Not Found'
     assert why.pop('other') == 'found 64x64 pixels, its record says 60x80'
     assert why.pop('lying') == 'found 80x60 pixels, its record says 60x80'
     assert 'cannot be decoded' in why.pop('broken') and 'cannot be decoded' in why.pop('page')
@@ -205,10 +206,10 @@ def test_what_cannot_be_had_is_left_out_and_said(server, tmp_path, capsys, monke
     assert re.search('IncompleteRead|broken', why.pop('cut'))
     assert not why
     printed = capsys.readouterr().out
-    assert printed.count('missing: batch_1/') == 8 and 'batch_1/gone.jpg: the server says 404' in printed
-    assert server.asked['/busy'] == 3 and server.asked['/gone'] == 1  # what is gone is not asked for again
+    assert printed.count('missing: batch_1/') == 8 and 'batch_1/gone.jpg: the server answers 404' in printed
+    assert server.asked['/busy'] == 3 and server.asked['/gone'] == 1  # 404 is not retried
 
-    # the same command again: only what is missing is asked for
+    # the same command again downloads the missing photos alone
     server.faults, server.asked = {}, Counter()
     server.photos |= dict.fromkeys(('/broken', '/page', '/other', '/lying', '/gone'), whole)
     run(annotations, out)
@@ -224,7 +225,7 @@ def test_no_photo_at_all(server, tmp_path, monkeypatch, capfd):
     with pytest.raises(SystemExit) as stopped:
         run_script(prepare.command)
     error = capfd.readouterr().err
-    assert stopped.value.code == 1 and 'none of the 1 photos could be had' in error
+    assert stopped.value.code == 1 and 'all 1 photos are missing' in error
     assert not (tmp_path / 'out/train_all.json').exists()
 
 
@@ -273,7 +274,7 @@ def test_photos_that_are_here_already(server, tmp_path):
     (tmp_path / 'photos/batch_1').mkdir(parents=True)
     (tmp_path / 'photos/batch_1/a.jpg').write_bytes(photo_bytes(6, 'jpeg'))
     annotations = write_annotations(tmp_path / 'a.json', server, ['a', 'b'])
-    with pytest.raises(CheckFailed, match='1 of 2 photos could not be had'):
+    with pytest.raises(CheckFailed, match='1 of 2 photos are missing'):
         run(annotations, tmp_path / 'out', '--photos', str(tmp_path / 'photos'))
     assert_aligned(tmp_path / 'out', 1)
     assert not server.asked
@@ -311,7 +312,7 @@ def test_table_is_read_and_checked(server, tmp_path, monkeypatch):
     monkeypatch.setattr(taco_module, 'TABLE', table)
     for text, message in (
         ('category,class\nDrink can,Tin\n', "line 2: category 'Drink can' has the class 'Tin', expected one"),
-        ('category,class\nShoe,Clothing\n', "has no line for the category 'Drink can'"),
+        ('category,class\nShoe,Clothing\n', "lacks the category 'Drink can'"),
         ('a,b\nShoe,Clothing\n', 'line 2: category None'),
     ):
         table.write_text(text)
@@ -323,12 +324,12 @@ def test_table_is_read_and_checked(server, tmp_path, monkeypatch):
     assert set(np.unique(mask)) == {0, CLASSES.index('Glass')}
 
 
-def test_what_is_there_stays(server, tmp_path):
+def test_another_training_set_stays(server, tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/train_all.json').write_text('mine')
     server.photos['/a'] = photo_bytes()
     annotations = write_annotations(tmp_path / 'a.json', server, ['a'])
-    with pytest.raises(BadInput, match='is there already; give another --out, or --overwrite'):
+    with pytest.raises(BadInput, match='already exists; give another --out, or --overwrite'):
         run(annotations, tmp_path / 'out')
     assert (tmp_path / 'out/train_all.json').read_text() == 'mine'
     run(annotations, tmp_path / 'out', '--overwrite')
