@@ -256,7 +256,7 @@ def test_a_second_data_set_from_end_to_end(tmp_path, tiny_yaml, capsys):
     (line,) = [line for line in printed if line.startswith('classes: ')]
     own = tmp_path / 'mine.yaml'
     own.write_text(tiny_yaml.read_text() + f'\n{line}\n')
-    (last,) = [line for line in printed if line.startswith('and each command --set ')]
+    (last,) = [line for line in printed if line.startswith('add to each command --set ')]
     cfg = load_config(own, last.split(' --set ')[1].split())
     assert cfg.data_root == tmp_path / 'mine' and cfg.classes == ('Background', *NAMES)
     assert 0 <= train.main(cfg, 0) <= 1

@@ -1,10 +1,13 @@
-"""prepare.py as it is typed: a clean set is clean, and each fault ends in one line and status 2."""
+"""Test the commands of prepare.py: a clean set passes, and each fault ends in one line and status 2."""
 
+import re
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 from conftest import write_set
+from entry_points import ROOT
 from PIL import Image
 
 import prepare
@@ -54,7 +57,7 @@ def test_check_of_the_competitions_photos(boostcamp60, capsys):
         (lambda root: (root / 'train_all.json').unlink(), 'has no annotations'),
         (
             lambda root: [p.unlink() for p in root.glob('batch_01/000[01].jpg')],
-            '(and 1 more photos like it, of 3)',
+            '(one of 2 faulty photos among 3)',
         ),
     ],
 )
@@ -102,3 +105,25 @@ def test_demo_set_of_nothing(tmp_path, capsys):
             prepare.command(['demo', '--out', str(tmp_path / 'demo'), option])
         assert stopped.value.code == 2 and 'expected a whole number' in capsys.readouterr().err
     assert not (tmp_path / 'demo').exists()
+
+
+def test_help_and_check_import_nothing_slow(shapes):
+    """--help lists every command; neither it nor a check loads torch."""
+    code = (
+        'import sys, prepare\n'
+        'try: prepare.command(sys.argv[1:])\n'
+        'except SystemExit: pass\n'
+        'print(sorted({"torch", "scipy", "albumentations", "urllib3"} & sys.modules.keys()))'
+    )
+
+    def run(*words):
+        done = subprocess.run(
+            [sys.executable, '-c', code, *words], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    printed = run('--help')
+    assert printed.endswith('\n[]\n')
+    for name in ('check', 'masks', 'folds', 'demo', 'taco', 'yolo', 'from-masks'):
+        assert re.search(rf'^    {name}\s+\S', printed, re.MULTILINE)
+    assert run('check', '--data', str(shapes)).endswith("\n['scipy']\n")  # of the near-duplicates
