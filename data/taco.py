@@ -89,7 +89,7 @@ def make_set(
         )
     image_ids = {image['id'] for image in content['images'] if image['file_name'] not in missing}
     content['images'] = [image for image in content['images'] if image['id'] in image_ids]
-    content['annotations'] = [one for one in content['annotations'] if one['image_id'] in image_ids]
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] in image_ids]
     write_text(path, json.dumps(content))
     coco = read_coco(out, 'train', CLASSES)
     print(f'wrote {path}: {len(coco.photos)} photos, {len(content["annotations"])} annotations')
@@ -169,8 +169,8 @@ def convert(path: Path, data: dict[str, Any], table: dict[str, int]) -> dict[str
         classes = {category['id']: table[category['name']] for category in data['categories']}
         sizes = {image['id']: (image['width'], image['height']) for image in data['images']}
         objects = [
-            scale_annotation(number, one, sizes[one['image_id']], classes[one['category_id']])
-            for number, one in enumerate(data['annotations'])  # some of TACO's own ids appear twice
+            scale_annotation(number, a, sizes[a['image_id']], classes[a['category_id']])
+            for number, a in enumerate(data['annotations'])  # some of TACO's own ids appear twice
         ]
         images = [{**image, 'width': SIDE, 'height': SIDE} for image in data['images']]
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:

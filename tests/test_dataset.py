@@ -13,7 +13,7 @@ from processes import CONTEXT
 
 from data.cache import open_cache
 from data.coco import draw_mask, read_photo
-from data.folds import folds_path, near_duplicates, read_folds, split_fold, stratify, thumbnail  # fmt: skip
+from data.folds import folds_path, near_duplicates, read_folds, split_fold, stratify, thumbnail
 from dataset import EpochBatches, TrainingSet, WholePhotos, make_loader, normalize
 from utils.errors import BadInput
 

@@ -127,6 +127,9 @@ def test_checkpoints_come_back(config, shapes):
 def test_some_seconds_of_coverage_guided_fuzzing():
     done = subprocess.run(
         [sys.executable, 'tests/fuzz.py', 'all', '--seconds', '5'],
-        cwd=ROOT, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0 and 'Done' in done.stderr, done.stderr[-2000:]

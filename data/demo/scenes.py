@@ -26,11 +26,11 @@ from data.demo.textures import GROUNDS, Array, Rng, grain, grid, hsv, noise
 from utils.files import remove_partials, write_text, write_whole
 from utils.progress import progress
 
-SIDE = 512  # pixels, of a photo
-QUALITY = 92  # of its JPEG
+SIDE = 512  # pixels of a photo
+QUALITY = 92  # of the JPEG files
 SPLITS = ('train', 'test')
 # The share of each class among the annotations, about as in the competition. A scene's first object takes its
-# class from FIRST_CLASSES in turn instead: any 12 consecutive photos have every rare class, so that a small set
+# class from FIRST_CLASSES in turn instead: any 12 consecutive photos have every rare class, and a small set
 # can be scored on all classes.
 CLASS_SHARES = {1: 0.12, 2: 0.26, 3: 0.03, 4: 0.03, 5: 0.02, 6: 0.14, 7: 0.06, 8: 0.32, 9: 0.01, 10: 0.01}
 FIRST_CLASSES = (9, 8, 10, 3, 5, 2, 4, 9, 10, 7, 5, 3)

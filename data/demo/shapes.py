@@ -158,12 +158,14 @@ def revolve(profile: Sequence[tuple[float, float]], size: float, tilt: float, li
         v = (y - top - tilt * around * np.sqrt(1 - u * u)) / size
     axis, arc = np.linspace(0, 1, 40), np.linspace(0, np.pi, 24)
     side = np.interp(axis, position, radius) * size
-    outline = np.concatenate([
-        np.stack([middle + side, top + axis * size], 1),
-        np.stack([middle + last * np.cos(arc), top + size + tilt * last * np.sin(arc)], 1),
-        np.stack([middle - side, top + axis * size], 1)[::-1],
-        np.stack([middle - first * np.cos(arc), top - tilt * first * np.sin(arc)], 1),
-    ])  # fmt: skip
+    outline = np.concatenate(
+        [
+            np.stack([middle + side, top + axis * size], 1),
+            np.stack([middle + last * np.cos(arc), top + size + tilt * last * np.sin(arc)], 1),
+            np.stack([middle - side, top + axis * size], 1)[::-1],
+            np.stack([middle - first * np.cos(arc), top - tilt * first * np.sin(arc)], 1),
+        ]
+    )
     lid = np.hypot((x - middle) / first, (y - top) / max(tilt * first, 1))
     shade = 0.4 + 0.75 * np.clip(u * light[0] + np.sqrt(1 - u * u) * light[2], 0, 1)
     return RoundBody(np.float32(outline), u, v, lid, np.float32(shade))
