@@ -42,7 +42,7 @@ def test_check_of_the_competitions_photos(boostcamp60, capsys):
 
 
 @pytest.mark.parametrize(
-    ('harm', 'message'),
+    ('damage', 'message'),
     [
         (lambda root: (root / 'batch_01/0000.jpg').unlink(), '0000.jpg: no such image'),
         (
@@ -61,9 +61,9 @@ def test_check_of_the_competitions_photos(boostcamp60, capsys):
         ),
     ],
 )
-def test_check_ends_in_one_line_and_status_2(tmp_path, harm, message, monkeypatch, capfd):
+def test_check_ends_in_one_line_and_status_2(tmp_path, damage, message, monkeypatch, capfd):
     root = write_set(tmp_path / 'd', train=3, test=1, side=64)
-    harm(root)
+    damage(root)
     monkeypatch.setattr(sys, 'argv', ['prepare.py', 'check', '--data', str(root)])
     with pytest.raises(SystemExit) as stopped:
         run_script(prepare.command)
@@ -82,7 +82,7 @@ def test_masks_are_png_ids_at_the_photos_own_size(shapes, tmp_path):
         prepare.command(['masks', '--data', str(shapes), '--out', str(tmp_path / 'file' / 'x')])
 
 
-def test_folds_are_printed_and_kept(shapes, tiny_yaml, tmp_path, capsys):
+def test_folds_are_printed_and_saved(shapes, tiny_yaml, tmp_path, capsys):
     prepare.command(['folds', '--cfg', str(tiny_yaml), '--set', f'cache_dir={tmp_path / "c"}'])
     assert 'photos of each class in each fold' in capsys.readouterr().out
     assert (tmp_path / 'c' / 'folds.csv').exists()
@@ -99,7 +99,7 @@ def test_demo_set_is_a_clean_set(tmp_path, capsys):
         prepare.command(['demo', '--out', str(tmp_path / 'mine')])
 
 
-def test_demo_set_of_nothing(tmp_path, capsys):
+def test_demo_sizes_that_are_refused(tmp_path, capsys):
     for option in ('--train=-1', '--test=0', '--seed=-1'):
         with pytest.raises(SystemExit) as stopped:
             prepare.command(['demo', '--out', str(tmp_path / 'demo'), option])

@@ -1,4 +1,4 @@
-"""prepare.py taco, against a server on this machine that fails in every way that the real ones do."""
+"""Test prepare.py taco with a local server that fails in the ways of real servers."""
 
 import csv
 import io
@@ -32,8 +32,8 @@ BOX = (10, 20, 30, 40)  # x y w h of a red rectangle, in the upright photo
 
 
 class PhotoServer(ThreadingHTTPServer):
-    """Serves photos by path. `faults` of a path are what its first requests get: a status, 'cut' for a body
-    that ends too early, or seconds to wait.
+    """Serve photos by path. Its first requests get the `faults` of the path: a status, 'cut' for a truncated
+    body, or seconds to wait.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class PhotoServer(ThreadingHTTPServer):
         self.asked: Counter = Counter()
 
     def handle_error(self, *_) -> None:
-        """Says nothing of a client that did not wait."""
+        """Print nothing about a client that did not wait."""
 
 
 class PhotoHandler(BaseHTTPRequestHandler):
@@ -81,7 +81,7 @@ def server(monkeypatch):
 
 
 def photo_bytes(orientation: int = 1, kind: str = 'png', size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
-    """A red BOX on grey, stored so that its EXIF orientation turns it upright."""
+    """Draw a red BOX on grey, stored so that its EXIF orientation turns it upright."""
     image = Image.new('RGB', size, (90, 90, 90))
     x, y, w, h = BOX
     image.paste((230, 20, 20), (x, y, x + w, y + h))
@@ -99,7 +99,7 @@ def photo_bytes(orientation: int = 1, kind: str = 'png', size: tuple[int, int] =
 
 
 def write_annotations(path: Path, server: PhotoServer, names: list[str]) -> Path:
-    """Annotations as TACO's: one rectangle, a drink can, in each photo."""
+    """Write annotations like TACO's: one rectangle, a drink can, in each photo."""
     host, port = server.server_address
     x, y, w, h = BOX
     images = [
@@ -135,7 +135,7 @@ def run(annotations: Path, out: Path, *options: str) -> None:
 
 
 def assert_aligned(out: Path, count: int) -> None:
-    """Every photo is 512x512, and red exactly where its mask is Metal, but for edges that were smoothed."""
+    """Check that every photo is 512x512 and red where its mask is Metal, except along its edges."""
     coco = read_coco(out, 'train', CLASSES)
     assert len(coco.photos) == count
     for photo in coco.photos:
@@ -151,7 +151,7 @@ def test_photos_of_every_orientation_lie_under_their_masks(server, tmp_path, cap
     for orientation in (1, 3, 6, 8):
         for kind in ('png', 'jpeg'):
             server.photos[f'/{kind}{orientation}'] = photo_bytes(orientation, kind)
-    # turned already, with the camera's orientation left in it
+    # an upright photo that still has the orientation of the camera
     upright = Image.open(io.BytesIO(photo_bytes()))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -166,10 +166,10 @@ def test_photos_of_every_orientation_lie_under_their_masks(server, tmp_path, cap
     assert 'nothing wrong found' in capsys.readouterr().out
 
 
-def test_a_server_that_fails_and_then_does_not(server, tmp_path):
+def test_temporary_faults_are_retried(server, tmp_path):
     faults = {'busy': [503, 429, 500], 'cut': ['cut', 'cut'], 'slow': [0.3], 'fine': []}
-    for name, own in faults.items():
-        server.photos[f'/{name}'], server.faults[f'/{name}'] = photo_bytes(kind='jpeg'), list(own)
+    for name, sequence in faults.items():
+        server.photos[f'/{name}'], server.faults[f'/{name}'] = photo_bytes(kind='jpeg'), list(sequence)
     run(write_annotations(tmp_path / 'a.json', server, list(faults)), tmp_path / 'out', '--retries', '3')
     assert_aligned(tmp_path / 'out', len(faults))
     assert server.asked == {'/busy': 4, '/cut': 3, '/slow': 1, '/fine': 1}
@@ -217,7 +217,7 @@ def test_missing_photos_are_left_out_and_listed(server, tmp_path, capsys, monkey
     assert '/fine' not in server.asked and not (out / 'missing.csv').exists()
 
 
-def test_no_photo_at_all(server, tmp_path, monkeypatch, capfd):
+def test_all_photos_missing(server, tmp_path, monkeypatch, capfd):
     annotations = write_annotations(tmp_path / 'a.json', server, ['gone'])
     monkeypatch.setattr(
         sys, 'argv', ['prepare.py', 'taco', '--annotations', str(annotations), '--out', str(tmp_path / 'out')]
@@ -230,7 +230,7 @@ def test_no_photo_at_all(server, tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize('stop', [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_is_stopped_goes_on(server, tmp_path, stop):
+def test_a_run_that_is_stopped_continues(server, tmp_path, stop):
     names = [f'{i}' for i in range(12)]
     for name in names:
         server.photos[f'/{name}'] = photo_bytes(kind='jpeg')
@@ -263,14 +263,14 @@ def test_a_half_file_under_the_final_name_is_replaced(server, tmp_path):
     run(annotations, out)
     path = out / 'batch_1/a.jpg'
     path.write_bytes(path.read_bytes()[:1000])
-    partial = path.with_name('.a.jpg.123.partial')  # of a run that was killed
+    partial = path.with_name('.a.jpg.123.partial')  # from a run that was killed
     partial.write_bytes(b'half')
     run(annotations, out)
     assert_aligned(out, 1)
     assert not partial.exists()
 
 
-def test_photos_that_are_here_already(server, tmp_path):
+def test_photos_from_a_folder(server, tmp_path):
     (tmp_path / 'photos/batch_1').mkdir(parents=True)
     (tmp_path / 'photos/batch_1/a.jpg').write_bytes(photo_bytes(6, 'jpeg'))
     annotations = write_annotations(tmp_path / 'a.json', server, ['a', 'b'])
@@ -337,7 +337,7 @@ def test_another_training_set_stays(server, tmp_path):
 
 
 @pytest.mark.parametrize('content', [{'images': [], 'categories': []}, {'images': [{}]}, {'images': 3}])
-def test_something_else(tmp_path, content):
+def test_other_json_is_refused(tmp_path, content):
     (tmp_path / 'a.json').write_text(json.dumps(content))
     with pytest.raises(BadInput, match='not the annotations of TACO|no images'):
         run(tmp_path / 'a.json', tmp_path / 'o')
