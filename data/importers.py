@@ -113,8 +113,7 @@ def label_path(photo: Path) -> Path:
 
 
 def read_yolo_label(photo: Path, num_classes: int) -> list[tuple[int, np.ndarray]]:
-    """Read the objects of a photo: (class id, where 0 is the background; (M, 2) x y from 0 to 1). Raises
-    BadInput.
+    """Read the objects of a photo: class ids from 1 on, and (M, 2) x y from 0 to 1. Raises BadInput.
 
     A photo without a label file has no objects, as in YOLO's own tools.
     """
