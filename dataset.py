@@ -81,9 +81,9 @@ class TrainingSet(Dataset):
         """A photo and its mask; of a teacher's soft one each pixel by the chance of its confidence."""
         cache, row = self.sources[position]
         mask = cache.masks[row]
-        if cache.sure is not None:
+        if cache.confidence is not None:
             drawn = rng.integers(0, 255, mask.shape, np.uint8)
-            mask = np.where(drawn < cache.sure[row], mask, np.uint8(IGNORED))
+            mask = np.where(drawn < cache.confidence[row], mask, np.uint8(IGNORED))
         return cache.photos[row], mask
 
     def other(self, rng: np.random.Generator) -> int:

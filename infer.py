@@ -25,8 +25,8 @@ import torch
 
 from config import Config, load_config
 from data.cache import Cache, open_cache
-from data.coco import read_rgb
 from data.folds import read_folds, split_fold
+from data.photos import read_rgb
 from engine.checkpoint import Run, load_oof_run, load_run
 from engine.distributed import Ranks, start_ranks
 from engine.inference import predict_probs, predict_rows, to_stride

@@ -1,1 +1,1 @@
-"""Photos, masks and folds: read, checked, cached and made, without torch."""
+"""Read, check, cache, split, augment and import photos and masks, without torch."""

@@ -1,4 +1,4 @@
-"""The cache: decoded photos and drawn masks as memory-mapped arrays, made once."""
+"""Cache the decoded photos and drawn masks of a split as memory-mapped arrays, made once."""
 
 import hashlib
 import json
@@ -19,31 +19,31 @@ from utils.errors import BadInput, one_line
 from utils.files import allocate_array, lock, map_array, write_text
 from utils.progress import progress
 
-CACHE_VERSION = 1  # to be raised when what is drawn or decoded changes
+CACHE_VERSION = 1  # raise it when photos or masks come out differently
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The photos of a split at one size, memory-mapped: `photos` (n, S, S, 3) RGB and `masks` (n, S, S),
-    both uint8; where the masks are a teacher's, `sure` (n, S, S) may be 255 times its confidence.
+    """Hold the photos of a split at one size, memory-mapped: `photos` (n, S, S, 3) RGB and `masks` (n, S, S),
+    both uint8. Pseudo-labels may have a `confidence` (n, S, S), from 0 to 255.
     """
 
     coco: CocoSet
     photos: np.ndarray
     masks: np.ndarray
-    sure: np.ndarray | None = None
+    confidence: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def truth(self, row: int) -> np.ndarray:
-        """(256, 256) uint8: the mask that the board scores with."""
+        """Return the mask of a photo at the scored size, (256, 256) uint8."""
         return downsample_mask(self.masks[row])
 
     def __reduce__(self) -> tuple:
-        """A process that is not a fork maps the files again, instead of getting their content."""
-        mapped = (self.photos, self.masks, self.sure)
-        return _open_mapped, (self.coco, *(None if m is None else m.filename for m in mapped))
+        """Pickle the file names: a spawned process maps the files again instead of receiving them."""
+        arrays = (self.photos, self.masks, self.confidence)
+        return _open_mapped, (self.coco, *(None if array is None else array.filename for array in arrays))
 
     def names(self, rows: np.ndarray) -> list[str]:
         return [self.coco.photos[row].file_name for row in rows]
@@ -54,10 +54,10 @@ def _open_mapped(coco: CocoSet, *paths: str | Path | None) -> Cache:
 
 
 def open_cache(cfg: Config, split: str) -> Cache:
-    """The cache of `split` ('train' or 'test'), built where it is not there yet. Raises BadInput.
+    """Open the cache of a split ('train' or 'test'); build it if it does not exist. Raises BadInput.
 
-    Keyed by the content of the annotations and by the size, so that a changed data set is another cache. Two
-    processes that ask for it at once build it once: the second waits for the first.
+    Its folder is named by the size and a hash of the annotations, so a changed data set gets a new cache. If
+    two processes open it at once, the second waits until the first has built it.
     """
     coco = read_coco(cfg.data_root, split, cfg.classes)
     key = hashlib.sha256(f'{CACHE_VERSION} {cfg.cache_size} {coco.fingerprint}'.encode()).hexdigest()[:16]
@@ -73,37 +73,36 @@ def open_cache(cfg: Config, split: str) -> Cache:
 
 
 def check_photos(coco: CocoSet, folder: Path) -> None:
-    """Raises BadInput where a photo's file is not the one that was decoded: of another size, or, where it was
-    written since, of other content. A photo that is gone is not missed.
+    """Raise BadInput if a photo has changed since it was cached, for training would silently use the old one.
+
+    The folder's name depends on the annotations alone, so only this notices a photo that was replaced. A
+    photo is read again only if its time of modification has changed; one that was deleted is not needed.
     """
     try:
-        kept = json.loads((folder / 'meta.json').read_text()).get('files', {})
-    except (OSError, ValueError) as error:
+        files = json.loads((folder / 'meta.json').read_text())['files']
+    except (OSError, ValueError, KeyError) as error:
         raise BadInput(f'{folder}: is damaged ({one_line(error)}); remove it to cache it again') from None
-    for photo in coco.photos:
-        path = coco.path(photo)
-        if photo.file_name not in kept or not path.exists():
+    for name, (size, modified, checksum) in files.items():
+        path = coco.root / name
+        if not path.exists():
             continue
-        size, written, checksum = kept[photo.file_name]
-        now = path.stat()
-        if now.st_size == size and (now.st_mtime_ns == written or crc32(path.read_bytes()) == checksum):
+        stat = path.stat()
+        if stat.st_size == size and (stat.st_mtime_ns == modified or crc32(path.read_bytes()) == checksum):
             continue
         raise BadInput(
-            f'{path}: is not the photo that was cached ({size:,} bytes, now {now.st_size:,}); '
+            f'{path}: is not the photo that was cached ({size:,} bytes, now {stat.st_size:,}); '
             f'remove {folder} to cache it again'
         )
 
 
 def describe_file(path: Path) -> tuple[int, int, int]:
-    """Size, time of writing, and checksum of what is in it."""
+    """Return the size, the time of modification (ns) and the CRC-32 of a file."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, crc32(path.read_bytes())
 
 
 def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
-    """Decodes every photo and draws every mask at side x side into `folder`, which appears only when it is
-    whole.
-    """
+    """Decode every photo and draw every mask at side x side; `folder` appears only when it is complete."""
     partial = folder.with_name(f'.{folder.name}.partial')
     shutil.rmtree(partial, ignore_errors=True)
     count = len(coco.photos)
@@ -132,15 +131,15 @@ def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
 
 
 def resize_image(image: np.ndarray, side: int) -> np.ndarray:
-    """(H, W, 3) → (side, side, 3); averaged when it shrinks, bilinear when it grows."""
+    """Resize (H, W, 3) to (side, side, 3): area-averaged if it shrinks, else bilinear."""
     if image.shape[:2] == (side, side):
         return image
-    smooth = cv2.INTER_AREA if min(image.shape[:2]) > side else cv2.INTER_LINEAR
-    return cv2.resize(image, (side, side), interpolation=smooth)
+    interpolation = cv2.INTER_AREA if min(image.shape[:2]) > side else cv2.INTER_LINEAR
+    return cv2.resize(image, (side, side), interpolation=interpolation)
 
 
 def resize_mask(mask: np.ndarray, side: int) -> np.ndarray:
-    """(H, W) → (side, side); nearest, since ids are never mixed."""
+    """Resize (H, W) to (side, side), nearest neighbour: class ids must not be mixed."""
     if mask.shape == (side, side):
         return mask
     return cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST)

@@ -1,45 +1,32 @@
-"""COCO annotations to photos and masks: read, checked record by record, drawn. No torch here: ensemble.py
-and viz.py read truth too.
+"""Read COCO annotations, check them record by record, and draw the masks of their photos.
 
-Shapes: H W a photo's own height and width. Ids: 0 background, category_id elsewhere, IGNORED where nobody
-knows.
+Shapes: H W a photo's own height and width. Class ids in a mask: 0 background, an object's category_id, and
+IGNORED (255) for crowd regions.
 """
 
 import hashlib
 import json
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as rle_codec
 
 from config import is_plain
+from data.photos import MAX_PIXELS, MAX_SIDE, read_rgb
 from metrics import IGNORED
 from utils.errors import BadInput, one_line
 from utils.files import refuse_device
 
-# beyond these a record is a mistake or an attack
-MAX_SIDE = 20_000  # of a photo, in pixels
-MAX_PIXELS = 1 << 27
-MAX_OUTLINE = 1_000_000  # length of a polygon, in pixels: drawing takes some 100 bytes for each
-FORMATS = ('BMP', 'JPEG', 'PNG', 'TIFF', 'WEBP')  # Pillow's others have run programs, such as gs
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many, in every reader of images
-# what Pillow's decoders raise for bytes that are not what they expect
-UNREADABLE = (
-    UnidentifiedImageError, OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError,
-    EOFError, RuntimeError, struct.error, zlib.error, MemoryError, Image.DecompressionBombError,
-)  # fmt: skip
+MAX_OUTLINE = 1_000_000  # length of a polygon in pixels; drawing it takes about 100 bytes for each of them
 
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One object: its polygons ([[x0, y0, x1, y1, ...], ...], pixels) or run lengths (column-major, zeros
-    first).
+    """Hold one object: its polygons ([[x0, y0, x1, y1, ...], ...] in pixels), or the run lengths of its mask
+    (column by column, zeros first).
     """
 
     category_id: int
@@ -51,8 +38,8 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One image record, with its annotations in the order of the file. `image_id` is unique over all files
-    read together.
+    """Hold one photo's record and its annotations in the order of the file. `image_id` is unique across
+    train.json and val.json.
     """
 
     image_id: int
@@ -63,13 +50,13 @@ class Photo:
 
     @property
     def classes(self) -> set[int]:
-        """Ids of the classes that it has objects of; crowds are IGNORED, and so of none."""
+        """Return the ids of the classes that the photo has objects of; crowd regions do not count."""
         return {a.category_id for a in self.annotations if not a.iscrowd}
 
 
 @dataclass(frozen=True)
 class CocoSet:
-    """The photos of one split, and a fingerprint of the annotation files they were read from."""
+    """Hold the photos of one split and a SHA-256 of the annotation files that they were read from."""
 
     root: Path
     split: str
@@ -82,35 +69,34 @@ class CocoSet:
 
 
 def read_coco(root: str | Path, split: str, classes: tuple[str, ...]) -> CocoSet:
-    """The photos of `split` ('train' or 'test') under a data root.
+    """Read the photos and annotations of a split ('train' or 'test') from a data root.
 
-    train is train_all.json, or train.json and val.json together, their ids made unique. Raises BadInput,
-    naming file and record, for anything in them that could not be trained on.
+    Train is train_all.json, or train.json and val.json together with new image ids. Raises BadInput with the
+    file and the record of the first fault.
     """
     root = Path(root)
     files = annotation_files(root, split)
     digest = hashlib.sha256()
-    photos: list[Photo] = []
-    seen: dict[str, Path] = {}
+    photos: dict[str, Photo] = {}
+    origins: dict[str, Path] = {}
     for path in files:
         content = _read_bytes(path)
         digest.update(len(content).to_bytes(8, 'little') + content)
-        own = _read_file(path, content, classes, first_id=len(photos) if len(files) > 1 else None)
-        for photo in own:
-            if photo.file_name in seen:
-                also = '' if seen[photo.file_name] == path else f', first in {seen[photo.file_name]}'
-                raise BadInput(f'{path}: image {photo.file_name!r} is listed twice{also}')
-            seen[photo.file_name] = path
-            if not inside(root, photo.file_name):
-                raise BadInput(f'{path}: image {photo.file_name!r} leads out of {root}')
-        photos += own
+        for photo in _read_file(path, content, classes, first_id=len(photos) if len(files) > 1 else None):
+            name = photo.file_name
+            if name in photos:
+                first = '' if origins[name] == path else f', first in {origins[name]}'
+                raise BadInput(f'{path}: image {name!r} is listed twice{first}')
+            if not inside(root, name):
+                raise BadInput(f'{path}: image {name!r} leads out of {root}')
+            photos[name], origins[name] = photo, path
     if not photos:
         raise BadInput(f'{files[0]}: no images')
-    return CocoSet(root, split, files, tuple(photos), digest.hexdigest())
+    return CocoSet(root, split, files, tuple(photos.values()), digest.hexdigest())
 
 
 def read_labels(path: str | Path, classes: tuple[str, ...]) -> CocoSet:
-    """The photos of one COCO file of any name, such as hidden labels; root is its folder. Raises BadInput."""
+    """Read one COCO file of any name, such as hidden labels; its folder is the root. Raises BadInput."""
     path = Path(path)
     content = _read_bytes(path)
     photos = tuple(_read_file(path, content, classes, first_id=None))
@@ -122,7 +108,7 @@ def read_labels(path: str | Path, classes: tuple[str, ...]) -> CocoSet:
 
 
 def annotation_files(root: Path, split: str) -> tuple[Path, ...]:
-    """The JSON files of a split, those that are there. Raises BadInput where there is none."""
+    """Return the JSON files of a split; raise BadInput if they do not exist."""
     if not root.is_dir():
         raise BadInput(f'{root}: no such folder (data_root)')
     if split == 'test':
@@ -132,23 +118,23 @@ def annotation_files(root: Path, split: str) -> tuple[Path, ...]:
     for names in choices:
         if all((root / name).is_file() for name in names):
             return tuple(root / name for name in names)
-    wanted = ', or '.join(' + '.join(names) for names in choices)
-    raise BadInput(f'{root}: has no annotations; expected {wanted}')
+    expected = ', or '.join(' + '.join(names) for names in choices)
+    raise BadInput(f'{root}: has no annotations; expected {expected}')
 
 
 def inside(root: Path, file_name: str) -> bool:
-    """Whether a file name stays below the root, symbolic links followed."""
+    """Return True if a file name stays below the root after symbolic links are resolved."""
     try:
         return (root / file_name).resolve().is_relative_to(root.resolve())
-    except (RuntimeError, OSError):  # links in a circle
+    except (RuntimeError, OSError):  # a loop of links
         return False
 
 
 def draw_mask(photo: Photo) -> np.ndarray:
-    """(H, W) uint8 ids. Painted by area, largest first, ties by order in the file; iscrowd regions are
-    IGNORED.
+    """Draw the (H, W) uint8 mask of a photo: largest area first, ties in the order of the file; iscrowd
+    regions are IGNORED.
     """
-    mask = np.zeros((photo.width, photo.height), np.uint8)  # columns first, as RLE goes
+    mask = np.zeros((photo.width, photo.height), np.uint8)  # transposed: RLE runs down the columns
     for annotation in sorted(photo.annotations, key=lambda a: -a.area):
         drawn = _draw(annotation, photo.height, photo.width)
         np.copyto(mask, IGNORED if annotation.iscrowd else annotation.category_id, where=drawn)
@@ -156,36 +142,8 @@ def draw_mask(photo: Photo) -> np.ndarray:
 
 
 def read_photo(coco: CocoSet, photo: Photo) -> np.ndarray:
-    """(H, W, 3) uint8 RGB. Raises BadInput for a photo that is missing, broken, not RGB, or not of its
-    record's size.
-    """
+    """Read a photo as (H, W, 3) uint8 RGB; raise BadInput if its size is not that of its record."""
     return read_rgb(coco.path(photo), expected=(photo.height, photo.width))
-
-
-def read_rgb(path: Path, expected: tuple[int, int] | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 of an RGB image file; `expected` (H, W) is checked before a pixel is decoded. Raises
-    BadInput.
-    """
-    refuse_device(path)
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            size = (image.height, image.width)
-            if expected is not None and size != expected:
-                raise BadInput(
-                    f'{path}: found {size[0]}x{size[1]} pixels, its record says {expected[0]}x{expected[1]}'
-                )
-            if max(size) > MAX_SIDE or size[0] * size[1] > MAX_PIXELS:
-                allowed = f'at most {MAX_SIDE:,} a side and {MAX_PIXELS:,} in all are read'
-                raise BadInput(f'{path}: found {size[0]}x{size[1]} pixels, {allowed}')
-            if image.mode != 'RGB':
-                raise BadInput(
-                    f'{path}: found mode {image.mode}, expected a photo in RGB (3 channels, 8 bits)'
-                )
-            return np.asarray(image)
-    except FileNotFoundError:
-        raise BadInput(f'{path}: no such image') from None
-    except UNREADABLE as error:
-        raise BadInput(f'{path}: cannot be decoded: {one_line(error)[:300]}') from None
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -197,7 +155,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def load_json(path: Path, content: bytes) -> dict[str, Any]:
-    """The object in a JSON file. Raises BadInput."""
+    """Parse a JSON file that holds an object. Raises BadInput."""
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -208,36 +166,16 @@ def load_json(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _read_file(path: Path, content: bytes, classes: tuple[str, ...], first_id: int | None) -> list[Photo]:
-    """The photos of one file; `first_id` renumbers them from it, None keeps their ids."""
+    """Read the photos of one file; number them from `first_id`, or keep their ids if it is None."""
     data = load_json(path, content)
     for key in ('images', 'categories'):
         _require(path, 'the file', data, key, list)
     _check_categories(path, data['categories'], classes)
-    records: dict[int, dict[str, Any]] = {}
-    for position, record in enumerate(data['images']):
-        where = f'images[{position}]'
-        image_id = _require(path, where, record, 'id', int)
-        if image_id in records:
-            raise BadInput(f'{path}: {where}: id {image_id} is there twice')
-        _check_image(path, where, record)
-        records[image_id] = record
-    annotations: dict[int, list[Annotation]] = {image_id: [] for image_id in records}
-    is_test = path.name == 'test.json'
-    if is_test:
+    records = _read_images(path, data['images'])
+    if path.name == 'test.json':
         data.setdefault('annotations', [])
     listed = _require(path, 'the file', data, 'annotations', list)
-    ids: set[int] = set()
-    for position, record in enumerate(listed):
-        where = f'annotations[{position}]'
-        annotation_id = _require(path, where, record, 'id', int)
-        where = f'annotation {annotation_id}'
-        if annotation_id in ids:
-            raise BadInput(f'{path}: {where}: the id is there twice')
-        ids.add(annotation_id)
-        image_id = _require(path, where, record, 'image_id', int)
-        if image_id not in records:
-            raise BadInput(f'{path}: {where}: image_id {image_id} is not among the images')
-        annotations[image_id].append(_read_annotation(path, where, record, records[image_id], len(classes)))
+    annotations = _read_annotations(path, listed, records, len(classes))
     return [
         Photo(
             image_id if first_id is None else first_id + position,
@@ -250,8 +188,40 @@ def _read_file(path: Path, content: bytes, classes: tuple[str, ...], first_id: i
     ]
 
 
+def _read_images(path: Path, images: list[Any]) -> dict[int, dict[str, Any]]:
+    """Check the image records and return them by id."""
+    records: dict[int, dict[str, Any]] = {}
+    for position, record in enumerate(images):
+        where = f'images[{position}]'
+        image_id = _require(path, where, record, 'id', int)
+        if image_id in records:
+            raise BadInput(f'{path}: {where}: id {image_id} appears twice')
+        _check_image(path, where, record)
+        records[image_id] = record
+    return records
+
+
+def _read_annotations(
+    path: Path, listed: list[Any], images: dict[int, dict[str, Any]], num_classes: int
+) -> dict[int, list[Annotation]]:
+    """Check the annotation records and return them by image id."""
+    annotations: dict[int, list[Annotation]] = {image_id: [] for image_id in images}
+    ids: set[int] = set()
+    for position, record in enumerate(listed):
+        annotation_id = _require(path, f'annotations[{position}]', record, 'id', int)
+        where = f'annotation {annotation_id}'
+        if annotation_id in ids:
+            raise BadInput(f'{path}: {where}: the id appears twice')
+        ids.add(annotation_id)
+        image_id = _require(path, where, record, 'image_id', int)
+        if image_id not in images:
+            raise BadInput(f'{path}: {where}: image_id {image_id} is not among the images')
+        annotations[image_id].append(_read_annotation(path, where, record, images[image_id], num_classes))
+    return annotations
+
+
 def _require(path: Path, where: str, record: Any, key: str, kind: type | tuple[type, ...]) -> Any:
-    """record[key], of the type it has to be."""
+    """Return record[key]; raise BadInput if it is missing or of another type."""
     if not isinstance(record, dict):
         raise BadInput(f'{path}: {where}: found {type(record).__name__}, expected an object')
     if key not in record:
@@ -264,19 +234,20 @@ def _require(path: Path, where: str, record: Any, key: str, kind: type | tuple[t
 
 
 def _check_categories(path: Path, categories: list[Any], classes: tuple[str, ...]) -> None:
-    found: dict[int, str] = {}
+    """Check that the categories of a file are the classes of the config."""
+    names: dict[int, str] = {}
     for position, category in enumerate(categories):
         category_id = _require(path, f'categories[{position}]', category, 'id', int)
-        if category_id in found:
-            raise BadInput(f'{path}: category id {category_id} is there twice')
-        found[category_id] = _require(path, f'categories[{position}]', category, 'name', str)
+        if category_id in names:
+            raise BadInput(f'{path}: category id {category_id} appears twice')
+        names[category_id] = _require(path, f'categories[{position}]', category, 'name', str)
     expected = dict(enumerate(classes))
-    if 0 not in found:
-        expected.pop(0)  # the background need not be listed
-    for category_id in sorted(found.keys() | expected.keys()):
-        if found.get(category_id) != expected.get(category_id):
+    if 0 not in names:
+        expected.pop(0)  # a file may leave the background out
+    for category_id in sorted(names.keys() | expected.keys()):
+        if names.get(category_id) != expected.get(category_id):
             raise BadInput(
-                f'{path}: category {category_id} is {found.get(category_id)!r}, '
+                f'{path}: category {category_id} is {names.get(category_id)!r}, '
                 f'but the config key classes has {expected.get(category_id)!r} there'
             )
 
@@ -303,8 +274,8 @@ def _read_annotation(
             f'{path}: {where}: category_id {category_id} is not among the categories, 1 to {num_classes - 1}'
         )
     area = _require(path, where, record, 'area', (int, float))
-    if not 0 <= area < 1e18:  # NaN too
-        raise BadInput(f'{path}: {where}: area is {str(area)[:60]}, expected a number from 0')
+    if not 0 <= area < 1e18:  # refuses NaN too
+        raise BadInput(f'{path}: {where}: area is {str(area)[:60]}, expected a number of at least 0')
     iscrowd = record.get('iscrowd', 0)
     if iscrowd not in (0, 1):
         raise BadInput(f'{path}: {where}: iscrowd is {str(iscrowd)[:60]!r}, expected 0 or 1')
@@ -331,7 +302,7 @@ def _check_polygons(
                 'least 3 points'
             )
         for value, side in zip(polygon, (width, height) * (len(polygon) // 2), strict=True):
-            if not -side <= value <= 2 * side:  # NaN too; far outside, drawing would need memory without end
+            if not -side <= value <= 2 * side:  # refuses NaN too; drawing far outside needs too much memory
                 raise BadInput(
                     f'{path}: {where}: a polygon has the coordinate {str(value)[:60]}, '
                     f'expected one near 0 to {side}'
@@ -345,7 +316,11 @@ def _check_polygons(
 
 
 def _check_rle(path: Path, where: str, rle: dict[str, Any], height: int, width: int) -> tuple[int, ...]:
-    """Run lengths of either RLE form, known to fill the image exactly (pycocotools itself trusts them)."""
+    """Return the run lengths of either RLE form after checking that they fill the image exactly.
+
+    pycocotools cannot do this: it reads beyond the end of a string that is cut off, and accepts too few
+    pixels.
+    """
     size = _require(path, where, rle, 'size', list)
     if size != [height, width]:
         raise BadInput(f'{path}: {where}: RLE size is {str(size)[:60]}, the image is [{height}, {width}]')
@@ -353,7 +328,7 @@ def _check_rle(path: Path, where: str, rle: dict[str, Any], height: int, width: 
     if isinstance(counts, str):
         counts = _decompress(path, where, counts)
     if not all(type(c) is int and c >= 0 for c in counts):
-        raise BadInput(f'{path}: {where}: RLE counts must be whole numbers from 0')
+        raise BadInput(f'{path}: {where}: RLE counts must be whole numbers of at least 0')
     if sum(counts) != height * width:
         raise BadInput(
             f'{path}: {where}: RLE counts add up to {str(sum(counts))[:60]}, '
@@ -363,8 +338,8 @@ def _check_rle(path: Path, where: str, rle: dict[str, Any], height: int, width: 
 
 
 def _decompress(path: Path, where: str, text: str) -> list[int]:
-    """Run lengths of COCO's compressed form: 5 bits a character from '0' on, low bits first, deltas to the
-    last but one.
+    """Decode COCO's compressed run lengths: 5 bits a character from '0' on, low bits first; from the fourth
+    number on, differences to the number before the last.
     """
     counts: list[int] = []
     value = shift = 0
@@ -372,11 +347,11 @@ def _decompress(path: Path, where: str, text: str) -> list[int]:
         bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > 50:
             raise BadInput(
-                f'{path}: {where}: compressed RLE has the character {character!r} where it cannot be'
+                f'{path}: {where}: compressed RLE has the character {character!r} in a wrong place'
             )
         value |= (bits & 31) << shift
         shift += 5
-        if not bits & 32:  # the last character of a number; its bit 4 is the sign
+        if not bits & 32:  # the last character of a number; its bit 16 is the sign
             if bits & 16:
                 value -= 1 << shift
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
@@ -387,17 +362,14 @@ def _decompress(path: Path, where: str, text: str) -> list[int]:
 
 
 def _draw(annotation: Annotation, height: int, width: int) -> np.ndarray:
-    """(W, H) bool, the transpose of what pycocotools' annToMask draws."""
+    """Draw an object as (W, H) bool, the transpose of pycocotools' annToMask."""
     if annotation.polygons:
         parts = rle_codec.frPyObjects([list(p) for p in annotation.polygons], height, width)
         return rle_codec.decode(rle_codec.merge(parts)).T.view(bool)
-    ends = np.cumsum(annotation.counts)
-    flat = np.zeros(height * width, bool)
-    for start, end in zip(ends[0::2], ends[1::2], strict=False):
-        flat[start:end] = True
-    return flat.reshape(width, height)
+    is_object = np.arange(len(annotation.counts)) % 2 == 1
+    return np.repeat(is_object, annotation.counts).reshape(width, height)
 
 
 def training_photos(data: Path, classes: tuple[str, ...]) -> dict[str, Photo]:
-    """The training photos of a data root by file name. Raises BadInput."""
+    """Return the training photos of a data root by file name. Raises BadInput."""
     return {photo.file_name: photo for photo in read_coco(data, 'train', classes).photos}

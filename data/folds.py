@@ -1,4 +1,4 @@
-"""Folds of the cross-validation: stratified over the classes present, near-duplicates together, made once."""
+"""Assign the folds of the cross-validation: stratified over the classes present, near-duplicates together."""
 
 import csv
 import hashlib
@@ -7,17 +7,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from scipy.sparse.csgraph import connected_components
 
 from config import Config
 from data.cache import Cache
 from utils.errors import BadInput, one_line
 from utils.files import lock, write_text
 
-DUPLICATE_CORRELATION = 0.985  # of two photos' thumbnails; from it on they are taken for the same scene
-
-
-THUMBNAIL = 24
+DUPLICATE_CORRELATION = 0.985  # photos whose thumbnails correlate more than this show the same scene
+THUMBNAIL = 24  # pixels a side
 
 
 def folds_path(cfg: Config) -> Path:
@@ -25,8 +22,8 @@ def folds_path(cfg: Config) -> Path:
 
 
 def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
-    """(n,) int64, the fold of each photo of the training cache. Made once where folds.csv is not there.
-    Raises BadInput.
+    """Return the (n,) int64 fold of each training photo; write folds.csv if it does not exist. Raises
+    BadInput.
     """
     path = folds_path(cfg)
     if not path.exists():
@@ -37,20 +34,17 @@ def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
                 write_folds(path, cache, make_folds(cfg, cache))
     try:
         rows = list(csv.DictReader(path.read_text(encoding='utf-8').splitlines()))
-        found = {row['file_name']: int(row['fold']) for row in rows}
+        fold_of = {row['file_name']: int(row['fold']) for row in rows}
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise BadInput(f'{path}: expected lines of image_id,file_name,fold: {one_line(error)}') from None
     names = [photo.file_name for photo in cache.coco.photos]
-    if len(rows) != len(found) or set(found) != set(names):
-        missing = next((name for name in names if name not in found), None)
-        what = (
-            f'lacks {missing!r}' if missing else 'lists images that the data set does not have, or one twice'
-        )
+    if len(rows) != len(fold_of) or set(fold_of) != set(names):
+        missing = next((name for name in names if name not in fold_of), None)
+        fault = f'lacks {missing!r}' if missing else 'lists other images, or an image twice'
         raise BadInput(
-            f'{path}: is not of the data set in {cfg.data_root}: it {what}; use another cache_dir '
-            'or folds_csv'
+            f'{path}: {fault}, expected the photos of {cfg.data_root}; use another cache_dir or folds_csv'
         )
-    folds = np.array([found[name] for name in names])
+    folds = np.array([fold_of[name] for name in names])
     if set(folds.tolist()) != set(range(cfg.folds)):
         raise BadInput(
             f'{path}: has the folds {sorted(set(folds.tolist()))}, but the config key folds is {cfg.folds}'
@@ -69,8 +63,8 @@ def write_folds(path: Path, cache: Cache, folds: np.ndarray) -> None:
 
 
 def make_folds(cfg: Config, cache: Cache) -> np.ndarray:
-    """(n,) folds: stratified over the classes that are present in each photo, near-duplicates together,
-    seeded. Raises BadInput where there are fewer scenes than folds.
+    """Assign (n,) folds from the seed: stratified over the classes in each photo, near-duplicates together.
+    Raises BadInput if there are fewer scenes than folds.
     """
     labels = np.zeros((len(cache), len(cfg.classes)), bool)
     for row, photo in enumerate(cache.coco.photos):
@@ -78,24 +72,23 @@ def make_folds(cfg: Config, cache: Cache) -> np.ndarray:
     groups = near_duplicates(np.stack([thumbnail(photo) for photo in cache.photos]))
     if groups.max() + 1 < cfg.folds:
         raise BadInput(
-            f'{cfg.data_root}: {len(cache)} photos of {groups.max() + 1} scenes cannot be {cfg.folds} folds'
+            f'{cfg.data_root}: found {len(cache)} photos of {groups.max() + 1} scenes, '
+            f'expected at least one scene for each of {cfg.folds} folds'
         )
     return stratify(labels, groups, cfg.folds, cfg.seed)
 
 
 def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """(n,) folds for (n, K) labels, each group whole: iterative stratification (Sechidis et al., ECML PKDD
-    2011).
+    """Assign (n,) folds for (n, K) labels by iterative stratification (Sechidis et al., ECML PKDD 2011);
+    photos of a group share a fold.
 
-    The rarest label that is left goes first, its largest groups first, each into the fold that still wants
-    it most.
+    The rarest remaining label comes first and its largest groups first, each into the fold that needs it
+    most.
     """
     rng = np.random.default_rng(seed)
-    members = np.zeros((groups.max() + 1, labels.shape[1] + 1))
-    np.add.at(
-        members, groups, np.hstack([labels, np.ones((len(labels), 1))])
-    )  # photos with each label; photos
-    wanted = np.tile(members.sum(0) / folds, (folds, 1))
+    members = np.zeros((groups.max() + 1, labels.shape[1] + 1))  # photos with each label, and all photos
+    np.add.at(members, groups, np.hstack([labels, np.ones((len(labels), 1))]))
+    demand = np.tile(members.sum(0) / folds, (folds, 1))
     fold_of = np.full(len(members), -1)
     order = rng.permutation(len(members))
     while (left := order[fold_of[order] < 0]).size:
@@ -107,15 +100,16 @@ def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> n
             label = -1
         for group in left[np.argsort(-members[left, label], kind='stable')]:
             ties = rng.random(folds)
-            best = max(range(folds), key=lambda k: (wanted[k, label], wanted[k, -1], ties[k]))
+            best = max(range(folds), key=lambda k: (demand[k, label], demand[k, -1], ties[k]))
             fold_of[group] = best
-            wanted[best] -= members[group]
+            demand[best] -= members[group]
     return fold_of[groups]
 
 
 def thumbnail(photo: np.ndarray) -> np.ndarray:
-    """An (H, W, 3) photo as one vector, of its 24x24 picture, of mean 0 and length 1: the same, but for
-    rounding, whether taken from the photo or from its picture in a cache.
+    """Shrink an (H, W, 3) photo to 24x24 and return it as a vector of mean 0 and length 1.
+
+    A photo and its copy in the cache have the same thumbnail up to rounding.
     """
     small = cv2.resize(photo, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
     small -= small.mean()
@@ -123,21 +117,23 @@ def thumbnail(photo: np.ndarray) -> np.ndarray:
 
 
 def near_duplicates(thumbnails: np.ndarray) -> np.ndarray:
-    """(n,) group of each thumbnail: photos whose thumbnails correlate are of one scene, transitively."""
+    """Return the (n,) group of each thumbnail: photos that correlate, directly or in a chain."""
+    from scipy.sparse.csgraph import connected_components  # slow to import; needed only when folds are made
+
     return connected_components(thumbnails @ thumbnails.T > DUPLICATE_CORRELATION, directed=False)[1]
 
 
 def split_fold(folds: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows to train on and those to validate on; fold -1 trains on all of them and validates on none.
-    Raises BadInput.
+    """Return the rows to train on and the rows to validate on; fold -1 trains on all of them. Raises
+    BadInput.
     """
     if not -1 <= fold <= folds.max():
         raise BadInput(
-            f'--fold {fold}: found no such fold; there are 0 to {folds.max()}, and -1 to train on everything'
+            f'--fold {fold}: found no such fold, expected 0 to {folds.max()}, or -1 to train on all photos'
         )
     return np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
 
 
 def held_out_hash(names: list[str]) -> str | None:
-    """What a checkpoint keeps of the photos whose labels it never saw: a hash of their names, or None."""
+    """Hash the names of the photos that a model is not trained on; None if there are none."""
     return hashlib.sha256('\n'.join(sorted(names)).encode()).hexdigest() if names else None

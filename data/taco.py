@@ -1,8 +1,8 @@
-"""TACO as a training set of this competition: its photos, checked and made 512x512, and its 60 categories as
-the classes that taco.csv gives them. What `prepare.py taco` does.
+"""Make a training set of TACO: download its photos, check them, resize them to 512x512, and map its 60
+categories to the classes of the competition with taco.csv.
 
-A photo gets its name in the data root only when it is whole, so that a run that was killed goes on where it
-was. Records and polygons are of the photo as one sees it: turned by its EXIF orientation.
+A photo gets its final name only when it is complete, so a run that was killed continues. TACO's records and
+polygons describe a photo after its EXIF orientation is applied.
 """
 
 import csv
@@ -20,29 +20,29 @@ from PIL import Image, ImageOps
 
 from config import CLASSES
 from data.cache import resize_image
-from data.coco import inside, load_json, read_coco, read_rgb
-from data.importers import TURNED, opened, orientation
+from data.coco import inside, load_json, read_coco
+from data.photos import SWAPPED, open_photo, orientation, read_rgb
 from utils.errors import BadInput, CheckFailed, one_line
 from utils.files import lock, make_folder, remove_partials, write_text, write_whole
 from utils.progress import progress
 
-TABLE = Path(__file__).with_name('taco.csv')  # category,class: read it, change it
+TABLE = Path(__file__).with_name('taco.csv')  # category,class; edit it to choose other classes
 SIDE = 512
 DESCRIPTION = 'TACO (github.com/pedropro/TACO, CC BY 4.0) by prepare.py taco'
-SHOWN = 20  # missing photos that are named on the terminal; missing.csv has all
+MAX_LISTED = 20  # missing photos printed on the terminal; missing.csv lists all
 
-BACKOFF = 0.5  # seconds before the second retry; twice as long before each one after it
-TIMEOUT = urllib3.Timeout(connect=10, read=30)  # seconds; read: without a single byte
-TEMPORARY = (429, 500, 502, 503, 504)  # statuses that are asked again
+BACKOFF = 0.5  # seconds before the second retry; the delay doubles with each retry
+TIMEOUT = urllib3.Timeout(connect=10, read=30)  # seconds; read is the longest pause between two bytes
+TEMPORARY = (429, 500, 502, 503, 504)  # HTTP statuses that are retried
 
 
 class Missing(Exception):
-    """A photo cannot be had: one line that says why."""
+    """Say in one line why a photo is missing."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image of TACO's annotations. `size` is (width, height), of the photo turned by its EXIF."""
+    """Hold one image of TACO's annotations; `size` is (width, height) with the EXIF orientation applied."""
 
     file_name: str
     size: tuple[int, int]
@@ -57,13 +57,13 @@ def make_taco(
     retries: int = 5,
     overwrite: bool = False,
 ) -> None:
-    """Downloads the photos that `out` lacks, or takes them from the folder `photos`, and writes
-    train_all.json of those that are there. Raises BadInput, and CheckFailed where a photo cannot be had.
+    """Download the photos that `out` lacks, or read them from the folder `photos`, and write train_all.json.
+    Raises BadInput, and CheckFailed if photos are missing in the end.
     """
     data = read_annotations(annotations)
     path = out / 'train_all.json'
-    if path.exists() and not overwrite and not is_ours(path):
-        raise BadInput(f'{path}: is there already; give another --out, or --overwrite')
+    if path.exists() and not overwrite and not is_made_here(path):
+        raise BadInput(f'{path}: already exists; give another --out, or --overwrite')
     records = read_records(annotations, data, out)
     content = convert(annotations, data, read_table(TABLE))
     with lock(out / '.lock', 'making TACO'):
@@ -73,8 +73,8 @@ def make_taco(
 def make_set(
     path: Path, records: list[Record], content: dict, photos: Path | None, workers: int, retries: int
 ) -> None:
-    """Gets the photos that are not there yet, and writes train_all.json of those that are then. Raises
-    CheckFailed where one cannot be had.
+    """Get the missing photos and write train_all.json of all that are complete. Raises CheckFailed if photos
+    are missing in the end.
     """
     out = path.parent
     if photos is None:
@@ -84,17 +84,19 @@ def make_set(
         missing = get_photos(records, out, lambda record: read_original(photos / record.file_name), workers)
     write_missing(out / 'missing.csv', missing)
     if len(missing) == len(records):
-        raise CheckFailed(f'{out}: none of the {len(records)} photos could be had; {path.name} not written')
-    kept = {image['id'] for image in content['images'] if image['file_name'] not in missing}
-    content['images'] = [image for image in content['images'] if image['id'] in kept]
-    content['annotations'] = [one for one in content['annotations'] if one['image_id'] in kept]
+        raise CheckFailed(
+            f'{out}: all {len(records)} photos are missing, so {path.name} is not written; see missing.csv'
+        )
+    image_ids = {image['id'] for image in content['images'] if image['file_name'] not in missing}
+    content['images'] = [image for image in content['images'] if image['id'] in image_ids]
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] in image_ids]
     write_text(path, json.dumps(content))
     coco = read_coco(out, 'train', CLASSES)
     print(f'wrote {path}: {len(coco.photos)} photos, {len(content["annotations"])} annotations')
     if missing:
         raise CheckFailed(
-            f'{out}: {len(missing)} of {len(records)} photos could not be had, and are left out of '
-            f'{path.name}; missing.csv says why; the same command tries them again'
+            f'{out}: {len(missing)} of {len(records)} photos are missing and left out of {path.name}; '
+            'missing.csv says why; run the same command again to retry them'
         )
 
 
@@ -108,8 +110,8 @@ def read_annotations(path: Path) -> dict[str, Any]:
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
 
 
-def is_ours(path: Path) -> bool:
-    """Whether an earlier run wrote this train_all.json."""
+def is_made_here(path: Path) -> bool:
+    """Return True if an earlier run wrote this train_all.json."""
     try:
         return json.loads(path.read_bytes())['info']['description'] == DESCRIPTION
     except (OSError, ValueError, KeyError, TypeError):
@@ -117,8 +119,8 @@ def is_ours(path: Path) -> bool:
 
 
 def read_records(path: Path, data: dict[str, Any], out: Path) -> list[Record]:
-    """The images of TACO's annotations. Raises BadInput for a record that could not be asked for, or that
-    would be written outside `out`.
+    """Read the images of TACO's annotations; raise BadInput for one that cannot be downloaded or that would
+    be written outside `out`.
     """
     try:
         records = [
@@ -144,7 +146,7 @@ def read_records(path: Path, data: dict[str, Any], out: Path) -> list[Record]:
 
 
 def read_table(path: Path) -> dict[str, int]:
-    """The class id of each category in a table category,class. Raises BadInput."""
+    """Read a table category,class and return the class id of each category. Raises BadInput."""
     try:
         rows = list(csv.DictReader(path.read_text(encoding='utf-8').splitlines()))
     except OSError as error:
@@ -159,16 +161,16 @@ def read_table(path: Path) -> dict[str, int]:
 
 
 def convert(path: Path, data: dict[str, Any], table: dict[str, int]) -> dict[str, Any]:
-    """TACO's annotations as those of this competition: its classes, every polygon scaled to 512x512."""
+    """Convert TACO's annotations: map the categories to classes, scale every polygon to 512x512."""
     try:
         for category in data['categories']:
             if category['name'] not in table:
-                raise BadInput(f'{TABLE}: has no line for the category {category["name"]!r} of {path}')
+                raise BadInput(f'{TABLE}: lacks the category {category["name"]!r} of {path}')
         classes = {category['id']: table[category['name']] for category in data['categories']}
         sizes = {image['id']: (image['width'], image['height']) for image in data['images']}
         objects = [
-            scale_annotation(number, one, sizes[one['image_id']], classes[one['category_id']])
-            for number, one in enumerate(data['annotations'])  # TACO gives some of its ids twice
+            scale_annotation(number, a, sizes[a['image_id']], classes[a['category_id']])
+            for number, a in enumerate(data['annotations'])  # some of TACO's own ids appear twice
         ]
         images = [{**image, 'width': SIDE, 'height': SIDE} for image in data['images']]
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
@@ -182,7 +184,7 @@ def convert(path: Path, data: dict[str, Any], table: dict[str, int]) -> dict[str
 
 
 def scale_annotation(number: int, annotation: dict, size: tuple[int, int], category_id: int) -> dict:
-    """A polygon annotation of a (width, height) image as one of the 512x512 image."""
+    """Scale a polygon annotation from a (width, height) image to 512x512."""
     fx, fy = SIDE / size[0], SIDE / size[1]
     x, y, w, h = annotation['bbox']
     polygons = [
@@ -205,7 +207,7 @@ def scale_annotation(number: int, annotation: dict, size: tuple[int, int], categ
 def get_photos(
     records: list[Record], out: Path, fetch: Callable[[Record], bytes], workers: int
 ) -> dict[str, tuple[str, str]]:
-    """Puts each photo that `out` lacks there. Of those that cannot be had, by file name: address and why."""
+    """Save each photo that `out` lacks; return (address, reason) of the missing ones by file name."""
 
     def get(record: Record) -> None:
         path = out / record.file_name
@@ -216,7 +218,7 @@ def get_photos(
 
     make_folder(out)
     for folder in {(out / record.file_name).parent for record in records}:
-        remove_partials(folder, '*')  # of a run that was killed
+        remove_partials(folder, '*')  # from a run that was killed
     missing = {}
     pool = ThreadPoolExecutor(workers)
     try:
@@ -228,12 +230,12 @@ def get_photos(
             except Missing as error:
                 missing[record.file_name] = (record.url, str(error))
     finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C, or a full disk, nothing more is begun
+        pool.shutdown(cancel_futures=True)  # start no more downloads after Ctrl-C or on a full disk
     return {name: missing[name] for name in sorted(missing)}
 
 
 def is_done(path: Path) -> bool:
-    """Whether an earlier run has made this photo."""
+    """Return True if an earlier run has completed this photo."""
     try:
         read_rgb(path, expected=(SIDE, SIDE))
     except BadInput:
@@ -242,8 +244,8 @@ def is_done(path: Path) -> bool:
 
 
 def retry_policy(retries: int) -> urllib3.Retry:
-    """Broken connections, bodies that end too early and TEMPORARY statuses are asked again, later and later;
-    Retry-After is followed, for a minute at most.
+    """Retry broken connections, truncated bodies and TEMPORARY statuses with growing delays; respect
+    Retry-After up to a minute.
     """
     return urllib3.Retry(
         total=retries,
@@ -256,18 +258,18 @@ def retry_policy(retries: int) -> urllib3.Retry:
 
 
 def download(pool: urllib3.PoolManager, url: str) -> bytes:
-    """Raises Missing."""
+    """Download a photo. Raises Missing."""
     try:
         response = pool.request('GET', url)
     except urllib3.exceptions.HTTPError as error:
         raise Missing(one_line(getattr(error, 'reason', None) or error)) from None
     if response.status != 200:
-        raise Missing(f'the server says {response.status} {response.reason or ""}'.strip())
+        raise Missing(f'the server answers {response.status} {response.reason or ""}'.strip())
     return response.data
 
 
 def read_original(path: Path) -> bytes:
-    """Raises Missing."""
+    """Read a photo that was downloaded before. Raises Missing."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -275,16 +277,16 @@ def read_original(path: Path) -> bytes:
 
 
 def decode(content: bytes, size: tuple[int, int]) -> np.ndarray:
-    """(512, 512, 3) uint8 of a photo whose record says (width, height). Raises Missing where it is broken or
-    of another size.
+    """Decode a photo and resize it to (512, 512, 3) uint8; raise Missing if it is broken or not of the
+    (width, height) of its record.
 
-    The record is of the photo turned by its EXIF orientation, as TACO's own code turns it; a photo that has
-    the recorded size only as it is stored was turned already, and its orientation is a leftover.
+    The record describes the photo after its EXIF orientation is applied, as in TACO's own code. A photo that
+    has the recorded size without it was turned before it was uploaded, and its orientation is out of date.
     """
     try:
-        with opened(io.BytesIO(content), f'{len(content):,} bytes') as image:
+        with open_photo(io.BytesIO(content), f'{len(content):,} bytes') as image:
             stored = image.size
-            turned = stored[::-1] if orientation(image) in TURNED else stored
+            turned = stored[::-1] if orientation(image) in SWAPPED else stored
             if size not in (turned, stored):
                 raise Missing(f'found {turned[0]}x{turned[1]} pixels, its record says {size[0]}x{size[1]}')
             upright = ImageOps.exif_transpose(image) if size == turned else image
@@ -294,16 +296,16 @@ def decode(content: bytes, size: tuple[int, int]) -> np.ndarray:
 
 
 def write_missing(path: Path, missing: dict[str, tuple[str, str]]) -> None:
-    """missing.csv: file_name,address,why. Names the first few; no file where nothing is missing."""
+    """Write missing.csv (file_name,address,why) and print its first lines, or remove it."""
     path.unlink(missing_ok=True)
     if not missing:
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(('file_name', 'address', 'why'))
-    writer.writerows((name, *found) for name, found in missing.items())
+    writer.writerows((name, *reason) for name, reason in missing.items())
     write_text(path, text.getvalue())
-    for name, (url, why) in list(missing.items())[:SHOWN]:
+    for name, (url, why) in list(missing.items())[:MAX_LISTED]:
         print(f'missing: {name}: {why} ({url})')
-    if len(missing) > SHOWN:
-        print(f'missing: and {len(missing) - SHOWN} more')
+    if len(missing) > MAX_LISTED:
+        print(f'missing: {len(missing) - MAX_LISTED} more')

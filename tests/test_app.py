@@ -413,12 +413,12 @@ def broken_exif() -> bytes:
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        (b'', 'not an image of these: JPEG'),
-        (b'GIF89a' + bytes(100), 'not an image of these'),
-        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'not an image of these'),
+        (b'', 'cannot be decoded, expected an image: JPEG'),
+        (b'GIF89a' + bytes(100), 'cannot be decoded, expected an image'),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'cannot be decoded, expected an image'),
         (bytes(MAX_MEGABYTES * 2**20 + 1), r'found 10.0 MB, at most 10 MB'),
-        (encode(Image.new('1', (20_000, 20_000))), 'found far too many pixels, at most 64 million'),
-        (encode(Image.new('1', (9_000, 8_000))), 'found 9000x8000 pixels, at most 64 million'),
+        (encode(Image.new('1', (20_000, 20_000))), 'found far too many pixels, expected at most'),
+        (encode(Image.new('1', (9_000, 8_000))), 'found 8000x9000 pixels, expected at most .* 64 million'),
         (encode(Image.new('RGB', (300, 300), 'red'))[:-200], 'cannot be decoded'),
         (encode(Image.new('RGB', (300, 300), 'red'), 'JPEG')[:400], 'cannot be decoded'),
         (broken_exif(), 'cannot be decoded'),

@@ -1,4 +1,4 @@
-"""COCO to masks: the rule of painting, and every fault of an annotation file or a photo."""
+"""Test masks of COCO annotations, and every fault of an annotation file."""
 
 import copy
 import json
@@ -6,12 +6,11 @@ import json
 import numpy as np
 import pytest
 from conftest import write_set
-from PIL import Image
 from pycocotools import mask as rle_codec
 from pycocotools.coco import COCO
 
 from config import CLASSES
-from data.coco import IGNORED, Annotation, Photo, draw_mask, read_coco, read_photo
+from data.coco import IGNORED, Annotation, Photo, draw_mask, read_coco
 from utils.errors import BadInput
 
 
@@ -29,7 +28,7 @@ def test_larger_area_is_painted_first_and_ties_by_order():
     mask = draw_mask(photo(small, large))
     assert mask.shape == (40, 30) and mask[7, 7] == 1 and mask[1, 1] == 2 and mask[30, 25] == 0
     first, second = (Annotation(k, 100.0, False, polygons=(polygon(0, 0, 10, 10),)) for k in (3, 4))
-    assert draw_mask(photo(first, second))[5, 5] == 4  # the later one lies on top
+    assert draw_mask(photo(first, second))[5, 5] == 4  # the later one is on top
 
 
 def test_a_hole_is_a_smaller_object_on_top_and_crowds_are_ignored():
@@ -74,7 +73,7 @@ def test_masks_equal_pycocotools_on_the_competitions_photos(boostcamp60, capsys)
     assert all(np.array_equal(draw_mask(p), theirs[p.file_name]) for p in coco.photos)
 
 
-# Each fault: what is done to the data, and what the one line must say.
+# each fault: a change of the data, and a pattern of the error line
 FAULTS = {
     'no images': (lambda d: d.pop('images'), "lacks the key 'images'"),
     'no categories': (lambda d: d.pop('categories'), "lacks the key 'categories'"),
@@ -84,17 +83,20 @@ FAULTS = {
         lambda d: d['annotations'][0].pop('segmentation'),
         "annotation 0 lacks the key 'segmentation'",
     ),
-    'image id twice': (lambda d: d['images'][1].update(id=0), 'id 0 is there twice'),
+    'image id twice': (lambda d: d['images'][1].update(id=0), 'id 0 appears twice'),
     'annotation id twice': (
         lambda d: d['annotations'][1].update(id=0),
-        'annotation 0: the id is there twice',
+        'annotation 0: the id appears twice',
     ),
     'file name twice': (
         lambda d: d['images'][1].update(file_name=d['images'][0]['file_name']),
         'listed twice',
     ),
-    'of no image': (lambda d: d['annotations'][0].update(image_id=999), 'image_id 999 is not among'),
-    'of no category': (lambda d: d['annotations'][0].update(category_id=11), 'category_id 11 is not among'),
+    'image_id unknown': (lambda d: d['annotations'][0].update(image_id=999), 'image_id 999 is not among'),
+    'category_id unknown': (
+        lambda d: d['annotations'][0].update(category_id=11),
+        'category_id 11 is not among',
+    ),
     'two points': (lambda d: d['annotations'][0].update(segmentation=[[1, 1, 2, 2]]), 'at least 3 points'),
     'odd coordinates': (
         lambda d: d['annotations'][0].update(segmentation=[[1, 1, 2, 2, 3, 3, 4]]),
@@ -149,7 +151,7 @@ def test_fault_of_an_annotation_file(tmp_path, fault):
     assert 'train_all.json' in str(error.value) and '\n' not in str(error.value)
 
 
-def test_fault_is_of_the_file_that_has_it(tmp_path):
+def test_fault_names_its_own_file(tmp_path):
     root = write_set(tmp_path / 'd', train=2, test=1, side=64)
     data = json.loads((root / 'train_all.json').read_text())
     (root / 'train_all.json').rename(root / 'val.json')
@@ -169,7 +171,7 @@ def test_fault_is_of_the_file_that_has_it(tmp_path):
             read_coco(root, 'train', CLASSES)
 
 
-def test_crowds_are_of_no_class(tmp_path):
+def test_crowds_do_not_count_as_objects(tmp_path):
     root = write_set(tmp_path / 'd', train=1, test=1, side=64)
     data = json.loads((root / 'train_all.json').read_text())
     data['annotations'][0]['iscrowd'] = 1
@@ -193,35 +195,10 @@ def test_truncated_and_missing_files(tmp_path):
         read_coco(root / 'none', 'train', CLASSES)
 
 
-def test_link_out_of_the_root_is_refused(tmp_path):
+def test_a_link_that_leads_out_of_the_root_is_refused(tmp_path):
     root = write_set(tmp_path / 'd', train=2, test=1, side=64)
     (tmp_path / 'secret.jpg').write_bytes(b'x')
     (root / 'batch_01/0000.jpg').unlink()
     (root / 'batch_01/0000.jpg').symlink_to(tmp_path / 'secret.jpg')
     with pytest.raises(BadInput, match='leads out of'):
         read_coco(root, 'train', CLASSES)
-
-
-def test_fault_of_a_photo(tmp_path):
-    root = write_set(tmp_path / 'd', train=1, test=1, side=64)
-    coco = read_coco(root, 'train', CLASSES)
-    record = coco.photos[0]
-    path = coco.path(record)
-    good = path.read_bytes()
-    assert read_photo(coco, record).shape == (64, 64, 3)
-
-    def refused(message):
-        with pytest.raises(BadInput, match=message) as error:
-            read_photo(coco, record)
-        assert str(path) in str(error.value)
-
-    path.write_bytes(good[: len(good) * 2 // 3])
-    refused('cannot be decoded')
-    path.write_bytes(b'not an image')
-    refused('cannot be decoded')
-    Image.new('L', (64, 64)).save(path)
-    refused('found mode L, expected a photo in RGB')
-    Image.new('RGB', (32, 64)).save(path)
-    refused('found 64x32 pixels, its record says 64x64')
-    path.unlink()
-    refused('no such image')

@@ -13,18 +13,18 @@ from processes import CONTEXT
 
 from data.cache import open_cache
 from data.coco import draw_mask, read_photo
-from data.folds import folds_path, near_duplicates, read_folds, split_fold, stratify, thumbnail  # fmt: skip
+from data.folds import folds_path, near_duplicates, read_folds, split_fold, stratify, thumbnail
 from dataset import EpochBatches, TrainingSet, WholePhotos, make_loader, normalize
 from utils.errors import BadInput
 
 
 def small(tiny, tmp_path, **sizes):
-    """A config on its own copy of a small set, with its own cache."""
+    """Make a config with its own copy of a small data set and its own cache."""
     root = write_set(tmp_path / 'data', **{'train': 6, 'test': 2, **sizes})
     return tiny.model_copy(update={'data_root': root, 'cache_dir': tmp_path / 'cache'})
 
 
-def test_cache_holds_the_photos_and_masks_once(tiny):
+def test_cache_holds_the_photos_and_masks(tiny):
     cache = open_cache(tiny, 'train')
     assert cache.photos.shape == (24, 256, 256, 3) and cache.masks.shape == (24, 256, 256)
     for row in (0, 23):
@@ -34,7 +34,7 @@ def test_cache_holds_the_photos_and_masks_once(tiny):
     assert open_cache(tiny, 'test').masks.max() == 0
 
 
-def test_truth_is_every_second_pixel_of_512(tiny, tmp_path):
+def test_the_scored_mask_is_every_second_pixel(tiny, tmp_path):
     cfg = small(tiny, tmp_path, side=512).model_copy(update={'cache_size': 512})
     cache = open_cache(cfg, 'train')
     assert np.array_equal(cache.truth(1), cache.masks[1][::2, ::2]) and cache.truth(1).shape == (256, 256)
@@ -65,7 +65,7 @@ def _open(cfg, barrier, results):
     results.put(open_cache(cfg, 'train').photos.sum())
 
 
-def test_two_processes_build_it_once(tiny, tmp_path):
+def test_two_processes_build_the_cache_once(tiny, tmp_path):
     cfg = small(tiny, tmp_path, train=12)
     barrier, results = CONTEXT.Barrier(2), CONTEXT.Queue()
     jobs = [CONTEXT.Process(target=_open, args=(cfg, barrier, results)) for _ in range(2)]
@@ -77,13 +77,13 @@ def test_two_processes_build_it_once(tiny, tmp_path):
     assert sums[0] == sums[1] and len(list(cfg.cache_dir.glob('train-*'))) == 1
 
 
-def test_folder_that_cannot_be_made(tiny, tmp_path):
+def test_a_cache_folder_that_cannot_be_made(tiny, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(BadInput, match='cannot be written'):
         open_cache(tiny.model_copy(update={'cache_dir': tmp_path / 'file' / 'cache'}), 'train')
 
 
-def test_folds_are_stratified_whole_groups_and_seeded():
+def test_folds_are_stratified_and_seeded_and_keep_groups_together():
     rng = np.random.default_rng(0)
     labels = rng.random((300, 6)) < [0.9, 0.5, 0.3, 0.2, 0.1, 0.04]
     groups = np.arange(300) // 2
@@ -97,7 +97,7 @@ def test_folds_are_stratified_whole_groups_and_seeded():
     assert not np.array_equal(folds, stratify(labels, groups, 5, seed=1))
 
 
-def test_near_duplicates_are_found(tiny):
+def test_near_duplicates_get_one_group(tiny):
     rng = np.random.default_rng(0)
     photos = rng.integers(0, 256, (5, 8, 8, 3), np.uint8).repeat(16, axis=1).repeat(16, axis=2)
     photos[3] = np.clip(photos[1].astype(int) + rng.integers(-10, 10, photos[1].shape) + 12, 0, 255)
@@ -117,7 +117,7 @@ def test_folds_csv_is_made_once_and_checked(tiny, tmp_path):
     folds_path(cfg).write_text(flipped)
     assert np.array_equal(
         read_folds(cfg.model_copy(update={'seed': 9}), cache), 1 - folds
-    )  # kept, not made again
+    )  # read, not made again
     with pytest.raises(BadInput, match='config key folds is 3'):
         read_folds(cfg.model_copy(update={'folds': 3}), cache)
     folds_path(cfg).write_text('\n'.join(flipped.splitlines()[:-1]))
@@ -169,7 +169,7 @@ def test_ranks_share_the_same_global_batches():
         assert sorted(batch) == sorted(a + b) and len(a) == len(b) == 3
 
 
-def test_a_process_that_is_no_fork_maps_the_cache_again(tiny):
+def test_a_spawned_process_maps_the_cache_again(tiny):
     cache = open_cache(tiny, 'train')
     sent = pickle.dumps(WholePhotos(cache, np.array([5, 7]), 64))
     assert len(sent) < cache.photos.nbytes / 100

@@ -1,4 +1,4 @@
-"""prepare.py yolo and from-masks: what goes out comes back, and each fault ends in one line."""
+"""Test prepare.py yolo and from-masks: masks survive a round trip, and each fault ends in one line."""
 
 import json
 import sys
@@ -14,7 +14,6 @@ import prepare
 import train
 from config import CLASSES, load_config
 from data.coco import draw_mask, read_coco, read_labels, read_photo
-from data.importers import upright_size
 from utils.cli import run_script
 from utils.errors import BadInput
 
@@ -22,15 +21,15 @@ NAMES = ['can', 'big bottle', 'bag']
 
 
 def write_yolo(root: Path, data: Path, names: tuple[str, ...] = CLASSES[1:]) -> Path:
-    """A data root of the tests as a YOLO set: train, val and test; its data.yaml."""
+    """Write a data root as a YOLO set of train, val and test; return its data.yaml."""
     photos = read_coco(data, 'train', CLASSES).photos
     parts = {
         'train': photos[:-4],
         'val': photos[-4:],
         'test': read_labels(data / 'test_labels.json', CLASSES).photos,
     }
-    for split, own in parts.items():
-        for photo in own:
+    for split, photos in parts.items():
+        for photo in photos:
             stem = Path(photo.file_name).stem
             image, label = root / f'images/{split}/{stem}.jpg', root / f'labels/{split}/{stem}.txt'
             image.parent.mkdir(parents=True, exist_ok=True)
@@ -54,12 +53,12 @@ def masks_of(photos) -> dict[str, np.ndarray]:
     return {Path(photo.file_name).stem: draw_mask(photo) for photo in photos}
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+def assert_same(masks: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert masks.keys() == expected.keys()
+    assert all(np.array_equal(masks[name], expected[name]) for name in expected)
 
 
-def test_yolo_comes_back_with_the_same_masks(tmp_path, capsys):
+def test_yolo_import_gives_the_same_masks(tmp_path, capsys):
     data, out = write_set(tmp_path / 'd', train=10, test=3, side=96), tmp_path / 'out'
     run_yolo(write_yolo(tmp_path / 'yolo', data), out)
     coco = read_coco(out, 'train', CLASSES)
@@ -74,7 +73,7 @@ def test_yolo_comes_back_with_the_same_masks(tmp_path, capsys):
 
 
 def small_yolo(root: Path, label: str | None = '1 0 0 1 0 1 0.5', **settings) -> Path:
-    """One photo of 40 x 20 pixels, Roboflow's layout."""
+    """Write a set of one photo, 20 x 40 pixels, in the layout of Roboflow."""
     (root / 'train/images').mkdir(parents=True)
     (root / 'train/labels').mkdir()
     Image.new('RGB', (40, 20), (80, 90, 100)).save(root / 'train/images/a.png')
@@ -85,7 +84,7 @@ def small_yolo(root: Path, label: str | None = '1 0 0 1 0 1 0.5', **settings) ->
     return root / 'data.yaml'
 
 
-def test_yolo_of_roboflow_with_classes_of_its_own(tmp_path, capsys):
+def test_yolo_set_of_roboflow_with_other_classes(tmp_path, capsys):
     run_yolo(small_yolo(tmp_path / 'y', '1 0 0 1 0 1 0.5 0 0.5\n\n'), tmp_path / 'out')
     mask = draw_mask(read_coco(tmp_path / 'out', 'train', ('Background', *NAMES)).photos[0])
     assert mask.shape == (20, 40) and (mask[:10] == 2).all() and (mask[10:] == 0).all()
@@ -105,8 +104,8 @@ def test_yolo_split_that_is_a_list_and_a_photo_without_a_label(tmp_path):
     [
         ('3 0 0 1 0 1 1', "a.txt: line 1: found the class '3', expected 0 to 2"),
         ('can 0 0 1 0 1 1', "found the class 'can'"),
-        ('0 0 0 1 0 1 1\n0 0.5 0.5 0.2 0.2', 'line 2: is a box'),
-        ('0 0 0 1 0 1', 'has 5 coordinates'),
+        ('0 0 0 1 0 1 1\n0 0.5 0.5 0.2 0.2', 'line 2: found a box'),
+        ('0 0 0 1 0 1', 'found 5 coordinates'),
         ('0 0 0 20 0 1 1', "found the coordinate '20', expected 0 to 1"),
         ('0 0 0 x 0 1 1', "found the coordinate 'x'"),
         ('0 0 0 nan 0 1 1', "found the coordinate 'nan'"),
@@ -127,10 +126,10 @@ def test_yolo_labels_that_are_refused(tmp_path, label, message, monkeypatch, cap
     [
         ({'names': 3}, 'names is'),
         ({'names': {0: 'a', 2: 'b'}}, 'names is'),
-        ({'names': ['a', 'a']}, 'a name twice'),
+        ({'names': ['a', 'a']}, 'names must be unique'),
         ({'train': 'none'}, 'no such folder or list'),
-        ({'train': None}, 'has neither train nor val'),
-        ({'val': 'train/images'}, 'is in two of train, val and test'),
+        ({'train': None}, 'lists no photos under train or val'),
+        ({'val': 'train/images'}, 'is listed twice in train, val and test'),
         ({'train': '/'}, 'lies outside'),
     ],
 )
@@ -146,12 +145,12 @@ def test_yolo_settings_that_are_refused(tmp_path, settings, message):
     assert not (tmp_path / 'out').exists()
 
 
-def test_import_does_not_write_over_what_is_there(tmp_path):
+def test_an_import_does_not_overwrite_a_data_set(tmp_path):
     path, out = small_yolo(tmp_path / 'y'), tmp_path / 'out'
     out.mkdir()
     (out / 'train_all.json').write_text('mine')
     (out / 'test.json').write_text('of another set')
-    with pytest.raises(BadInput, match='is there already'):
+    with pytest.raises(BadInput, match='already exists'):
         run_yolo(path, out)
     assert (out / 'train_all.json').read_text() == 'mine'
     run_yolo(path, out, '--overwrite')
@@ -159,7 +158,7 @@ def test_import_does_not_write_over_what_is_there(tmp_path):
     assert not (out / 'test.json').exists()
 
 
-def test_masks_go_out_and_come_back(tmp_path):
+def test_written_masks_can_be_imported_again(tmp_path):
     data, masks, out = write_set(tmp_path / 'd', train=6, test=2, side=96), tmp_path / 'm', tmp_path / 'out'
     content = json.loads((data / 'train_all.json').read_text())
     content['annotations'][0]['iscrowd'] = 1
@@ -172,9 +171,9 @@ def test_masks_go_out_and_come_back(tmp_path):
     (masks / 'batch_01/0003.jpg.png').rename(masks / 'batch_01/0003.png')
     words = ['--photos', str(tmp_path / 'train'), '--masks', str(masks), '--test', str(tmp_path / 'test')]
     prepare.command(['from-masks', *words, '--out', str(out)])
-    found, expected = (masks_of(read_coco(root, 'train', CLASSES).photos) for root in (out, data))
-    assert_same(found, expected)
-    assert any((mask == 255).any() for mask in found.values())
+    imported, expected = (masks_of(read_coco(root, 'train', CLASSES).photos) for root in (out, data))
+    assert_same(imported, expected)
+    assert any((mask == 255).any() for mask in imported.values())
     assert [photo.file_name for photo in read_coco(out, 'test', CLASSES).photos] == [
         f'batch_01/{i:04d}.jpg' for i in (6, 7)
     ]
@@ -204,19 +203,19 @@ def test_masks_that_are_refused(tmp_path, mask, name, message):
     assert not (tmp_path / 'out').exists()
 
 
-def test_mask_of_no_photo_and_two_masks_of_one(tmp_path):
+def test_a_mask_without_a_photo_and_a_photo_with_two_masks(tmp_path):
     words = write_pair(tmp_path, Image.new('L', (4, 3)))
     (tmp_path / 'm/b.png').write_bytes((tmp_path / 'm/a.png').read_bytes())
-    with pytest.raises(BadInput, match='b.png: is the mask of no photo'):
+    with pytest.raises(BadInput, match='b.png: no photo under .* has this mask'):
         prepare.command(words)
     (tmp_path / 'm/b.png').rename(tmp_path / 'm/a.jpg.png')
     with pytest.raises(BadInput, match='has two masks'):
         prepare.command(words)
 
 
-def test_photos_are_stored_as_one_sees_them(tmp_path):
-    """Turned by EXIF, also as a phone's two pictures in one file, grey, with alpha: upright RGB, under the
-    mask of what one sees.
+def test_photos_are_stored_upright_in_rgb(tmp_path):
+    """Import photos with an EXIF orientation, two pictures in one file as phones write them, grey, with
+    alpha.
     """
     (tmp_path / 'p').mkdir()
     (tmp_path / 'm').mkdir()
@@ -245,7 +244,7 @@ def test_photos_are_stored_as_one_sees_them(tmp_path):
 
 
 def test_a_second_data_set_from_end_to_end(tmp_path, tiny_yaml, capsys):
-    """YOLO labels of three classes → a data root → an epoch, with the settings that are printed."""
+    """Import YOLO labels of three classes and train an epoch with the settings that are printed."""
     data = write_set(tmp_path / 'd', train=12, test=2, side=96)
     for file in ('train_all.json', 'test_labels.json'):
         content = json.loads((data / file).read_text())
@@ -255,18 +254,9 @@ def test_a_second_data_set_from_end_to_end(tmp_path, tiny_yaml, capsys):
     run_yolo(write_yolo(tmp_path / 'yolo', data, tuple(NAMES)), tmp_path / 'mine')
     printed = capsys.readouterr().out.splitlines()
     (line,) = [line for line in printed if line.startswith('classes: ')]
-    own = tmp_path / 'mine.yaml'
-    own.write_text(tiny_yaml.read_text() + f'\n{line}\n')
-    (last,) = [line for line in printed if line.startswith('and each command --set ')]
-    cfg = load_config(own, last.split(' --set ')[1].split())
+    config = tmp_path / 'mine.yaml'
+    config.write_text(tiny_yaml.read_text() + f'\n{line}\n')
+    (last,) = [line for line in printed if line.startswith('add to each command --set ')]
+    cfg = load_config(config, last.split(' --set ')[1].split())
     assert cfg.data_root == tmp_path / 'mine' and cfg.classes == ('Background', *NAMES)
     assert 0 <= train.main(cfg, 0) <= 1
-
-
-def test_truncated_photo_is_named_before_anything_is_written(tmp_path):
-    path = tmp_path / 'cut.jpg'
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 4), np.uint8)
-    Image.fromarray(noise, 'CMYK').save(path)
-    path.write_bytes(path.read_bytes()[:-400])
-    with pytest.raises(BadInput, match=r'cut\.jpg: cannot be decoded: image file is truncated'):
-        upright_size(path)

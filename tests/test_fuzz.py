@@ -1,4 +1,4 @@
-"""Readers against bytes that nobody thought of: only BadInput comes out, and what is accepted comes back."""
+"""Test the readers with random and edited input: they accept it or raise BadInput, and files round-trip."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ QUICK = settings(max_examples=30, deadline=None, suppress_health_check=list(Heal
 
 @st.composite
 def edited(draw, name: str) -> bytes:
-    """A good input, with some of its bytes gone, doubled, or others."""
+    """Edit a good input: delete, repeat or replace some of its bytes."""
     data = draw(st.sampled_from(fuzz.seeds(name)))
     word = st.sampled_from(fuzz.WORDS[name]) | st.binary(max_size=8)
     for _ in range(draw(st.integers(0, 4))):
@@ -42,7 +42,7 @@ def test_edited_input(name, data):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_good_inputs_are_accepted(name, monkeypatch):
-    """Else all of this would try nothing but the first line of a reader."""
+    """Check that the readers accept most good inputs; else fuzzing would stop at their first line."""
     refused = []
     monkeypatch.setattr(fuzz, 'require_line', lambda error: refused.append(str(error)))
     for data in fuzz.seeds(name):
@@ -75,7 +75,7 @@ def photos(draw) -> coco.Photo:
 
 @settings(QUICK)
 @given(photo=photos())
-def test_annotations_come_back(photo, tmp_path_factory):
+def test_annotations_round_trip(photo, tmp_path_factory):
     if not coco.inside(fuzz.WORK, photo.file_name):
         return
     path = fuzz.WORK / 'labels.json'
@@ -92,7 +92,7 @@ def test_annotations_come_back(photo, tmp_path_factory):
     loss=st.dictionaries(st.sampled_from(['ce', 'dice', 'focal']), st.floats(0.01, 9), min_size=1),
     flips=st.lists(st.sampled_from(['h', 'v', 'hv'])),
 )
-def test_configs_come_back(lr, seed, classes, loss, flips):
+def test_configs_round_trip(lr, seed, classes, loss, flips):
     try:
         cfg = Config(name='x', lr=lr, seed=seed, classes=classes, loss=loss, tta_flips=flips)
     except ValueError:
@@ -116,7 +116,7 @@ dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.in
     config=st.dictionaries(st.text(max_size=5), values, max_size=4),
     shapes=st.lists(st.tuples(st.lists(st.integers(0, 3), max_size=3), dtypes), max_size=4),
 )
-def test_checkpoints_come_back(config, shapes):
+def test_checkpoints_round_trip(config, shapes):
     model = {f'w{n}': torch.ones(shape).to(dtype) for n, (shape, dtype) in enumerate(shapes)}
     content = {'model': model, 'config': config, 'fold': 0, 'held_out': None, 'epoch': 1, 'score': 0.5}
     save_checkpoint(fuzz.WORK / 'back.pt', content)
@@ -127,6 +127,9 @@ def test_checkpoints_come_back(config, shapes):
 def test_some_seconds_of_coverage_guided_fuzzing():
     done = subprocess.run(
         [sys.executable, 'tests/fuzz.py', 'all', '--seconds', '5'],
-        cwd=ROOT, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0 and 'Done' in done.stderr, done.stderr[-2000:]

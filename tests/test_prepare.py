@@ -1,10 +1,13 @@
-"""prepare.py as it is typed: a clean set is clean, and each fault ends in one line and status 2."""
+"""Test the commands of prepare.py: a clean set passes, and each fault ends in one line and status 2."""
 
+import re
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 from conftest import write_set
+from entry_points import ROOT
 from PIL import Image
 
 import prepare
@@ -39,7 +42,7 @@ def test_check_of_the_competitions_photos(boostcamp60, capsys):
 
 
 @pytest.mark.parametrize(
-    ('harm', 'message'),
+    ('damage', 'message'),
     [
         (lambda root: (root / 'batch_01/0000.jpg').unlink(), '0000.jpg: no such image'),
         (
@@ -54,13 +57,13 @@ def test_check_of_the_competitions_photos(boostcamp60, capsys):
         (lambda root: (root / 'train_all.json').unlink(), 'has no annotations'),
         (
             lambda root: [p.unlink() for p in root.glob('batch_01/000[01].jpg')],
-            '(and 1 more photos like it, of 3)',
+            '(one of 2 faulty photos among 3)',
         ),
     ],
 )
-def test_check_ends_in_one_line_and_status_2(tmp_path, harm, message, monkeypatch, capfd):
+def test_check_ends_in_one_line_and_status_2(tmp_path, damage, message, monkeypatch, capfd):
     root = write_set(tmp_path / 'd', train=3, test=1, side=64)
-    harm(root)
+    damage(root)
     monkeypatch.setattr(sys, 'argv', ['prepare.py', 'check', '--data', str(root)])
     with pytest.raises(SystemExit) as stopped:
         run_script(prepare.command)
@@ -79,7 +82,7 @@ def test_masks_are_png_ids_at_the_photos_own_size(shapes, tmp_path):
         prepare.command(['masks', '--data', str(shapes), '--out', str(tmp_path / 'file' / 'x')])
 
 
-def test_folds_are_printed_and_kept(shapes, tiny_yaml, tmp_path, capsys):
+def test_folds_are_printed_and_saved(shapes, tiny_yaml, tmp_path, capsys):
     prepare.command(['folds', '--cfg', str(tiny_yaml), '--set', f'cache_dir={tmp_path / "c"}'])
     assert 'photos of each class in each fold' in capsys.readouterr().out
     assert (tmp_path / 'c' / 'folds.csv').exists()
@@ -96,9 +99,31 @@ def test_demo_set_is_a_clean_set(tmp_path, capsys):
         prepare.command(['demo', '--out', str(tmp_path / 'mine')])
 
 
-def test_demo_set_of_nothing(tmp_path, capsys):
+def test_demo_sizes_that_are_refused(tmp_path, capsys):
     for option in ('--train=-1', '--test=0', '--seed=-1'):
         with pytest.raises(SystemExit) as stopped:
             prepare.command(['demo', '--out', str(tmp_path / 'demo'), option])
         assert stopped.value.code == 2 and 'expected a whole number' in capsys.readouterr().err
     assert not (tmp_path / 'demo').exists()
+
+
+def test_help_and_check_import_nothing_slow(shapes):
+    """--help lists every command; neither it nor a check loads torch."""
+    code = (
+        'import sys, prepare\n'
+        'try: prepare.command(sys.argv[1:])\n'
+        'except SystemExit: pass\n'
+        'print(sorted({"torch", "scipy", "albumentations", "urllib3"} & sys.modules.keys()))'
+    )
+
+    def run(*words):
+        done = subprocess.run(
+            [sys.executable, '-c', code, *words], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    printed = run('--help')
+    assert printed.endswith('\n[]\n')
+    for name in ('check', 'masks', 'folds', 'demo', 'taco', 'yolo', 'from-masks'):
+        assert re.search(rf'^    {name}\s+\S', printed, re.MULTILINE)
+    assert run('check', '--data', str(shapes)).endswith("\n['scipy']\n")  # of the near-duplicates

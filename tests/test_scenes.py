@@ -1,4 +1,4 @@
-"""The demo set: its truth is exact, it is the same every time, and its layout is the competition's."""
+"""Test the demo set: its masks are exact, it is reproducible, and it has the layout of the competition."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from config import CLASSES
 from data.coco import draw_mask, read_coco, read_photo
 from data.demo import scenes
-from data.demo.objects import KINDS
+from data.demo.objects import DRAWERS
 from data.demo.scenes import SIDE, draw_scene, make_demo_set
 from data.demo.shapes import Cutout
 from data.demo.textures import GROUNDS
@@ -28,7 +28,7 @@ def demo(tmp_path_factory):
 
 
 def repaint(coco: COCO, image_id: int) -> np.ndarray:
-    """The mask of an image by the rule: largest area first, ties by order in the file."""
+    """Paint the mask of an image: largest area first, ties in the order of the file."""
     mask = np.zeros((SIDE, SIDE), np.uint8)
     for annotation in sorted(coco.loadAnns(coco.getAnnIds(image_id)), key=lambda a: -a['area']):
         mask[coco.annToMask(annotation) > 0] = annotation['category_id']
@@ -36,7 +36,7 @@ def repaint(coco: COCO, image_id: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(('split', 'name'), [('train', 'train_all'), ('test', 'test_labels')])
-def test_repainting_the_annotations_gives_the_mask_to_the_pixel(demo, split, name):
+def test_painting_the_annotations_gives_the_exact_mask(demo, split, name):
     coco = COCO(demo / f'{name}.json')
     overlaps = 0
     for index, image_id in list(enumerate(sorted(coco.imgs)))[::2]:  # a scene takes half a second to draw
@@ -46,10 +46,10 @@ def test_repainting_the_annotations_gives_the_mask_to_the_pixel(demo, split, nam
         assert areas == [coco.annToMask(a).sum() for a in coco.loadAnns(coco.getAnnIds(image_id))]
         assert areas == sorted(areas, reverse=True)
         overlaps += sum(areas) > (scene.mask > 0).sum()
-    assert overlaps >= 3  # or the order of painting was not tested
+    assert overlaps >= 3  # else the order of painting is not tested
 
 
-def test_the_project_reads_it_and_sees_the_same(demo):
+def test_read_coco_and_draw_mask_give_the_same_masks(demo):
     coco = read_coco(demo, 'train', CLASSES)
     assert len(coco.photos) == TRAIN and len(read_coco(demo, 'test', CLASSES).photos) == TEST
     for index in (0, 7, TRAIN - 1):
@@ -57,7 +57,7 @@ def test_the_project_reads_it_and_sees_the_same(demo):
         np.testing.assert_array_equal(draw_mask(coco.photos[index]), scene.mask)
         photo = read_photo(coco, coco.photos[index])
         assert photo.shape == (SIDE, SIDE, 3)
-        assert np.abs(photo.astype(int) - scene.photo).mean() < 6  # what JPEG costs
+        assert np.abs(photo.astype(int) - scene.photo).mean() < 6  # JPEG loses a little
 
 
 def test_layout(demo):
@@ -82,7 +82,7 @@ def test_layout(demo):
             assert all(0 <= v <= SIDE and v * 2 % 1 == 0 for p in annotation['segmentation'] for v in p)
 
 
-def test_every_class_is_in_train_and_test_and_bags_are_the_most(demo):
+def test_every_class_is_in_train_and_test_and_bags_are_frequent(demo):
     for name, photos in (('train_all', TRAIN), ('test_labels', TEST)):
         annotations = json.loads((demo / f'{name}.json').read_text())['annotations']
         count = Counter(a['category_id'] for a in annotations)
@@ -93,7 +93,7 @@ def test_every_class_is_in_train_and_test_and_bags_are_the_most(demo):
     assert 0.65 < np.mean(shares) < 0.85 and min(shares) > 0.1
 
 
-def test_a_scene_depends_on_seed_split_and_index_alone(demo, tmp_path, monkeypatch):
+def test_a_scene_depends_only_on_seed_split_and_index(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, 'PROCESSES', 1)
     make_demo_set(tmp_path, 2, 1, seed=3)
     for name in ('batch_01/0000.jpg', 'batch_01/0001.jpg', 'batch_02/0000.jpg'):
@@ -112,27 +112,27 @@ def test_any_size(tmp_path, train, test):
     assert len(json.loads((tmp_path / 'test.json').read_text())['images']) == test
 
 
-def test_an_object_is_drawn_on_its_mask_and_nowhere_else():
+def test_an_object_is_drawn_only_inside_its_mask():
     outline = np.float32([(10, 10), (110, 20), (90, 80), (60, 50), (15, 90)])
     white = Cutout(outline, np.ones((100, 120, 3), np.float32), np.ones((100, 120), np.float32))
     matrix = np.array([[0.8, -0.6, 200.0], [0.6, 0.8, 470.0]])  # a part of it lies below the photo
-    polygon = scenes.tidy(outline @ matrix[:, :2].T + matrix[:, 2])
-    thing = scenes.Placed(1, polygon, scenes.rasterise(polygon), white, matrix, 100)
+    polygon = scenes.clip_outline(outline @ matrix[:, :2].T + matrix[:, 2])
+    item = scenes.PlacedObject(1, polygon, scenes.rasterise(polygon), white, matrix, 100)
     picture = np.zeros((SIDE, SIDE, 3), np.float32)
-    scenes.paint(picture, thing)
-    np.testing.assert_array_equal(picture[..., 0] > 0.5, thing.mask)
-    assert thing.mask[-1].any() and polygon[:, 1].max() == SIDE
+    scenes.paint(picture, item)
+    np.testing.assert_array_equal(picture[..., 0] > 0.5, item.mask)
+    assert item.mask[-1].any() and polygon[:, 1].max() == SIDE
 
 
 def test_an_outline_outside_the_photo_leaves_nothing():
     outside = np.float32([(-50, 10), (-10, 10), (-10, 60), (-50, 60)])
-    assert len(scenes.tidy(outside)) == 0 and not scenes.rasterise(scenes.tidy(outside)).any()
+    assert len(scenes.clip_outline(outside)) == 0 and not scenes.rasterise(scenes.clip_outline(outside)).any()
 
 
 @pytest.mark.parametrize('category_id', range(1, 11))
 def test_every_drawer_fills_its_outline(category_id):
-    assert set(KINDS) == set(range(1, 11))
-    for drawer in dict.fromkeys(KINDS[category_id]):
+    assert set(DRAWERS) == set(range(1, 11))
+    for drawer in dict.fromkeys(DRAWERS[category_id]):
         for size in (50, 260):
             cutout = drawer(np.random.default_rng(size), size, LIGHT)
             h, w = cutout.opacity.shape

@@ -1,4 +1,4 @@
-"""Stages that are stopped at any moment start clean or go on, and two at once know of each other."""
+"""Test stages that are stopped at any moment, that run twice at once, or that run out of disk space."""
 
 import os
 import re
@@ -29,7 +29,7 @@ STAGES = ('cache', 'masks', 'demo', 'infer', 'ensemble')
 
 @pytest.fixture(scope='module')
 def trained(shapes, shared_cache, tmp_path_factory) -> Config:
-    """A trained fold with a test.csv."""
+    """Train a fold and predict its test.csv."""
     folders = {
         'data_root': shapes,
         'cache_dir': shared_cache,
@@ -42,7 +42,7 @@ def trained(shapes, shared_cache, tmp_path_factory) -> Config:
 
 
 def stage(name: str, trained: Config, folder: Path) -> tuple:
-    """The command of a stage that writes into a folder, as `typed` takes it."""
+    """Return the command of a stage that writes to a folder, as `typed` takes it."""
     folder.mkdir(exist_ok=True)
     if name == 'masks':
         return prepare.command, 'masks', '--data', str(trained.data_root), '--out', str(folder)
@@ -63,19 +63,19 @@ def stage(name: str, trained: Config, folder: Path) -> tuple:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """What can be taken for results; not what begins with a dot, logs, or times of writing."""
-    found = {path.relative_to(folder): path for path in folder.rglob('*') if path.is_file()}
+    """Read the results in a folder: all files but logs, meta.json with its times, and names with a dot."""
+    paths = {path.relative_to(folder): path for path in folder.rglob('*') if path.is_file()}
     left_out = ('log.txt', 'meta.json')
     return {
         str(name): path.read_bytes()
-        for name, path in found.items()
+        for name, path in paths.items()
         if name.name not in left_out and not any(part.startswith('.') for part in name.parts)
     }
 
 
 @pytest.mark.parametrize('name', STAGES)
 def test_stopped_at_random_moments(name, trained, tmp_path):
-    """Each file is whole or not there, whatever the moment, and the next run ends as if nothing had been."""
+    """Check that each file is complete or missing, and that the next run gives the same files."""
     began = time.monotonic()
     assert ended(start(typed, *stage(name, trained, tmp_path / 'one'))) == [0]
     length = time.monotonic() - began
@@ -108,42 +108,42 @@ def test_stopped_at_random_moments(name, trained, tmp_path):
     ],
 )
 def test_two_at_once(name, lock_name, doing, trained, tmp_path):
-    """The second is told who holds the folder, and changes nothing."""
-    words, said = stage(name, trained, tmp_path / 'one'), tmp_path / 'said.txt'
+    """Check that the second run names the first and changes nothing."""
+    words, output = stage(name, trained, tmp_path / 'one'), tmp_path / 'output.txt'
     before = files_in(tmp_path / 'one')
     with lock(tmp_path / 'one' / lock_name, doing):
-        assert ended(start(typed, *words, said=said)) == [2]
-    assert f'process {os.getpid()} is {doing} here now\n' in said.read_text()
+        assert ended(start(typed, *words, said=output)) == [2]
+    assert f'process {os.getpid()} is {doing} here now\n' in output.read_text()
     assert files_in(tmp_path / 'one') == before
     assert ended(start(typed, *words)) == [0]
 
 
 def test_second_waits_for_the_cache(trained, tmp_path):
-    words, said = stage('cache', trained, tmp_path / 'one'), tmp_path / 'said.txt'
+    words, output = stage('cache', trained, tmp_path / 'one'), tmp_path / 'output.txt'
     open_cache(trained.model_copy(update={'cache_dir': tmp_path / 'two'}), 'train')
     (lock_name,) = (path.name for path in (tmp_path / 'two').glob('.train*.lock'))
     with lock(tmp_path / 'one' / lock_name, 'making the cache of train'):
-        processes = start(typed, *words, said=said)
-        while not said.exists() or 'waiting for it' not in said.read_text():
+        processes = start(typed, *words, said=output)
+        while not output.exists() or 'waiting for it' not in output.read_text():
             assert processes[0].is_alive()
             time.sleep(0.01)
         assert not files_in(tmp_path / 'one')
     assert ended(processes) == [0]
-    assert f'process {os.getpid()} is making the cache of train here now' in said.read_text()
+    assert f'process {os.getpid()} is making the cache of train here now' in output.read_text()
 
 
 def test_no_room_for_the_cache(trained, tmp_path, small_disk):
-    folder, said = small_disk(2), tmp_path / 'said.txt'
+    folder, output = small_disk(2), tmp_path / 'output.txt'
     words = stage('cache', trained, folder)
-    assert ended(start(typed, *words, said=said)) == [75]
-    assert 'cannot be written: No space left on device' in said.read_text()
-    assert 'Traceback' not in said.read_text() and not files_in(folder)
+    assert ended(start(typed, *words, said=output)) == [75]
+    assert 'cannot be written: No space left on device' in output.read_text()
+    assert 'Traceback' not in output.read_text() and not files_in(folder)
 
 
 @pytest.mark.slow  # gloo's own reconnection after a restart fails at times on a busy machine
 def test_torchrun_starts_again_and_says_why_it_ends(trained, tmp_path):
-    """A rank that is killed is started again, with all others, and goes on; killed once more than restarts
-    are allowed, all end within a minute, with the cause in the log.
+    """Kill a rank: all ranks restart and go on. Kill one more than restarts are allowed: all end within a
+    minute, with the cause in the log.
     """
     change = {'epochs': 6, 'checkpoint_minutes': 1e-9, 'workers': 1}
     one, two = (trained.model_copy(update=change | {'output_dir': tmp_path / place}) for place in ('a', 'b'))
@@ -151,23 +151,25 @@ def test_torchrun_starts_again_and_says_why_it_ends(trained, tmp_path):
     (tmp_path / 'run.yaml').write_text(dump_config(two))
     launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
     words = ['--max-restarts=1', 'train.py', '--cfg', str(tmp_path / 'run.yaml'), '--fold', '0', '--resume']
-    log, said = two.run_dir(0) / 'log.txt', tmp_path / 'said.txt'
-    with said.open('w') as out:
+    log, output = two.run_dir(0) / 'log.txt', tmp_path / 'output.txt'
+    with output.open('w') as out:
         env = os.environ | {'OMP_NUM_THREADS': '1'}
         process = subprocess.Popen([*launch, *words], cwd=ROOT, stdout=out, stderr=out, env=env)
     for rank, sign in ((0, 'epoch 1/6'), (1, 'resumed after')):
         while not log.exists() or sign not in log.read_text():
-            assert process.poll() is None, said.read_text()
+            assert process.poll() is None, output.read_text()
             time.sleep(0.01)
         killed = kill_rank(process.pid, rank)
     assert process.wait(60) != 0
-    assert re.search(rf'Signal 9 \(SIGKILL\) received by PID {killed}', said.read_text()), said.read_text()
-    assert ended(start(train.main, two, 0, ranks=2, resume=True, said=said)) == [0, 0], said.read_text()
+    assert re.search(rf'Signal 9 \(SIGKILL\) received by PID {killed}', output.read_text()), (
+        output.read_text()
+    )
+    assert ended(start(train.main, two, 0, ranks=2, resume=True, said=output)) == [0, 0], output.read_text()
     compare(one, two)
 
 
 def kill_rank(launcher: int, rank: int) -> int:
-    """Kills a rank of torchrun's, and gives its process id."""
+    """Kill a rank of torchrun and return its process id."""
     children = Path(f'/proc/{launcher}/task/{launcher}/children').read_text().split()
     for pid in children:
         if f'LOCAL_RANK={rank}\0' in Path(f'/proc/{pid}/environ').read_text():

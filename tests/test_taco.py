@@ -1,4 +1,4 @@
-"""prepare.py taco, against a server on this machine that fails in every way that the real ones do."""
+"""Test prepare.py taco with a local server that fails in the ways of real servers."""
 
 import csv
 import io
@@ -21,18 +21,19 @@ from PIL import ExifTags, Image
 import prepare
 from config import CLASSES
 from data import taco as taco_module
-from data.coco import draw_mask, read_coco, read_photo, read_rgb
+from data.coco import draw_mask, read_coco, read_photo
+from data.photos import read_rgb
 from utils.cli import run_script
 from utils.errors import BadInput, CheckFailed
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 60, 80
-BOX = (10, 20, 30, 40)  # x y w h of a red rectangle, in the photo as one sees it
+BOX = (10, 20, 30, 40)  # x y w h of a red rectangle, in the upright photo
 
 
 class PhotoServer(ThreadingHTTPServer):
-    """Serves photos by path. `faults` of a path are what its first requests get: a status, 'cut' for a body
-    that ends too early, or seconds to wait.
+    """Serve photos by path. Its first requests get the `faults` of the path: a status, 'cut' for a truncated
+    body, or seconds to wait.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class PhotoServer(ThreadingHTTPServer):
         self.asked: Counter = Counter()
 
     def handle_error(self, *_) -> None:
-        """Says nothing of a client that did not wait."""
+        """Print nothing about a client that did not wait."""
 
 
 class PhotoHandler(BaseHTTPRequestHandler):
@@ -80,7 +81,7 @@ def server(monkeypatch):
 
 
 def photo_bytes(orientation: int = 1, kind: str = 'png', size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
-    """A red BOX on grey, stored so that its EXIF orientation turns it upright."""
+    """Draw a red BOX on grey, stored so that its EXIF orientation turns it upright."""
     image = Image.new('RGB', size, (90, 90, 90))
     x, y, w, h = BOX
     image.paste((230, 20, 20), (x, y, x + w, y + h))
@@ -98,7 +99,7 @@ def photo_bytes(orientation: int = 1, kind: str = 'png', size: tuple[int, int] =
 
 
 def write_annotations(path: Path, server: PhotoServer, names: list[str]) -> Path:
-    """Annotations as TACO's: one rectangle, a drink can, in each photo."""
+    """Write annotations like TACO's: one rectangle, a drink can, in each photo."""
     host, port = server.server_address
     x, y, w, h = BOX
     images = [
@@ -134,7 +135,7 @@ def run(annotations: Path, out: Path, *options: str) -> None:
 
 
 def assert_aligned(out: Path, count: int) -> None:
-    """Every photo is 512x512, and red exactly where its mask is Metal, but for edges that were smoothed."""
+    """Check that every photo is 512x512 and red where its mask is Metal, except along its edges."""
     coco = read_coco(out, 'train', CLASSES)
     assert len(coco.photos) == count
     for photo in coco.photos:
@@ -150,7 +151,7 @@ def test_photos_of_every_orientation_lie_under_their_masks(server, tmp_path, cap
     for orientation in (1, 3, 6, 8):
         for kind in ('png', 'jpeg'):
             server.photos[f'/{kind}{orientation}'] = photo_bytes(orientation, kind)
-    # turned already, with the camera's orientation left in it
+    # an upright photo that still has the orientation of the camera
     upright = Image.open(io.BytesIO(photo_bytes()))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -165,16 +166,16 @@ def test_photos_of_every_orientation_lie_under_their_masks(server, tmp_path, cap
     assert 'nothing wrong found' in capsys.readouterr().out
 
 
-def test_a_server_that_fails_and_then_does_not(server, tmp_path):
+def test_temporary_faults_are_retried(server, tmp_path):
     faults = {'busy': [503, 429, 500], 'cut': ['cut', 'cut'], 'slow': [0.3], 'fine': []}
-    for name, own in faults.items():
-        server.photos[f'/{name}'], server.faults[f'/{name}'] = photo_bytes(kind='jpeg'), list(own)
+    for name, sequence in faults.items():
+        server.photos[f'/{name}'], server.faults[f'/{name}'] = photo_bytes(kind='jpeg'), list(sequence)
     run(write_annotations(tmp_path / 'a.json', server, list(faults)), tmp_path / 'out', '--retries', '3')
     assert_aligned(tmp_path / 'out', len(faults))
     assert server.asked == {'/busy': 4, '/cut': 3, '/slow': 1, '/fine': 1}
 
 
-def test_what_cannot_be_had_is_left_out_and_said(server, tmp_path, capsys, monkeypatch):
+def test_missing_photos_are_left_out_and_listed(server, tmp_path, capsys, monkeypatch):
     whole = photo_bytes(kind='jpeg')
     server.photos = {
         '/fine': whole,
@@ -190,14 +191,14 @@ def test_what_cannot_be_had_is_left_out_and_said(server, tmp_path, capsys, monke
     monkeypatch.setattr(taco_module, 'TIMEOUT', 0.8)
     names = [*(path[1:] for path in server.photos), 'gone']
     annotations, out = write_annotations(tmp_path / 'a.json', server, names), tmp_path / 'out'
-    with pytest.raises(CheckFailed, match='8 of 9 photos could not be had, and are left out of train_all'):
+    with pytest.raises(CheckFailed, match='8 of 9 photos are missing and left out of train_all'):
         run(annotations, out, '--retries', '2')
     assert_aligned(out, 1)
     assert [path.name for path in sorted((out / 'batch_1').iterdir())] == ['fine.jpg']
     with (out / 'missing.csv').open(newline='') as file:
         why = {Path(row['file_name']).stem: row['why'] for row in csv.DictReader(file)}
-    assert why.pop('busy') == 'the server says 503 Service Unavailable'
-    assert why.pop('gone') == 'the server says 404 Not Found'
+    assert why.pop('busy') == 'the server answers 503 Service Unavailable'
+    assert why.pop('gone') == 'the server answers 404 Not Found'
     assert why.pop('other') == 'found 64x64 pixels, its record says 60x80'
     assert why.pop('lying') == 'found 80x60 pixels, its record says 60x80'
     assert 'cannot be decoded' in why.pop('broken') and 'cannot be decoded' in why.pop('page')
@@ -205,10 +206,10 @@ def test_what_cannot_be_had_is_left_out_and_said(server, tmp_path, capsys, monke
     assert re.search('IncompleteRead|broken', why.pop('cut'))
     assert not why
     printed = capsys.readouterr().out
-    assert printed.count('missing: batch_1/') == 8 and 'batch_1/gone.jpg: the server says 404' in printed
-    assert server.asked['/busy'] == 3 and server.asked['/gone'] == 1  # what is gone is not asked for again
+    assert printed.count('missing: batch_1/') == 8 and 'batch_1/gone.jpg: the server answers 404' in printed
+    assert server.asked['/busy'] == 3 and server.asked['/gone'] == 1  # 404 is not retried
 
-    # the same command again: only what is missing is asked for
+    # the same command again downloads the missing photos alone
     server.faults, server.asked = {}, Counter()
     server.photos |= dict.fromkeys(('/broken', '/page', '/other', '/lying', '/gone'), whole)
     run(annotations, out)
@@ -216,7 +217,7 @@ def test_what_cannot_be_had_is_left_out_and_said(server, tmp_path, capsys, monke
     assert '/fine' not in server.asked and not (out / 'missing.csv').exists()
 
 
-def test_no_photo_at_all(server, tmp_path, monkeypatch, capfd):
+def test_all_photos_missing(server, tmp_path, monkeypatch, capfd):
     annotations = write_annotations(tmp_path / 'a.json', server, ['gone'])
     monkeypatch.setattr(
         sys, 'argv', ['prepare.py', 'taco', '--annotations', str(annotations), '--out', str(tmp_path / 'out')]
@@ -224,12 +225,12 @@ def test_no_photo_at_all(server, tmp_path, monkeypatch, capfd):
     with pytest.raises(SystemExit) as stopped:
         run_script(prepare.command)
     error = capfd.readouterr().err
-    assert stopped.value.code == 1 and 'none of the 1 photos could be had' in error
+    assert stopped.value.code == 1 and 'all 1 photos are missing' in error
     assert not (tmp_path / 'out/train_all.json').exists()
 
 
 @pytest.mark.parametrize('stop', [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_is_stopped_goes_on(server, tmp_path, stop):
+def test_a_run_that_is_stopped_continues(server, tmp_path, stop):
     names = [f'{i}' for i in range(12)]
     for name in names:
         server.photos[f'/{name}'] = photo_bytes(kind='jpeg')
@@ -262,18 +263,18 @@ def test_a_half_file_under_the_final_name_is_replaced(server, tmp_path):
     run(annotations, out)
     path = out / 'batch_1/a.jpg'
     path.write_bytes(path.read_bytes()[:1000])
-    partial = path.with_name('.a.jpg.123.partial')  # of a run that was killed
+    partial = path.with_name('.a.jpg.123.partial')  # from a run that was killed
     partial.write_bytes(b'half')
     run(annotations, out)
     assert_aligned(out, 1)
     assert not partial.exists()
 
 
-def test_photos_that_are_here_already(server, tmp_path):
+def test_photos_from_a_folder(server, tmp_path):
     (tmp_path / 'photos/batch_1').mkdir(parents=True)
     (tmp_path / 'photos/batch_1/a.jpg').write_bytes(photo_bytes(6, 'jpeg'))
     annotations = write_annotations(tmp_path / 'a.json', server, ['a', 'b'])
-    with pytest.raises(CheckFailed, match='1 of 2 photos could not be had'):
+    with pytest.raises(CheckFailed, match='1 of 2 photos are missing'):
         run(annotations, tmp_path / 'out', '--photos', str(tmp_path / 'photos'))
     assert_aligned(tmp_path / 'out', 1)
     assert not server.asked
@@ -311,7 +312,7 @@ def test_table_is_read_and_checked(server, tmp_path, monkeypatch):
     monkeypatch.setattr(taco_module, 'TABLE', table)
     for text, message in (
         ('category,class\nDrink can,Tin\n', "line 2: category 'Drink can' has the class 'Tin', expected one"),
-        ('category,class\nShoe,Clothing\n', "has no line for the category 'Drink can'"),
+        ('category,class\nShoe,Clothing\n', "lacks the category 'Drink can'"),
         ('a,b\nShoe,Clothing\n', 'line 2: category None'),
     ):
         table.write_text(text)
@@ -323,12 +324,12 @@ def test_table_is_read_and_checked(server, tmp_path, monkeypatch):
     assert set(np.unique(mask)) == {0, CLASSES.index('Glass')}
 
 
-def test_what_is_there_stays(server, tmp_path):
+def test_another_training_set_stays(server, tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/train_all.json').write_text('mine')
     server.photos['/a'] = photo_bytes()
     annotations = write_annotations(tmp_path / 'a.json', server, ['a'])
-    with pytest.raises(BadInput, match='is there already; give another --out, or --overwrite'):
+    with pytest.raises(BadInput, match='already exists; give another --out, or --overwrite'):
         run(annotations, tmp_path / 'out')
     assert (tmp_path / 'out/train_all.json').read_text() == 'mine'
     run(annotations, tmp_path / 'out', '--overwrite')
@@ -336,7 +337,7 @@ def test_what_is_there_stays(server, tmp_path):
 
 
 @pytest.mark.parametrize('content', [{'images': [], 'categories': []}, {'images': [{}]}, {'images': 3}])
-def test_something_else(tmp_path, content):
+def test_other_json_is_refused(tmp_path, content):
     (tmp_path / 'a.json').write_text(json.dumps(content))
     with pytest.raises(BadInput, match='not the annotations of TACO|no images'):
         run(tmp_path / 'a.json', tmp_path / 'o')

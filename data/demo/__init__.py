@@ -1,1 +1,1 @@
-"""The demo set: scenes of waste, drawn."""
+"""Draw the demo set: photo-like scenes of trash."""

@@ -1,10 +1,11 @@
-"""The demo set: photo-like scenes of trash in the competition's layout, drawn from a seed alone.
+"""Draw the demo set: photo-like scenes of trash in the layout of the competition, from a seed alone.
 
     make_demo_set(Path('input/demo'), train=120, test=40, seed=0)
 
-A scene depends on (seed, split, index) and nothing else, so a larger set starts with the photos of a smaller.
-Its truth is exact: pycocotools rasterises an outline before a pixel of it is drawn, and objects are drawn in
-the order in which masks are painted. objects.py draws objects; here they are laid out, lit, photographed.
+A scene depends only on (seed, split, index), so a larger set starts with the photos of a smaller one. Its
+mask is exact: pycocotools rasterises each outline before the object is drawn, and the objects are drawn in
+the order in which masks are painted. objects.py draws the objects; this module places, lights and photographs
+them.
 """
 
 import json
@@ -19,28 +20,30 @@ import numpy as np
 from pycocotools import mask as rle_codec
 
 from config import CLASSES
-from data.demo.objects import KINDS
+from data.demo.objects import DRAWERS
 from data.demo.shapes import Cutout
 from data.demo.textures import GROUNDS, Array, Rng, grain, grid, hsv, noise
 from utils.files import remove_partials, write_text, write_whole
 from utils.progress import progress
 
-SIDE = 512  # pixels, of a photo
-QUALITY = 92  # of its JPEG
+SIDE = 512  # pixels of a photo
+QUALITY = 92  # of the JPEG files
 SPLITS = ('train', 'test')
-# Of annotations, about as in the competition. A scene's first object ignores them and takes an id of FIRST in
-# turn, so that a dozen photos in a row hold every rare class, and a small set can be scored on all of them.
-SHARES = {1: 0.12, 2: 0.26, 3: 0.03, 4: 0.03, 5: 0.02, 6: 0.14, 7: 0.06, 8: 0.32, 9: 0.01, 10: 0.01}
-FIRST = (9, 8, 10, 3, 5, 2, 4, 9, 10, 7, 5, 3)
-# The size of a class's objects, where 1 is the usual one; how likely a scene has so many objects
-SCALES = {1: 0.85, 2: 1.0, 3: 0.95, 4: 0.8, 5: 1.15, 6: 1.0, 7: 0.95, 8: 1.1, 9: 0.65, 10: 1.25}
-CROWDS = {1: 0.16, 2: 0.16, 3: 0.16, 4: 0.14, 5: 0.12, 6: 0.09, 8: 0.08, 10: 0.05, 13: 0.04}
-VISIBLE = 0.3  # of an object; one more hidden than that is left out
+# The share of each class among the annotations, about as in the competition. A scene's first object takes its
+# class from FIRST_CLASSES in turn instead: any 12 consecutive photos have every rare class, and a small set
+# can be scored on all classes.
+CLASS_SHARES = {1: 0.12, 2: 0.26, 3: 0.03, 4: 0.03, 5: 0.02, 6: 0.14, 7: 0.06, 8: 0.32, 9: 0.01, 10: 0.01}
+FIRST_CLASSES = (9, 8, 10, 3, 5, 2, 4, 9, 10, 7, 5, 3)
+# the relative size of the objects of a class
+CLASS_SCALES = {1: 0.85, 2: 1.0, 3: 0.95, 4: 0.8, 5: 1.15, 6: 1.0, 7: 0.95, 8: 1.1, 9: 0.65, 10: 1.25}
+# the weight of each number of objects in a scene
+OBJECT_COUNTS = {1: 0.16, 2: 0.16, 3: 0.16, 4: 0.14, 5: 0.12, 6: 0.09, 8: 0.08, 10: 0.05, 13: 0.04}
+MIN_VISIBLE = 0.3  # an object is left out if a smaller share of it is visible
 PROCESSES = 2
 
 
-class Placed(NamedTuple):
-    """An object in its scene: what is true of it, and what is drawn."""
+class PlacedObject(NamedTuple):
+    """Hold an object of a scene: its annotation, and how it is drawn."""
 
     category_id: int
     polygon: Array  # (M, 2) x y in pixels, half ones too
@@ -51,7 +54,7 @@ class Placed(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A drawn scene. `mask` is what repainting `annotations` gives, to the pixel."""
+    """Hold a scene; painting its `annotations` gives exactly its `mask`."""
 
     photo: Array  # (512, 512, 3) uint8 RGB
     mask: Array  # (512, 512) uint8, 0 background
@@ -59,16 +62,14 @@ class Scene(NamedTuple):
 
 
 def make_demo_set(out: Path, train: int = 120, test: int = 40, seed: int = 0) -> None:
-    """Writes photos under out/batch_01 (train) and out/batch_02 (test), and their three annotation files.
-
-    train_all.json; test.json, without annotations; test_labels.json, which is test.json with them. Replaces
-    files of the same names.
+    """Write photos to out/batch_01 (train) and out/batch_02 (test), and train_all.json, test.json and
+    test_labels.json, which is test.json with annotations. Replaces files of the same names.
     """
     jobs = [('train', index) for index in range(train)] + [('test', index) for index in range(test)]
     for folder in ('batch_01', 'batch_02'):
         (out / folder).mkdir(parents=True, exist_ok=True)
         remove_partials(out / folder, '*')
-    # not a Pool, which replaces processes that cannot start, for ever
+    # a multiprocessing.Pool would restart processes that cannot start again and again
     with ProcessPoolExecutor(min(PROCESSES, max(len(jobs), 1)), get_context('spawn')) as pool:
         drawn = pool.map(partial(write_scene, out, seed), jobs, chunksize=4)
         scenes = list(progress(drawn, 'demo set', 'photo', len(jobs)))
@@ -85,7 +86,7 @@ def make_demo_set(out: Path, train: int = 120, test: int = 40, seed: int = 0) ->
 
 
 def write_scene(out: Path, seed: int, job: tuple[str, int]) -> list[dict[str, Any]]:
-    """Draws one scene and saves its photo; its annotations."""
+    """Draw one scene, save its photo, and return its annotations."""
     cv2.setNumThreads(1)
     scene = draw_scene(seed, *job)
     _, jpeg = cv2.imencode('.jpg', scene.photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
@@ -119,28 +120,28 @@ def write_json(path: Path, images: list[dict], annotations: list[dict]) -> None:
 
 
 def draw_scene(seed: int, split: str, index: int) -> Scene:
-    """One scene, of a seed, a split ('train' or 'test') and its place in that split."""
+    """Draw the scene of a seed, a split ('train' or 'test') and an index in that split."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    light = light_of(rng)
+    light = draw_light(rng)
     picture = draw_ground(rng)
-    placed = lay_out(rng, light, first=FIRST[index % len(FIRST)])
-    for thing in placed:
-        cast_shadow(picture, thing, light, rng)
-        paint(picture, thing)
+    objects = lay_out(rng, light, first=FIRST_CLASSES[index % len(FIRST_CLASSES)])
+    for item in objects:
+        cast_shadow(picture, item, light, rng)
+        paint(picture, item)
     mask = np.zeros((SIDE, SIDE), np.uint8)
-    for thing in placed:
-        mask[thing.mask] = thing.category_id
-    return Scene(photograph(rng, picture, light), mask, [annotate(thing) for thing in placed])
+    for item in objects:
+        mask[item.mask] = item.category_id
+    return Scene(photograph(rng, picture, light), mask, [annotate(item) for item in objects])
 
 
-def light_of(rng: Rng) -> Array:
-    """A unit vector to the light: from any side, 35 to 70 degrees high."""
+def draw_light(rng: Rng) -> Array:
+    """Draw a unit vector to the light: from any side, 35 to 70 degrees high."""
     side, high = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.2)
     return np.array([np.cos(side) * np.cos(high), np.sin(side) * np.cos(high), np.sin(high)])
 
 
 def draw_ground(rng: Rng) -> Array:
-    """(512, 512, 3) float32 of a ground seen at a slant, turned any way."""
+    """Draw (512, 512, 3) float32 of a ground in a random perspective."""
     ground = GROUNDS[rng.integers(len(GROUNDS))](rng, (640, 640))
     angle, slant, zoom = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35), rng.uniform(0.62, 0.75)
     square = np.float32([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * SIDE / 2
@@ -150,55 +151,53 @@ def draw_ground(rng: Rng) -> Array:
     return cv2.warpPerspective(np.float32(ground), matrix, (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT)
 
 
-def lay_out(rng: Rng, light: Array, first: int) -> list[Placed]:
-    """The objects of a scene in the order in which masks are painted: largest first."""
-    count = int(rng.choice(list(CROWDS), p=np.array(list(CROWDS.values())) / sum(CROWDS.values())))
-    ids = [first, *rng.choice(list(SHARES), count - 1, p=list(SHARES.values()))]
-    usual = SIDE * rng.uniform(0.44, 0.59) / count**0.27
+def lay_out(rng: Rng, light: Array, first: int) -> list[PlacedObject]:
+    """Place the objects of a scene; return them largest first, as masks are painted."""
+    weights = np.array(list(OBJECT_COUNTS.values()))
+    count = int(rng.choice(list(OBJECT_COUNTS), p=weights / sum(OBJECT_COUNTS.values())))
+    ids = [first, *rng.choice(list(CLASS_SHARES), count - 1, p=list(CLASS_SHARES.values()))]
+    typical_size = SIDE * rng.uniform(0.44, 0.59) / count**0.27
     pile, spread = rng.uniform(0.35, 0.65, 2) * SIDE, rng.uniform(0.16, 0.34) * SIDE
-    placed = []
+    objects = []
     for k, category_id in enumerate(map(int, ids)):
-        size = usual * SCALES[category_id] * rng.uniform(0.75, 1.3) * (1.15 if k == 0 else 1)
+        size = typical_size * CLASS_SCALES[category_id] * rng.uniform(0.75, 1.3) * (1.15 if k == 0 else 1)
         angle = rng.uniform(0, 2 * np.pi)
         centre = np.clip(rng.normal(pile, spread if k else spread / 2), 0.06 * SIDE, 0.94 * SIDE)
-        thing = place(rng, category_id, size, angle, centre, light)
-        if thing.mask.sum() >= 150:
-            placed.append(thing)
-    placed.sort(key=lambda thing: -thing.mask.sum())
-    return seen(placed)
+        item = place_object(rng, category_id, size, angle, centre, light)
+        if item.mask.sum() >= 150:
+            objects.append(item)
+    objects.sort(key=lambda item: -item.mask.sum())
+    return drop_hidden(objects)
 
 
-def place(rng: Rng, category_id: int, size: float, angle: float, centre: Array, light: Array) -> Placed:
-    """An object of a class drawn, turned by `angle` (radians) and put with its middle at `centre` (x, y)."""
+def place_object(
+    rng: Rng, category_id: int, size: float, angle: float, centre: Array, light: Array
+) -> PlacedObject:
+    """Draw an object of a class, turn it by `angle` (radians) and put its middle at `centre` (x, y)."""
     c, s = np.cos(angle), np.sin(angle)
     turned_light = np.array([c * light[0] + s * light[1], c * light[1] - s * light[0], light[2]])
-    drawers = KINDS[category_id]
+    drawers = DRAWERS[category_id]
     cutout = drawers[rng.integers(len(drawers))](rng, size, turned_light)
-    turn = np.array([[c, -s], [s, c]]) * np.array(
-        [[1], [rng.uniform(0.88, 1)]]
-    )  # what lies flat is seen a little from the side
+    tilt = np.array([[1], [rng.uniform(0.88, 1)]])  # the camera looks a little from the side
+    turn = np.array([[c, -s], [s, c]]) * tilt
     middle = (cutout.outline.max(0) + cutout.outline.min(0)) / 2
     matrix = np.column_stack([turn, centre - turn @ middle])
-    polygon = tidy(cutout.outline @ turn.T + matrix[:, 2])
-    return Placed(category_id, polygon, rasterise(polygon), cutout, matrix, size)
+    polygon = clip_outline(cutout.outline @ turn.T + matrix[:, 2])
+    return PlacedObject(category_id, polygon, rasterise(polygon), cutout, matrix, size)
 
 
-def tidy(outline: Array) -> Array:
-    """(M, 2) outline cut to the photo, few corners, on half pixels; empty where nothing is inside."""
-    for axis, edge, sign in (
-        (0, 0, 1),
-        (0, SIDE, -1),
-        (1, 0, 1),
-        (1, SIDE, -1),
-    ):  # Sutherland and Hodgman, 1974
-        kept = []
+def clip_outline(outline: Array) -> Array:
+    """Clip an outline to the photo and simplify it to (M, 2) half pixels; empty if it lies outside."""
+    edges = ((0, 0, 1), (0, SIDE, -1), (1, 0, 1), (1, SIDE, -1))
+    for axis, edge, sign in edges:  # Sutherland and Hodgman, 1974
+        corners = []
         for before, point in zip(np.roll(outline, 1, 0), outline, strict=True):
             a, b = sign * (before[axis] - edge), sign * (point[axis] - edge)
             if a * b < 0:
-                kept.append(before + (point - before) * (a / (a - b)))
+                corners.append(before + (point - before) * (a / (a - b)))
             if b >= 0:
-                kept.append(point)
-        outline = np.array(kept).reshape(-1, 2)
+                corners.append(point)
+        outline = np.array(corners).reshape(-1, 2)
     if len(outline) < 3:
         return np.zeros((0, 2))
     simple = cv2.approxPolyDP(np.float32(outline)[:, None], 0.35, True)[:, 0]
@@ -206,35 +205,33 @@ def tidy(outline: Array) -> Array:
 
 
 def rasterise(polygon: Array) -> Array:
-    """(512, 512) bool of a polygon, by COCO's own rule."""
+    """Rasterise a polygon as COCO does, to (512, 512) bool."""
     if len(polygon) < 3:
         return np.zeros((SIDE, SIDE), bool)
-    return rle_codec.decode(rle_codec.frPyObjects([polygon.ravel().tolist()], SIDE, SIDE))[..., 0].astype(
-        bool
-    )
+    rle = rle_codec.frPyObjects([polygon.ravel().tolist()], SIDE, SIDE)
+    return rle_codec.decode(rle)[..., 0].astype(bool)
 
 
-def seen(placed: list[Placed]) -> list[Placed]:
-    """Without the objects that later ones hide."""
+def drop_hidden(objects: list[PlacedObject]) -> list[PlacedObject]:
+    """Drop the objects that later ones hide."""
     owner = np.full((SIDE, SIDE), -1, np.int32)
-    for k, thing in enumerate(placed):
-        owner[thing.mask] = k
-    return [thing for k, thing in enumerate(placed) if (owner == k).sum() >= VISIBLE * thing.mask.sum()]
+    for k, item in enumerate(objects):
+        owner[item.mask] = k
+    return [item for k, item in enumerate(objects) if (owner == k).sum() >= MIN_VISIBLE * item.mask.sum()]
 
 
-def around(mask: Array, margin: int) -> tuple[slice, slice]:
-    """Rows and columns of a mask's box and `margin` pixels about it."""
+def crop_around(mask: Array, margin: int) -> tuple[slice, slice]:
+    """Return the rows and columns of a mask's box with a margin in pixels."""
     x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
-    return slice(max(y - margin, 0), min(y + h + margin, SIDE)), slice(
-        max(x - margin, 0), min(x + w + margin, SIDE)
-    )
+    rows = slice(max(y - margin, 0), min(y + h + margin, SIDE))
+    return rows, slice(max(x - margin, 0), min(x + w + margin, SIDE))
 
 
-def cast_shadow(picture: Array, thing: Placed, light: Array, rng: Rng) -> None:
-    """Darkens what lies beside an object: a soft shadow away from the light, a close one along its edge."""
-    reach = thing.size * thing.cutout.height * rng.uniform(0.5, 1)
-    part = around(thing.mask, int(reach * 1.5) + 12)
-    mask = thing.mask[part].astype(np.float32) * thing.cutout.opacity.mean()
+def cast_shadow(picture: Array, item: PlacedObject, light: Array, rng: Rng) -> None:
+    """Draw the shadow of an object: a soft one away from the light, a dark one along its edge."""
+    reach = item.size * item.cutout.height * rng.uniform(0.5, 1)
+    part = crop_around(item.mask, int(reach * 1.5) + 12)
+    mask = item.mask[part].astype(np.float32) * item.cutout.opacity.mean()
     shift = -light[:2] / light[2] * reach
     moved = cv2.warpAffine(mask, np.float64([[1, 0, shift[0]], [0, 1, shift[1]]]), mask.shape[::-1])
     moved = cv2.GaussianBlur(np.maximum(moved, mask * 0.3), (0, 0), 1.5 + reach / 5)
@@ -242,12 +239,12 @@ def cast_shadow(picture: Array, thing: Placed, light: Array, rng: Rng) -> None:
     picture[part] *= (1 - rng.uniform(0.35, 0.6) * moved)[..., None] * (1 - 0.35 * close)[..., None]
 
 
-def paint(picture: Array, thing: Placed) -> None:
-    """Draws an object on its mask, with the soft edge that a lens gives."""
-    cutout = thing.cutout
-    part = around(thing.mask, 4)
-    mask = cv2.GaussianBlur(thing.mask[part].astype(np.float32), (0, 0), 0.6)
-    matrix = thing.matrix - np.array([[0, 0, part[1].start], [0, 0, part[0].start]])
+def paint(picture: Array, item: PlacedObject) -> None:
+    """Draw an object inside its mask, with the soft edge of a lens."""
+    cutout = item.cutout
+    part = crop_around(item.mask, 4)
+    mask = cv2.GaussianBlur(item.mask[part].astype(np.float32), (0, 0), 0.6)
+    matrix = item.matrix - np.array([[0, 0, part[1].start], [0, 0, part[0].start]])
     image, opacity = (
         cv2.warpAffine(
             np.float32(a), matrix, mask.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
@@ -261,13 +258,13 @@ def paint(picture: Array, thing: Placed) -> None:
 
 
 def photograph(rng: Rng, picture: Array, light: Array) -> Array:
-    """(512, 512, 3) uint8: uneven light, a colour cast, blur, vignette, noise."""
+    """Add uneven light, a vignette, a colour cast, blur and noise; return (512, 512, 3) uint8."""
     x, y = (a / SIDE - 0.5 for a in grid((SIDE, SIDE)))
     lit = 1 + rng.uniform(0.1, 0.5) * (x * light[0] + y * light[1]) + 0.08 * noise(rng, (SIDE, SIDE), 300, 1)
     lit = lit * (1 - rng.uniform(0, 0.6) * (x * x + y * y)) * rng.uniform(0.85, 1.15)
     cast = 1 + 0.22 * (hsv(rng.choice([0.1, 0.1, 0.58, 0.3]), rng.uniform(0, 0.6), 1) - 0.85)
     picture = picture * np.float32(lit)[..., None] * np.float32(cast)
-    picture = picture * np.float32((rng.uniform(0.36, 0.58) / picture.mean()) ** 0.7)  # as a camera exposes
+    picture = picture * np.float32((rng.uniform(0.36, 0.58) / picture.mean()) ** 0.7)  # automatic exposure
     grey = picture.mean(-1, keepdims=True)
     picture = grey + (picture - grey) * np.float32(rng.uniform(0.6, 0.95))
     picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.35, 0.95))
@@ -279,13 +276,13 @@ def photograph(rng: Rng, picture: Array, light: Array) -> Array:
     return np.uint8(np.clip(picture, 0, 1) * 255 + 0.5)
 
 
-def annotate(thing: Placed) -> dict[str, Any]:
-    """An object as COCO has it; its area is that of its mask, by which masks are painted."""
-    x, y, w, h = cv2.boundingRect(thing.mask.astype(np.uint8))
+def annotate(item: PlacedObject) -> dict[str, Any]:
+    """Make the COCO annotation of an object; its area is the pixel count of its mask."""
+    x, y, w, h = cv2.boundingRect(item.mask.astype(np.uint8))
     return {
-        'category_id': thing.category_id,
-        'segmentation': [thing.polygon.ravel().tolist()],
-        'area': float(thing.mask.sum()),
+        'category_id': item.category_id,
+        'segmentation': [item.polygon.ravel().tolist()],
+        'area': float(item.mask.sum()),
         'bbox': [float(v) for v in (x, y, w, h)],
         'iscrowd': 0,
     }

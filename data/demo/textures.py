@@ -1,7 +1,8 @@
-"""Surfaces made of noise: grounds, prints, creases, and how light falls on them. The paint of the demo set.
+"""Draw the surfaces of the demo set from noise: grounds, prints, creases, and their shading.
 
-Shapes: h w a picture's own height and width. Pictures are float32 RGB from 0 to 1; a light is a unit vector
-to it (x right, y down, z to the viewer). Every random choice comes from the generator that is passed.
+Shapes: h w a picture's own height and width. Pictures are float32 RGB from 0 to 1; `light` is a unit vector
+to the light (x right, y down, z to the viewer). Every random choice comes from the generator that is passed
+in.
 """
 
 import colorsys
@@ -32,7 +33,7 @@ WORDS = (
 
 
 def noise(rng: Rng, shape: Shape, cell: float, octaves: int = 3) -> Array:
-    """(h, w) of smooth noise about 0, about -1 to 1; lumps of `cell` pixels, halved by each octave."""
+    """Draw (h, w) of smooth noise, about -1 to 1, with lumps of `cell` pixels; each octave halves them."""
     height, width = shape
     total = np.zeros(shape, np.float32)
     for octave in range(octaves):
@@ -43,18 +44,20 @@ def noise(rng: Rng, shape: Shape, cell: float, octaves: int = 3) -> Array:
 
 
 def grain(rng: Rng, shape: Shape) -> Array:
-    """(h, w) of independent noise, one number a pixel."""
+    """Draw (h, w) of independent noise."""
     return rng.standard_normal(shape, np.float32)
 
 
 def grid(shape: Shape) -> tuple[Array, Array]:
-    """x and y of every pixel, (h, w) each."""
+    """Return x and y of every pixel, (h, w) each."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     return x, y
 
 
 def creases(rng: Rng, shape: Shape, count: int, warp: float = 0.0, slope: float = 0.35) -> Array:
-    """(h, w) height in pixels of crumpled stuff: `count` pleats along random lines, bent by `warp`."""
+    """Draw the (h, w) height in pixels of a crumpled sheet: `count` pleats along random lines, bent by
+    `warp`.
+    """
     size = max(shape)
     x, y = grid(shape)
     if warp:
@@ -69,20 +72,20 @@ def creases(rng: Rng, shape: Shape, count: int, warp: float = 0.0, slope: float 
 
 
 def normals(height: Array) -> tuple[Array, Array, Array]:
-    """Unit normals (x, y, z) of a height field in pixels, (h, w) each."""
+    """Return the unit normals (x, y, z) of a height field in pixels, (h, w) each."""
     x, y = (cv2.Sobel(height, cv2.CV_32F, *d, ksize=3, scale=-1 / 8) for d in ((1, 0), (0, 1)))
     z = 1 / np.sqrt(1 + x * x + y * y)
     return x * z, y * z, z
 
 
-def relief(height: Array, light: Array, ambient: float = 0.45) -> Array:
-    """(h, w) brightness of a matt height field: 1 where it is flat."""
+def diffuse(height: Array, light: Array, ambient: float = 0.45) -> Array:
+    """Return the (h, w) brightness of a matt height field; flat parts have 1."""
     x, y, z = normals(height)
     return ambient + (1 - ambient) * np.clip((x * light[0] + y * light[1] + z * light[2]) / light[2], 0, 2.2)
 
 
-def gloss(height: Array, light: Array, power: float = 30) -> Array:
-    """(h, w) of the highlights of a shiny height field, 0 to 1."""
+def specular(height: Array, light: Array, power: float = 30) -> Array:
+    """Return the (h, w) highlights of a shiny height field, 0 to 1."""
     half = light + np.array([0, 0, 1])
     half = half / np.linalg.norm(half)
     x, y, z = normals(height)
@@ -90,30 +93,30 @@ def gloss(height: Array, light: Array, power: float = 30) -> Array:
 
 
 def hsv(hue: float, saturation: float, value: float) -> Array:
-    """(3,) RGB."""
+    """Convert a colour to (3,) RGB."""
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), np.float32)
 
 
-Amount = float | tuple[float, float]  # a number, or the range that it is drawn from
+Amount = float | tuple[float, float]  # a number, or a range to draw from
 
 
 def tint(rng: Rng, hue: Amount, saturation: Amount, value: Amount) -> Array:
-    """(3,) RGB of about that colour."""
+    """Draw a (3,) RGB colour from ranges of hue, saturation and value."""
     return hsv(*(rng.uniform(*a) if isinstance(a, tuple) else a for a in (hue, saturation, value)))
 
 
 def ink(rng: Rng) -> Array:
-    """(3,) RGB of a printed colour: anything, often vivid."""
+    """Draw the (3,) RGB colour of a print: any hue, often vivid."""
     return hsv(rng.uniform(), rng.beta(3, 2), rng.uniform(0.25, 0.95))
 
 
-def plain(shape: Shape, colour: Array) -> Array:
-    """(h, w, 3) of one colour."""
+def flat(shape: Shape, colour: Array) -> Array:
+    """Return (h, w, 3) of one colour."""
     return np.tile(np.float32(colour), (*shape, 1))
 
 
-def mix(first: Array, second: Array, weight: Array | float) -> Array:
-    """(h, w, 3) from `first` at weight 0 to `second` at 1; either may be a colour, and weight one number."""
+def blend(first: Array, second: Array, weight: Array | float) -> Array:
+    """Blend `first` (weight 0) and `second` (weight 1) to (h, w, 3); both may be colours, weight a number."""
     weight = np.clip(np.asarray(weight), 0, 1)[..., None]
     return (first * (1 - weight) + second * weight).astype(np.float32)
 
@@ -121,7 +124,7 @@ def mix(first: Array, second: Array, weight: Array | float) -> Array:
 def text_lines(
     canvas: Array, rng: Rng, box: tuple[int, int, int, int], pitch: int, colour: tuple[int, ...]
 ) -> None:
-    """Draws words too small to read in box (x0, y0, x1, y1) of a uint8 picture, `pitch` pixels a line."""
+    """Draw words too small to read in a box (x0, y0, x1, y1) of a uint8 picture, `pitch` pixels a line."""
     x0, y0, x1, y1 = box
     part = canvas[y0:y1, x0:x1]
     x, y = (a.astype(int) for a in grid(part.shape[:2]))
@@ -139,7 +142,7 @@ def text_lines(
 
 
 def lettering(picture: Array, text: str, at: tuple[float, float], scale: float, colour: Array) -> Array:
-    """The (h, w, 3) picture with a word, from `at` (x, y of its lower left, in parts of w and h) on."""
+    """Write a word on an (h, w, 3) picture; `at` is its lower left (x, y), relative to w and h."""
     canvas = np.uint8(np.clip(picture, 0, 1) * 255)
     corner = (int(at[0] * canvas.shape[1]), int(at[1] * canvas.shape[0]))
     paint = tuple(int(255 * v) for v in colour)
@@ -149,11 +152,11 @@ def lettering(picture: Array, text: str, at: tuple[float, float], scale: float, 
     return np.float32(canvas) / 255
 
 
-def printed(rng: Rng, shape: Shape, base: Array | None = None) -> Array:
-    """(h, w, 3) of a package's print: bands, a badge, a word, small text, a bar code."""
+def package_print(rng: Rng, shape: Shape, base: Array | None = None) -> Array:
+    """Draw (h, w, 3) of a package's print: bands, a badge, a word, small text, a bar code."""
     h, w = shape
     colours = [tuple(int(255 * v) for v in ink(rng)) for _ in range(4)] + [(245, 245, 240)]
-    canvas = np.uint8(plain(shape, ink(rng) if base is None else base) * 255)
+    canvas = np.uint8(flat(shape, ink(rng) if base is None else base) * 255)
     for _ in range(rng.integers(1, 4)):
         y, thick = int(rng.uniform(-0.1, 0.9) * h), int(rng.uniform(0.08, 0.35) * h)
         lean = int(rng.normal(0, 0.12) * h)
@@ -183,10 +186,10 @@ def printed(rng: Rng, shape: Shape, base: Array | None = None) -> Array:
 
 
 def newsprint(rng: Rng, shape: Shape) -> Array:
-    """(h, w, 3) of a newspaper page: headline, columns of text, grey pictures."""
+    """Draw (h, w, 3) of a newspaper page: headline, columns of text, grey pictures."""
     h, w = shape
     paper = hsv(0.11, rng.uniform(0.03, 0.2), rng.uniform(0.75, 0.92))
-    canvas = np.uint8(plain(shape, paper) * 255)
+    canvas = np.uint8(flat(shape, paper) * 255)
     dark = (int(rng.integers(40, 80)),) * 3
     pitch, columns = max(h // int(rng.integers(38, 60)), 3), int(rng.integers(2, 6))
     text_lines(canvas, rng, (w // 20, h // 20, w - w // 20, h // 7), max(h // 14, 4), dark)
@@ -202,23 +205,23 @@ def newsprint(rng: Rng, shape: Shape) -> Array:
 
 
 def fabric(rng: Rng, shape: Shape) -> Array:
-    """(h, w, 3) of cloth: plain, striped, checked or dotted, with a weave."""
+    """Draw (h, w, 3) of cloth: plain, striped, checked or dotted, with a weave."""
     base, other = ink(rng) * rng.uniform(0.5, 1.05), ink(rng)
     x, y = grid(shape)
     period = max(shape) / rng.uniform(6, 22)
     style = rng.integers(5)
     if style == 0:
-        image = mix(base, other, np.float32(y % period < rng.uniform(0.25, 0.6) * period))
+        image = blend(base, other, np.float32(y % period < rng.uniform(0.25, 0.6) * period))
     elif style == 1:
-        image = mix(base, other, 0.5 * (x % period < 0.45 * period) + 0.5 * (y % period < 0.45 * period))
+        image = blend(base, other, 0.5 * (x % period < 0.45 * period) + 0.5 * (y % period < 0.45 * period))
     elif style == 2:
-        image = mix(
+        image = blend(
             base,
             other,
             np.float32(np.hypot(x % period - period / 2, y % period - period / 2) < 0.22 * period),
         )
     else:
-        image = plain(
+        image = flat(
             shape, hsv(rng.uniform(0.56, 0.65), 0.55, rng.uniform(0.25, 0.6)) if style == 3 else base
         )
     weave = np.sin(x * 1.9) * np.sin(y * 1.9)
@@ -226,28 +229,26 @@ def fabric(rng: Rng, shape: Shape) -> Array:
 
 
 def beads(rng: Rng, shape: Shape, cell: float) -> Array:
-    """(h, w, 3) of styrofoam: near-white, of `cell` pixels wide beads with dark seams."""
+    """Draw (h, w, 3) of styrofoam: near-white beads, `cell` pixels wide, with dark seams."""
     points = np.uint8(rng.random(shape) > 1 / cell**2)
     far = cv2.distanceTransform(points, cv2.DIST_L2, 3) / cell
     tint = hsv(rng.choice([0.1, 0.55]), rng.uniform(0, 0.06), rng.uniform(0.8, 0.92))
-    return (
-        plain(shape, tint) * (1.03 - 0.16 * np.clip(far, 0, 1.3) ** 2 + 0.02 * grain(rng, shape))[..., None]
-    )
+    return flat(shape, tint) * (1.03 - 0.16 * np.clip(far, 0, 1.3) ** 2 + 0.02 * grain(rng, shape))[..., None]
 
 
 def kraft(rng: Rng, shape: Shape) -> Array:
-    """(h, w, 3) of brown cardboard: flutes, fibres, stains."""
+    """Draw (h, w, 3) of brown cardboard: flutes, fibres, stains."""
     x, _ = grid(shape)
     colour = hsv(rng.uniform(0.07, 0.1), rng.uniform(0.3, 0.5), rng.uniform(0.55, 0.8))
     flutes = 0.018 * np.sin(x * 2 * np.pi / rng.uniform(4, 7))
     return (
-        plain(shape, colour)
+        flat(shape, colour)
         * (1 + flutes + 0.05 * noise(rng, shape, 40) + 0.03 * grain(rng, shape))[..., None]
     )
 
 
 def wood(rng: Rng, shape: Shape) -> Array:
-    """Planks, each with its own grain."""
+    """Draw planks, each with its own grain."""
     x, y = grid(shape)
     plank = rng.uniform(60, 220)
     row = np.int32(y // plank)
@@ -257,11 +258,11 @@ def wood(rng: Rng, shape: Shape) -> Array:
     fibre = cv2.blur(grain(rng, shape), (41, 1))
     colour = hsv(rng.uniform(0.05, 0.1), rng.uniform(0.25, 0.6), rng.uniform(0.35, 0.8))
     seam = np.float32(y % plank < 2.5)
-    return plain(shape, colour) * (1 + tone + 0.07 * rings + 0.35 * fibre - 0.5 * seam)[..., None]
+    return flat(shape, colour) * (1 + tone + 0.07 * rings + 0.35 * fibre - 0.5 * seam)[..., None]
 
 
 def tiles(rng: Rng, shape: Shape) -> Array:
-    """Square tiles or bricks with joints."""
+    """Draw square tiles or bricks with joints."""
     x, y = grid(shape)
     tall = rng.uniform(50, 190)
     wide = tall * rng.choice([1, 1, 2])
@@ -272,68 +273,68 @@ def tiles(rng: Rng, shape: Shape) -> Array:
     joint = np.minimum.reduce([x % wide, wide - x % wide, y % tall, tall - y % tall])
     colour = hsv(rng.choice([0.03, 0.1, 0.12, 0.55]), rng.uniform(0.02, 0.3), rng.uniform(0.5, 0.92))
     image = (
-        plain(shape, colour) * (1 + tone + 0.06 * noise(rng, shape, 70) + 0.02 * grain(rng, shape))[..., None]
+        flat(shape, colour) * (1 + tone + 0.06 * noise(rng, shape, 70) + 0.02 * grain(rng, shape))[..., None]
     )
-    return mix(image, colour * rng.uniform(0.5, 0.8), np.float32(joint < rng.uniform(1.5, 5)))
+    return blend(image, colour * rng.uniform(0.5, 0.8), np.float32(joint < rng.uniform(1.5, 5)))
 
 
 def asphalt(rng: Rng, shape: Shape) -> Array:
-    """Road or concrete: grit, patches, a crack."""
+    """Draw a road or concrete: grit, patches, a crack."""
     grit = cv2.GaussianBlur(grain(rng, shape), (0, 0), rng.uniform(0.6, 1.4))
     colour = hsv(rng.choice([0.1, 0.6]), rng.uniform(0, 0.12), rng.uniform(0.25, 0.7))
     tone = 1 + rng.uniform(0.15, 0.4) * grit + 0.1 * noise(rng, shape, 150)
     crack = np.abs(noise(rng, shape, 300, 5)) < rng.choice([0, 0.008])
-    return plain(shape, colour) * (tone - 0.45 * crack)[..., None]
+    return flat(shape, colour) * (tone - 0.45 * crack)[..., None]
 
 
 def grass(rng: Rng, shape: Shape) -> Array:
-    """A lawn, or dry ground between tufts."""
+    """Draw a lawn, or dry ground between tufts."""
     blades = sum(
         cv2.blur(grain(rng, shape), size) * size[0] * size[1] / 9 for size in ((1, 9), (3, 7), (7, 3))
     )
     patches = noise(rng, shape, 120, 6)
     green = hsv(rng.uniform(0.2, 0.32), rng.uniform(0.35, 0.7), rng.uniform(0.3, 0.6))
     soil = hsv(rng.uniform(0.09, 0.13), rng.uniform(0.25, 0.45), rng.uniform(0.4, 0.6))
-    image = mix(green, soil, 0.5 + 0.8 * (patches - rng.uniform(0, 0.8)))
+    image = blend(green, soil, 0.5 + 0.8 * (patches - rng.uniform(0, 0.8)))
     return image * (1 + 0.16 * blades)[..., None]
 
 
 def gravel(rng: Rng, shape: Shape) -> Array:
-    """Soil and pebbles, no two of one tone."""
+    """Draw soil and pebbles, each of another tone."""
     points = np.uint8(rng.random(shape) > 1 / rng.uniform(15, 110))
     far, stone = cv2.distanceTransformWithLabels(points, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
     tone = rng.normal(1, 0.16, stone.max() + 1)[stone]
     shade = np.clip(1.1 - 0.04 * far**1.3 + 0.15 * noise(rng, shape, 90), 0.45, 1.3) * tone
     colour = hsv(rng.uniform(0.06, 0.13), rng.uniform(0.05, 0.35), rng.uniform(0.4, 0.7))
-    return plain(shape, colour) * (shade + 0.06 * grain(rng, shape))[..., None]
+    return flat(shape, colour) * (shade + 0.06 * grain(rng, shape))[..., None]
 
 
 def table(rng: Rng, shape: Shape) -> Array:
-    """A smooth table or wall: painted, laminate, or marbled."""
+    """Draw a smooth table or wall: painted, laminate, or marbled."""
     colour = hsv(rng.uniform(), rng.uniform(0, 0.25), rng.uniform(0.45, 0.97))
     veins = np.exp(-np.abs(noise(rng, shape, 160, 5)) / 0.05) * rng.choice([0, 0.12])
     return (
-        plain(shape, colour)
+        flat(shape, colour)
         * (1 + 0.03 * noise(rng, shape, 90) + 0.012 * grain(rng, shape) - veins)[..., None]
     )
 
 
 def carpet(rng: Rng, shape: Shape) -> Array:
-    """Carpet: woven, soft, speckled."""
+    """Draw a carpet: woven, soft, speckled."""
     colour = hsv(rng.uniform(), rng.uniform(0.1, 0.5), rng.uniform(0.25, 0.65))
     pile = cv2.GaussianBlur(grain(rng, shape), (0, 0), 1.2)
-    return plain(shape, colour) * (1 + 0.35 * pile + 0.08 * noise(rng, shape, 60))[..., None]
+    return flat(shape, colour) * (1 + 0.35 * pile + 0.08 * noise(rng, shape, 60))[..., None]
 
 
 def crate(rng: Rng, shape: Shape) -> Array:
-    """The floor of a collection bin: coloured plastic with ribs."""
+    """Draw the floor of a collection bin: coloured plastic with ribs."""
     x, y = grid(shape)
     colour = hsv(rng.choice([0.58, 0.35, 0.13, 0.0, 0.6]), rng.uniform(0.2, 0.75), rng.uniform(0.3, 0.7))
     pitch = rng.uniform(30, 70)
     ribs = np.maximum(np.abs(x % pitch - pitch / 2), np.abs(y % pitch - pitch / 2)) > pitch * 0.44
     ribs = cv2.GaussianBlur(np.float32(ribs), (0, 0), 2)
     return (
-        plain(shape, colour)
+        flat(shape, colour)
         * (1 + 0.22 * ribs + 0.06 * noise(rng, shape, 80) + 0.02 * grain(rng, shape))[..., None]
     )
 
