@@ -115,7 +115,7 @@ def test_probabilities_are_of_a_split_alone(trained, capsys):
         infer.command(
             ['--cfg', str(trained.output_dir / 'run.yaml'), '--fold', '0', '--image', 'a.jpg', '--save-probs']
         )
-    assert stop.value.code == 2 and '--save-probs is of --split alone' in capsys.readouterr().err
+    assert stop.value.code == 2 and '--save-probs goes with --split' in capsys.readouterr().err
 
 
 def test_what_a_killed_export_left_is_removed(trained, exported):

@@ -14,9 +14,9 @@ from torch import nn
 
 import infer
 import train
-from engine.inference import resize_every, view_logits, window_starts
-from networks.layers import resize
-from submission import read_masks
+from engine.inference import predict_probs, view_logits, window_starts
+from models import SegModel
+from submission import downsample_probs, probs_to_ids, read_masks
 from utils.errors import BadInput, Interrupted
 from utils.files import lock
 
@@ -75,17 +75,18 @@ def test_probabilities_of_a_photo_are_the_same_through_windows_that_see_it_whole
     assert torch.equal(view_logits(PixelModel(), images, 64), view_logits(PixelModel(64), images, 0))
 
 
-@pytest.mark.parametrize('own', [(128, 128), (96, 160), (256, 256), (512, 512), (768, 640), (17, 33)])
-@pytest.mark.parametrize('step', [1, 2])
-def test_only_the_pixels_that_are_kept_are_computed_and_they_are_the_same(own, step):
-    logits = torch.randn(2, 5, *own) * 3
-    size = (256 * step, 256 * step)
-    plain = resize(logits, size, antialias=True)[..., ::step, ::step]
-    fast = resize_every(logits, size, step)
-    assert torch.allclose(plain, fast, atol=1e-4)
-    differ = plain.argmax(1) != fast.argmax(1)  # only where two classes tie but for rounding
-    first, second = plain.topk(2, dim=1).values.unbind(1)
-    assert differ.float().mean() < 1e-4 and ((first - second)[differ] < 1e-4).all()
+@pytest.mark.parametrize('rule', ['nearest', 'prob_mean', 'block_max'])
+def test_downsampled_probabilities_are_those_of_the_whole_photo(tiny, rule):
+    torch.manual_seed(0)
+    model = SegModel(tiny, load_weights=False).eval()
+    photos = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    cfg = tiny.model_copy(update={'tta_flips': ('h',), 'tta_scales': (1.0, 1.5)})
+    with torch.inference_mode():
+        whole = predict_probs(model, photos, cfg, (512, 512))
+        small = predict_probs(model, photos, cfg, (512, 512), rule=rule)
+    assert torch.allclose(whole.sum(1), torch.ones(2, 512, 512), atol=1e-5)
+    torch.testing.assert_close(small, downsample_probs(whole, rule), rtol=0, atol=1e-6)
+    assert torch.equal(probs_to_ids(small, rule), probs_to_ids(downsample_probs(whole, rule), rule))
 
 
 def test_ranks_share_prediction_and_write_one_set_of_files(tiny, tiny_yaml, tmp_path):

@@ -110,6 +110,15 @@ def next_line(*words: object, cfg: Path | None = None, changes: Sequence[str] = 
     return f'next: python {shlex.join(str(word) for word in [*words, *given])}'
 
 
+def parse_fold(text: str) -> int | None:
+    """Convert the text of --fold: a number from 0, -1 (trained on everything), or None for 'all'."""
+    if text == 'all':
+        return None
+    if not re.fullmatch(r'-1|\d{1,3}', text, re.ASCII):
+        raise argparse.ArgumentTypeError(f'found {text[:40]!r}, expected a fold from 0, -1, or all')
+    return int(text)
+
+
 def at_least(least: int, most: int = 10_000) -> Callable[[str], int]:
     """The type of an option that is a whole number within these."""
 
