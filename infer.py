@@ -75,8 +75,8 @@ from utils.progress import progress
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The settings of one run of this script, and the process that runs it."""
+class Settings:
+    """The settings of one prediction, and the process that makes it."""
 
     cfg: Config
     save_probs: bool
@@ -94,43 +94,41 @@ def main(cfg: Config, fold: int | None, split: str, save_probs: bool = False, tt
     if not folder.is_dir():
         raise BadInput(f'{folder}: no such run; train it first')
     start_log(folder if fold is not None and ranks.is_main else None, quiet=not ranks.is_main)
-    prediction = Prediction(cfg, save_probs, tta, ranks)
+    settings = Settings(cfg, save_probs, tta, ranks)
     if split == 'test':
-        predict_test(prediction, fold, folder)
+        predict_test(settings, fold, folder)
         return math.nan
-    return predict_oof(prediction, fold)
+    return predict_oof(settings, fold)
 
 
-def predict_oof(prediction: Prediction, fold: int | None) -> float:
+def predict_oof(settings: Settings, fold: int | None) -> float:
     """Write the oof.csv of one fold, or of each fold and of all together; return its mIoU.
 
     Each photo is predicted by the model that never saw it.
     """
-    cfg, ranks = prediction.cfg, prediction.ranks
+    cfg, ranks = settings.cfg, settings.ranks
     cache = ranks.main_process_first(lambda: open_cache(cfg, 'train'))
     folds = ranks.main_process_first(lambda: read_folds(cfg, cache))
     if fold == -1:
         raise BadInput('--fold -1: a model that was trained on everything has no photos out of fold')
     numbers = range(cfg.folds) if fold is None else [fold]
-    counts = np.concatenate(
-        [predict_oof_fold(prediction, k, cache, split_fold(folds, k)[1]) for k in numbers]
-    )
+    counts = np.concatenate([predict_oof_fold(settings, k, cache, split_fold(folds, k)[1]) for k in numbers])
     if fold is None and ranks.is_main:
-        merge_oof(prediction, cache, folds)
+        merge_oof(settings, cache, folds)
     log.info(format_table(counts, cfg.classes))
     score = interval(counts)
     log.info(f'mIoU {score}: {LEVEL:.0%} bootstrap interval on {len(counts)} photos')
     return score.value
 
 
-def predict_oof_fold(prediction: Prediction, k: int, cache: Cache, rows: np.ndarray) -> np.ndarray:
+def predict_oof_fold(settings: Settings, k: int, cache: Cache, rows: np.ndarray) -> np.ndarray:
     """Write the oof.csv of fold k from its n rows of the cache; return their (n, 3, K) image_counts."""
-    cfg, ranks = prediction.cfg, prediction.ranks
+    cfg, ranks = settings.cfg, settings.ranks
     names = cache.names(rows)
     run = load_oof_run(cfg, k, names, ranks.device)
     counts = np.zeros((len(rows), 3, len(cfg.classes)), np.int64)
-    with Predictions(cfg.run_dir(k), 'oof', names, cfg, prediction.save_probs, ranks) as files:
-        for position, mask, probs in predict_shard(run, cache, rows, ranks, prediction.tta, f'oof fold {k}'):
+    with Predictions(cfg.run_dir(k), 'oof', names, cfg, settings.save_probs, ranks) as files:
+        for position, mask, probs in predict_shard(run, cache, rows, ranks, settings.tta, f'oof fold {k}'):
             files.write(position, mask, probs)
             confusion = confusion_matrix(cache.truth(rows[position]), mask, len(cfg.classes))
             counts[position] = image_counts(confusion)
@@ -140,9 +138,9 @@ def predict_oof_fold(prediction: Prediction, k: int, cache: Cache, rows: np.ndar
     return counts
 
 
-def merge_oof(prediction: Prediction, cache: Cache, folds: np.ndarray) -> None:
+def merge_oof(settings: Settings, cache: Cache, folds: np.ndarray) -> None:
     """Write <name>/oof.csv from the CSVs of all folds, in the order of the data set."""
-    cfg, save_probs = prediction.cfg, prediction.save_probs
+    cfg, save_probs = settings.cfg, settings.save_probs
     folder, names = cfg.output_dir / cfg.name, cache.names(np.arange(len(cache)))
     with ExitStack() as stack:
         paths = [cfg.run_dir(k) / 'oof.csv' for k in range(cfg.folds)]
@@ -156,17 +154,17 @@ def merge_oof(prediction: Prediction, cache: Cache, folds: np.ndarray) -> None:
     log.info(f'wrote {folder / "oof.csv"}')
 
 
-def predict_test(prediction: Prediction, fold: int | None, folder: Path) -> None:
+def predict_test(settings: Settings, fold: int | None, folder: Path) -> None:
     """Write the test.csv of one fold, or of the probabilities averaged over all folds."""
-    cfg, ranks = prediction.cfg, prediction.ranks
+    cfg, ranks = settings.cfg, settings.ranks
     cache = ranks.main_process_first(lambda: open_cache(cfg, 'test'))
     rows = np.arange(len(cache))
-    with Predictions(folder, 'test', cache.names(rows), cfg, prediction.save_probs, ranks) as files:
+    with Predictions(folder, 'test', cache.names(rows), cfg, settings.save_probs, ranks) as files:
         if fold is None:
-            predicted = predict_shard_by_folds(cfg, cache, rows, ranks, prediction.tta, folder)
+            predicted = predict_shard_by_folds(cfg, cache, rows, ranks, settings.tta, folder)
         else:
             run = load_run(cfg, fold, ranks.device)
-            predicted = predict_shard(run, cache, rows, ranks, prediction.tta, f'test fold {fold}')
+            predicted = predict_shard(run, cache, rows, ranks, settings.tta, f'test fold {fold}')
         for position, mask, probs in predicted:
             files.write(position, mask, probs)
     log.info(f'wrote {folder / "test.csv"}, {len(rows)} photos')

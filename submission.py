@@ -178,7 +178,7 @@ def require_same_images(image_ids: Sequence[str], source: Path | str, reader: 'S
             raise BadInput(f'{reader.path}: has no row of image {image_id!r}, which {source} has')
     for image_id in reader.image_ids:
         if image_id not in expected:
-            raise BadInput(f'{reader.path}: has a row of image {image_id!r}, which {source} has not')
+            raise BadInput(f'{reader.path}: has a row of image {image_id!r}, which {source} does not have')
 
 
 # --- from a prediction's size to the scored size ------------------------------------------------------------
@@ -226,7 +226,7 @@ def downsample_ids(pred: 'Tensor', rule: str) -> 'Tensor':
 
 
 def probs_to_bytes(probs: 'Tensor') -> np.ndarray:
-    """Convert the probabilities of a photo to 255 times as much: (K, B, B) → (K, 256, 256) uint8."""
+    """Quantize the probabilities of a photo at the scored size: (K, B, B) → (K, 256, 256) uint8; 255 is 1."""
     from torch.nn.functional import interpolate  # most commands do without torch
 
     if probs.shape[-1] != SIDE:
@@ -276,14 +276,14 @@ def encode_image_id(image_id: str, path: Path) -> bytes:
 
     Raises BadInput for an id that a row cannot hold.
     """
-    if not image_id or any(character < ' ' for character in image_id):
-        raise BadInput(f'{path}: image {image_id!r} is not a name that a row can hold')
-    if ',' in image_id or '"' in image_id:
-        image_id = '"' + image_id.replace('"', '""') + '"'
     try:
-        return image_id.encode()
+        field = image_id.encode()
     except UnicodeEncodeError:
-        raise BadInput(f'{path}: image {image_id!r} is not a name that a row can hold') from None
+        field = b''
+    if not field or min(field) < ord(' '):
+        raise BadInput(f'{path}: image {image_id!r} is not a name that a row can hold')
+    quoted = b'"' + field.replace(b'"', b'""') + b'"'
+    return quoted if b',' in field or b'"' in field else field
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

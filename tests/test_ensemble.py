@@ -196,7 +196,7 @@ def test_faults_leave_the_output_as_it_was(csvs, tmp_path):
         (good[:-3] + b'\n', r"line 4: image 'b\.jpg': "),
         (good[:-1], 'does not end with a newline'),
         (b''.join(lines[:3]), r"has no row of image 'b\.jpg', which .*0\.csv has"),
-        (good + lines[1].replace(b'c,d', b'x'), r"has a row of image 'x\.jpg', which .*0\.csv has not"),
+        (good + lines[1].replace(b'c,d', b'x'), r"has a row of image 'x\.jpg', which .*0\.csv does not have"),
         (good + lines[1], r"line 5: image 'c,d\.jpg' is listed twice, first in line 2"),
         (b'', 'is empty'),
     ]:  # fmt: skip
