@@ -443,14 +443,6 @@ def test_search_shares_a_models_weight_among_its_csvs(runs, tmp_path, monkeypatc
     assert given[4:] == [0, 1]
 
 
-def test_truth_is_the_boards():
-    dataset = pytest.importorskip('dataset')
-    for height, width in ((512, 512), (320, 512), (600, 333), (1000, 750), (257, 255), (3024, 4032)):
-        mask = np.random.default_rng(height).integers(0, 11, (height, width), np.uint8)
-        at_cache_size = dataset.resize_mask(mask, 512)[::2, ::2]
-        np.testing.assert_array_equal(downsample_mask(mask), at_cache_size)
-
-
 def test_search_refuses(runs, tmp_path):
     out = tmp_path / 'vote.csv'
     argv = search_command(runs, out)

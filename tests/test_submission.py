@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import submission
+from data.cache import resize_mask
 from submission import (
     PIXELS,
     SIDE,
@@ -22,9 +23,11 @@ from submission import (
     check_submission,
     classes_and_data,
     decode_mask,
+    downsample_mask,
     downsample_probs,
     encode_mask,
     main,
+    probs_to_bytes,
     probs_to_ids,
     read_masks,
     read_rows,
@@ -399,6 +402,8 @@ def test_the_script_ends_in_one_line_with_status_2_and_without_torch(csv, data, 
     )
     result = run('check')
     assert result.returncode == 2 and result.stderr.count('\n') == 1
+    result = run('--help')
+    assert result.returncode == 0 and 'check     check every rule' in result.stdout
     code = 'import sys, submission, metrics; sys.exit("torch" in sys.modules)'
     subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(submission.__file__).parent)
 
@@ -463,6 +468,20 @@ def test_downsampling_by_hand(side):
         np.testing.assert_array_equal(pred.numpy(), answer)
     if step > 1:
         assert len({answer.tobytes() for answer in expected.values()}) == 3
+
+
+@pytest.mark.parametrize('size', [(512, 512), (320, 512), (600, 333), (1000, 750), (257, 255), (3024, 4032)])
+def test_truth_is_the_organisers(size):
+    mask = np.random.default_rng(size[0]).integers(0, 11, size, np.uint8)
+    np.testing.assert_array_equal(downsample_mask(mask), resize_mask(mask, 512)[::2, ::2])
+
+
+def test_probabilities_are_saved_at_the_scored_size():
+    probs = torch.rand(3, SIDE, SIDE).softmax(0)
+    np.testing.assert_array_equal(probs_to_bytes(probs), (255 * probs).round().numpy())
+    larger = probs_to_bytes(probs.repeat_interleave(4, 1).repeat_interleave(4, 2))  # blocks of 4x4
+    assert larger.shape == (3, SIDE, SIDE) and larger.dtype == np.uint8
+    assert np.abs(larger - 255 * probs.numpy()).mean() < np.abs(larger[::-1] - 255 * probs.numpy()).mean() / 2
 
 
 def test_downsampling_refuses_other_sides_and_rules():
