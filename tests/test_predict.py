@@ -1,4 +1,4 @@
-"""Views: windows over those that are larger, and encoders of one size."""
+"""Prediction: views and windows, downsampled probabilities, ranks, and the files that infer.py writes."""
 
 import os
 import re
@@ -149,11 +149,11 @@ def test_merged_predictions_are_those_of_the_folds(tiny):
     merged, probs = (tiny.output_dir / tiny.name / f'oof{end}' for end in ('.csv', '_probs.npy'))
     names = list(read_masks(merged))
     for fold in (0, 1):
-        own = read_masks(tiny.run_dir(fold) / 'oof.csv')
-        for row, (name, mask) in enumerate(own.items()):
+        masks = read_masks(tiny.run_dir(fold) / 'oof.csv')
+        for row, (name, mask) in enumerate(masks.items()):
             assert np.array_equal(read_masks(merged)[name], mask)
-            kept = np.load(tiny.run_dir(fold) / 'oof_probs.npy', mmap_mode='r')[row]
-            assert np.array_equal(np.load(probs, mmap_mode='r')[names.index(name)], kept)
+            fold_probs = np.load(tiny.run_dir(fold) / 'oof_probs.npy', mmap_mode='r')[row]
+            assert np.array_equal(np.load(probs, mmap_mode='r')[names.index(name)], fold_probs)
 
 
 def test_two_predictions_of_one_folder(tiny):

@@ -82,11 +82,11 @@ def slow_decode(text: bytes, num_classes: int) -> list[int] | None:
 def assert_as_slow(text: bytes, num_classes: int) -> None:
     expected = slow_decode(text, num_classes)
     try:
-        found = decode_mask(text, num_classes, 'here').ravel().tolist()
+        class_ids = decode_mask(text, num_classes, 'here').ravel().tolist()
     except BadInput as error:
         assert str(error).startswith('here: ') and '\n' not in str(error)
-        found = None
-    assert found == expected
+        class_ids = None
+    assert class_ids == expected
 
 
 @pytest.mark.parametrize('num_classes', [1, 2, 9, 10, 11, 12, 20, 100, 101, 255])
@@ -98,9 +98,9 @@ def test_masks_come_back(num_classes):
     ):
         text = encode_mask(mask)
         assert text == b' '.join(b'%d' % i for i in mask.ravel())
-        found = decode_mask(text, num_classes, '')
-        assert found.dtype == np.uint8 and found.flags.writeable
-        np.testing.assert_array_equal(found, mask)
+        decoded = decode_mask(text, num_classes, '')
+        assert decoded.dtype == np.uint8 and decoded.flags.writeable
+        np.testing.assert_array_equal(decoded, mask)
     if num_classes > 1:
         with pytest.raises(BadInput, match=f'expected 0 to {num_classes - 2}'):
             decode_mask(encode_mask(np.full((SIDE, SIDE), num_classes - 1)), num_classes - 1, '')
