@@ -168,7 +168,7 @@ def predict_labels(
         side = masks.shape[1:]
         with torch.inference_mode():
             probs = sum(
-                apply_temperature(predict_probs(run.model, images, run.cfg, device, side), temperature, 1)
+                apply_temperature(predict_probs(run.model, images, run.cfg, side), temperature, 1)
                 for run, temperature, (images, _) in zip(models, temperatures, batches, strict=True)
             ) / len(models)
         confidence, ids = probs.max(dim=1)

@@ -1,12 +1,11 @@
-"""Prediction: views of test-time augmentation, probabilities, board-sized ids, and the one evaluator that
-all scripts share.
+"""Predict with test-time augmentation: photos → probabilities → masks at the scored size, for all scripts.
 
-Shapes: N batch, K classes, S cache_size, B side of what is kept of a prediction (256 as a rule; see
-submission.downsample_probs).
+Shapes: N batch, C channels, H W a photo, K classes, h w logits of a view, S cache_size, B side after
+submission.downsample_probs (256, or S for block_max).
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,19 +17,21 @@ from torch.utils.data import DataLoader
 from config import Config
 from data.cache import Cache
 from dataset import WholePhotos, make_loader, normalize
+from engine.checkpoint import Run, load_run
 from engine.distributed import Ranks
 from metrics import confusion_matrix, image_counts
 from models import SegModel
 from networks.layers import resize
-from submission import SIDE, downsample_probs, probs_to_ids
+from submission import downsample_probs, probs_to_ids
 from utils.errors import CheckFailed
+from utils.files import allocate_array
 from utils.progress import progress
 
-STRIDE = 32  # views have sides that are multiples of it
+STRIDE = 32  # pixels; the sides of every view are multiples of it
 
 
 class Flip(ttach.base.DualTransform):
-    """One view a mode: '' as it is, 'h' left to right, 'v' upside down, 'hv' both."""
+    """Flip each view: '' not at all, 'h' left to right, 'v' upside down, 'hv' both."""
 
     identity_param = ''
 
@@ -48,8 +49,9 @@ class Flip(ttach.base.DualTransform):
 
 
 class Rescale(ttach.base.DualTransform):
-    """One view a scale, its sides rounded to the stride, bilinear; ttach's own Scale is nearest. A view's
-    logits stay at their own size.
+    """Resize each view bilinearly, its sides rounded to the stride; ttach's own Scale is nearest.
+
+    The logits of a view are not resized back here: view_probs brings them to the size it was asked for.
     """
 
     identity_param = 1.0
@@ -72,29 +74,31 @@ def predict_probs(
     model: SegModel,
     images: Tensor,
     cfg: Config,
-    device: torch.device,
     size: tuple[int, int],
     tta: bool = True,
     rule: str | None = None,
 ) -> Tensor:
-    """(N, 3, H, W) uint8 → (N, K, *size) float32 probabilities on the device, averaged over the config's
-    views; with a rule the (N, K, B, B) of them that submission.downsample_probs keeps.
+    """Average the probabilities of a batch over the config's views, or predict one plain view without tta.
+
+    (N, C, H, W) uint8 → (N, K, *size) float32 on the model's device; with a downsampling rule, which needs
+    a square size, (N, K, B, B).
     """
-    chosen = (cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales) if tta else ()
-    views = make_views(*chosen)
+    augmentations = (cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales) if tta else ()
+    views = make_views(*augmentations)
+    device = next(model.parameters()).device
     images = normalize(images.to(device, non_blocking=True), model.mean, model.std)
     return sum(view_probs(model, images, cfg, view, size, rule) for view in views) / len(views)
 
 
 def to_stride(side: float) -> int:
-    """The multiple of STRIDE next to a side, in pixels; at least one of it."""
+    """Round a side in pixels to the nearest multiple of STRIDE, at least one."""
     return max(STRIDE, round(side / STRIDE) * STRIDE)
 
 
 def make_views(
     flips: Sequence[str] = (), rotations: Sequence[int] = (), scales: Sequence[float] = (1.0,)
 ) -> ttach.Compose:
-    """Every flip, and none, at every scale, turned by every angle, and by none."""
+    """Combine every flip and no flip with every scale, every rotation and no rotation."""
     return ttach.Compose([Flip(('', *flips)), Rescale(tuple(scales)), ttach.Rotate90([0, *rotations])])
 
 
@@ -106,8 +110,9 @@ def view_probs(
     size: tuple[int, int],
     rule: str | None = None,
 ) -> Tensor:
-    """(N, 3, H, W) normalised photos on the device → (N, K, *size) probabilities as seen in one view; with a
-    rule what it keeps of them.
+    """Predict one view of a batch that is normalised and on the device.
+
+    (N, C, H, W) → (N, K, *size) probabilities; with a downsampling rule (N, K, B, B).
     """
     inputs = view.augment_image(images)
     if cfg.channels_last:
@@ -115,37 +120,20 @@ def view_probs(
     with autocast(cfg, images.device):
         logits = view_logits(model, inputs, cfg.window)
     logits = view.deaugment_mask(logits.float())
-    if rule == 'nearest':
-        return resize_every(logits, size, size[0] // SIDE).softmax(dim=1)
-    probs = resize(logits, size, antialias=True).softmax(dim=1)
+    logits = resize(logits, size, antialias=True)
+    if rule == 'nearest':  # the softmax of a pixel needs no other pixel
+        return downsample_probs(logits, rule).softmax(dim=1)
+    probs = logits.softmax(dim=1)
     return probs if rule is None else downsample_probs(probs, rule)
 
 
-def resize_every(logits: Tensor, size: tuple[int, int], step: int) -> Tensor:
-    """(N, K, h, w) → resize(logits, size)[..., ::step, ::step], where only those pixels are computed.
-
-    Bilinear interpolation is a product with a matrix along each side, of which the other rows are left out.
-    """
-    rows, columns = (
-        interpolation(own, wanted, step, logits.device)
-        for own, wanted in zip(logits.shape[-2:], size, strict=True)
-    )
-    return rows @ logits.contiguous() @ columns.T
-
-
-@cache
-def interpolation(own: int, wanted: int, step: int, device: torch.device) -> Tensor:
-    """(wanted / step, own): what each pixel that is kept of `wanted` takes of each of `own`."""
-    identity = torch.eye(own, device=device)[None, None]
-    return resize(identity, (wanted, own), antialias=True)[0, 0, ::step].contiguous()
-
-
 def view_logits(model: SegModel, inputs: Tensor, window: int) -> Tensor:
-    """(N, 3, H, W) → (N, K, h, w) logits, at the head's own stride where the view is shown whole.
+    """Compute the logits of a view, in one pass or through overlapping windows.
 
-    A view larger than the window (0: none), or of another size than the only one that the encoder takes, is
-    seen through windows that overlap by a third, as in mmsegmentation's slide inference; logits are averaged
-    where they overlap, at the view's own size.
+    (N, C, H, W) → (N, K, h, w), at the head's stride after one pass, at the view's size after windows.
+    Windows are used if the view is larger than `window` (0: never), or if the encoder takes a single size and
+    the view has another. They overlap by a third, and logits are averaged there, as in mmsegmentation's slide
+    inference.
     """
     side = model.fixed_size or window
     height, width = inputs.shape[-2:]
@@ -156,8 +144,8 @@ def view_logits(model: SegModel, inputs: Tensor, window: int) -> Tensor:
     total, count = 0.0, torch.zeros(inputs.shape[-2:], device=inputs.device)
     for top in window_starts(inputs.shape[-2], side):
         for left in window_starts(inputs.shape[-1], side):
-            seen = inputs[..., top : top + side, left : left + side]
-            logits = resize(main_logits(model(seen)).float(), (side, side))
+            crop = inputs[..., top : top + side, left : left + side]
+            logits = resize(main_logits(model(crop)).float(), (side, side))
             edges = (left, inputs.shape[-1] - left - side, top, inputs.shape[-2] - top - side)
             total = total + F.pad(logits, edges)
             count[top : top + side, left : left + side] += 1
@@ -165,12 +153,12 @@ def view_logits(model: SegModel, inputs: Tensor, window: int) -> Tensor:
 
 
 def window_starts(length: int, side: int) -> list[int]:
-    """Where windows begin that cover a length: two thirds of a side apart, the last one at the end."""
+    """List the starts of windows that cover a length: two thirds of a side apart, the last one at the end."""
     return [*range(0, length - side, 2 * side // 3), length - side]
 
 
 def main_logits(outputs: list) -> Tensor:
-    """The (N, K, h, w) logits of a model's main output, which Mask2Former makes from its queries."""
+    """Return the (N, K, h, w) logits of a model's main output; Mask2Former computes them from its queries."""
     return outputs[-1] if isinstance(outputs[-1], Tensor) else outputs[-1].logits()
 
 
@@ -179,59 +167,129 @@ def predict_rows(
     cache: Cache,
     rows: np.ndarray,
     cfg: Config,
-    device: torch.device,
     tta: bool = True,
     desc: str | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of (rows, (N, K, B, B) probabilities that the config's `downsample` keeps) for those rows of
-    the cache.
+    """Predict some rows of the cache in their order, downsampled by the config's rule.
+
+    Yields batches of (rows, (N, K, B, B) probabilities on the model's device).
     """
     size = cache.photos.shape[1:3]
     loader = make_eval_loader(cache, rows, cfg)
     model.eval()
     for images, batch in progress(loader, desc or '', 'batch', quiet=desc is None):
         with torch.inference_mode():  # not around the yield: it would reach into the caller
-            probs = predict_probs(model, images, cfg, device, size, tta, cfg.downsample)
+            probs = predict_probs(model, images, cfg, size, tta, cfg.downsample)
         yield batch.tolist(), probs
 
 
 def make_eval_loader(cache: Cache, rows: np.ndarray, cfg: Config) -> DataLoader:
+    """Load whole photos at image_size, in batches of infer_batch_size and in the order of `rows`."""
     workers = min(cfg.workers, -(-len(rows) // cfg.infer_batch_size))
     return make_loader(WholePhotos(cache, rows, cfg.image_size), workers, batch_size=cfg.infer_batch_size)
+
+
+def probs_to_masks(probs: Tensor, cfg: Config) -> np.ndarray:
+    """Take the most probable classes by the config's rule: (N, K, B, B) → (N, 256, 256) uint8 on the CPU."""
+    return probs_to_ids(probs, cfg.downsample).to(torch.uint8).cpu().numpy()
+
+
+def predict_shard(
+    run: Run, cache: Cache, rows: np.ndarray, ranks: Ranks, tta: bool, desc: str
+) -> Iterator[tuple[int, np.ndarray, Tensor]]:
+    """Predict this rank's shard of the rows with one model.
+
+    Yields (position in `rows`, (256, 256) uint8 mask, (K, B, B) probabilities) for each of them.
+    """
+    shard = ranks.shard(len(rows))
+    positions = iter(shard)
+    batches = predict_rows(run.model, cache, rows[shard], run.cfg, tta, desc if ranks.is_main else None)
+    for _, batch_probs in batches:
+        for mask, probs in zip(probs_to_masks(batch_probs, run.cfg), batch_probs, strict=True):
+            yield next(positions), mask, probs
+
+
+def predict_shard_by_folds(
+    cfg: Config, cache: Cache, rows: np.ndarray, ranks: Ranks, tta: bool, folder: Path
+) -> Iterator[tuple[int, np.ndarray, Tensor]]:
+    """Predict this rank's shard of the rows with the models of all folds, and average their probabilities.
+
+    Yields the same as predict_shard. One model at a time is in memory; the sums are in a file in `folder`.
+    """
+    shard = ranks.shard(len(rows))
+    path = folder / f'.averaged{ranks.rank}.partial'
+    total = None
+    try:
+        for k in range(cfg.folds):
+            run = load_run(cfg, k, ranks.device)
+            desc, done = f'test fold {k}' if ranks.is_main else None, 0
+            for batch, probs in predict_rows(run.model, cache, rows[shard], run.cfg, tta, desc):
+                if total is None:
+                    total = allocate_array(path, np.float32, (len(shard), *probs.shape[1:]))
+                total[done : done + len(batch)] += probs.cpu().numpy()
+                done += len(batch)
+        for number, position in enumerate(shard):
+            mean = torch.from_numpy(total[number] / cfg.folds)
+            yield position, probs_to_masks(mean[None], cfg)[0], mean
+    finally:
+        del total
+        path.unlink(missing_ok=True)
+
+
+def photo_probs(run: Run, photo: np.ndarray, tta: bool = True) -> Tensor:
+    """Predict a photo of any size, resized so that its longer side is image_size.
+
+    (H, W, 3) uint8 RGB → (K, H, W) probabilities on the model's device.
+    """
+    height, width = photo.shape[:2]
+    image = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float()  # (1, 3, H, W)
+    scale = run.cfg.image_size / max(height, width)
+    size = (to_stride(height * scale), to_stride(width * scale))
+    inputs = resize(image, size, antialias=True).round().to(torch.uint8)
+    with torch.inference_mode():
+        probs = predict_probs(run.model, inputs, run.cfg, size, tta)
+        return resize(probs, (height, width), antialias=True)[0]
 
 
 def evaluate(
     model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config, ranks: Ranks, tta: bool = False
 ) -> np.ndarray:
-    """(n, 3, K) image_counts of the board's own 256x256 masks of the n rows; each rank predicts its share of
-    them, and all get all.
+    """Score a model on some rows of the cache; return the (n, 3, K) image_counts of their 256x256 masks.
+
+    Each rank predicts its shard of the rows, and every rank gets the counts of all.
     """
     counts = np.zeros((len(rows), 3, len(cfg.classes)), np.int64)
     seen = np.zeros(len(rows), np.int64)
-    places = {int(row): place for place, row in enumerate(rows)}
+    positions = {int(row): position for position, row in enumerate(rows)}
     desc = 'valid' if ranks.is_main else None
-    share = rows[ranks.rank :: ranks.world]
-    for batch, probs in predict_rows(model, cache, share, cfg, ranks.device, tta, desc):
-        pred = probs_to_ids(probs, cfg.downsample)
-        for row, ids in zip(batch, pred.to(torch.uint8).cpu().numpy(), strict=True):
-            confusion = confusion_matrix(cache.truth(row), ids, len(cfg.classes))
-            counts[places[row]] = image_counts(confusion)
-            seen[places[row]] += 1
+    for batch, probs in predict_rows(model, cache, rows[ranks.shard(len(rows))], cfg, tta, desc):
+        for row, mask in zip(batch, probs_to_masks(probs, cfg), strict=True):
+            confusion = confusion_matrix(cache.truth(row), mask, len(cfg.classes))
+            counts[positions[row]] = image_counts(confusion)
+            seen[positions[row]] += 1
     check_seen(seen, ranks, 'validation')
     return ranks.sum(torch.from_numpy(counts).to(ranks.device)).cpu().numpy()
 
 
-def check_seen(seen: np.ndarray, ranks: Ranks, what: str) -> None:
-    """Raises CheckFailed unless all ranks together have each photo once; `seen` (n,) is this rank's count."""
+def check_seen(seen: np.ndarray, ranks: Ranks, task: str) -> None:
+    """Raise CheckFailed unless the ranks together predicted every photo exactly once.
+
+    `seen` (n,) counts how often this rank predicted each photo; `task` begins the message.
+    """
     total = ranks.sum(torch.from_numpy(seen).to(ranks.device)).cpu().numpy()
     if (total != 1).any():
         missing, twice = np.count_nonzero(total == 0), np.count_nonzero(total > 1)
-        raise CheckFailed(f'{what}: of {len(seen)} photos {missing} were left out, and {twice} taken twice')
+        raise CheckFailed(
+            f'{task}: {missing} of {len(seen)} photos were not predicted, and {twice} more than once; '
+            f'expected each exactly once'
+        )
 
 
 def amp_dtype(cfg: Config, device: torch.device) -> torch.dtype:
-    """float32 is off. bf16 where the device computes in it (Ampere on; AVX-512 BF16 or AMX), fp16 on other
-    GPUs.
+    """Choose the type that autocast computes in; float32 means that autocast is off.
+
+    `auto` is bf16 if the device computes in it (GPUs from Ampere on; CPUs with AVX-512 BF16 or AMX), else
+    fp16 on a GPU and float32 on a CPU.
     """
     if cfg.amp != 'auto':
         return {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': torch.float32}[cfg.amp]
@@ -241,6 +299,6 @@ def amp_dtype(cfg: Config, device: torch.device) -> torch.dtype:
 
 
 def autocast(cfg: Config, device: torch.device) -> torch.autocast:
-    """The one mixed-precision path of training, validation and inference."""
+    """Open the one mixed-precision context of training, validation and inference."""
     dtype = amp_dtype(cfg, device)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

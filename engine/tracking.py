@@ -214,7 +214,7 @@ def draw_predictions(
     """A sheet of some of the photos, the same each time, with their truth and what the model sees in them."""
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, PHOTOS).astype(int))]
     shown = []
-    for batch, probs in predict_rows(model, cache, rows, cfg, device, tta=False):
+    for batch, probs in predict_rows(model, cache, rows, cfg, tta=False):
         ids = probs_to_ids(probs, cfg.downsample).to(torch.uint8).cpu().numpy()
         for row, pred in zip(batch, ids, strict=True):
             name = cache.names(np.array([row]))[0]

@@ -1,9 +1,10 @@
-"""The files of one prediction, which all ranks fill together: <split>.csv and <split>_probs.npy, whole or not
-there.
+"""Write the files of one prediction, which all ranks fill together: <split>.csv and <split>_probs.npy.
 
     with Predictions(folder, 'test', names, cfg, save_probs, ranks) as predictions:
-        for place in ranks.shard(len(names)):
-            predictions.write(place, ids, probs)
+        for position in ranks.shard(len(names)):
+            predictions.write(position, mask, probs)
+
+Both files are written whole or not at all.
 """
 
 from contextlib import ExitStack
@@ -15,25 +16,25 @@ import torch
 from config import Config
 from engine.distributed import Ranks
 from engine.inference import check_seen
-from networks.layers import resize
-from submission import SIDE, SubmissionWriter
+from submission import SIDE, SubmissionWriter, probs_to_bytes
 from utils.files import allocate_array, lock, remove_partials
 
 
 class Predictions:
-    """Ids, and probabilities where asked for, of photos in the order of `names`; in files meanwhile, so that
-    any rank can write any of them and none has to be in memory. Raises BadInput where another process writes
-    the same files.
+    """The masks, and the probabilities if they are asked for, of the photos `names` in this order.
+
+    They are collected in memory-mapped files: any rank can write any photo, and none holds all of them.
+    Raises BadInput if another process writes the same files.
     """
 
     def __init__(
         self, folder: Path, split: str, names: list[str], cfg: Config, save_probs: bool, ranks: Ranks
     ) -> None:
         self.folder, self.split, self.names, self.ranks = folder, split, names, ranks
-        self.seen = np.zeros(len(names), np.int64)
+        self.seen = np.zeros(len(names), np.int64)  # how often this rank wrote each photo
         self.lock = lock(folder / f'.{split}.lock' if ranks.is_main else None, f'predicting {split}')
-        self.files = {'ids': folder / f'.{split}_ids.npy.partial'}
-        self.shapes = {'ids': (len(names), SIDE, SIDE)}
+        self.files = {'masks': folder / f'.{split}_masks.npy.partial'}
+        self.shapes = {'masks': (len(names), SIDE, SIDE)}
         if save_probs:
             self.files['probs'] = folder / f'.{split}_probs.npy.partial'
             self.shapes['probs'] = (len(names), len(cfg.classes), SIDE, SIDE)
@@ -41,21 +42,26 @@ class Predictions:
     def __enter__(self) -> 'Predictions':
         with ExitStack() as stack:
             stack.enter_context(self.lock)
-            stack.callback(self.clean)
+            stack.callback(self.remove_files)
             if self.ranks.is_main:
                 remove_partials(self.folder, f'{self.split}.csv')
             self.arrays = {
-                key: shared(path, np.uint8, self.shapes[key], self.ranks) for key, path in self.files.items()
+                key: open_shared(path, self.shapes[key], self.ranks) for key, path in self.files.items()
             }
             self.stack = stack.pop_all()
         return self
 
-    def write(self, place: int, ids: np.ndarray, probs: torch.Tensor | np.ndarray) -> None:
-        """The (256, 256) ids of a photo, and its (K, B, B) probabilities, or (K, 256, 256) uint8 as saved."""
-        self.arrays['ids'][place] = ids
-        self.seen[place] += 1
+    def write(self, position: int, mask: np.ndarray, probs: torch.Tensor | np.ndarray | None) -> None:
+        """Write the (256, 256) mask of a photo and, with save_probs, its probabilities.
+
+        Those are a (K, B, B) tensor, or a (K, 256, 256) uint8 array that was saved before.
+        """
+        self.arrays['masks'][position] = mask
+        self.seen[position] += 1
         if 'probs' in self.arrays:
-            self.arrays['probs'][place] = probs if isinstance(probs, np.ndarray) else to_bytes(probs)
+            self.arrays['probs'][position] = (
+                probs_to_bytes(probs) if isinstance(probs, torch.Tensor) else probs
+            )
 
     def __exit__(self, *error) -> None:
         with self.stack:
@@ -69,30 +75,24 @@ class Predictions:
         if error[0] is None:
             self.ranks.wait()
 
-    def clean(self) -> None:
+    def remove_files(self) -> None:
         if self.ranks.is_main:
             for path in self.files.values():
                 path.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """The CSV of what all ranks have written, and the probabilities under their own name."""
+        """Write the CSV from the masks of all ranks, and rename the file of probabilities."""
         probs_path = self.folder / f'{self.split}_probs.npy'
         probs_path.unlink(missing_ok=True)  # those of an earlier CSV
         with SubmissionWriter(self.folder / f'{self.split}.csv') as writer:
-            for name, ids in zip(self.names, self.arrays['ids'], strict=True):
-                writer.write(name, ids)
+            for name, mask in zip(self.names, self.arrays['masks'], strict=True):
+                writer.write(name, mask)
         if 'probs' in self.files:
             self.files['probs'].replace(probs_path)
 
 
-def shared(path: Path, dtype: type, shape: tuple[int, ...], ranks: Ranks) -> np.memmap:
-    """An array in a file, zeros at first, that every rank writes its part of."""
+def open_shared(path: Path, shape: tuple[int, ...], ranks: Ranks) -> np.memmap:
+    """Open a uint8 array in a file that all ranks write to; rank 0 creates it with zeros."""
     return ranks.main_process_first(
-        lambda: allocate_array(path, dtype, shape), lambda: np.lib.format.open_memmap(path, 'r+')
+        lambda: allocate_array(path, np.uint8, shape), lambda: np.lib.format.open_memmap(path, 'r+')
     )
-
-
-def to_bytes(probs: torch.Tensor) -> np.ndarray:
-    """(K, B, B) → (K, 256, 256) uint8, 255 times the probabilities."""
-    small = resize(probs[None].float(), (SIDE, SIDE), antialias=True)[0]
-    return (small * 255).round().to(torch.uint8).cpu().numpy()

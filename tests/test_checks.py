@@ -151,14 +151,14 @@ def test_score_of_fewer_photos_than_the_fold_has(tiny):
     model = SegModel(tiny, load_weights=False)
     cache = open_cache(tiny, 'train')
     assert evaluate(model, cache, np.arange(5), tiny, Ranks.alone()).shape == (5, 3, 11)
-    with pytest.raises(CheckFailed, match='validation: of 5 photos 2 were left out, and 0 taken twice'):
+    with pytest.raises(CheckFailed, match='2 of 5 photos were not predicted, and 0 more than once'):
         evaluate(model, cache, np.arange(5), tiny, Deaf(0, 2, torch.device('cpu')))
 
 
 def test_prediction_of_fewer_photos_leaves_no_csv(tiny, tmp_path):
     names = ['a.jpg', 'b.jpg', 'c.jpg']
     with (
-        pytest.raises(CheckFailed, match='of 3 photos 1 were left out, and 1 taken twice'),
+        pytest.raises(CheckFailed, match='1 of 3 photos were not predicted, and 1 more than once'),
         Predictions(tmp_path, 'test', names, tiny, False, Ranks.alone()) as predictions,
     ):
         for place in (0, 1, 1):

@@ -1,10 +1,14 @@
-"""Views: windows over those that are larger, and encoders of one size."""
+"""Prediction: views and windows, downsampled probabilities, ranks, and the files that infer.py writes."""
 
 import os
+import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +18,9 @@ from torch import nn
 
 import infer
 import train
-from engine.inference import resize_every, view_logits, window_starts
-from networks.layers import resize
-from submission import read_masks
+from engine.inference import predict_probs, view_logits, window_starts
+from models import SegModel
+from submission import downsample_probs, probs_to_ids, read_masks
 from utils.errors import BadInput, Interrupted
 from utils.files import lock
 
@@ -75,17 +79,47 @@ def test_probabilities_of_a_photo_are_the_same_through_windows_that_see_it_whole
     assert torch.equal(view_logits(PixelModel(), images, 64), view_logits(PixelModel(64), images, 0))
 
 
-@pytest.mark.parametrize('own', [(128, 128), (96, 160), (256, 256), (512, 512), (768, 640), (17, 33)])
-@pytest.mark.parametrize('step', [1, 2])
-def test_only_the_pixels_that_are_kept_are_computed_and_they_are_the_same(own, step):
-    logits = torch.randn(2, 5, *own) * 3
-    size = (256 * step, 256 * step)
-    plain = resize(logits, size, antialias=True)[..., ::step, ::step]
-    fast = resize_every(logits, size, step)
-    assert torch.allclose(plain, fast, atol=1e-4)
-    differ = plain.argmax(1) != fast.argmax(1)  # only where two classes tie but for rounding
-    first, second = plain.topk(2, dim=1).values.unbind(1)
-    assert differ.float().mean() < 1e-4 and ((first - second)[differ] < 1e-4).all()
+@pytest.mark.parametrize('rule', ['nearest', 'prob_mean', 'block_max'])
+def test_downsampled_probabilities_are_those_of_the_whole_photo(tiny, rule):
+    torch.manual_seed(0)
+    model = SegModel(tiny, load_weights=False).eval()
+    photos = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    cfg = tiny.model_copy(update={'tta_flips': ('h',), 'tta_scales': (1.0, 1.5)})
+    with torch.inference_mode():
+        whole = predict_probs(model, photos, cfg, (512, 512))
+        small = predict_probs(model, photos, cfg, (512, 512), rule=rule)
+    assert torch.allclose(whole.sum(1), torch.ones(2, 512, 512), atol=1e-5)
+    torch.testing.assert_close(small, downsample_probs(whole, rule), rtol=0, atol=1e-6)
+    assert torch.equal(probs_to_ids(small, rule), probs_to_ids(downsample_probs(whole, rule), rule))
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.argv.pop(0)
+try:
+    runpy.run_path(sys.argv[0], run_name='__main__')
+except SystemExit as end:
+    sys.exit(100 if 'torch' in sys.modules else end.code)
+"""
+
+
+@pytest.mark.parametrize('script', ['infer.py --split=oof', 'tools/search_tta.py', 'tools/export_onnx.py'])
+@pytest.mark.parametrize(
+    ('options', 'status', 'message'),
+    [
+        ('--help', 0, 'usage'),
+        ('--cfg configs/demo.yaml --fold 0 --set epoch=1', 2, "did you mean 'epochs'"),
+        ('--cfg configs/none.yaml --fold 0', 2, 'none.yaml'),
+        ('--cfg configs/demo.yaml --fold x', 2, 'argument --fold'),
+    ],
+)
+def test_help_and_typos_answer_before_torch_is_imported(script, options, status, message):
+    words = [sys.executable, '-c', WITHOUT_TORCH, *script.split(), *options.split()]
+    result = subprocess.run(
+        words, cwd=Path(infer.__file__).parent, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == status, result.stderr
+    assert re.search(message, result.stdout + result.stderr)
 
 
 def test_ranks_share_prediction_and_write_one_set_of_files(tiny, tiny_yaml, tmp_path):
@@ -115,11 +149,11 @@ def test_merged_predictions_are_those_of_the_folds(tiny):
     merged, probs = (tiny.output_dir / tiny.name / f'oof{end}' for end in ('.csv', '_probs.npy'))
     names = list(read_masks(merged))
     for fold in (0, 1):
-        own = read_masks(tiny.run_dir(fold) / 'oof.csv')
-        for row, (name, mask) in enumerate(own.items()):
+        masks = read_masks(tiny.run_dir(fold) / 'oof.csv')
+        for row, (name, mask) in enumerate(masks.items()):
             assert np.array_equal(read_masks(merged)[name], mask)
-            kept = np.load(tiny.run_dir(fold) / 'oof_probs.npy', mmap_mode='r')[row]
-            assert np.array_equal(np.load(probs, mmap_mode='r')[names.index(name)], kept)
+            fold_probs = np.load(tiny.run_dir(fold) / 'oof_probs.npy', mmap_mode='r')[row]
+            assert np.array_equal(np.load(probs, mmap_mode='r')[names.index(name)], fold_probs)
 
 
 def test_two_predictions_of_one_folder(tiny):

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import submission
+from data.cache import resize_mask
 from submission import (
     PIXELS,
     SIDE,
@@ -22,9 +23,11 @@ from submission import (
     check_submission,
     classes_and_data,
     decode_mask,
+    downsample_mask,
     downsample_probs,
     encode_mask,
     main,
+    probs_to_bytes,
     probs_to_ids,
     read_masks,
     read_rows,
@@ -79,11 +82,11 @@ def slow_decode(text: bytes, num_classes: int) -> list[int] | None:
 def assert_as_slow(text: bytes, num_classes: int) -> None:
     expected = slow_decode(text, num_classes)
     try:
-        found = decode_mask(text, num_classes, 'here').ravel().tolist()
+        class_ids = decode_mask(text, num_classes, 'here').ravel().tolist()
     except BadInput as error:
         assert str(error).startswith('here: ') and '\n' not in str(error)
-        found = None
-    assert found == expected
+        class_ids = None
+    assert class_ids == expected
 
 
 @pytest.mark.parametrize('num_classes', [1, 2, 9, 10, 11, 12, 20, 100, 101, 255])
@@ -95,9 +98,9 @@ def test_masks_come_back(num_classes):
     ):
         text = encode_mask(mask)
         assert text == b' '.join(b'%d' % i for i in mask.ravel())
-        found = decode_mask(text, num_classes, '')
-        assert found.dtype == np.uint8 and found.flags.writeable
-        np.testing.assert_array_equal(found, mask)
+        decoded = decode_mask(text, num_classes, '')
+        assert decoded.dtype == np.uint8 and decoded.flags.writeable
+        np.testing.assert_array_equal(decoded, mask)
     if num_classes > 1:
         with pytest.raises(BadInput, match=f'expected 0 to {num_classes - 2}'):
             decode_mask(encode_mask(np.full((SIDE, SIDE), num_classes - 1)), num_classes - 1, '')
@@ -308,9 +311,9 @@ FAULTS = {
     'windows line ends': (GOOD.replace(b'\n', b'\r\n'), r'line 1: ends as on Windows'),
     'windows line ends in a row': (GOOD[:-1] + b'\r\n', r'line 4: ends as on Windows'),
     'missing image': (BEGIN, r"1 of 3 test images have no row, such as 'c\.jpg'"),
-    'doubled image': (BEGIN + row(IDS[0]), "line 4: image 'batch_01/b.jpg' is there twice.* line 2"),
+    'doubled image': (BEGIN + row(IDS[0]), "line 4: image 'batch_01/b.jpg' is listed twice.* line 2"),
     'unknown image': (BEGIN + row('d.jpg'), r"line 4: image 'd\.jpg' is none of the 3 test images"),
-    'wrong order': (HEADER + row() + BEGIN[len(HEADER):], "line 2: found image 'c.jpg', test.json has 'b"),
+    'wrong order': (HEADER + row() + BEGIN[len(HEADER):], "line 2: found image 'c.jpg', expected 'b"),
     'too few ids': (BEGIN + row(ids=ROW[:-2]), "line 4: image 'c.jpg': found 65,535 ids, expected 65,536"),
     'too many ids': (BEGIN + row(ids=ROW + b' 1'), "'c.jpg': found 65,537 ids, expected 65,536"),
     'no ids': (BEGIN + b'c.jpg,\n', "'c.jpg': id 1 is empty"),
@@ -399,6 +402,8 @@ def test_the_script_ends_in_one_line_with_status_2_and_without_torch(csv, data, 
     )
     result = run('check')
     assert result.returncode == 2 and result.stderr.count('\n') == 1
+    result = run('--help')
+    assert result.returncode == 0 and 'check     check every rule' in result.stdout
     code = 'import sys, submission, metrics; sys.exit("torch" in sys.modules)'
     subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(submission.__file__).parent)
 
@@ -447,7 +452,7 @@ def test_another_data_set(tmp_path):
 
 
 @pytest.mark.parametrize('side', [256, 512, 768])
-def test_downsampling_by_hand_and_in_torch(side):
+def test_downsampling_by_hand(side):
     step = side // SIDE
     probs = np.random.default_rng(0).random((2, 4, side, side), np.float32)
     ids = probs.argmax(1)
@@ -459,20 +464,33 @@ def test_downsampling_by_hand_and_in_torch(side):
         'prob_mean': mean.argmax(1),
     }
     for rule, answer in expected.items():
-        np.testing.assert_array_equal(probs_to_ids(downsample_probs(probs, rule), rule), answer)
-        tensor = torch.from_numpy(probs)
-        np.testing.assert_array_equal(probs_to_ids(downsample_probs(tensor, rule), rule).numpy(), answer)
+        pred = probs_to_ids(downsample_probs(torch.from_numpy(probs), rule), rule)
+        np.testing.assert_array_equal(pred.numpy(), answer)
     if step > 1:
         assert len({answer.tobytes() for answer in expected.values()}) == 3
 
 
+@pytest.mark.parametrize('size', [(512, 512), (320, 512), (600, 333), (1000, 750), (257, 255), (3024, 4032)])
+def test_truth_is_the_organisers(size):
+    mask = np.random.default_rng(size[0]).integers(0, 11, size, np.uint8)
+    np.testing.assert_array_equal(downsample_mask(mask), resize_mask(mask, 512)[::2, ::2])
+
+
+def test_probabilities_are_saved_at_the_scored_size():
+    probs = torch.rand(3, SIDE, SIDE).softmax(0)
+    np.testing.assert_array_equal(probs_to_bytes(probs), (255 * probs).round().numpy())
+    larger = probs_to_bytes(probs.repeat_interleave(4, 1).repeat_interleave(4, 2))  # blocks of 4x4
+    assert larger.shape == (3, SIDE, SIDE) and larger.dtype == np.uint8
+    assert np.abs(larger - 255 * probs.numpy()).mean() < np.abs(larger[::-1] - 255 * probs.numpy()).mean() / 2
+
+
 def test_downsampling_refuses_other_sides_and_rules():
     with pytest.raises(ValueError, match='500x500'):
-        downsample_probs(np.zeros((1, 2, 500, 500)), 'nearest')
+        downsample_probs(torch.zeros(1, 2, 500, 500), 'nearest')
     with pytest.raises(ValueError, match='256x512'):
-        downsample_probs(np.zeros((1, 2, 256, 512)), 'nearest')
+        downsample_probs(torch.zeros(1, 2, 256, 512), 'nearest')
     with pytest.raises(ValueError, match='bilinear'):
-        downsample_probs(np.zeros((1, 2, 256, 256)), 'bilinear')
+        downsample_probs(torch.zeros(1, 2, 256, 256), 'bilinear')
 
 
 def test_set_needs_a_config_and_changes_it(tmp_path):

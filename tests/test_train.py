@@ -146,7 +146,7 @@ def test_out_is_of_an_image_alone(tiny_yaml, capsys):
     words = ['--cfg', str(tiny_yaml), '--fold', '0', '--split', 'test', '--out', 'test.csv']
     with pytest.raises(SystemExit) as stop:
         infer.command(words)
-    assert stop.value.code == 2 and '--out is of --image alone' in capsys.readouterr().err
+    assert stop.value.code == 2 and '--out goes with --image' in capsys.readouterr().err
 
 
 def test_overlay_of_a_photo_of_any_size(learned, tmp_path, capsys):

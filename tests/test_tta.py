@@ -1,16 +1,24 @@
 """The search for views: it counts as inference does, and chooses without the photos that it is judged on."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from conftest import write_set
 
 import infer
 import train
+from config import Config
 from engine.inference import make_views
 from metrics import miou_of_counts
 from networks.layers import resize
 from tools import search_tta
 from utils.errors import BadInput
+
+
+def views_of(flips: Sequence[str], rotations: Sequence[int], scales: Sequence[float]) -> dict[str, tuple]:
+    """The keys of a config with these views."""
+    return {'tta_flips': tuple(flips), 'tta_rotations': tuple(rotations), 'tta_scales': tuple(scales)}
 
 
 def test_every_view_is_turned_back_on_photos_that_are_not_square():
@@ -23,44 +31,46 @@ def test_every_view_is_turned_back_on_photos_that_are_not_square():
 
 
 def test_sets_are_every_choice_in_the_order_of_the_views():
-    sets = search_tta.view_sets(['h'], [90], [0.75, 1.0])
+    sets = search_tta.list_sets(Config(**views_of(['h'], [90], [0.75, 1.0])))
     assert len(sets) == 2 * 2 * 3
     every = list(make_views(['h'], [90], [0.75, 1.0]))
-    assert len(every) == 8 and max(len(one.views) for one in sets) == 8
-    plain = next(one for one in sets if one.is_plain)
+    assert len(every) == 8 and max(len(view_set.views) for view_set in sets) == 8
+    plain = next(view_set for view_set in sets if view_set.is_plain)
     image = torch.rand(1, 3, 32, 32)
     assert torch.equal(every[plain.views[0]].augment_image(image), image)
     assert str(plain) == 'tta_flips=[] tta_rotations=[] tta_scales=[1]'
 
 
 def test_too_many_sets():
-    with pytest.raises(BadInput, match='too many'):
-        search_tta.view_sets(['h', 'v', 'hv'], [90, 180, 270], [1 + n / 10 for n in range(7)])
+    with pytest.raises(BadInput, match='expected 4,096 at most'):
+        search_tta.list_sets(
+            Config(**views_of(['h', 'v', 'hv'], [90, 180, 270], [1 + n / 10 for n in range(7)]))
+        )
 
 
 @pytest.mark.parametrize('rule', ['nearest', 'block_max'])
 def test_counts_are_those_of_inference(tiny, capsys, rule):
     tiny = tiny.model_copy(update={'downsample': rule, 'cache_size': 512})
     train.main(tiny, 0)
-    device = torch.device('cpu')
-    sets = search_tta.view_sets(['h'], [90], [1.0, 1.5])
-    tally = search_tta.count(tiny, 0, ['h'], [90], [1.0, 1.5], sets, device)
+    cfg = tiny.model_copy(update=views_of(['h'], [90], [1.0, 1.5]))
+    sets = search_tta.list_sets(cfg)
+    tally = search_tta.count(cfg, 0, sets)
     for number in (0, 5, len(sets) - 1):
-        one = sets[number]
-        keys = {'tta_flips': one.flips, 'tta_rotations': one.rotations, 'tta_scales': one.scales}
+        views = sets[number]
+        keys = views_of(views.flips, views.rotations, views.scales)
         score = infer.main(tiny.model_copy(update=keys), 0, 'oof')
         assert float(miou_of_counts(tally.counts[:, number].sum(0))) == pytest.approx(score, abs=1e-6)
     assert (tally.seconds > 0).all()
-    chosen = search_tta.main(tiny, 0, ['h'], [90], [1.0, 1.5])
-    said = capsys.readouterr().out
-    assert '12 sets of views' in said and 'out of sample' in said and chosen in sets
+    best = search_tta.main(cfg, 0)
+    out = capsys.readouterr().out
+    assert '12 sets of views' in out and 'out of sample' in out and best in sets
 
 
 def test_fewer_photos_than_parts(tiny, tmp_path):
     few = {'data_root': write_set(tmp_path / 'few', 6, 0), 'cache_dir': tmp_path / 'cache'}
-    tiny = tiny.model_copy(update=few)
+    tiny = tiny.model_copy(update=few | views_of(['h'], [], [1.0]))
     train.main(tiny, 0)
-    assert search_tta.main(tiny, 0, ['h'], [], [1.0]).scales == (1.0,)
+    assert search_tta.main(tiny, 0).scales == (1.0,)
 
 
 @pytest.mark.parametrize('fold', ['-1', '7'])
@@ -74,4 +84,4 @@ def test_labels_that_the_model_has_seen(tiny):
     run = tiny.run_dir(0)
     run.rename(run.with_name('fold1'))
     with pytest.raises(BadInput, match='has seen labels of fold 1'):
-        search_tta.main(tiny, 1, [], [], [1.0])
+        search_tta.main(tiny, 1)

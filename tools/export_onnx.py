@@ -1,11 +1,30 @@
-"""A trained model as an ONNX file that needs none of this code, and a model card beside it.
+"""Export a trained model as an ONNX file that needs none of this code, with a model card beside it.
 
     python -m tools.export_onnx --cfg configs/convnext.yaml --fold 0     # .../fold0/model.onnx and model.md
 
-In: `photos`, (N, 3, C, C) uint8 RGB, any N, C the config's image_size; they are normalised inside. Out:
-`masks`, (N, 256, 256) uint8 ids, as of infer.py --no-tta, and `probs`, (N, K, B, B) float32 (see
-submission.downsample_probs).
+Input: `photos`, (N, 3, S, S) uint8 RGB, any N, S the config's image_size; they are normalised inside.
+Outputs: `masks`, (N, 256, 256) uint8 class ids, as infer.py --no-tta predicts them, and `probs`, (N, K, B, B)
+float32, B as in submission.downsample_probs.
 """
+
+# ruff: noqa: E402
+from argparse import Namespace
+
+from config import Config, dump_config, load_config
+from utils.cli import ArgumentParser, add_config_arguments, parse_early, run_script
+
+
+def read_arguments(argv: list[str] | None = None) -> tuple[Config, Namespace]:
+    """Read the command line and the config. Raises BadInput."""
+    parser = ArgumentParser(__doc__, prog='python -m tools.export_onnx')
+    add_config_arguments(parser)
+    parser.add_argument('--fold', type=int, required=True, help='the fold whose model is exported, or -1')
+    args = parser.parse_args(argv)
+    return load_config(args.cfg, args.set), args
+
+
+if __name__ == '__main__':
+    parse_early(read_arguments)
 
 from importlib.util import find_spec
 from itertools import pairwise
@@ -16,7 +35,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import Config, dump_config, load_config
 from data.cache import Cache, open_cache
 from data.folds import read_folds, split_fold
 from dataset import WholePhotos
@@ -24,19 +42,18 @@ from engine.checkpoint import Run, load_run
 from engine.inference import predict_probs
 from engine.provenance import installed, last_provenance
 from submission import SIDE, probs_to_ids
-from utils.cli import ArgumentParser, add_config_arguments, run_script
 from utils.errors import BadInput, CheckFailed, one_line
 from utils.files import lock, remove_partials, write_text, write_whole
 from utils.log import log, start_log
 
-CHECKED = 32  # photos that ONNX Runtime and torch both see
-AGREEMENT = 0.999  # of their pixels, at least, are of the same class
+TEST_PHOTOS = 32  # that ONNX Runtime and torch both predict
+MIN_AGREEMENT = 0.999  # share of their pixels that must have the same class
 ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 MAX_BYTES = 2**31 - 1  # of a protobuf, and so of an ONNX file
 
 
 class MaskModel(nn.Module):
-    """What the ONNX file does: photos to masks and probabilities, in one plain view."""
+    """Predict masks and probabilities of photos in one plain view; this is what the ONNX file does."""
 
     def __init__(self, model: nn.Module, cfg: Config, side: int) -> None:
         super().__init__()
@@ -44,21 +61,21 @@ class MaskModel(nn.Module):
 
     def forward(self, photos: Tensor) -> tuple[Tensor, Tensor]:
         size, rule = (self.side, self.side), self.cfg.downsample
-        probs = predict_probs(self.model, photos, self.cfg, photos.device, size, tta=False, rule=rule)
+        probs = predict_probs(self.model, photos, self.cfg, size, tta=False, rule=rule)
         return probs_to_ids(probs, rule).to(torch.uint8), probs
 
 
 class Agreement(NamedTuple):
-    """What ONNX Runtime and torch make of the same photos."""
+    """How well the predictions of ONNX Runtime and torch agree on the same photos."""
 
     photos: int
-    equal: float  # share of the pixels
-    largest: float  # difference of two probabilities
+    same_class: float  # share of the pixels
+    max_difference: float  # of two probabilities
 
     def __str__(self) -> str:
         return (
-            f'{self.equal:.4%} of the pixels of {self.photos} photos are of the same class, and '
-            f'probabilities differ by {self.largest:.1e} at most'
+            f'{self.same_class:.4%} of the pixels of {self.photos} photos have the same class, and '
+            f'probabilities differ by {self.max_difference:.1e} at most'
         )
 
 
@@ -73,46 +90,50 @@ def main(cfg: Config, fold: int) -> None:
 
 
 def export_onnx(run: Run, cache: Cache, rows: np.ndarray, folder: Path) -> None:
-    """Writes model.onnx and model.md into the run's folder, once the file and torch agree on CHECKED of the
-    rows. Raises BadInput, and CheckFailed where they do not.
+    """Write model.onnx and model.md into the run's folder.
+
+    Raises BadInput, and CheckFailed if ONNX Runtime and torch disagree on the photos of these rows.
     """
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
-        raise BadInput(f'ONNX: pip install {" ".join(missing)}')
+        raise BadInput(f'ONNX export: found no {", ".join(missing)}; pip install {" ".join(missing)}')
     path, card = folder / 'model.onnx', folder / 'model.md'
     cfg = run.cfg.model_copy(update={'amp': 'off'})
     model = MaskModel(run.model, cfg, cache.photos.shape[1]).eval()
     unfuse(model)
-    chosen = np.linspace(0, len(rows) - 1, min(len(rows), CHECKED)).astype(int)
-    photos = WholePhotos(cache, rows[chosen], cfg.image_size)
+    positions = np.linspace(0, len(rows) - 1, min(len(rows), TEST_PHOTOS)).astype(int)
+    photos = WholePhotos(cache, rows[positions], cfg.image_size)
     with lock(folder / '.onnx.lock', 'exporting'):
         remove_partials(folder, path.name, card.name)
         content = to_onnx(model, photos)
-        found = compare_onnx(content, model, photos, cfg.infer_batch_size)
-        if found.equal < AGREEMENT:
-            raise CheckFailed(f'{path}: not written: in ONNX Runtime only {found}')
+        agreement = compare_onnx(content, model, photos, cfg.infer_batch_size)
+        if agreement.same_class < MIN_AGREEMENT:
+            raise CheckFailed(
+                f'{path}: not written: only {agreement}, between ONNX Runtime and torch; '
+                f'expected {MIN_AGREEMENT:.1%} of the pixels'
+            )
         with write_whole(path) as file:
             file.write(content)
-        write_text(card, model_card(run, found, len(content), folder))
-    log.info(f'ONNX Runtime against torch: {found}')
-    log.info(f'wrote {path}, {len(content) / 2**20:.1f} MiB, and its model card, {card}')
+        write_text(card, model_card(run, agreement, len(content), folder))
+    log.info(f'ONNX Runtime against torch: {agreement}')
+    log.info(f'wrote {path}, {len(content) / 2**20:.1f} MiB, and its model card {card}')
 
 
 def unfuse(model: nn.Module) -> None:
-    """Has timm's attention in plain products: Twins has it in five dimensions, for which ONNX has no form."""
+    """Switch timm's attention to plain products: ONNX has no fused form of Twins' five dimensions."""
     for module in model.modules():
         if hasattr(module, 'fused_attn'):
             module.fused_attn = False
 
 
 def to_onnx(model: MaskModel, photos: WholePhotos) -> bytes:
-    """The ONNX file, for any number of photos. Raises BadInput where the model has no ONNX form."""
+    """Build the ONNX file, for any number of photos. Raises BadInput if the model cannot be exported."""
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     if size > MAX_BYTES:
-        raise BadInput(f'ONNX: the weights have {size / 2**30:.1f} GiB; one ONNX file holds 2')
+        raise BadInput(f'ONNX export: found {size / 2**30:.1f} GiB of weights, expected less than 2')
     batch = torch.stack([photos[0][0]] * 2)
     with torch.no_grad():
-        model(batch)  # what is kept between calls is made outside of the graph
+        model(batch)  # fills caches that are kept between calls, outside of the graph
         try:
             shapes = {'photos': {0: torch.export.Dim('N')}}
             graph = torch.export.export(model, (batch,), dynamic_shapes=shapes, strict=False)
@@ -122,38 +143,38 @@ def to_onnx(model: MaskModel, photos: WholePhotos) -> bytes:
             cause = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
-            raise BadInput(f'this model has no ONNX form: {one_line(cause)[:300]}') from None
+            raise BadInput(f'ONNX export: this model cannot be exported: {one_line(cause)[:300]}') from None
     return program.model_proto.SerializeToString()
 
 
 def compare_onnx(content: bytes, model: MaskModel, photos: WholePhotos, batch_size: int) -> Agreement:
-    """Runs ONNX Runtime beside torch on one photo alone, then on batches."""
+    """Predict photos with ONNX Runtime and with torch, first one photo alone, then batches."""
     import onnxruntime  # optional
 
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
     bounds = [0, *range(1, len(photos), batch_size), len(photos)]
-    equal, largest = 0, 0.0
+    same_class, max_difference = 0, 0.0
     for start, stop in pairwise(bounds):
         batch = torch.stack([photos[position][0] for position in range(start, stop)])
         with torch.inference_mode():
             masks, probs = (output.numpy() for output in model(batch))
         onnx_masks, onnx_probs = session.run(None, {'photos': batch.numpy()})
-        equal += np.count_nonzero(masks == onnx_masks)
-        largest = max(largest, float(np.abs(probs - onnx_probs).max()))
-    return Agreement(len(photos), equal / (len(photos) * SIDE * SIDE), largest)
+        same_class += np.count_nonzero(masks == onnx_masks)
+        max_difference = max(max_difference, float(np.abs(probs - onnx_probs).max()))
+    return Agreement(len(photos), same_class / (len(photos) * SIDE * SIDE), max_difference)
 
 
-def model_card(run: Run, found: Agreement, size: int, folder: Path) -> str:
-    """Markdown: what goes in and comes out, how to run it, how good it is, and what made it."""
+def model_card(run: Run, agreement: Agreement, size: int, folder: Path) -> str:
+    """Write the model card in Markdown: inputs, outputs, an example, scores, limits, and where it is from."""
     cfg, parameters = run.cfg, sum(p.numel() for p in run.model.parameters())
-    side, board = cfg.image_size, cfg.cache_size if cfg.downsample == 'block_max' else SIDE
-    made = last_provenance(folder) or {}
-    score = 'It was trained on every photo: there is no score.'
+    side, probs_side = cfg.image_size, cfg.cache_size if cfg.downsample == 'block_max' else SIDE
+    provenance = last_provenance(folder) or {}
+    score = 'It was trained on every photo, so that there is no score.'
     if run.held_out is not None:
         score = (
             f'mIoU {run.score:.4f} on the photos of fold {run.fold}, whose labels it never saw, in one plain '
-            f'view. The epoch, {run.epoch + 1} of {cfg.epochs}, was chosen on them, so that it is a little '
-            'hopeful.'
+            f'view. Epoch {run.epoch + 1} of {cfg.epochs} was chosen on the same photos, so that the score '
+            'is slightly optimistic.'
         )
     classes = '\n'.join(f'| {k} | {name} |' for k, name in enumerate(cfg.classes))
     return f"""---
@@ -166,13 +187,13 @@ pipeline_tag: image-segmentation
 Semantic segmentation of photos into {len(cfg.classes)} classes: {cfg.head} over {cfg.encoder},
 {parameters / 1e6:.1f} million parameters, {size / 2**20:.1f} MiB.
 
-## In and out
+## Inputs and outputs
 
 | | shape | |
 | --- | --- | --- |
 | `photos` | (N, 3, {side}, {side}) uint8 | RGB, 0 to 255, the whole photo resized; normalised inside |
 | `masks` | (N, {SIDE}, {SIDE}) uint8 | class ids |
-| `probs` | (N, {len(cfg.classes)}, {board}, {board}) float32 | probabilities |
+| `probs` | (N, {len(cfg.classes)}, {probs_side}, {probs_side}) float32 | probabilities |
 
 ```python
 import numpy as np, onnxruntime
@@ -187,21 +208,22 @@ masks, probs = onnxruntime.InferenceSession('model.onnx').run(None, {{'photos': 
 | --- | --- |
 {classes}
 
-## How good
+## Scores
 
 {score}
 
-ONNX Runtime {installed('onnxruntime')} against torch {installed('torch')}: {found}.
+ONNX Runtime {installed('onnxruntime')} against torch {installed('torch')}: {agreement}.
 
-## What it is not for
+## Limits
 
-Photos unlike those it was trained on: what is of none of its classes is given the likeliest one all the same.
-The code above squeezes a photo that is no square.
+Every pixel gets one of the classes above, also in photos unlike those it was trained on. The code above
+squeezes a photo that is not square.
 
-## What made it
+## Provenance
 
-Commit {made.get('commit', 'unknown')}{' with changes' if made.get('changed') else ''},
-annotations {str(made.get('data', 'unknown'))[:12]}, {made.get('hardware', 'hardware unknown')}. The config:
+Commit {provenance.get('commit', 'unknown')}{' with changes' if provenance.get('changed') else ''},
+annotations {str(provenance.get('data', 'unknown'))[:12]},
+{provenance.get('hardware', 'hardware unknown')}. The config:
 
 ```yaml
 {dump_config(cfg)}```
@@ -209,11 +231,8 @@ annotations {str(made.get('data', 'unknown'))[:12]}, {made.get('hardware', 'hard
 
 
 def command(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(__doc__, prog='python -m tools.export_onnx')
-    add_config_arguments(parser)
-    parser.add_argument('--fold', type=int, required=True, help='the fold whose model is exported, or -1')
-    args = parser.parse_args(argv)
-    main(load_config(args.cfg, args.set), args.fold)
+    cfg, args = read_arguments(argv)
+    main(cfg, args.fold)
 
 
 if __name__ == '__main__':

@@ -142,6 +142,15 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True)
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one, and none below 0
 
 
+def parse_fold(text: str) -> int | None:
+    """Convert the text of --fold: a number from 0, -1 (trained on everything), or None for 'all'."""
+    if text == 'all':
+        return None
+    if not re.fullmatch(r'-1|\d{1,3}', text, re.ASCII):
+        raise argparse.ArgumentTypeError(f'found {text[:40]!r}, expected a fold from 0, -1, or all')
+    return int(text)
+
+
 def at_least(least: int, most: int = 10_000) -> Callable[[str], int]:
     """Return the type of an option that takes a whole number within these limits."""
 

@@ -56,7 +56,7 @@ def read_prediction(paths: Sequence[Path], image_id: str, num_classes: int) -> n
 
 def csv_with(paths: Sequence[Path], image_id: str, num_classes: int) -> Path | None:
     """The first CSV that has a row of an image. Raises BadInput."""
-    return next((p for p in paths if image_id in open_csv(p, modified(p), num_classes).places), None)
+    return next((p for p in paths if image_id in open_csv(p, modified(p), num_classes).rows), None)
 
 
 def vote_of(preds: Sequence[np.ndarray], num_classes: int) -> np.ndarray:

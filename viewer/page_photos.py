@@ -152,7 +152,7 @@ def choose_fold(
         image_id
         for path in paths
         if fold_of(path) == fold
-        for image_id in open_csv(path, modified(path), num_classes).places
+        for image_id in open_csv(path, modified(path), num_classes).rows
     }
     return [row for row in rows if coco.photos[row].file_name in names]
 

@@ -116,9 +116,9 @@ def load_model(checkpoint: Path, time: int) -> 'Run':
 
 def predict(run: 'Run', image: np.ndarray) -> np.ndarray:
     """(K, H, W) probabilities of an (H, W, 3) photo, seen once."""
-    from infer import photo_probs
+    from engine.inference import photo_probs
 
-    return photo_probs(run, image, next(run.model.parameters()).device, tta=False).float().cpu().numpy()
+    return photo_probs(run, image, tta=False).float().cpu().numpy()
 
 
 # --- the photo ---------------------------------------------------------------------------------------------

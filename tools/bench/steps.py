@@ -70,7 +70,7 @@ def bench_infer(args: Namespace) -> list[Case]:
     @torch.inference_mode()
     def ours() -> None:
         size = (cfg.cache_size, cfg.cache_size)
-        probs = predict_probs(model, images, cfg, device, size, rule=cfg.downsample)
+        probs = predict_probs(model, images, cfg, size, rule=cfg.downsample)
         probs_to_ids(probs, cfg.downsample).cpu()
 
     ways = {
