@@ -25,7 +25,7 @@ from engine.checkpoint import load_checkpoint, load_run
 from engine.distributed import start_ranks
 from engine.inference import make_eval_loader, predict_probs
 from engine.runs import check_run, lock_run
-from engine.trainer import PseudoRows
+from engine.trainer import PseudoLabels
 from metrics import IGNORED
 from utils.cli import ArgumentParser, add_config_arguments, at_least, run_script
 from utils.errors import BadInput
@@ -82,7 +82,7 @@ def main(
     shape = cache.photos.shape[:3]
     masks = map_array(path, shape)
     sure = map_array(path.with_name(SURE), shape) if cfg.pseudo_soft else None
-    rows = PseudoRows(Cache(cache.coco, cache.photos, masks, sure), schedule, held_out)
+    rows = PseudoLabels(Cache(cache.coco, cache.photos, masks, sure), schedule, held_out)
     return train.main(student, fold, resume, overwrite, rows)
 
 

@@ -1,10 +1,10 @@
 """Progress bars on standard error; in a log file, a line a minute at most. Works without torch.
 
-    for photo in progress(photos, 'check', 'photo'):
-        ...
-    with Bar(desc='train', unit='step', total=900) as bar:
-        bar.set_postfix(loss='0.512', refresh=False)
-        bar.update()
+for photo in progress(photos, 'check', 'photo'):
+    ...
+with Bar(desc='train', unit='step', total=900) as bar:
+    bar.set_postfix(loss='0.512', refresh=False)
+    bar.update()
 """
 
 import io
