@@ -25,13 +25,13 @@ STEPS = 6  # optimizer steps at most; the first one warms up and is not counted
 def estimate_cost(trainer: Trainer) -> None:
     """Log the size of the training, then the memory and time of a few of its steps. Raises CheckFailed."""
     cfg, steps_left = trainer.cfg, trainer.total_steps - trainer.step
-    for line in groups_table(trainer.optimizer.param_groups):
-        log.info(line)
     cost = count_model(cfg, cfg.crop_size)
     log.info(
         f'model: {cost.encoder / 1e6:.1f} M parameters in the encoder, {cost.head / 1e6:.1f} M in neck and '
         f'head; {cost.macs / 1e9:.1f} GMACs a photo of {cfg.crop_size}x{cfg.crop_size}'
     )
+    for line in groups_table(trainer.optimizer.param_groups):
+        log.info(line)
     batches = sum(trainer.batches_in(range(cfg.epochs)))
     done = f', {trainer.step:,} of them done' if trainer.step else ''
     log.info(
