@@ -144,7 +144,7 @@ class Trainer:
     def bar(self) -> Bar:
         """Open a bar over the steps of the whole training, from where it is now."""
         quiet = not self.ranks.is_main
-        return Bar(quiet=quiet, desc='train', unit=' step', total=self.total_steps, initial=self.step)
+        return Bar(quiet=quiet, desc='train', unit='step', total=self.total_steps, initial=self.step)
 
     def epochs(self) -> range:
         """Return the epochs that are left to train, counted from 0."""

@@ -97,7 +97,7 @@ def no_bar(monkeypatch):
 
 
 def two_epochs(quiet=False):
-    with Bar(desc='train', unit=' step', total=4, quiet=quiet) as bar:
+    with Bar(desc='train', unit='step', total=4, quiet=quiet) as bar:
         for epoch in range(2):
             bar.set_description_str(f'epoch {epoch + 1}/2', refresh=False)
             for _ in range(2):
@@ -122,7 +122,7 @@ def test_progress_in_a_log_is_lines_and_few(seconds, no_bar, monkeypatch, capsys
     lines = shown.splitlines()
     assert len(lines) == (0 if seconds else 13)  # each bar begins with a line
     if lines:
-        numbers = r'2/4 \[\d\d:\d\d<\d\d:\d\d, .+ step/s, loss=0.512, mIoU=0.250\]'
+        numbers = r'2/4 \[\d\d:\d\d<\d\d:\d\d, .+step/s, loss=0.512, mIoU=0.250\]'
         assert re.fullmatch(rf'epoch 1/2:  50%, {numbers}', lines[2])
         assert lines[6].startswith('valid: 100%, 3/3') and 'batch/s]' in lines[6]
 

@@ -62,7 +62,7 @@ def progress(
     items: Iterable[T], desc: str, unit: str, total: int | None = None, quiet: bool = False
 ) -> Iterable[T]:
     """Show a bar while the items are gone through; their total is their length unless it is given."""
-    return Bar(items, quiet, desc=desc, unit=f' {unit}', total=total)
+    return Bar(items, quiet, desc=desc, unit=unit, total=total)
 
 
 def gpu_memory() -> str:
