@@ -28,7 +28,7 @@ from utils.signals import leave_to_parent
 class TrainingSet(Dataset):
     """Augmented samples: the given rows of the training cache, then all pseudo-labelled photos, if any.
 
-    The index of a sample is (epoch, position): its random choices depend on seed, epoch and position alone,
+    The index of a sample is (epoch, position): its random choices depend only on seed, epoch and position,
     whichever worker makes it. `fill` is the colour outside a photo.
     """
 

@@ -35,7 +35,7 @@ def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, C
         '--schedule',
         choices=['full', 'half', 'pretrain'],
         default='full',
-        help='train on them in all epochs, in the first half, or (pretrain) on them alone in the first half',
+        help='train on them in all epochs, in the first half, or (pretrain) on only them in the first half',
     )
     parser.add_argument('--round', type=at_least(1), default=1, help='2 writes output/<name>-pseudo2/')
     parser.add_argument(
@@ -71,6 +71,7 @@ from utils.progress import progress
 from voting.calibration import apply_temperature, read_temperature
 
 MASKS_FILE, CONFIDENCE_FILE = 'pseudo_masks.npy', 'pseudo_sure.npy'
+ORIGIN_FILE = 'pseudo_masks.yaml'  # what the labels were made from
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def main(
         with lock_run(folder, 'labelling'):
             if not has_labels(folder, origin, resume, overwrite):
                 remove_labels(folder, overwrite)
-                write_text(origin_path(folder), yaml.safe_dump(origin, sort_keys=False))
+                write_text(folder / ORIGIN_FILE, yaml.safe_dump(origin, sort_keys=False))
                 label(cfg, teachers, cache, folder, ranks.device)
     ranks.wait()
     return train.main(student, fold, resume, overwrite, read_labels(cfg, cache, folder, labelling.schedule))
@@ -158,11 +159,6 @@ def label_origin(cfg: Config, teachers: list[Teacher], cache: Cache) -> dict:
     }
 
 
-def origin_path(folder: Path) -> Path:
-    """Return the file that says where a run's labels come from."""
-    return (folder / MASKS_FILE).with_suffix('.yaml')
-
-
 def has_labels(folder: Path, origin: dict, resume: bool, overwrite: bool) -> bool:
     """Tell whether a resumed run has these labels already. Raises BadInput if it has others, or if there are
     labels and neither --resume nor --overwrite is given.
@@ -170,7 +166,7 @@ def has_labels(folder: Path, origin: dict, resume: bool, overwrite: bool) -> boo
     path = folder / MASKS_FILE
     if not path.exists():
         return False
-    if resume and read_yaml(origin_path(folder)) != origin:
+    if resume and read_yaml(folder / ORIGIN_FILE) != origin:
         raise BadInput(f'{path}: was made by other teachers or settings; start again with --overwrite')
     if not resume and not overwrite:
         raise BadInput(
@@ -191,7 +187,7 @@ def read_labels(cfg: Config, cache: Cache, folder: Path, schedule: str) -> Pseud
     shape = cache.photos.shape[:3]
     masks = map_array(folder / MASKS_FILE, shape)
     confidence = map_array(folder / CONFIDENCE_FILE, shape) if cfg.pseudo_soft else None
-    held_out = read_yaml(origin_path(folder))['held_out']
+    held_out = read_yaml(folder / ORIGIN_FILE)['held_out']
     return PseudoLabels(Cache(cache.coco, cache.photos, masks, confidence), schedule, held_out)
 
 

@@ -73,9 +73,9 @@ class Ranks:
 
     def main_process_first(self, make: Callable[[], T], find: Callable[[], T] | None = None) -> T:
         """Call `make` on rank 0 while the others wait; then `find`, or `make` again, on them."""
-        made = make() if self.is_main else None
+        result = make() if self.is_main else None
         self.wait()
-        return made if self.is_main else (find or make)()
+        return result if self.is_main else (find or make)()
 
     def wait(self) -> None:
         """Wait until all ranks have come here."""

@@ -40,7 +40,7 @@ def check_first_batch(
 
 
 def check_labels(masks: np.ndarray, num_classes: int) -> None:
-    """Check that (N, C, C) masks hold classes or IGNORED, and not IGNORED alone. Raises CheckFailed."""
+    """Check that (N, C, C) masks hold classes or IGNORED, and not only IGNORED. Raises CheckFailed."""
     wrong = np.unique(masks[(masks >= num_classes) & (masks != IGNORED)])
     if len(wrong):
         expected = f'expected 0 to {num_classes - 1}, or {IGNORED}'

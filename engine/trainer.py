@@ -45,8 +45,8 @@ from utils.signals import StopRequest
 class PseudoLabels:
     """Photos of the test cache with a teacher's labels as masks, and the epochs that train on them.
 
-    full: every epoch. half: the first half of the epochs; the second half trains on clean labels alone.
-    pretrain: the first half trains on pseudo-labels alone, the second on clean labels alone, each with its
+    full: every epoch. half: the first half of the epochs; the second half trains on clean labels only.
+    pretrain: the first half trains on pseudo-labels only, the second on clean labels only, each with its
     own warm-up and schedule of the learning rate.
     """
 
@@ -83,7 +83,7 @@ class Trainer:
         folder: Path | None = None,
         stop: StopRequest | None = None,
     ) -> None:
-        """Set up the training; checkpoints go into `folder`, which rank 0 alone has."""
+        """Set up the training; checkpoints go into `folder`, which only rank 0 has."""
         self.cfg, self.ranks, self.data, self.folder = cfg, ranks, data, folder
         self.stop = StopRequest() if stop is None else stop
         self.pseudo_schedule = data.pseudo.schedule if data.pseudo else 'none'

@@ -66,12 +66,12 @@ def test_soup_is_the_mean_of_those_that_help(tiny, capsys):
     score = soup.main(cfg, 0, [*paths, paths[0]])
     output = capsys.readouterr().out
     assert output.count('taken') + output.count('left out') == 2 and 'chosen on these photos' in output
-    kept = load_checkpoint(cfg.run_dir(0) / 'best.pt')
-    (made,) = read_yaml(cfg.run_dir(0) / 'provenance.yaml')
-    assert made['data'] == open_cache(base, 'train').coco.fingerprint
-    assert made['sources'].items() <= {str(path): file_hash(path) for path in paths}.items()
-    assert set(output.splitlines()[-2].split(', of ')[1].split(', ')) == made['sources'].keys()
-    assert kept['score'] == score >= max(load_checkpoint(path)['score'] for path in paths) - 1e-9
+    checkpoint = load_checkpoint(cfg.run_dir(0) / 'best.pt')
+    (entry,) = read_yaml(cfg.run_dir(0) / 'provenance.yaml')
+    assert entry['data'] == open_cache(base, 'train').coco.fingerprint
+    assert entry['sources'].items() <= {str(path): file_hash(path) for path in paths}.items()
+    assert set(output.splitlines()[-2].split(', of ')[1].split(', ')) == entry['sources'].keys()
+    assert checkpoint['score'] == score >= max(load_checkpoint(path)['score'] for path in paths) - 1e-9
     assert infer.main(cfg, 0, 'oof', tta=False) == pytest.approx(score, abs=1e-9)
     with pytest.raises(BadInput, match='holds'):
         soup.main(cfg, 0, paths)

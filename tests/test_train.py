@@ -586,8 +586,8 @@ def test_small_copy_of_the_real_competition(trash481, tmp_path):
     data.mkdir()
     content = json.loads((trash481 / 'train_all.json').read_text())
     content['images'] = content['images'][:8]
-    kept = {image['id'] for image in content['images']}
-    content['annotations'] = [a for a in content['annotations'] if a['image_id'] in kept]
+    ids = {image['id'] for image in content['images']}
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] in ids]
     (data / 'batch_01').mkdir()
     for image in content['images']:
         (data / image['file_name']).write_bytes((trash481 / image['file_name']).read_bytes())

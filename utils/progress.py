@@ -67,7 +67,7 @@ def progress(
 
 def gpu_memory() -> str:
     """Return the most memory that torch has reserved on this process's GPU; '' without one."""
-    torch = sys.modules.get('torch')  # importing it for this alone would take seconds
+    torch = sys.modules.get('torch')  # importing it only for this would take seconds
     if torch is None or not torch.cuda.is_initialized():
         return ''
     return f'GPU {torch.cuda.max_memory_reserved() / 2**30:.1f} GB'
