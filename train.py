@@ -1,7 +1,7 @@
-"""Stage 1: trains one config on one fold.
+"""Stage 1: train one config on one fold.
 
     python train.py --cfg configs/convnext.yaml --fold 0
-    python train.py --cfg configs/convnext.yaml --fold 0 --dry-run    # its size, memory and time
+    python train.py --cfg configs/convnext.yaml --fold 0 --dry-run    # parameters, memory and time
     python train.py --cfg configs/convnext.yaml --fold 0 --resume
     python train.py --cfg configs/convnext.yaml --fold 0 --set epochs=1 batch_size=4
     torchrun --standalone --nproc-per-node=8 train.py --cfg configs/convnext.yaml --fold 0
@@ -10,31 +10,65 @@ Writes output/<name>/fold<k>/: best.pt (best validation mIoU), last.pt (to resum
 log.txt, config.yaml, provenance.yaml (what made it). --fold -1 trains on everything into
 output/<name>/all/, where best.pt is the last epoch's.
 """
+# ruff: noqa: E402 - the arguments are read before torch is imported
 
+import argparse
 import math
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from config import Config, load_config
+from utils.cli import ArgumentParser, add_config_arguments, next_line, parse_early, run_script
+
+
+def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
+    """Read the command line and the config that it names."""
+    parser = ArgumentParser(__doc__)
+    add_config_arguments(parser)
+    parser.add_argument(
+        '--fold', type=int, required=True, help='the fold to validate on; -1 trains on everything'
+    )
+    parser.add_argument('--resume', action='store_true', help='continue from last.pt, if there is one')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='start again even if the run folder holds a run'
+    )
+    parser.add_argument(
+        '--dry-run', action='store_true', help='estimate memory and time from a few steps; write no run'
+    )
+    args = parser.parse_args(argv)
+    return args, load_config(args.cfg, args.set)
+
+
+if __name__ == '__main__':
+    parse_early(read_arguments)
 
 import numpy as np
 import torch
 
-from config import Config, load_config
 from data.cache import open_cache
 from data.folds import held_out_hash, read_folds, split_fold
 from engine.checkpoint import load_checkpoint, load_model_state
-from engine.distributed import seed_everything, start_ranks
-from engine.dry_run import DryTrainer, rehearse
+from engine.distributed import Ranks, seed_everything, start_ranks
+from engine.dry_run import estimate_cost
 from engine.inference import evaluate
 from engine.provenance import compare_provenance, write_provenance
 from engine.runs import check_run, lock_run, open_run
-from engine.sanity import check_classes, check_epoch, check_first_batch, check_rates
-from engine.tracking import Tracking, draw_predictions, require_tracker, start_tracker
-from engine.trainer import PseudoRows, Trainer
-from metrics import interval, iou_of_counts, miou_of_counts
+from engine.sanity import EpochChecks, check_classes, check_first_batch
+from engine.tracking import (
+    EpochResult,
+    Tracking,
+    draw_predictions,
+    require_tracker,
+    score_of,
+    start_tracker,
+)
+from engine.trainer import PseudoLabels, Trainer, TrainingData
+from metrics import interval
 from models import SegModel
 from networks.mmseg import is_mmseg
 from networks.pretrained import load_mmseg, read_state
-from utils.cli import ArgumentParser, add_config_arguments, next_line, run_script
 from utils.errors import BadInput
 from utils.log import log, start_log
 from utils.progress import gpu_memory
@@ -46,197 +80,220 @@ def main(
     fold: int,
     resume: bool = False,
     overwrite: bool = False,
-    pseudo: PseudoRows | None = None,
+    pseudo: PseudoLabels | None = None,
     dry_run: bool = False,
 ) -> float:
-    """Trains, and returns the best validation mIoU (nan where nothing is validated). dry_run: says what that
-    would take, and writes nothing but the cache and the folds. Raises BadInput and CheckFailed.
+    """Train a fold and return its best validation mIoU, nan without validation photos.
+
+    A dry run logs what that would cost, and writes only the cache and the folds. Raises BadInput and
+    CheckFailed.
     """
     ranks = start_ranks(cfg)
+    check_batch(cfg, ranks)
+    changes = check_run(cfg, fold, resume, overwrite) if ranks.is_main else []
+    require_tracker(cfg)
+    seed_everything(cfg.seed, cfg.deterministic)
+    start = load_start(cfg)
+    data = load_data(cfg, fold, ranks, start, pseudo)
+    resume = resume and (cfg.run_dir(fold) / 'last.pt').exists()
+    if resume and ranks.is_main:
+        changes += compare_provenance(cfg.run_dir(fold), data.cache.coco.fingerprint)
+    model, notes = build_model(cfg, None if resume else start, resume)
+    torch.manual_seed(cfg.seed + ranks.rank)  # the ranks share their first weights, but not their dropout
+    with ExitStack() as stack:
+        folder = cfg.run_dir(fold) if ranks.is_main and not dry_run else None
+        tracking = stack.enter_context(open_tracking(cfg, fold, resume, overwrite)) if folder else None
+        start_log(folder, quiet=not ranks.is_main)
+        log_header(cfg, data, changes, notes)
+        stop = StopRequest() if dry_run else stack.enter_context(stop_requests())
+        trainer = Trainer(cfg, model, ranks, data, folder, stop)
+        if resume:
+            trainer.resume(cfg.run_dir(fold) / 'last.pt')
+        if folder:
+            write_provenance(folder, data.cache.coco.fingerprint, ranks.world)
+        if ranks.is_main:
+            check_first_batch(trainer.model, trainer.samples, cfg, ranks.device, trainer.positions_in(0))
+        if dry_run:
+            estimate_cost(trainer)
+            return math.nan
+        train_epochs(trainer, tracking)
+    if ranks.is_main:
+        log_end(cfg, trainer)
+    return trainer.best
+
+
+def check_batch(cfg: Config, ranks: Ranks) -> None:
+    """Raise BadInput if the batch cannot be shared by the ranks."""
     if cfg.batch_size % ranks.world:
         raise BadInput(
             f"config key 'batch_size': found {cfg.batch_size}, expected a multiple of the {ranks.world} ranks"
         )
-    if cfg.batch_size == ranks.world and not ranks.sync_bn(cfg):
+    if cfg.batch_size < min_batch(cfg, ranks):
         raise BadInput(
             f"config key 'batch_size': found {cfg.batch_size} for {ranks.world} ranks: BatchNorm has no "
             'statistics of one image each; expected 2 or more each'
         )
-    changes = check_run(cfg, fold, resume, overwrite) if ranks.is_main else []
-    if ranks.is_main:
-        require_tracker(cfg)
-    seed_everything(cfg.seed, cfg.deterministic)
+
+
+def min_batch(cfg: Config, ranks: Ranks) -> int:
+    """Return the fewest photos that BatchNorm needs in a batch: two a rank unless the ranks share it."""
+    return ranks.world if ranks.sync_bn(cfg) else 2 * ranks.world
+
+
+@dataclass(frozen=True)
+class Start:
+    """The weights that the config key `weights` names, ours or mmsegmentation's."""
+
+    state: dict[str, torch.Tensor]
+    is_mmseg: bool
+    held_out: str | None = None  # of our own: hash of the photos whose labels they never saw
+
+
+def load_start(cfg: Config) -> Start | None:
+    """Load the weights to start from, if the config names any. Raises BadInput."""
+    if cfg.weights is None:
+        return None
+    state = read_state(cfg.weights)
+    if is_mmseg(state):
+        return Start(state, is_mmseg=True)
+    checkpoint = load_checkpoint(cfg.weights)
+    return Start(checkpoint['model'], is_mmseg=False, held_out=checkpoint['held_out'])
+
+
+def load_data(
+    cfg: Config, fold: int, ranks: Ranks, start: Start | None, pseudo: PseudoLabels | None
+) -> TrainingData:
+    """Open the cache and split off the fold; photos whose labels are known already are not validated on.
+
+    Raises BadInput.
+    """
     cache = ranks.main_process_first(lambda: open_cache(cfg, 'train'))
     folds = ranks.main_process_first(lambda: read_folds(cfg, cache))
     train_rows, valid_rows = split_fold(folds, fold)
-    needed = ranks.world if ranks.sync_bn(cfg) else 2 * ranks.world  # as with batch_size
-    if len(train_rows) < needed:
+    if len(train_rows) < min_batch(cfg, ranks):
         raise BadInput(
-            f'--fold {fold}: found {len(train_rows)} photos to train on, expected at least {needed}'
+            f'--fold {fold}: found {len(train_rows)} photos to train on, expected at least '
+            f'{min_batch(cfg, ranks)}'
         )
-    published = read_state(cfg.weights) if cfg.weights is not None else {}
-    is_published = is_mmseg(published)
-    start = load_checkpoint(cfg.weights) if cfg.weights is not None and not is_published else None
-    teachers = ([pseudo.held_out] if pseudo else []) + ([start['held_out']] if start else [])
     held_out = held_out_hash(cache.names(valid_rows))
-    if any(other != held_out for other in teachers):
-        held_out = None
-        valid_rows = valid_rows[:0]  # a score on labels that the model has seen would be a lie
-    resume = resume and (cfg.run_dir(fold) / 'last.pt').exists()
-    if resume and ranks.is_main:
-        changes += compare_provenance(cfg.run_dir(fold), cache.coco.fingerprint)
+    teachers = [pseudo.held_out] if pseudo else []
+    teachers += [start.held_out] if start and not start.is_mmseg else []
+    if any(teacher != held_out for teacher in teachers):  # a score would be too good
+        held_out, valid_rows = None, valid_rows[:0]
+    return TrainingData(fold, cache, train_rows, valid_rows, held_out, pseudo)
+
+
+def build_model(cfg: Config, start: Start | None, resume: bool) -> tuple[SegModel, list[str]]:
+    """Build the model, with pretrained weights unless it is resumed; return it with what to log about them.
+
+    Raises BadInput.
+    """
     model = SegModel(cfg, load_weights=not resume)
-    if start is not None and not resume:
-        load_model_state(model, start['model'], cfg.weights)
-    left_out = load_mmseg(model, published, cfg.encoder, cfg.weights) if is_published and not resume else []
-    torch.manual_seed(cfg.seed + ranks.rank)  # the same weights on every rank, but not the same dropout
-    with ExitStack() as stack:
-        writes = ranks.is_main and not dry_run
-        stack.enter_context(lock_run(cfg.run_dir(fold) if writes else None))
-        tracker = start_tracker(cfg, fold, resume) if writes else None
-        tracking = stack.enter_context(Tracking(cfg, fold, tracker)) if writes else None
-        folder = open_run(cfg, fold, overwrite) if writes else None
-        start_log(folder, quiet=not ranks.is_main)
-        present = [cache.coco.photos[row].classes for row in train_rows]
-        log.info(first_line(cfg, fold, present, len(valid_rows)))
-        check_classes(present, cfg)
-        for change in changes:
-            log.warning(f'warning: not as before: {change}')
-        for line in model.encoder_report:
-            log.info(line)
+    notes = list(model.encoder_report)
+    if start and start.is_mmseg:
+        left_out = load_mmseg(model, start.state, cfg.encoder, cfg.weights)
         if left_out:
-            log.info(f'{cfg.weights}: of another number of classes, and left out: {", ".join(left_out)}')
-        if pseudo is not None:
-            log.info(f'{len(pseudo.cache)} pseudo-labelled photos beside them, schedule {pseudo.schedule}')
-        stop = StopRequest() if dry_run else stack.enter_context(stop_requests())
-        kind = DryTrainer if dry_run else Trainer
-        trainer = kind(cfg, fold, held_out, model, ranks, cache, train_rows, pseudo, stop, folder)
-        rates = [group['peak_lr'] for group in trainer.optimizer.param_groups]
-        if min(rates) < max(rates) or dry_run:
-            log.info(
-                f'learning rates: {min(rates):.1e} to {max(rates):.1e} in {len(rates)} groups of parameters'
-            )
-        if resume:
-            trainer.resume(cfg.run_dir(fold) / 'last.pt')
-        if writes:
-            write_provenance(folder, cache.coco.fingerprint, ranks.world)
-        if ranks.is_main:
-            check_first_batch(trainer.model, trainer.samples, cfg, ranks.device, trainer.positions_in(0))
-        if dry_run:
-            rehearse(trainer, len(valid_rows))
-            log.info(f'dry run: nothing was written to {cfg.run_dir(fold)}')
-            return math.nan
+            notes.append(f'{cfg.weights}: left out, for another number of classes: {", ".join(left_out)}')
+    elif start:
+        load_model_state(model, start.state, cfg.weights)
+    return model, notes
 
-        def validate(model: SegModel) -> np.ndarray | None:
-            return evaluate(model, cache, valid_rows, cfg, ranks) if len(valid_rows) else None
 
-        before = rates = None  # what was counted, and the learning rates, an epoch ago
-        if writes:
-            tracking.start(trainer.epoch)
-        bar = stack.enter_context(trainer.bar())
-        for epoch in range(trainer.epoch, cfg.epochs):
+@contextmanager
+def open_tracking(cfg: Config, fold: int, resume: bool, overwrite: bool) -> Iterator[Tracking]:
+    """Lock the run folder, open it and start the config's tracker. Raises BadInput."""
+    with lock_run(cfg.run_dir(fold)), Tracking(cfg, fold, start_tracker(cfg, fold, resume)) as tracking:
+        open_run(cfg, fold, overwrite)
+        yield tracking
+
+
+def log_header(cfg: Config, data: TrainingData, changes: list[str], notes: list[str]) -> None:
+    """Log the photos, classes and weights; warn of absent classes and of changes since the last start."""
+    present = [data.cache.coco.photos[row].classes for row in data.train_rows]
+    counts = [f'{name} {sum(k in ids for ids in present)}' for k, name in enumerate(cfg.classes) if k]
+    log.info(
+        f'fold {data.fold}: {len(data.train_rows)} train, {len(data.valid_rows)} valid, '
+        f'classes {", ".join(counts)}'
+    )
+    check_classes(present, cfg)
+    for change in changes:
+        log.warning(f'warning: changed since the last start: {change}')
+    for note in notes:
+        log.info(note)
+    if data.pseudo:
+        log.info(f'with {len(data.pseudo.cache)} pseudo-labelled photos, schedule {data.pseudo.schedule}')
+
+
+def train_epochs(trainer: Trainer, tracking: Tracking | None) -> None:
+    """Train, validate, report and save each epoch. Raises CheckFailed, and Interrupted if asked to stop."""
+    cfg, data, checks = trainer.cfg, trainer.data, EpochChecks(trainer.cfg)
+
+    def validate(model: SegModel | None) -> np.ndarray | None:
+        if model is None or not len(data.valid_rows):
+            return None
+        return evaluate(model, data.cache, data.valid_rows, cfg, trainer.ranks)
+
+    if tracking:
+        tracking.start(trainer.epoch)
+    with trainer.bar() as bar:
+        for epoch in trainer.epochs():
             started = time.monotonic()
             loss = trainer.train_epoch(epoch, bar)
-            rates = check_rates([group['lr'] for group in trainer.optimizer.param_groups], rates, epoch, cfg)
-            ranks.broadcast(trainer.averaged)
             counts = validate(trainer.averaged)
-            trainer.score = score_of(counts)
-            if counts is not None:
-                check_epoch(counts, before, cfg)
-                before = counts
-            if ranks.is_main:
-                seconds = time.monotonic() - started
-                log.info(epoch_line(cfg, trainer, loss, counts, seconds, bar.left()))
-                tracking.log(epoch_values(cfg, trainer, loss, counts))
-                if counts is not None and tracking.wants_picture(epoch):
-                    shown = draw_predictions(trainer.averaged, cache, valid_rows, cfg, ranks.device)
-                    tracking.picture(shown, epoch)
-                bar.show(mIoU=f'{trainer.score:.3f}')
-                trainer.keep_best(trainer.averaged, trainer.score)
-            if trainer.swa is not None and epoch == cfg.epochs - 1:
-                trainer.finish_swa()
-                counts = validate(trainer.swa.module)
-                swa_score = score_of(counts)
-                if ranks.is_main:
-                    shown = '' if counts is None else f': mIoU {interval(counts)}'
-                    log.info(f'weights averaged over the last {trainer.swa_epochs} epochs{shown}')
-                    trainer.keep_best(trainer.swa.module, swa_score)
-            trainer.save()
-            if epoch < cfg.epochs - 1:
-                trainer.stop_if_asked()
-    if ranks.is_main and len(valid_rows):
-        log.info(
-            f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch + 1}; wrote '
-            f'{cfg.run_dir(fold) / "best.pt"}'
-        )
-        log.info(next_line('infer.py', '--cfg', folder / 'config.yaml', '--fold', fold, '--split', 'oof'))
-    elif ranks.is_main:
-        seen = 'a teacher, or the model it started from, saw their labels'
-        why = 'fold -1 trains on all photos' if fold == -1 else seen
-        log.info(f'no photos to validate on ({why}); wrote {cfg.run_dir(fold) / "best.pt"}, the last epoch')
-        if (cfg.data_root / 'test.json').is_file():
-            log.info(
-                next_line('infer.py', '--cfg', folder / 'config.yaml', '--fold', fold, '--split', 'test')
-            )
-    return trainer.best
+            checks.check(epoch, trainer.rates, counts)
+            result = EpochResult(epoch, trainer.step, max(trainer.rates), loss, counts)
+            if tracking:
+                report(trainer, tracking, result, time.monotonic() - started, bar.time_left())
+            swa = trainer.finish_swa()
+            swa_counts = validate(swa)
+            if swa is not None:
+                score = '' if swa_counts is None else f': mIoU {interval(swa_counts)}'
+                log.info(f'weights averaged over the last {trainer.swa_epochs} epochs{score}')
+            trainer.end_epoch(result.score, None if swa is None else score_of(swa_counts))
 
 
-def score_of(counts: np.ndarray | None) -> float:
-    """The mIoU of (n, 3, K) counts; nan where nothing was validated."""
-    return math.nan if counts is None else float(miou_of_counts(counts.sum(0)))
-
-
-def first_line(cfg: Config, fold: int, present: list[set[int]], valid: int) -> str:
-    """What is trained on: photos, and how many of the training photos have each class."""
-    counts = [f'{name} {sum(k in ids for ids in present)}' for k, name in enumerate(cfg.classes) if k]
-    return f'fold {fold}: {len(present)} train, {valid} valid, classes {", ".join(counts)}'
-
-
-def epoch_line(
-    cfg: Config, trainer: Trainer, loss: float, counts: np.ndarray | None, seconds: float, left: str
-) -> str:
-    """What an epoch came to, always in this order; counts (n, 3, K) of the photos that were validated."""
-    lr = max(group['lr'] for group in trainer.optimizer.param_groups)
-    score = '-' if counts is None else interval(counts)
+def report(trainer: Trainer, tracking: Tracking, result: EpochResult, seconds: float, left: str) -> None:
+    """Log the line of an epoch, its metrics, and now and then a picture of predictions."""
+    cfg, data = trainer.cfg, trainer.data
     parts = [
-        f'epoch {trainer.epoch:>{len(str(cfg.epochs))}}/{cfg.epochs}',
-        f'loss {loss:.4f}',
-        f'mIoU {score}',
+        f'epoch {result.epoch + 1:>{len(str(cfg.epochs))}}/{cfg.epochs}',
+        f'loss {result.loss:.4f}',
+        f'mIoU {"-" if result.counts is None else interval(result.counts)}',
+        f'lr {result.lr:.2e}',
+        f'{seconds:.0f} s',
+        left,
+        gpu_memory(),
+        'best' if result.counts is not None and not result.score <= trainer.best else '',
     ]
-    parts += [f'lr {lr:.2e}', f'{seconds:.0f} s', left, gpu_memory()]
-    parts += ['best'] if counts is not None and not trainer.score <= trainer.best else []
-    return '  '.join(part for part in parts if part)
+    log.info('  '.join(part for part in parts if part))
+    tracking.log(result.values(cfg.classes))
+    if len(data.valid_rows) and tracking.wants_picture(result.epoch):
+        picture = draw_predictions(trainer.averaged, data.cache, data.valid_rows, cfg)
+        tracking.picture(picture, result.epoch)
 
 
-def epoch_values(cfg: Config, trainer: Trainer, loss: float, counts: np.ndarray | None) -> dict[str, float]:
-    """A row of metrics.csv; nan for what is not known. Counts (n, 3, K) of the photos that were validated."""
-    lr = max(group['lr'] for group in trainer.optimizer.param_groups)
-    values = {'epoch': trainer.epoch - 1, 'step': trainer.step, 'lr': lr, 'loss': loss}
-    if counts is None:
-        return {**values, 'miou': math.nan, 'miou_low': math.nan, 'miou_high': math.nan}
-    score = interval(counts)
-    values |= {'miou': score.value, 'miou_low': score.low, 'miou_high': score.high}
-    iou = iou_of_counts(*counts.sum(0))
-    return values | {f'iou_{name}': float(value) for name, value in zip(cfg.classes, iou, strict=True)}
+def log_end(cfg: Config, trainer: Trainer) -> None:
+    """Log the best score and what to type next."""
+    fold, folder = trainer.data.fold, trainer.folder
+    best, split = folder / 'best.pt', 'oof'
+    if len(trainer.data.valid_rows):
+        log.info(f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch + 1}; wrote {best}')
+    else:
+        split = 'test'
+        why = 'fold -1 trains on all photos'
+        if fold != -1:
+            why = 'a teacher, or the model it started from, saw their labels'
+        log.info(f'no photos to validate on ({why}); wrote {best}, the last epoch')
+    if split == 'oof' or (cfg.data_root / 'test.json').is_file():
+        log.info(next_line('infer.py', '--cfg', folder / 'config.yaml', '--fold', fold, '--split', split))
 
 
 def command(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(__doc__)
-    add_config_arguments(parser)
-    parser.add_argument(
-        '--fold', type=int, required=True, help='the fold to validate on; -1 trains on everything'
-    )
-    parser.add_argument('--resume', action='store_true', help='go on from last.pt, where there is one')
-    parser.add_argument(
-        '--overwrite', action='store_true', help='start again where the run folder holds a run'
-    )
-    parser.add_argument(
-        '--dry-run', action='store_true', help='say what it would take, from a few steps, and write no run'
-    )
-    args = parser.parse_args(argv)
-    cfg = load_config(args.cfg, args.set)
+    """Train as the command line asks for."""
+    args, cfg = read_arguments(argv)
     main(cfg, args.fold, args.resume, args.overwrite, dry_run=args.dry_run)
     if args.dry_run:
+        log.info(f'dry run: nothing was written to {cfg.run_dir(args.fold)}')
         flags = [f'--{name}' for name in ('resume', 'overwrite') if getattr(args, name)]
         log.info(next_line('train.py', '--fold', args.fold, *flags, cfg=args.cfg, changes=args.set))
 

@@ -1,4 +1,4 @@
-"""Ranks: the processes of one training, one a GPU, and their random numbers."""
+"""The ranks of a training, one process for each GPU, and their random numbers."""
 
 import atexit
 import os
@@ -20,7 +20,7 @@ T = TypeVar('T')
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together, and its device."""
+    """This process, its device, and the number of processes that work together (`world`)."""
 
     rank: int
     world: int
@@ -28,65 +28,67 @@ class Ranks:
 
     @classmethod
     def alone(cls) -> 'Ranks':
-        """One process on the CPU."""
+        """Return the only rank, on the CPU."""
         return cls(0, 1, torch.device('cpu'))
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0, which writes the files and the log."""
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Adds a tensor up over all ranks, in place."""
+        """Add a tensor up over all ranks, in place."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
 
     def sync_bn(self, cfg: Config) -> bool:
-        """Whether BatchNorm is taken over all ranks; torch can do it on GPUs alone."""
+        """Tell whether BatchNorm is synchronised over the ranks; torch can do that on GPUs only."""
         return self.world > 1 and cfg.sync_bn and self.device.type == 'cuda'
 
     def broadcast(self, model: torch.nn.Module) -> None:
-        """Gives every rank the weights and BatchNorm statistics of rank 0."""
+        """Copy the weights and BatchNorm statistics of rank 0 to all ranks."""
         if self.world > 1:
             for value in model.state_dict().values():
                 dist.broadcast(value, src=0)
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
-        """(world, ...) what each rank has, of one shape and type, on every rank; on the CPU."""
+        """Return the tensors of all ranks, of one shape and type, as one (world, ...) on the CPU."""
         if self.world == 1:
             return values[None].cpu()
         values = values.to(self.device)
-        found = [torch.empty_like(values) for _ in range(self.world)]
-        dist.all_gather(found, values)
-        return torch.stack(found).cpu()
+        gathered = [torch.empty_like(values) for _ in range(self.world)]
+        dist.all_gather(gathered, values)
+        return torch.stack(gathered).cpu()
 
     def any_rank(self, *flags: bool) -> list[bool]:
-        """Each of the flags, set where it is on any rank."""
+        """Return each flag as true if it is true on any rank."""
         if self.world == 1:
             return list(flags)
         return [bool(count) for count in self.sum(torch.tensor(flags, device=self.device).int())]
 
     def shard(self, count: int) -> range:
-        """The places of `count` that are this rank's to do."""
+        """Return the indices, out of `count`, that this rank works on."""
         return range(self.rank, count, self.world)
 
     def main_process_first(self, make: Callable[[], T], find: Callable[[], T] | None = None) -> T:
-        """What rank 0 makes, and the others find when it is there, by the same call where none is given."""
-        made = make() if self.is_main else None
+        """Call `make` on rank 0 while the others wait; then `find`, or `make` again, on them."""
+        result = make() if self.is_main else None
         self.wait()
-        return made if self.is_main else (find or make)()
+        return result if self.is_main else (find or make)()
 
     def wait(self) -> None:
+        """Wait until all ranks have come here."""
         if self.world > 1:
             dist.barrier()
 
 
 def start_ranks(cfg: Config) -> Ranks:
-    """Joins the other ranks where torchrun started this process; alone otherwise. Raises BadInput for a
-    device that is not there, or is one too few.
+    """Join the other ranks if torchrun started this process. Raises BadInput if the device is not available,
+    or there are more ranks than GPUs.
     """
     if cfg.device == 'cuda' and not torch.cuda.is_available():
-        raise BadInput("config key 'device': found cuda, but torch sees no GPU here; expected auto or cpu")
+        raise BadInput("config key 'device': found cuda, but torch sees no GPU; expected auto or cpu")
     use_gpu = cfg.device != 'cpu' and torch.cuda.is_available()
     device = torch.device('cuda' if use_gpu else 'cpu')
     world = int(os.environ.get('WORLD_SIZE', 1))
@@ -106,10 +108,12 @@ def start_ranks(cfg: Config) -> Ranks:
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Of all generators that are not handed around; deterministic: torch takes no algorithm that varies."""
+    """Seed the global generators of Python, NumPy and torch; with `deterministic`, torch uses only algorithms
+    that give the same bits each time.
+    """
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that use the global generator
     torch.manual_seed(seed)
     if deterministic:
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which torch asks for
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # torch asks for it
         torch.use_deterministic_algorithms(True)

@@ -1,4 +1,4 @@
-"""The optimizer, its groups of parameters, and the learning rate of each step."""
+"""The optimizer, its parameter groups, and the learning rate of each step."""
 
 import math
 import re
@@ -6,15 +6,20 @@ import re
 import torch
 
 from config import Config
-from models import SegModel, shapes_device
+from models import SegModel
 from utils.errors import BadInput
+from utils.log import log
 
 
 def build_optimizer(model: SegModel, cfg: Config) -> torch.optim.Optimizer:
-    """The optimizer over parameter_groups; each group keeps its own peak rate as `peak_lr`. Raises BadInput
-    without apex.
+    """Build the optimizer over parameter_groups; each group keeps its own peak rate as `peak_lr`.
+
+    Raises BadInput if apex is asked for and not installed.
     """
     groups = [{**group, 'peak_lr': group['lr']} for group in parameter_groups(model, cfg)]
+    rates = [group['lr'] for group in groups]
+    if min(rates) < max(rates):
+        log.info(f'learning rates: {min(rates):.1e} to {max(rates):.1e} in {len(rates)} parameter groups')
     if cfg.optimizer == 'adamw':
         return torch.optim.AdamW(groups, fused=True)
     if cfg.optimizer == 'adam':
@@ -33,8 +38,8 @@ def build_optimizer(model: SegModel, cfg: Config) -> torch.optim.Optimizer:
 
 
 def lr_factor(cfg: Config, step: int, total: int) -> float:
-    """The learning rate of an iteration as a share of the way from min_lr to the peak: linear warm-up, then
-    the schedule.
+    """Return the learning rate of a step, from 0 for min_lr to 1 for the peak: linear warm-up, then the
+    schedule.
     """
     warmup = min(cfg.warmup_iters, total // 10)
     if step < warmup:
@@ -45,16 +50,16 @@ def lr_factor(cfg: Config, step: int, total: int) -> float:
     return (1 - progress) ** cfg.poly_power if cfg.lr_schedule == 'poly' else 1.0
 
 
-# position tables, tokens and layer scales
+# no weight decay for position tables, tokens and layer scales
 NOT_DECAYED = re.compile(r'pos_embed|position_bias|_token|gamma|\b(query|query_position|level)(\.weight)?$')
 
 
 def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
-    """Groups for an optimizer, by depth and decay, each with its own lr, `depth` and parameter `names`.
+    """Group the parameters by depth and weight decay; each group has its lr, `depth` and parameter `names`.
 
     The rate is lr for neck and head, and lr * encoder_lr_mult * layer_decay^(1 + blocks after it) for the
-    encoder, as BEiT does (arXiv:2106.08254, appendix). It is the group's own lr, so that any scheduler of
-    torch follows it. Vectors, biases, tokens, position tables and layer scales are not decayed.
+    encoder, as in BEiT (arXiv:2106.08254, appendix). Vectors, biases, tokens, position tables and layer
+    scales get no weight decay.
     """
     depths = encoder_depths([name for name, _ in model.encoder.named_parameters()])
     deepest = max(depths.values())
@@ -64,70 +69,56 @@ def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
             continue
         in_encoder = name.startswith('encoder.')
         depth = depths[name.removeprefix('encoder.')] if in_encoder else deepest + 1
-        rate = (
-            cfg.lr * cfg.encoder_lr_mult * cfg.layer_decay ** (deepest + 1 - depth) if in_encoder else cfg.lr
-        )
+        rate = cfg.lr
+        if in_encoder:
+            rate = cfg.lr * cfg.encoder_lr_mult * cfg.layer_decay ** (deepest + 1 - depth)
         decayed = parameter.ndim > 1 and not name.endswith('.bias') and not NOT_DECAYED.search(name)
         key = (rate, decayed) if cfg.layer_decay == 1 else (depth, decayed)
-        group = groups.setdefault(
-            key,
-            {
-                'params': [],
-                'names': [],
-                'lr': rate,
-                'weight_decay': cfg.weight_decay if decayed else 0.0,
-                'depth': depth,
-            },
-        )
+        settings = {'lr': rate, 'weight_decay': cfg.weight_decay if decayed else 0.0, 'depth': depth}
+        group = groups.setdefault(key, {'params': [], 'names': [], **settings})
         group['params'].append(parameter)
         group['names'].append(name)
     return list(groups.values())
 
 
+# what timm numbers inside a stage, or the stage itself if nothing in it is numbered
+BLOCK = re.compile(
+    r'(?:(?:stages|layers|layer|blocks|block)[._]?\d+\.(?:blocks\.)?\d+|(?:stages|blocks|layers)[._]\d+)\b'
+)
+
+
 def encoder_depths(names: list[str]) -> dict[str, int]:
-    """Depth of each encoder parameter: 0 for the stem, then one more for each block, in the order of the
-    forward pass.
+    """Return the depth of each encoder parameter: 0 for the stem, then one more for each block, in the order
+    of the forward pass.
 
-    A block is what timm numbers inside a stage; what stands between two (a downsampling, a norm) goes with
-    the next one, and a norm at the very end with the last.
+    A downsampling or norm between two blocks belongs to the next one, a norm at the very end to the last.
     """
-    pattern = re.compile(
-        r'(?:(?:stages|layers|layer|blocks|block)[._]?\d+\.(?:blocks\.)?\d+|(?:stages|blocks|layers)[._]\d+)\b'
-    )
-    blocks: dict[str, int] = {}
-    found: list[tuple[str, str | None]] = []
-    for name in names:
-        match = pattern.search(name)
-        block = match.group() if match else None
-        if (
-            block is not None
-            and re.search(r'downsample|patch_embed', name)
-            and not re.search(r'\.blocks\.', name)
-        ):
-            block = None
-        found.append((name, block))
-        if block is not None:
-            blocks.setdefault(block, len(blocks) + 1)
+    blocks = [block_of(name) for name in names]
+    order = {block: depth for depth, block in enumerate(dict.fromkeys(filter(None, blocks)), start=1)}
     depths: dict[str, int] = {}
-    upcoming = len(blocks)
-    for name, block in reversed(found):
-        if block is not None:
-            upcoming = blocks[block]
-        depths[name] = upcoming
-    first_block = next((i for i, (_, block) in enumerate(found) if block is not None), 0)
-    for name, _ in found[:first_block]:
-        depths[name] = 0
-    return {name: depths[name] for name in names}
+    depth = len(order)
+    for name, block in zip(reversed(names), reversed(blocks), strict=True):
+        depth = order.get(block, depth)
+        depths[name] = depth
+    stem = next((i for i, block in enumerate(blocks) if block is not None), 0)
+    return {name: 0 if i < stem else depths[name] for i, name in enumerate(names)}
 
 
-def print_groups(cfg: Config) -> None:
-    """A line a group of parameter_groups: depth, peak learning rate, weight decay, parameters."""
-    with shapes_device(cfg):
-        groups = parameter_groups(SegModel(cfg, load_weights=False), cfg)
-    print(f'{"depth":>5}{"lr":>12}{"decay":>9}{"tensors":>9}{"parameters":>13}  first')
+def block_of(name: str) -> str | None:
+    """Return the block that a parameter is in; None for the stem, and for what stands between two blocks."""
+    match = BLOCK.search(name)
+    between = re.search(r'downsample|patch_embed', name) and '.blocks.' not in name
+    return match.group() if match and not between else None
+
+
+def groups_table(groups: list[dict]) -> list[str]:
+    """Format an optimizer's groups: depth, peak learning rate, weight decay, parameters, a line each."""
+    lines = [f'{"depth":>5}{"lr":>12}{"decay":>9}{"tensors":>9}{"parameters":>13}  first']
     for group in sorted(groups, key=lambda group: (group['depth'], group['weight_decay'])):
         count = sum(p.numel() for p in group['params'])
-        print(
-            f'{group["depth"]:5}{group["lr"]:12.3e}{group["weight_decay"]:9.3g}{len(group["names"]):9}'
+        rate = group.get('peak_lr', group['lr'])
+        lines.append(
+            f'{group["depth"]:5}{rate:12.3e}{group["weight_decay"]:9.3g}{len(group["names"]):9}'
             f'{count:13,}  {group["names"][0]}'
         )
+    return lines

@@ -1,4 +1,4 @@
-"""What made a run: provenance.yaml in its folder, and changes.diff where the code differs from its commit."""
+"""Record what made a run: provenance.yaml, and changes.diff if the code differs from its commit."""
 
 import os
 import platform
@@ -18,15 +18,25 @@ from utils.errors import BadInput
 from utils.files import file_hash, write_text
 
 PACKAGES = (
-    'torch', 'torchvision', 'timm', 'segmentation-models-pytorch', 'albumentations', 'opencv-python-headless',
-    'numpy', 'pandas', 'pycocotools', 'ttach', 'pydantic',
-)  # fmt: skip
+    'torch',
+    'torchvision',
+    'timm',
+    'segmentation-models-pytorch',
+    'albumentations',
+    'opencv-python-headless',
+    'numpy',
+    'pandas',
+    'pycocotools',
+    'ttach',
+    'pydantic',
+)
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_provenance(folder: Path, fingerprint: str, world: int, sources: Sequence[Path] = ()) -> None:
-    """Adds an entry for this start of the run; a run that goes on has several. `sources`: the checkpoints of
-    which its weights are made. Raises BadInput.
+    """Add an entry for this start of the run; a resumed run has several. Raises BadInput.
+
+    `fingerprint` is that of the annotations, `sources` are the checkpoints that the weights were made from.
     """
     diff = git('diff', 'HEAD')
     entry = {
@@ -40,7 +50,7 @@ def write_provenance(folder: Path, fingerprint: str, world: int, sources: Sequen
         'ranks': world,
         'hardware': hardware(),
         'python': platform.python_version(),
-        'versions': {name: found for name in PACKAGES if (found := installed(name))},
+        'versions': {name: number for name in PACKAGES if (number := installed(name))},
     }
     path = folder / 'provenance.yaml'
     before = path.read_text(encoding='utf-8') if path.exists() else ''
@@ -50,7 +60,7 @@ def write_provenance(folder: Path, fingerprint: str, world: int, sources: Sequen
 
 
 def last_provenance(folder: Path) -> dict | None:
-    """The entry of the last start of the run in a folder; None where there is none. Raises BadInput."""
+    """Return the entry of the last start of the run in a folder, None without one. Raises BadInput."""
     path = folder / 'provenance.yaml'
     text = path.read_text(encoding='utf-8') if path.exists() else ''
     entries = parse_yaml(text[text.rfind('- started:') :], where=str(path)) if '- started:' in text else None
@@ -58,16 +68,17 @@ def last_provenance(folder: Path) -> dict | None:
 
 
 def compare_provenance(folder: Path, fingerprint: str) -> list[str]:
-    """What is not as it was when the run in a folder was last begun; nothing where that is not known. Raises
-    BadInput for other annotations.
+    """List the commit, hardware and package versions that differ from the last start of the run in a folder.
+
+    Raises BadInput if the annotations have changed.
     """
     path, before = folder / 'provenance.yaml', last_provenance(folder)
     if before is None:
         return []
     if before.get('data') != fingerprint:
         raise BadInput(
-            f'{path}: the annotations were others when the run began ({str(before.get("data"))[:12]}, now '
-            f'{fingerprint[:12]}); start again with --overwrite'
+            f'{path}: the annotations have changed since the run began: {str(before.get("data"))[:12]} then, '
+            f'{fingerprint[:12]} now; start again with --overwrite'
         )
     now = {'commit': (git('rev-parse', 'HEAD') or 'unknown').strip(), 'hardware': hardware()}
     pairs = [(key, before.get(key), value) for key, value in now.items()]
@@ -77,9 +88,9 @@ def compare_provenance(folder: Path, fingerprint: str) -> list[str]:
 
 
 def git(*words: str) -> str | None:
-    """What git says of this code; None where there is none, or it is not a repository."""
+    """Return the output of a git command in this repository; None without git or a repository."""
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ['git', '-C', str(ROOT), *words],
             capture_output=True,
             encoding='utf-8',
@@ -89,16 +100,18 @@ def git(*words: str) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout
+    return result.stdout
 
 
 def hardware() -> str:
+    """Describe the GPUs of this machine, or its cores."""
     if torch.cuda.is_available():
         return f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
     return f'{os.cpu_count()} cores, {platform.machine()}'
 
 
 def installed(name: str) -> str | None:
+    """Return the installed version of a package, None without it."""
     try:
         return version(name)
     except PackageNotFoundError:

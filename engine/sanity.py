@@ -1,7 +1,7 @@
-"""What is looked at before training begins, and after each epoch: nothing goes wrong without a word.
+"""Check the first batch before training and the scores after each epoch.
 
-A fault that makes the run worthless is CheckFailed; what may be meant is a warning in the log, with figures.
-Shapes: N samples, K classes, C a crop's side.
+A fault that makes the run worthless raises CheckFailed; what may be intended is a warning in the log.
+Shapes: N samples, K classes, C side of a crop, n validation photos.
 """
 
 import numpy as np
@@ -15,19 +15,19 @@ from models import SegModel
 from utils.errors import CheckFailed
 from utils.log import log
 
-BATCH = 4  # samples that are looked at
-MOST_IGNORED = 0.9  # of the pixels, before a warning
+BATCH = 4  # samples to check
+MAX_IGNORED = 0.9  # share of the pixels above which there is a warning
 
 
 def check_first_batch(
     model: SegModel, samples: TrainingSet, cfg: Config, device: torch.device, positions: range
 ) -> None:
-    """Of the first samples: labels within range, how many pixels are ignored, what the model is shown, and
-    that its output depends on it. Draws no random number that training draws, and leaves the model as it was.
-    Raises CheckFailed.
+    """Check the labels and normalisation of the first samples, and that the model's output depends on them.
+
+    Uses no random number of the training and leaves the model unchanged. Raises CheckFailed.
     """
-    taken = [samples[0, position] for position in positions[:BATCH]]
-    images, masks = torch.stack([one[0] for one in taken]), torch.stack([one[1] for one in taken])
+    batch = [samples[0, position] for position in positions[:BATCH]]
+    images, masks = (torch.stack([sample[n] for sample in batch]) for n in (0, 1))
     check_labels(masks.numpy(), len(cfg.classes))
     log.info(f'first batch: {describe_labels(masks.numpy(), cfg)}')
     inputs = normalize(images.to(device), model.mean, model.std)
@@ -40,68 +40,80 @@ def check_first_batch(
 
 
 def check_labels(masks: np.ndarray, num_classes: int) -> None:
-    """(N, C, C) ids: each is a class or IGNORED, and enough of them are classes. Raises CheckFailed."""
+    """Check that (N, C, C) masks hold classes or IGNORED, and not only IGNORED. Raises CheckFailed."""
     wrong = np.unique(masks[(masks >= num_classes) & (masks != IGNORED)])
     if len(wrong):
         expected = f'expected 0 to {num_classes - 1}, or {IGNORED}'
         raise CheckFailed(f'first batch: found the labels {wrong.tolist()}, {expected}')
     ignored = float((masks == IGNORED).mean())
     if ignored == 1:
-        raise CheckFailed('first batch: every pixel is ignored, so that there is nothing to learn')
-    if ignored > MOST_IGNORED:
+        raise CheckFailed('first batch: every pixel is ignored, so there is nothing to learn')
+    if ignored > MAX_IGNORED:
         log.warning(f'warning: {ignored:.0%} of the pixels of the first batch are ignored')
 
 
 def describe_labels(masks: np.ndarray, cfg: Config) -> str:
-    """The share of (N, C, C) pixels that is ignored, and of each class among the others; a warning where
-    there is background alone.
+    """Return the ignored share of (N, C, C) masks and each class's share of the rest as text; warn if there
+    is only background.
     """
     known = masks[masks != IGNORED]
     shares = np.bincount(known, minlength=len(cfg.classes)) / known.size
     if shares[0] == 1:
-        log.warning(f'warning: the first {len(masks)} samples show {cfg.classes[0]} alone')
-    listed = [f'{cfg.classes[k]} {shares[k]:.1%}' for k in np.flatnonzero(shares)]
-    return f'{1 - known.size / masks.size:.1%} ignored; {", ".join(listed)}'
+        log.warning(f'warning: the first {len(masks)} samples show only {cfg.classes[0]}')
+    texts = [f'{cfg.classes[k]} {shares[k]:.1%}' for k in np.flatnonzero(shares)]
+    return f'{1 - known.size / masks.size:.1%} ignored; {", ".join(texts)}'
 
 
 def check_output(model: SegModel, inputs: torch.Tensor) -> None:
-    """(N, 3, C, C) of different photos have different logits. Raises CheckFailed."""
+    """Check that (N, 3, C, C) different photos get different, finite logits. Raises CheckFailed."""
     training = model.training
     model.eval()
     with torch.no_grad():
         logits = main_logits(model(inputs)).float()
     model.train(training)
     if not torch.isfinite(logits).all():
-        raise CheckFailed('first batch: the model gives logits that are not finite, before any training')
+        raise CheckFailed('first batch: the logits are not finite before any training')
     if torch.equal(logits[0], logits[1]):
         raise CheckFailed("first batch: the model's output does not change with the photo")
 
 
 def check_classes(present: list[set[int]], cfg: Config) -> None:
-    """Warns of classes that no training photo has, given the classes of each."""
+    """Warn of classes that no training photo has, given the classes of each photo."""
     absent = [name for k, name in enumerate(cfg.classes) if k and not any(k in ids for ids in present)]
     if absent:
         log.warning(f'warning: no training photo has {", ".join(absent)}')
 
 
-def check_rates(rates: list[float], before: list[float] | None, epoch: int, cfg: Config) -> list[float]:
-    """Warns where no learning rate is another than an epoch ago, though the schedule says so; the rates."""
-    if before is not None and cfg.lr_schedule != 'constant' and rates == before:
-        shown = f'{max(rates):.2e} in all {len(rates)} groups'
-        log.warning(f'warning: the learning rate did not move in epoch {epoch + 1}: {shown}')
-    return rates
+class EpochChecks:
+    """Compare each epoch with the one before."""
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.rates: list[float] | None = None
+        self.counts: np.ndarray | None = None
+
+    def check(self, epoch: int, rates: list[float], counts: np.ndarray | None) -> None:
+        """Check the learning rate of each group and the (n, 3, K) counts of the validation photos, if any.
+
+        Raises CheckFailed.
+        """
+        if rates == self.rates and self.cfg.lr_schedule != 'constant':
+            groups = f'{max(rates):.2e} in all {len(rates)} groups'
+            log.warning(f'warning: the learning rate did not change in epoch {epoch + 1}: {groups}')
+        if counts is not None and self.counts is not None:
+            check_counts(counts, self.counts, self.cfg)
+        self.rates, self.counts = rates, counts
 
 
-def check_epoch(counts: np.ndarray, before: np.ndarray | None, cfg: Config) -> None:
-    """Warns of classes that are in the truth and were predicted an epoch ago, but are no more; (n, 3, K)
-    counts of the validation photos. Raises CheckFailed where a photo has other pixels than then.
+def check_counts(counts: np.ndarray, before: np.ndarray, cfg: Config) -> None:
+    """Warn of classes that are no longer predicted; raise CheckFailed if a photo's labels have changed.
+
+    Takes the (n, 3, K) counts of the validation photos in this epoch and in the one before.
     """
-    if before is None:
-        return
     _, predicted, true = counts.sum(0)
     vanished = (predicted == 0) & (true > 0) & (before.sum(0)[1] > 0)
     if vanished.any():
         names = ', '.join(f'{cfg.classes[k]} ({true[k]:,} pixels)' for k in np.flatnonzero(vanished))
-        log.warning(f'warning: predicted an epoch ago, and no more: {names}')
+        log.warning(f'warning: classes that are no longer predicted: {names}')
     if (counts[:, 2].sum(1) != before[:, 2].sum(1)).any():
-        raise CheckFailed('validation: the pixels of a photo are not as many as an epoch ago')
+        raise CheckFailed('validation: a photo has more or fewer labelled pixels than in the epoch before')

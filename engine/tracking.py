@@ -1,11 +1,11 @@
-"""Where a run's curves, config and pictures go: metrics.csv and TensorBoard always, and the config's tracker.
+"""Log a run's curves and pictures to metrics.csv, TensorBoard and the config's tracker.
 
     python train.py --cfg configs/convnext.yaml --fold 0 --set tracker=wandb    # or WANDB_MODE=offline
     python train.py --cfg configs/convnext.yaml --fold 0 --set tracker=mlflow   # MLFLOW_TRACKING_URI, or
     mlflow ui --backend-store-uri sqlite:///output/mlflow.db                    # <output_dir>/mlflow.db
 
-A run that is resumed goes on in the same tracked run, whose id is in tracker.yaml of its folder. A tracker
-that fails during training is left alone after a warning: training goes on.
+A resumed run continues the same tracked run, whose id is in tracker.yaml of its folder. If a tracker fails
+during training, it is dropped with a warning, and training goes on.
 """
 
 import logging
@@ -13,7 +13,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -26,6 +27,7 @@ from config import Config, dump_config, read_yaml
 from data.cache import Cache
 from engine.inference import predict_rows
 from engine.runs import append_metrics
+from metrics import interval, iou_of_counts, miou_of_counts
 from models import SegModel
 from submission import probs_to_ids
 from utils.errors import BadInput, one_line
@@ -33,16 +35,16 @@ from utils.files import lock, write_text
 from utils.log import log
 from utils.plotting import comparison_row, sheet
 
-KEPT = 'tracker.yaml'
+TRACKER_FILE = 'tracker.yaml'
 PROJECT = 'trash-segmentation'  # WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME change it
-PHOTOS, SHEETS = 4, 10  # in a picture of predictions, and pictures of a run
+PHOTOS, PICTURES = 4, 10  # photos in a picture of predictions, and pictures of a run
 
 
 class Tracker(Protocol):
     """A run of a tracking service."""
 
     id: str
-    where: str  # for the one who looks for it
+    where: str  # the URL or file to look at
 
     def log(self, values: dict[str, float], epoch: int) -> None: ...
     def picture(self, image: np.ndarray, epoch: int) -> None: ...
@@ -50,7 +52,7 @@ class Tracker(Protocol):
 
 
 class Wandb:
-    """A run of Weights & Biases; beside the run's other files where WANDB_MODE is offline."""
+    """A run of Weights & Biases; its files go into the run folder if WANDB_MODE is offline."""
 
     def __init__(self, cfg: Config, fold: int, run_id: str | None) -> None:
         import wandb
@@ -80,7 +82,7 @@ class Wandb:
 
 
 class Mlflow:
-    """A run of MLflow, on MLFLOW_TRACKING_URI's server, or in a file that all runs of output_dir share."""
+    """A run of MLflow, on the server of MLFLOW_TRACKING_URI or in a file in output_dir."""
 
     def __init__(self, cfg: Config, fold: int, run_id: str | None) -> None:
         import mlflow
@@ -90,15 +92,15 @@ class Mlflow:
         self.metric = mlflow.entities.Metric
         output = cfg.output_dir.resolve()
         uri = os.environ.get('MLFLOW_TRACKING_URI')
-        experiment = os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT)
+        name = os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT)
         files = None if uri else (output / 'mlflow').as_uri()
         with lock(output / '.mlflow.lock', 'opening mlflow.db', wait=True):  # folds that start at once
             self.client = mlflow.MlflowClient(uri or f'sqlite:///{output / "mlflow.db"}')
-            found = self.client.get_experiment_by_name(experiment)
-            place = found.experiment_id if found else self.client.create_experiment(experiment, files)
+            existing = self.client.get_experiment_by_name(name)
+            experiment = existing.experiment_id if existing else self.client.create_experiment(name, files)
         if run_id is None:
-            name = f'{cfg.name}/{cfg.run_dir(fold).name}'
-            run_id = self.client.create_run(place, run_name=name).info.run_id
+            run_name = f'{cfg.name}/{cfg.run_dir(fold).name}'
+            run_id = self.client.create_run(experiment, run_name=run_name).info.run_id
             params = [
                 mlflow.entities.Param(key, str(value)) for key, value in cfg.model_dump(mode='json').items()
             ]
@@ -110,7 +112,7 @@ class Mlflow:
 
     def log(self, values: dict[str, float], epoch: int) -> None:
         now = int(1000 * time.time())
-        names = {key: re.sub(r'[^\w.\- /]', '_', key) for key in values}  # what MLflow takes
+        names = {key: re.sub(r'[^\w.\- /]', '_', key) for key in values}  # the characters that MLflow accepts
         metrics = [self.metric(names[key], value, now, epoch) for key, value in values.items()]
         self.client.log_batch(self.id, metrics=metrics)
 
@@ -125,7 +127,7 @@ TRACKERS = {'wandb': Wandb, 'mlflow': Mlflow}
 
 
 def require_tracker(cfg: Config) -> None:
-    """Raises BadInput where the config's tracker is not installed."""
+    """Raise BadInput if the config's tracker is not installed."""
     if cfg.tracker == 'none':
         return
     if find_spec(cfg.tracker) is None:
@@ -136,14 +138,15 @@ def require_tracker(cfg: Config) -> None:
 
 
 def start_tracker(cfg: Config, fold: int, resume: bool) -> Tracker | None:
-    """The config's tracker with a new run, or resumed, with the one that tracker.yaml names. The run's folder
-    is there. Raises BadInput.
+    """Start the config's tracker, or resume the tracked run that tracker.yaml names; None without a tracker.
+
+    The run folder has to exist. Raises BadInput.
     """
     if cfg.tracker == 'none':
         return None
-    kept = cfg.run_dir(fold) / KEPT
-    before = read_yaml(kept) if resume and kept.exists() else {}
-    run_id = before.get(cfg.tracker) if isinstance(before, dict) else None
+    path = cfg.run_dir(fold) / TRACKER_FILE
+    ids = read_yaml(path) if resume and path.exists() else {}
+    run_id = ids.get(cfg.tracker) if isinstance(ids, dict) else None
     try:
         return TRACKERS[cfg.tracker](cfg, fold, run_id)
     except Exception as error:  # noqa: BLE001 - each service has errors of its own
@@ -152,71 +155,100 @@ def start_tracker(cfg: Config, fold: int, resume: bool) -> Tracker | None:
         ) from None
 
 
+@dataclass(frozen=True)
+class EpochResult:
+    """The figures of an epoch, counted from 0; counts (n, 3, K) of the validation photos, or None."""
+
+    epoch: int
+    step: int
+    lr: float
+    loss: float
+    counts: np.ndarray | None
+
+    @property
+    def score(self) -> float:
+        """The validation mIoU; nan without validation photos."""
+        return score_of(self.counts)
+
+    def values(self, classes: Sequence[str]) -> dict[str, float]:
+        """Return the row of metrics.csv; nan for a value that is not known."""
+        values = {'epoch': self.epoch, 'step': self.step, 'lr': self.lr, 'loss': self.loss}
+        if self.counts is None:
+            return {**values, 'miou': math.nan, 'miou_low': math.nan, 'miou_high': math.nan}
+        score = interval(self.counts)
+        values |= {'miou': score.value, 'miou_low': score.low, 'miou_high': score.high}
+        iou = iou_of_counts(*self.counts.sum(0))
+        return values | {f'iou_{name}': float(value) for name, value in zip(classes, iou, strict=True)}
+
+
+def score_of(counts: np.ndarray | None) -> float:
+    """Return the mIoU of (n, 3, K) counts; nan without them."""
+    return math.nan if counts is None else float(miou_of_counts(counts.sum(0)))
+
+
 class Tracking:
-    """What is kept of each epoch of a run. Ends the tracker's run, however this one ends."""
+    """Log each epoch of a run, and end the tracker's run however the training ends."""
 
     def __init__(self, cfg: Config, fold: int, tracker: Tracker | None) -> None:
-        """Writes nothing before `start`."""
+        """Write nothing before `start` is called."""
         self.folder, self.cfg, self.tracker = cfg.run_dir(fold), cfg, tracker
-        self.board: SummaryWriter | None = None
+        self.writer: SummaryWriter | None = None
 
     def start(self, epoch: int) -> None:
-        """Goes on at `epoch`: what was kept of later ones, before a resume, counts no more."""
-        self.board = SummaryWriter(str(self.folder / 'tensorboard'), purge_step=epoch)
+        """Start at an epoch; curves of it and later ones, from before a resume, are purged."""
+        self.writer = SummaryWriter(str(self.folder / 'tensorboard'), purge_step=epoch)
         if self.tracker is not None:
-            write_text(self.folder / KEPT, yaml.safe_dump({self.cfg.tracker: self.tracker.id}))
+            write_text(self.folder / TRACKER_FILE, yaml.safe_dump({self.cfg.tracker: self.tracker.id}))
             log.info(f'tracked by {self.cfg.tracker}: {self.tracker.where}')
 
     def __enter__(self) -> 'Tracking':
         return self
 
     def __exit__(self, kind: type | None, *error: object) -> None:
-        if self.board is not None:
-            self.board.close()
+        if self.writer is not None:
+            self.writer.close()
         self.tell(lambda tracker: tracker.close(failed=kind is not None))
 
     def log(self, values: dict[str, float]) -> None:
-        """An epoch's figures, among them `epoch`: nan for what is not known."""
-        shapes = {'lr': '.3e', 'epoch': 'd', 'step': 'd'}
+        """Log the values of an epoch, `epoch` among them; nan for a value that is not known."""
+        formats = {'lr': '.3e', 'epoch': 'd', 'step': 'd'}
         row = {
-            key: '' if math.isnan(value) else format(value, shapes.get(key, '.6f'))
+            key: '' if math.isnan(value) else format(value, formats.get(key, '.6f'))
             for key, value in values.items()
         }
         append_metrics(self.folder / 'metrics.csv', {**row, 'epoch': values['epoch']})
         known = {key: value for key, value in values.items() if key != 'epoch' and not math.isnan(value)}
         for key, value in known.items():
-            self.board.add_scalar(key, value, values['epoch'])
+            self.writer.add_scalar(key, value, values['epoch'])
         self.tell(lambda tracker: tracker.log(known, values['epoch']))
 
     def wants_picture(self, epoch: int) -> bool:
-        """Whether the tracker gets a picture of this epoch: at most SHEETS in a run, the last at its end."""
-        every = math.ceil(self.cfg.epochs / SHEETS)
+        """Tell whether the tracker gets a picture of an epoch: PICTURES in a run at most, one at its end."""
+        every = math.ceil(self.cfg.epochs / PICTURES)
         return self.tracker is not None and ((epoch + 1) % every == 0 or epoch + 1 == self.cfg.epochs)
 
     def picture(self, image: np.ndarray, epoch: int) -> None:
-        """(H, W, 3) uint8 RGB."""
+        """Send the tracker an (H, W, 3) uint8 RGB picture."""
         self.tell(lambda tracker: tracker.picture(image, epoch))
 
-    def tell(self, what: Callable[[Tracker], None]) -> None:
-        """Training does not end with its tracker."""
+    def tell(self, call: Callable[[Tracker], None]) -> None:
+        """Call the tracker, if any; drop it with a warning if it fails."""
         if self.tracker is None:
             return
         try:
-            what(self.tracker)
+            call(self.tracker)
         except Exception as error:  # noqa: BLE001 - each service has errors of its own
-            log.warning(f'warning: {self.cfg.tracker}, left alone from now on: {one_line(error)[:300]}')
+            log.warning(f'warning: {self.cfg.tracker} is not used from now on: {one_line(error)[:300]}')
             self.tracker = None
 
 
-def draw_predictions(
-    model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config, device: torch.device
-) -> np.ndarray:
-    """A sheet of some of the photos, the same each time, with their truth and what the model sees in them."""
+def draw_predictions(model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config) -> np.ndarray:
+    """Draw PHOTOS of the rows, the same in each epoch: photo, truth and prediction side by side."""
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, PHOTOS).astype(int))]
-    shown = []
+    pictures = []
     for batch, probs in predict_rows(model, cache, rows, cfg, tta=False):
         ids = probs_to_ids(probs, cfg.downsample).to(torch.uint8).cpu().numpy()
         for row, pred in zip(batch, ids, strict=True):
             name = cache.names(np.array([row]))[0]
-            shown.append(comparison_row(name, np.array(cache.photos[row]), cache.truth(row), pred))
-    return sheet(shown, ('photo', 'truth', 'prediction'), cfg.classes)
+            pictures.append(comparison_row(name, np.array(cache.photos[row]), cache.truth(row), pred))
+    return sheet(pictures, ('photo', 'truth', 'prediction'), cfg.classes)

@@ -1,11 +1,13 @@
-"""The model in training: its optimizer, averages, position, and the checkpoints that bring all of them back.
+"""The model in training: its optimizer and averages, its steps, and the checkpoints that it resumes from.
 
-    trainer = Trainer(cfg, fold, held_out, model, ranks, cache, rows, pseudo, stop, folder)
+    trainer = Trainer(cfg, model, ranks, data, folder, stop)
     with trainer.bar() as bar:
-        loss = trainer.train_epoch(epoch, bar)
+        for epoch in trainer.epochs():
+            loss = trainer.train_epoch(epoch, bar)
+            trainer.end_epoch(score)
 
-Resumed from last.pt, a run goes on to the bit: the weights and everything that changes them are in it, the
-state of every rank's random numbers and the place in the epoch as well.
+A resumed run ends with the same bits as one that was never interrupted: last.pt holds the weights and all
+that changes them, the state of each rank's random numbers and the place within the epoch included.
 """
 
 import math
@@ -26,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from config import Config
 from data.cache import Cache
-from dataset import EpochBatches, TrainingSet, make_loader, normalize, steps_per_epoch
+from dataset import EpochSampler, TrainingSet, batches_per_epoch, make_loader, normalize
 from engine.checkpoint import load_checkpoint, load_model_state, save_checkpoint
 from engine.distributed import Ranks
 from engine.inference import amp_dtype, autocast
@@ -40,44 +42,51 @@ from utils.signals import StopRequest
 
 
 @dataclass(frozen=True)
-class PseudoRows:
-    """Photos of the test cache with a teacher's labels as masks, and when to train on them.
+class PseudoLabels:
+    """Photos of the test cache with a teacher's labels as masks, and the epochs that train on them.
 
-    full: in every epoch. half: in the first half of the epochs; the second half sees clean labels alone.
-    pretrain: they alone in the first half, clean labels alone in the second, each with its own warm-up and
-    schedule of the learning rate.
+    full: every epoch. half: the first half of the epochs; the second half trains on clean labels only.
+    pretrain: the first half trains on pseudo-labels only, the second on clean labels only, each with its
+    own warm-up and schedule of the learning rate.
     """
 
     cache: Cache
     schedule: Literal['full', 'half', 'pretrain']
-    held_out: str | None  # hash of the photos whose labels no teacher ever saw, nor its own teachers
+    held_out: str | None  # hash of the photos whose labels neither a teacher nor its own teachers saw
 
     def used_in(self, epoch: int, epochs: int) -> bool:
+        """Tell whether an epoch, counted from 0, trains on them."""
         return self.schedule == 'full' or epoch < epochs // 2
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """The photos of one training: the rows of the cache to train on and to validate on."""
+
+    fold: int
+    cache: Cache
+    train_rows: np.ndarray
+    valid_rows: np.ndarray
+    held_out: str | None  # hash of the photos whose labels the model never sees; None if it sees all
+    pseudo: PseudoLabels | None = None
+
+
 class Trainer:
-    """The model in training, with all that a checkpoint has to hold: optimizer, average, scaler, position,
-    best score.
-    """
+    """A model in training with all that a checkpoint holds: optimizer, averages, position, best score."""
 
     def __init__(
         self,
         cfg: Config,
-        fold: int,
-        held_out: str | None,
         model: SegModel,
         ranks: Ranks,
-        cache: Cache,
-        rows: np.ndarray,
-        pseudo: PseudoRows | None,
-        stop: StopRequest,
-        folder: Path | None,
+        data: TrainingData,
+        folder: Path | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
-        """`folder` is where checkpoints are written: the run's, None on ranks above 0."""
-        self.stop, self.folder, self.saved_at = stop, folder, time.monotonic()
-        self.cfg, self.fold, self.held_out, self.ranks, self.pseudo = cfg, fold, held_out, ranks, pseudo
-        self.pseudo_schedule = pseudo.schedule if pseudo else 'none'
+        """Set up the training; checkpoints go into `folder`, which only rank 0 has."""
+        self.cfg, self.ranks, self.data, self.folder = cfg, ranks, data, folder
+        self.stop = StopRequest() if stop is None else stop
+        self.pseudo_schedule = data.pseudo.schedule if data.pseudo else 'none'
         if ranks.sync_bn(cfg):
             model = convert_sync_batchnorm(model)  # timm's: torch's drops the activation of BatchNormAct2d
         memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
@@ -94,89 +103,136 @@ class Trainer:
             self.forward = DistributedDataParallel(
                 self.forward, device_ids=[ranks.device] if ranks.device.type == 'cuda' else None
             )
-        self.samples = TrainingSet(cfg, cache, rows, model.fill, pseudo.cache if pseudo else None)
-        self.clean_size = len(rows)
-        self.batches = EpochBatches(cfg.batch_size, cfg.seed, ranks.rank, ranks.world)
-        self.loader = make_loader(self.samples, cfg.workers, batch_sampler=self.batches)
-        self.total_steps = self.updates_in(range(cfg.epochs))
+        pseudo_cache = data.pseudo.cache if data.pseudo else None
+        self.samples = TrainingSet(cfg, data.cache, data.train_rows, model.fill, pseudo_cache)
+        self.sampler = EpochSampler(cfg.batch_size, cfg.seed, ranks.rank, ranks.world)
+        self.loader = make_loader(self.samples, cfg.workers, batch_sampler=self.sampler)
+        self.total_steps = self.steps_in(range(cfg.epochs))
         pretrain_epochs = range(cfg.epochs // 2 if self.pseudo_schedule == 'pretrain' else 0)
-        self.pretrain_steps = self.updates_in(pretrain_epochs)
-        self.epoch, self.step, self.score, self.best, self.best_epoch = 0, 0, math.nan, math.nan, -1
-        self.batch, self.total = 0, 0.0  # of the epoch in hand: batches done, and the sum of their losses
+        self.pretrain_steps = self.steps_in(pretrain_epochs)
+        self.epoch = self.step = 0  # done so far
+        self.best, self.best_epoch = math.nan, -1
+        self.batch, self.total = 0, 0.0  # done of the current epoch: batches, and the sum of their losses
+        self.saved_at = time.monotonic()
+        self._score = math.nan
 
     @property
     def averaged(self) -> SegModel:
-        """The model that is validated and kept: the EMA where there is one."""
+        """The model that is validated and saved as best.pt: the EMA if the config asks for one."""
         return self.ema.module if self.ema is not None else self.model
 
+    @property
+    def rates(self) -> list[float]:
+        """The current learning rate of each parameter group."""
+        return [group['lr'] for group in self.optimizer.param_groups]
+
     def positions_in(self, epoch: int) -> range:
-        """Samples that an epoch draws from: pseudo-labelled ones are the last."""
-        if self.pseudo is None or not self.pseudo.used_in(epoch, self.cfg.epochs):
-            return range(self.clean_size)
-        return range(self.clean_size if self.pseudo_schedule == 'pretrain' else 0, len(self.samples))
+        """Return the positions that an epoch draws from; pseudo-labelled photos are the last ones."""
+        clean, pseudo = len(self.data.train_rows), self.data.pseudo
+        if pseudo is None or not pseudo.used_in(epoch, self.cfg.epochs):
+            return range(clean)
+        return range(clean if pseudo.schedule == 'pretrain' else 0, len(self.samples))
 
     def batches_in(self, epochs: range) -> list[int]:
-        """Batches of each of those epochs."""
-        return [steps_per_epoch(len(self.positions_in(epoch)), self.cfg.batch_size) for epoch in epochs]
+        """Count the batches of each of the epochs."""
+        return [batches_per_epoch(len(self.positions_in(epoch)), self.cfg.batch_size) for epoch in epochs]
 
-    def updates_in(self, epochs: range) -> int:
-        """Steps of the optimizer in those epochs."""
-        return sum(math.ceil(number / self.cfg.accumulate) for number in self.batches_in(epochs))
+    def steps_in(self, epochs: range) -> int:
+        """Count the optimizer steps of the epochs."""
+        return sum(math.ceil(count / self.cfg.accumulate) for count in self.batches_in(epochs))
 
     def bar(self) -> Bar:
-        """The progress of all epochs, from where the run is."""
-        total, done = (sum(self.batches_in(range(n))) for n in (self.cfg.epochs, self.epoch))
-        return Bar('train', 'batch', total, done + self.batch, quiet=not self.ranks.is_main)
+        """Open a bar over the steps of the whole training, from where it is now."""
+        quiet = not self.ranks.is_main
+        return Bar(quiet=quiet, desc='train', unit='step', total=self.total_steps, initial=self.step)
+
+    def epochs(self) -> range:
+        """Return the epochs that are left to train, counted from 0."""
+        return range(self.epoch, self.cfg.epochs)
 
     def train_epoch(self, epoch: int, bar: Bar) -> float:
-        """One pass, or what is left of it; the mean loss. Raises CheckFailed, and Interrupted after a
-        checkpoint.
+        """Train for one epoch, or the rest of it after a resume, and return its mean loss.
+
+        Raises CheckFailed if the loss is not finite, and Interrupted, after a checkpoint, if asked to stop.
         """
-        cfg, device = self.cfg, self.ranks.device
-        positions = self.positions_in(epoch)
-        if self.pseudo and (epoch == 0 or positions != self.positions_in(epoch - 1)):
-            pseudo_labelled = max(0, positions.stop - self.clean_size)
-            log.info(
-                f'epoch {epoch + 1}: training on {len(positions)} photos, {pseudo_labelled} pseudo-labelled'
-            )
-        self.batches.epoch, self.batches.positions, self.batches.start = epoch, positions, self.batch
-        self.model.train()
-        bar.desc = f'epoch {epoch + 1}/{cfg.epochs}'
-        for number, (images, masks, places) in enumerate(self.loader, start=self.batch):
-            group_size = min(cfg.accumulate, len(self.batches) - number // cfg.accumulate * cfg.accumulate)
-            with autocast(cfg, device):
-                outputs = self.forward(self.prepared(images))
-            loss = segmentation_loss(
-                outputs,
-                masks.to(device, non_blocking=True),
-                self.model.loss_weights,
-                cfg.loss,
-                label_smoothing=cfg.label_smoothing,
-                class_weights=cfg.class_weights,
-            )
+        bar.set_description_str(f'epoch {epoch + 1}/{self.cfg.epochs}', refresh=False)
+        for _ in self.steps(epoch):
+            self.save_or_stop()
+            score = {} if math.isnan(self._score) else {'mIoU': f'{self._score:.3f}'}
+            bar.set_postfix(loss=f'{self.total / self.batch:.3f}', **score, refresh=False)
+            bar.update()
+        self.epoch = epoch + 1
+        if epoch >= self.cfg.epochs - self.swa_epochs:
+            self.swa.update_parameters(self.model)
+        mean = torch.tensor(self.total / len(self.sampler) / self.ranks.world, device=self.ranks.device)
+        self.batch, self.total = 0, 0.0
+        loss = float(self.ranks.sum(mean))
+        self.ranks.broadcast(self.averaged)
+        return loss
+
+    def steps(self, epoch: int) -> Iterator[int]:
+        """Train on an epoch; yield the number of each optimizer step once it is done. Raises CheckFailed."""
+        accumulate = self.cfg.accumulate
+        self.start_epoch(epoch)
+        for number, (images, masks, positions) in enumerate(self.loader, start=self.batch):
+            first = number // accumulate * accumulate  # batch of this step
+            loss = self.compute_loss(images, masks)
             value = loss.item()
             if not math.isfinite(value):
-                names = ', '.join(self.samples.name(position) for position in places.tolist())
+                names = ', '.join(self.samples.name(position) for position in positions.tolist())
                 raise CheckFailed(
                     f'loss is {value} in epoch {epoch + 1}, batch {number + 1}, on {names}; try a lower lr, '
                     'clip_norm=1 or amp=off'
                 )
-            self.scaler.scale(loss / group_size).backward()
+            self.scaler.scale(loss / min(accumulate, len(self.sampler) - first)).backward()
             self.total += value
-            if (number + 1) % cfg.accumulate == 0 or number + 1 == len(self.batches):
+            if (number + 1) % accumulate == 0 or number + 1 == len(self.sampler):
                 self.update()
                 self.batch = number + 1
-                self.save_or_stop()
-            bar.step(loss=f'{self.total / (number + 1):.3f}')
-        self.epoch = epoch + 1
-        if epoch >= cfg.epochs - self.swa_epochs:
-            self.swa.update_parameters(self.model)
-        mean = torch.tensor(self.total / len(self.batches) / self.ranks.world, device=device)
-        self.batch, self.total = 0, 0.0
-        return float(self.ranks.sum(mean))
+                yield self.step
+
+    def start_epoch(self, epoch: int) -> None:
+        """Point the loader at an epoch, and log which photos it trains on if that has changed."""
+        positions = self.positions_in(epoch)
+        if self.data.pseudo and (epoch == 0 or positions != self.positions_in(epoch - 1)):
+            pseudo_labelled = max(0, positions.stop - len(self.data.train_rows))
+            log.info(
+                f'epoch {epoch + 1}: training on {len(positions)} photos, {pseudo_labelled} pseudo-labelled'
+            )
+        self.sampler.set_epoch(epoch, positions, start=self.batch)
+        self.model.train()
+
+    def compute_loss(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Return the loss of (N, 3, C, C) uint8 images and their (N, C, C) masks."""
+        device = self.ranks.device
+        with autocast(self.cfg, device):
+            outputs = self.forward(self.prepare(images))
+        return segmentation_loss(
+            outputs,
+            masks.to(device, non_blocking=True),
+            self.model.loss_weights,
+            self.cfg.loss,
+            label_smoothing=self.cfg.label_smoothing,
+            class_weights=self.cfg.class_weights,
+        )
+
+    def end_epoch(self, score: float, swa_score: float | None = None) -> None:
+        """Save best.pt if a model is the best so far, and last.pt; raise Interrupted if asked to stop.
+
+        Takes the validation mIoU of the averaged model and, after the last epoch, that of finish_swa's; nan
+        if there are no validation photos.
+        """
+        self._score = score
+        if self.ranks.is_main:
+            self.keep_best(self.averaged, score)
+            if swa_score is not None:
+                self.keep_best(self.swa.module, swa_score)
+        self.save()
+        if self.epoch < self.cfg.epochs and self.ranks.any_rank(self.stop.asked)[0]:
+            raise self.interrupted()
 
     def save_or_stop(self) -> None:
-        """A checkpoint where one is due or some rank was asked to stop. Raises Interrupted."""
+        """Save last.pt if that is due or some rank was asked to stop; then raise Interrupted."""
         minutes = (time.monotonic() - self.saved_at) / 60
         due = self.ranks.is_main and 0 < self.cfg.checkpoint_minutes <= minutes
         due, asked = self.ranks.any_rank(due, self.stop.asked)
@@ -186,25 +242,22 @@ class Trainer:
             self.ranks.wait()  # torchrun ends the others as soon as one has ended
             raise self.interrupted()
 
-    def stop_if_asked(self) -> None:
-        """Raises Interrupted where some rank was asked to stop; nothing has changed since the checkpoint."""
-        if self.ranks.any_rank(self.stop.asked)[0]:
-            raise self.interrupted()
-
     def interrupted(self) -> Interrupted:
+        """Make the error that ends a training that was asked to stop."""
         cause = f'{self.stop.caught.name}: ' if self.stop.caught else ''
-        where = f'batch {self.batch} of {len(self.batches)} in epoch {self.epoch + 1}'
-        where = where if self.batch else f'epoch {self.epoch}'
-        return Interrupted(f'{cause}stopped after {where}, with a checkpoint; go on with --resume')
+        position = f'epoch {self.epoch}'
+        if self.batch:
+            position = f'batch {self.batch} of {len(self.sampler)} in epoch {self.epoch + 1}'
+        return Interrupted(f'{cause}stopped after {position}, with a checkpoint; go on with --resume')
 
-    def prepared(self, images: Tensor) -> Tensor:
-        """(N, 3, C, C) uint8 → what the model takes, on its device."""
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalise (N, 3, C, C) uint8 images on the model's device, in its memory format."""
         images = normalize(images.to(self.ranks.device, non_blocking=True), self.model.mean, self.model.std)
         memory_format = torch.channels_last if self.cfg.channels_last else torch.contiguous_format
         return images.contiguous(memory_format=memory_format)
 
     def update(self) -> None:
-        """One step of the optimizer, at the rate of this iteration."""
+        """Step the optimizer at the learning rate of this iteration."""
         start, end = self.pretrain_steps, self.total_steps
         if self.step < self.pretrain_steps:
             start, end = 0, self.pretrain_steps
@@ -222,40 +275,40 @@ class Trainer:
             self.ema.update(self.model, step=self.step)
         self.step += 1
 
-    def finish_swa(self) -> None:
-        """Gives the average of the weights BatchNorm statistics of its own, over one more epoch of training
-        samples (Izmailov et al., arXiv:1803.05407, section 3.2).
+    def finish_swa(self) -> SegModel | None:
+        """Return the average of the last epochs' weights after the last epoch; None before, or without SWA.
+
+        Its BatchNorm statistics are taken over one more epoch of training samples (Izmailov et al.,
+        arXiv:1803.05407, section 3.2).
         """
-        self.batches.epoch, self.batches.positions = self.cfg.epochs, range(self.clean_size)
-        self.batches.start = 0
-
-        def inputs() -> Iterator[Tensor]:
-            for images, _, _ in self.loader:
-                yield self.prepared(images)
-
+        if self.swa is None or self.epoch < self.cfg.epochs:
+            return None
+        self.sampler.set_epoch(self.cfg.epochs, range(len(self.data.train_rows)))
+        inputs = (self.prepare(images) for images, *_ in self.loader)
         with autocast(self.cfg, self.ranks.device):
-            update_bn(inputs(), self.swa)
+            update_bn(inputs, self.swa)
         self.ranks.broadcast(self.swa.module)
+        return self.swa.module
 
-    def public(self, score: float) -> dict:
-        """What every checkpoint says of itself."""
+    def metadata(self, score: float) -> dict:
+        """Return the entries of a checkpoint that are no weights."""
         return {
             'config': self.cfg.model_dump(mode='json'),
-            'fold': self.fold,
+            'fold': self.data.fold,
             'epoch': self.epoch - 1,
             'score': score,
-            'held_out': self.held_out,
+            'held_out': self.data.held_out,
             'torch': str(torch.__version__),
         }
 
     def keep_best(self, model: SegModel, score: float) -> None:
-        """Writes best.pt where the model's score is the best so far, or where there is none (nan)."""
+        """Save the model as best.pt if its score is the best so far, or nan."""
         if not score <= self.best:
             self.best, self.best_epoch = score, self.epoch - 1
-            save_checkpoint(self.folder / 'best.pt', {'model': model.state_dict(), **self.public(score)})
+            save_checkpoint(self.folder / 'best.pt', {'model': model.state_dict(), **self.metadata(score)})
 
     def save(self) -> None:
-        """last.pt, with the score of the last whole epoch; all ranks together."""
+        """Save last.pt, with the score of the last whole epoch; all ranks have to call it."""
         ranks = self.ranks
         cuda = ranks.device.type == 'cuda'
         cpu_rng = ranks.gather(torch.get_rng_state())
@@ -278,20 +331,21 @@ class Trainer:
             'cuda_rng': cuda_rng,
             'pseudo_schedule': self.pseudo_schedule,
         }
-        content = {'model': self.model.state_dict(), **self.public(self.score), 'resume': resume}
+        content = {'model': self.model.state_dict(), **self.metadata(self._score), 'resume': resume}
         save_checkpoint(self.folder / 'last.pt', content)
 
     def resume(self, path: Path) -> None:
-        """Goes on after the step that last.pt was written at. Raises BadInput."""
+        """Continue after the step at which last.pt was written. Raises BadInput."""
         checkpoint = load_checkpoint(path)
         state = checkpoint.get('resume')
         if state is None or 'batch' not in state:
             raise BadInput(f'{path}: cannot be resumed from; expected a last.pt')
-        if checkpoint['held_out'] != self.held_out:
+        if checkpoint['held_out'] != self.data.held_out:
             raise BadInput(f'{path}: was trained with other folds or teachers; start again with --overwrite')
-        if (found := state.get('pseudo_schedule', self.pseudo_schedule)) != self.pseudo_schedule:
+        schedule = state.get('pseudo_schedule', self.pseudo_schedule)
+        if schedule != self.pseudo_schedule:
             raise BadInput(
-                f'{path}: was trained with the schedule {found} of pseudo-labels, '
+                f'{path}: was trained with the schedule {schedule} of pseudo-labels, '
                 f'now {self.pseudo_schedule}; start again with --overwrite'
             )
         load_model_state(self.model, checkpoint['model'], path)
@@ -299,23 +353,25 @@ class Trainer:
             load_model_state(self.ema.module, state['ema'], path)
         if self.swa is not None:
             load_model_state(self.swa, state['swa'], path)
-        # a copy: tensors that stay mapped would keep the room of a file that is replaced
+        # copied, since mapped tensors would keep the disk space of the file when it is replaced
         self.optimizer.load_state_dict(deepcopy(state['optimizer']))
-        if state['scaler']:  # empty where mixed precision was bf16 or off
+        if state['scaler']:  # empty unless mixed precision was fp16
             self.scaler.load_state_dict(state['scaler'])
         self.step, self.best, self.best_epoch = state['step'], state['best'], state['best_epoch']
-        self.epoch = checkpoint['epoch'] + 1
-        self.score, self.batch = checkpoint['score'], state['batch']
-        if len(state['cpu_rng']) == self.ranks.world:
-            self.total = float(state['totals'][self.ranks.rank])
-            torch.set_rng_state(
-                state['cpu_rng'][self.ranks.rank].clone()
-            )  # torch misreads a part of a tensor
-            if state['cuda_rng'] is not None and self.ranks.device.type == 'cuda':
-                torch.cuda.set_rng_state(state['cuda_rng'][self.ranks.rank].clone())
-        else:
+        self.epoch, self._score, self.batch = checkpoint['epoch'] + 1, checkpoint['score'], state['batch']
+        self.restore_rank(state)
+        batch = f'batch {self.batch} of epoch {self.epoch + 1}, ' if self.batch else ''
+        log.info(f'resumed after epoch {self.epoch}, {batch}step {self.step}')
+
+    def restore_rank(self, state: dict) -> None:
+        """Restore this rank's random numbers and loss; with another number of ranks, only the mean loss."""
+        rank, world = self.ranks.rank, len(state['cpu_rng'])
+        if world != self.ranks.world:
             self.total = float(state['totals'].sum()) / self.ranks.world
-            ranks = f'{len(state["cpu_rng"])} ranks, now {self.ranks.world}'
-            log.info(f'the checkpoint is of {ranks}: the run goes on, but not to the bit')
-        where = f'batch {self.batch} of epoch {self.epoch + 1}, ' if self.batch else ''
-        log.info(f'resumed after epoch {checkpoint["epoch"] + 1}, {where}step {self.step}')
+            counts = f'{world} ranks, now {self.ranks.world}'
+            log.info(f'the checkpoint is of {counts}: the run goes on, but not to the bit')
+            return
+        self.total = float(state['totals'][rank])
+        torch.set_rng_state(state['cpu_rng'][rank].clone())  # torch misreads a slice of a tensor
+        if state['cuda_rng'] is not None and self.ranks.device.type == 'cuda':
+            torch.cuda.set_rng_state(state['cuda_rng'][rank].clone())

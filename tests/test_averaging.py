@@ -8,7 +8,7 @@ import train
 from config import read_yaml
 from data.cache import open_cache
 from engine.checkpoint import load_checkpoint
-from engine.trainer import PseudoRows
+from engine.trainer import PseudoLabels
 from tools import soup
 from utils.errors import BadInput
 from utils.files import file_hash
@@ -44,7 +44,7 @@ def test_swa_is_kept_only_where_it_scores_higher(tiny):
 
 def test_pretraining_is_on_pseudo_labels_alone_and_then_on_clean_ones(tiny):
     test = open_cache(tiny, 'test')
-    rows = PseudoRows(test, 'pretrain', None)
+    rows = PseudoLabels(test, 'pretrain', None)
     cfg = tiny.model_copy(update={'epochs': 4, 'batch_size': 2})
     train.main(cfg, -1, pseudo=rows)
     log = (cfg.run_dir(-1) / 'log.txt').read_text()
@@ -64,14 +64,14 @@ def test_soup_is_the_mean_of_those_that_help(tiny, capsys):
         paths.append(cfg.run_dir(0) / 'best.pt')
     cfg = base.model_copy(update={'name': 'soup'})
     score = soup.main(cfg, 0, [*paths, paths[0]])
-    said = capsys.readouterr().out
-    assert said.count('taken') + said.count('left out') == 2 and 'chosen on these photos' in said
-    kept = load_checkpoint(cfg.run_dir(0) / 'best.pt')
-    (made,) = read_yaml(cfg.run_dir(0) / 'provenance.yaml')
-    assert made['data'] == open_cache(base, 'train').coco.fingerprint
-    assert made['sources'].items() <= {str(path): file_hash(path) for path in paths}.items()
-    assert set(said.splitlines()[-2].split(', of ')[1].split(', ')) == made['sources'].keys()
-    assert kept['score'] == score >= max(load_checkpoint(path)['score'] for path in paths) - 1e-9
+    output = capsys.readouterr().out
+    assert output.count('taken') + output.count('left out') == 2 and 'chosen on these photos' in output
+    checkpoint = load_checkpoint(cfg.run_dir(0) / 'best.pt')
+    (entry,) = read_yaml(cfg.run_dir(0) / 'provenance.yaml')
+    assert entry['data'] == open_cache(base, 'train').coco.fingerprint
+    assert entry['sources'].items() <= {str(path): file_hash(path) for path in paths}.items()
+    assert set(output.splitlines()[-2].split(', of ')[1].split(', ')) == entry['sources'].keys()
+    assert checkpoint['score'] == score >= max(load_checkpoint(path)['score'] for path in paths) - 1e-9
     assert infer.main(cfg, 0, 'oof', tta=False) == pytest.approx(score, abs=1e-9)
     with pytest.raises(BadInput, match='holds'):
         soup.main(cfg, 0, paths)

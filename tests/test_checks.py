@@ -1,4 +1,4 @@
-"""Nothing goes wrong without a word: first batches, classes that vanish, photos that change, full disks."""
+"""Checks that stop or warn: first batches, classes that vanish, photos that change, cut-off caches."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from data.cache import open_cache
 from dataset import TrainingSet
 from engine.distributed import Ranks
 from engine.inference import evaluate
-from engine.sanity import check_classes, check_epoch, check_first_batch, check_labels, describe_labels
+from engine.sanity import check_classes, check_counts, check_first_batch, check_labels, describe_labels
 from engine.writer import Predictions
 from metrics import IGNORED
 from models import SegModel
@@ -24,20 +24,20 @@ from utils.log import log
 
 
 @pytest.fixture
-def said(monkeypatch):
+def warnings(monkeypatch):
     """The warnings that are logged."""
     lines = []
     monkeypatch.setattr(log, 'warning', lines.append)
     return lines
 
 
-def test_first_batch_that_is_right(tiny, said):
+def test_first_batch_that_is_right(tiny, warnings):
     model = SegModel(tiny, load_weights=False).train()
     samples = TrainingSet(tiny, open_cache(tiny, 'train'), np.arange(8), (0, 0, 0))
     before = torch.get_rng_state()
     buffers = {key: value.clone() for key, value in model.state_dict().items()}
     check_first_batch(model, samples, tiny, torch.device('cpu'), range(8))
-    assert said == [] and model.training and torch.equal(before, torch.get_rng_state())
+    assert warnings == [] and model.training and torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(value, buffers[key]) for key, value in model.state_dict().items())
 
 
@@ -48,22 +48,22 @@ def test_labels_out_of_range():
         check_labels(masks, 11)
 
 
-def test_ignored_pixels(said):
+def test_ignored_pixels(warnings):
     masks = np.full((2, 8, 8), IGNORED, np.uint8)
     with pytest.raises(CheckFailed, match='every pixel is ignored'):
         check_labels(masks, 11)
     masks[0, 0] = 3
     check_labels(masks, 11)
-    assert said == ['warning: 94% of the pixels of the first batch are ignored']
+    assert warnings == ['warning: 94% of the pixels of the first batch are ignored']
 
 
-def test_what_the_first_batch_shows(tiny, said):
+def test_what_the_first_batch_shows(tiny, warnings):
     masks = np.zeros((2, 8, 8), np.uint8)
     masks[0, :2], masks[0, 2:4] = 6, IGNORED
     assert describe_labels(masks, tiny) == '12.5% ignored; Background 85.7%, Plastic 14.3%'
-    assert said == []
+    assert warnings == []
     describe_labels(np.zeros((2, 8, 8), np.uint8), tiny)
-    assert said == ['warning: the first 2 samples show Background alone']
+    assert warnings == ['warning: the first 2 samples show only Background']
 
 
 def test_head_that_does_not_look_at_the_photo(tiny):
@@ -79,20 +79,20 @@ def test_head_that_does_not_look_at_the_photo(tiny):
         check_first_batch(model, samples, tiny, torch.device('cpu'), range(8))
 
 
-def test_classes_that_are_absent_or_vanish(tiny, said):
+def test_classes_that_are_absent_or_vanish(tiny, warnings):
     check_classes([{1, 2, 3}, {4, 5, 6, 7, 8}], tiny)
-    assert said.pop() == 'warning: no training photo has Battery, Clothing'
+    assert warnings.pop() == 'warning: no training photo has Battery, Clothing'
     counts = np.zeros((2, 3, 11), np.int64)
     counts[:, 1:, :4] = 1000
     after = counts.copy()
     after[:, 1, 3] = 0
-    check_epoch(after, counts, tiny)
-    assert said.pop() == 'warning: predicted an epoch ago, and no more: Paper pack (2,000 pixels)'
-    check_epoch(after, after, tiny)
-    assert said == []
+    check_counts(after, counts, tiny)
+    assert warnings.pop() == 'warning: classes that are no longer predicted: Paper pack (2,000 pixels)'
+    check_counts(after, after, tiny)
+    assert warnings == []
     after[0, 2] = 0
-    with pytest.raises(CheckFailed, match='not as many'):
-        check_epoch(after, counts, tiny)
+    with pytest.raises(CheckFailed, match='more or fewer labelled pixels'):
+        check_counts(after, counts, tiny)
 
 
 def test_photo_that_changed_since_it_was_cached(tiny, tmp_path):
@@ -169,17 +169,17 @@ def test_prediction_of_fewer_photos_leaves_no_csv(tiny, tmp_path):
 def test_learning_rate_that_does_not_move(tiny):
     cfg = tiny.model_copy(update={'epochs': 2, 'min_lr': tiny.lr})
     train.main(cfg, 0)
-    told = 'warning: the learning rate did not move in epoch 2: 1.00e-04 in all'
-    assert told in (cfg.run_dir(0) / 'log.txt').read_text()
+    text = 'warning: the learning rate did not change in epoch 2: 1.00e-04 in all'
+    assert text in (cfg.run_dir(0) / 'log.txt').read_text()
     train.main(cfg.model_copy(update={'min_lr': 0.0, 'name': 'moves'}), 0)
-    assert 'did not move' not in (cfg.output_dir / 'moves/fold0/log.txt').read_text()
+    assert 'did not change' not in (cfg.output_dir / 'moves/fold0/log.txt').read_text()
 
 
 def test_class_that_vanishes_in_a_run(tiny):
     """A rate at which a network forgets some of the classes."""
     cfg = tiny.model_copy(update={'epochs': 4, 'lr': 0.005})
     train.main(cfg, 0)
-    assert 'warning: predicted an epoch ago, and no more: ' in (cfg.run_dir(0) / 'log.txt').read_text()
+    assert 'warning: classes that are no longer predicted: ' in (cfg.run_dir(0) / 'log.txt').read_text()
 
 
 def test_what_differs_when_a_run_goes_on(tiny, tmp_path):
@@ -190,14 +190,14 @@ def test_what_differs_when_a_run_goes_on(tiny, tmp_path):
     path = cfg.run_dir(0) / 'provenance.yaml'
     path.write_text(path.read_text().replace(f'timm: {timm.__version__}', 'timm: 0.1'))
     train.main(cfg.model_copy(update={'infer_batch_size': 3}), 0, resume=True)
-    told = (cfg.run_dir(0) / 'log.txt').read_text()
-    assert 'warning: not as before: infer_batch_size is 3, and was 16' in told
-    assert f'warning: not as before: timm is {timm.__version__}, and was 0.1' in told
+    text = (cfg.run_dir(0) / 'log.txt').read_text()
+    assert 'warning: changed since the last start: infer_batch_size is 3, and was 16' in text
+    assert f'warning: changed since the last start: timm is {timm.__version__}, and was 0.1' in text
     before = (cfg.run_dir(0) / 'last.pt').read_bytes()
     labels = json.loads((data / 'train_all.json').read_text())
     labels['annotations'][0]['category_id'] = 7
     (data / 'train_all.json').write_text(json.dumps(labels))
-    with pytest.raises(BadInput, match='provenance.yaml: the annotations were others when the run began'):
+    with pytest.raises(BadInput, match='provenance.yaml: the annotations have changed since the run began'):
         train.main(cfg, 0, resume=True)
     assert (cfg.run_dir(0) / 'last.pt').read_bytes() == before
 

@@ -14,7 +14,7 @@ from processes import CONTEXT
 from data.cache import open_cache
 from data.coco import draw_mask, read_photo
 from data.folds import folds_path, near_duplicates, read_folds, split_fold, stratify, thumbnail
-from dataset import EpochBatches, TrainingSet, WholePhotos, make_loader, normalize
+from dataset import EpochSampler, TrainingSet, WholePhotos, make_loader, normalize
 from utils.errors import BadInput
 
 
@@ -145,11 +145,10 @@ def test_samples_do_not_depend_on_the_workers(tiny):
     data = TrainingSet(cfg, open_cache(cfg, 'train'), np.arange(8), (0, 0, 0))
     epochs = []
     for workers in (0, 1, 2):
-        batches = EpochBatches(4, seed=0)
-        batches.positions = range(8)
-        loader = make_loader(data, workers, batch_sampler=batches)
+        sampler = EpochSampler(4, seed=0)
+        loader = make_loader(data, workers, batch_sampler=sampler)
         for epoch in (0, 1):
-            batches.epoch = epoch
+            sampler.set_epoch(epoch, range(8))
             epochs.append([(images, masks, positions) for images, masks, positions in loader])
     for a, b in zip(epochs[:2] * 2, epochs[2:], strict=True):
         assert all(
@@ -161,10 +160,14 @@ def test_samples_do_not_depend_on_the_workers(tiny):
 
 
 def test_ranks_share_the_same_global_batches():
-    whole, *parts = (EpochBatches(6, seed=3, rank=r, world=w) for r, w in ((0, 1), (0, 2), (1, 2)))
-    for batches in (whole, *parts):
-        batches.positions = range(20)
+    whole, *parts = (EpochSampler(6, seed=3, rank=r, world=w) for r, w in ((0, 1), (0, 2), (1, 2)))
+    for sampler in (whole, *parts):
+        sampler.set_epoch(0, range(20))
     assert len(whole) == 3
+    batches = list(whole)
+    whole.set_epoch(0, range(20), start=2)
+    assert list(whole) == batches[2:] and len(whole) == 3
+    whole.set_epoch(0, range(20))
     for batch, a, b in zip(whole, *parts, strict=True):
         assert sorted(batch) == sorted(a + b) and len(a) == len(b) == 3
 

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 import models
 from config import load_config
-from engine.optim import encoder_depths, parameter_groups, print_groups
+from engine.optim import encoder_depths, groups_table, parameter_groups
 from models import SegModel
 from networks import pretrained
 from networks.encoders import STRIDES
@@ -249,8 +249,7 @@ def test_table_of_models_and_groups_of_one(capsys, monkeypatch, tiny_yaml):
     counts = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.head)]
     assert line[0] == 'tiny' and [float(v) for v in line[1:3]] == pytest.approx(counts, abs=0.06)
     assert line[-1] == '2'
-    print_groups(load_config(tiny_yaml, ['layer_decay=0.5']))
-    lines = capsys.readouterr().out.splitlines()[1:]
+    lines = groups_table(parameter_groups(model, load_config(tiny_yaml, ['layer_decay=0.5'])))[1:]
     assert sum(int(line.split()[4].replace(',', '')) for line in lines) == sum(
         p.numel() for p in model.parameters()
     )

@@ -125,7 +125,7 @@ def test_from_a_trained_fold(words, then, place, follow):
 
 
 @pytest.mark.parametrize('option', ['--resume', '--overwrite'])
-def test_a_rehearsal_is_followed_by_what_it_rehearsed(option, place, capsys):
+def test_a_dry_run_is_followed_by_the_same_command(option, place, capsys):
     train.command(['--cfg', str(place / 'tiny.yaml'), '--fold', '0', '--dry-run', option])
     (words,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith('next: ')]
     assert f'--fold 0 {option} --cfg' in words

@@ -1,4 +1,4 @@
-"""Which pixels of a teacher are kept."""
+"""Pseudo-labels: which pixels are kept, and whose labels a student goes on with."""
 
 import os
 
@@ -10,7 +10,7 @@ import train
 from data.cache import Cache, open_cache
 from dataset import TrainingSet
 from metrics import IGNORED
-from pseudo import class_cutoffs
+from pseudo import Labelling, class_cutoffs
 from utils.errors import BadInput, Interrupted
 
 
@@ -23,26 +23,26 @@ def test_one_threshold_for_all(tiny):
 def test_a_share_of_each_class_is_kept_the_surest(tiny):
     rng = np.random.default_rng(0)
     masks = rng.integers(0, 3, (4, 64, 64), np.uint8)
-    sure = np.where(masks == 1, rng.integers(30, 90, masks.shape), rng.integers(100, 255, masks.shape))
-    cutoffs = class_cutoffs(masks, sure.astype(np.uint8), tiny.model_copy(update={'pseudo_keep': 0.25}))
+    confidence = np.where(masks == 1, rng.integers(30, 90, masks.shape), rng.integers(100, 255, masks.shape))
+    cutoffs = class_cutoffs(masks, confidence.astype(np.uint8), tiny.model_copy(update={'pseudo_keep': 0.25}))
     for k in range(3):
-        own = sure[masks == k]
-        assert 0.25 <= (own >= cutoffs[k]).mean() < 0.29
+        values = confidence[masks == k]
+        assert 0.25 <= (values >= cutoffs[k]).mean() < 0.29
     assert cutoffs[1] < 90 < cutoffs[0]
 
 
 def test_everything_is_kept_with_a_share_of_one(tiny):
     masks = np.zeros((1, 8, 8), np.uint8)
-    sure = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
-    assert class_cutoffs(masks, sure, tiny.model_copy(update={'pseudo_keep': 1.0}))[0] == 0
+    confidence = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
+    assert class_cutoffs(masks, confidence, tiny.model_copy(update={'pseudo_keep': 1.0}))[0] == 0
 
 
 def test_soft_labels_are_kept_as_often_as_the_teacher_is_sure(tiny):
     cache = open_cache(tiny, 'test')
-    sure = np.full(cache.masks.shape, 51, np.uint8)  # a fifth
-    sure[:, :128] = 255
-    sure[:, :8] = 0
-    soft = Cache(cache.coco, cache.photos, np.ones_like(cache.masks), sure)
+    confidence = np.full(cache.masks.shape, 51, np.uint8)  # a fifth
+    confidence[:, :128] = 255
+    confidence[:, :8] = 0
+    soft = Cache(cache.coco, cache.photos, np.ones_like(cache.masks), confidence)
     samples = TrainingSet(tiny, cache, np.arange(0), (0, 0, 0), soft)
     _, mask = samples.pixels(0, np.random.default_rng(0))
     assert (mask[:8] == IGNORED).all() and (mask[8:128] == 1).all()
@@ -54,11 +54,11 @@ def test_soft_labels_are_kept_as_often_as_the_teacher_is_sure(tiny):
 def test_a_student_of_soft_labels(tiny, capsys):
     train.main(tiny, 0)
     soft = tiny.model_copy(update={'pseudo_soft': True, 'workers': 1})
-    pseudo.main(soft, 0, [tiny.name], 'full')
+    pseudo.main(soft, 0, Labelling([tiny.name]))
     folder = tiny.output_dir / f'{tiny.name}-pseudo/fold0'
-    assert '100.0% of the pixels are kept, each by its confidence' in capsys.readouterr().out
-    sure = np.load(folder / pseudo.SURE)
-    assert sure.shape == np.load(folder / 'pseudo_masks.npy').shape and 20 < sure.mean() < 255
+    assert '100.0% of the pixels are used, each by its confidence' in capsys.readouterr().out
+    confidence = np.load(folder / pseudo.CONFIDENCE_FILE)
+    assert confidence.shape == np.load(folder / 'pseudo_masks.npy').shape and 20 < confidence.mean() < 255
     assert (folder / 'best.pt').exists()
 
 
@@ -78,20 +78,20 @@ def test_second_is_refused_while_the_first_is_labelling(tiny, monkeypatch, again
         monkeypatch.setattr(pseudo, 'label', label)
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         with pytest.raises(BadInput, match=f'process {os.getpid()} is labelling here now'):
-            pseudo.main(tiny, 0, [tiny.name], 'full', **again)
+            pseudo.main(tiny, 0, Labelling([tiny.name]), **again)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         label(*args)
 
     monkeypatch.setattr(pseudo, 'label', label_and_start_another)
-    pseudo.main(tiny, 0, [tiny.name], 'full')
+    pseudo.main(tiny, 0, Labelling([tiny.name]))
     assert pseudo.label is label and (folder / 'best.pt').exists()
 
 
 def test_a_student_goes_on_with_its_own_labels_alone(tiny, monkeypatch):
     train.main(tiny, 0)
-    pseudo.main(tiny, 0, [tiny.name], 'full')
+    pseudo.main(tiny, 0, Labelling([tiny.name]))
     with pytest.raises(BadInput, match='schedule full of pseudo-labels, now half'):
-        pseudo.main(tiny, 0, [tiny.name], 'half', resume=True)
+        pseudo.main(tiny, 0, Labelling([tiny.name], 'half'), resume=True)
     student = tiny.model_copy(update={'name': f'{tiny.name}-pseudo'})
     with pytest.raises(BadInput, match='schedule full of pseudo-labels, now none'):
         train.main(student, 0, resume=True)
@@ -101,5 +101,5 @@ def test_a_student_goes_on_with_its_own_labels_alone(tiny, monkeypatch):
 
     monkeypatch.setattr(pseudo, 'label', stopped)
     with pytest.raises(Interrupted):
-        pseudo.main(tiny, 0, [tiny.name], 'full', overwrite=True)
+        pseudo.main(tiny, 0, Labelling([tiny.name]), overwrite=True)
     assert not (student.run_dir(0) / 'last.pt').exists()  # which other labels would go on from

@@ -97,7 +97,8 @@ def test_student_of_half_the_epochs_is_killed(whole, other, tmp_path):
 
 
 def train_student(cfg: Config, teacher: str, resume: bool = False) -> None:
-    pseudo.main(cfg.model_copy(update={'name': teacher}), 0, [teacher], 'half', resume=resume)
+    labelling = pseudo.Labelling([teacher], 'half')
+    pseudo.main(cfg.model_copy(update={'name': teacher}), 0, labelling, resume=resume)
 
 
 def train_dying(cfg: Config, where: tuple[str, str], nth: int, seconds: float) -> None:

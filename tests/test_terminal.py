@@ -8,15 +8,15 @@ import sys
 
 import pytest
 from entry_points import ROOT, SCRIPTS, entry
-from tqdm import tqdm
 
 import config
 import train
 from engine import dry_run
 from engine.trainer import Trainer
 from models import count_model
-from utils import progress as terminal
+from utils import progress as progress_module
 from utils.cli import ArgumentParser
+from utils.log import say
 from utils.progress import Bar, progress
 
 PREFIXES = {'ensemble.py': (['compare'], ['calibrate'])}  # commands that it parses by itself
@@ -128,42 +128,48 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def no_bar(monkeypatch):
-    monkeypatch.setattr(Bar, 'outer', None)
     monkeypatch.delenv('NO_COLOR', raising=False)
     monkeypatch.setenv('TERM', 'xterm')
 
 
-def two_epochs():
-    with Bar('train', 'batch', total=4) as bar:
+def two_epochs(quiet=False):
+    with Bar(desc='train', unit='step', total=4, quiet=quiet) as bar:
         for epoch in range(2):
-            bar.desc = f'epoch {epoch + 1}/2'
+            bar.set_description_str(f'epoch {epoch + 1}/2', refresh=False)
             for _ in range(2):
-                bar.step(loss='0.512')
-            assert list(progress(range(3), 'valid', 'batch')) == [0, 1, 2]
-            bar.show(mIoU='0.250')
-    assert Bar.outer is None
+                bar.set_postfix(loss='0.512', mIoU='0.250', refresh=False)
+                bar.update()
+            assert list(progress(range(3), 'valid', 'batch', quiet=quiet)) == [0, 1, 2]
+        assert quiet or re.fullmatch(r'[\d:]+ left', bar.time_left())
 
 
-@pytest.mark.parametrize('every', [60, 0])
-def test_progress_in_a_log_is_lines_and_few(every, no_bar, monkeypatch, capsys):
-    monkeypatch.setattr(terminal, 'EVERY', every)
+def test_quiet_progress_shows_nothing(no_bar, monkeypatch, capsys):
+    monkeypatch.setattr(progress_module, 'SECONDS', 0)
+    two_epochs(quiet=True)
+    assert capsys.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('seconds', [60, 0])
+def test_progress_in_a_log_is_lines_and_few(seconds, no_bar, monkeypatch, capsys):
+    monkeypatch.setattr(progress_module, 'SECONDS', seconds)
     two_epochs()
     out, shown = capsys.readouterr()
     assert out == '' and '\r' not in shown and '\033' not in shown
     lines = shown.splitlines()
-    assert len(lines) == (0 if every else 10)
+    assert len(lines) == (0 if seconds else 13)  # each bar begins with a line
     if lines:
-        assert re.fullmatch(r'epoch 1/2 50%, 2/4, \d\d:\d\d left, .+ batch/s, loss 0.512', lines[1])
-        assert lines[4].startswith('epoch 1/2, valid 3/3 50%') and lines[-1].endswith('mIoU 0.250')
+        numbers = r'2/4 \[\d\d:\d\d<\d\d:\d\d, .+step/s, loss=0.512, mIoU=0.250\]'
+        assert re.fullmatch(rf'epoch 1/2:  50%, {numbers}', lines[2])
+        assert lines[6].startswith('valid: 100%, 3/3') and 'batch/s]' in lines[6]
 
 
-def test_progress_on_a_terminal_is_one_bar(no_bar, monkeypatch):
+def test_progress_on_a_terminal_is_a_bar_that_is_cleared(no_bar, monkeypatch):
+    """Validation has a bar of its own below that of the training, and both are gone at the end."""
     monkeypatch.setattr(sys, 'stderr', Terminal())
-    monkeypatch.setattr(tqdm, 'monitor_interval', 0)
     two_epochs()
-    shown = sys.stderr.getvalue()
-    assert 'epoch 1/2' in shown or 'train' in shown
-    assert '\n' not in shown, 'a bar stays on its line'
+    output = sys.stderr.getvalue()
+    assert 'train:   0%|' in output and '\n\rvalid:   0%|' in output
+    assert not output.rsplit('\r', 2)[1].strip() and output.endswith('\r')
 
 
 @pytest.mark.parametrize(
@@ -172,7 +178,7 @@ def test_progress_on_a_terminal_is_one_bar(no_bar, monkeypatch):
 )
 def test_colours_on_a_terminal_alone(stream, no_color, coloured, no_bar, monkeypatch):
     monkeypatch.setenv('NO_COLOR', no_color)
-    terminal.say('train.py: error: bad\nnext: python infer.py', stream)
+    say('train.py: error: bad\nnext: python infer.py', stream)
     plain = re.sub(r'\033\[\d+m', '', stream.getvalue())
     assert plain == 'train.py: error: bad\nnext: python infer.py\n'
     assert ('\033[31merror:\033[0m' in stream.getvalue()) == coloured
@@ -193,13 +199,13 @@ def contents_of(folder):
 
 @pytest.fixture
 def dry(tiny, tiny_yaml, monkeypatch, capsys):
-    """Runs train.py --dry-run on 9 steps; its lines, and how many steps of the optimizer it took."""
+    """Run train.py on 3 epochs of 6 steps; return its output, and how many optimizer steps it took."""
     updates = []
     update = Trainer.update
     monkeypatch.setattr(Trainer, 'update', lambda self: (updates.append(self.step), update(self)))
 
     def run(*words):
-        argv = ['--cfg', str(tiny_yaml), '--fold', '0', '--set', 'epochs=3']
+        argv = ['--cfg', str(tiny_yaml), '--fold', '0', '--set', 'epochs=3', 'batch_size=2']
         updates.clear()
         train.command([*argv, *words])
         return capsys.readouterr().out, len(updates)
@@ -213,11 +219,13 @@ def test_dry_run_says_what_training_would_take_and_writes_nothing(dry, tiny):
     size = count_model(tiny, 64)
     parameters = f'model: {size.encoder / 1e6:.1f} M parameters in the encoder, {size.head / 1e6:.1f} M in'
     assert parameters in out and 'GMACs a photo of 64x64' in out
-    assert 'fold 0: 12 train, 12 valid' in out and 'steps: 9 in 3 epochs; 9 batches of 4 photos' in out
-    assert re.search(r'^learning rates: \S+ to \S+ in \d+ groups', out, re.MULTILINE)
+    assert 'fold 0: 12 train, 12 valid' in out and 'steps: 18 in 3 epochs; 18 batches of 2 photos' in out
+    assert re.search(
+        r'^ +0 +1.000e-04 +0.01 +\d+ +[\d,]+  encoder\.model\.stem_0\.weight$', out, re.MULTILINE
+    )
     gigabytes = float(re.search(r"^memory: ([\d.]+) GB \(this process's peak RSS", out, re.MULTILINE)[1])
     assert 0.1 < gigabytes < 100
-    line = r'^time: [\d:]+ for 9 steps of (\S+) s, the median after the first; 12 photos to validate'
+    line = r'^time: [\d:]+ for 18 steps of (\S+) s, the median after the first, without .+ 12 photos'
     assert 0 < float(re.search(line, out, re.MULTILINE)[1]) < 30
 
 
@@ -229,5 +237,5 @@ def test_dry_run_leaves_a_run_as_it_was(dry, tiny):
     out, updates = dry('--dry-run', '--overwrite')
     assert updates == dry_run.STEPS and 'nothing was written' in out
     out, updates = dry('--dry-run', '--resume')
-    assert updates == 0 and 'steps: 9 in 3 epochs, 9 of them done' in out
+    assert updates == 0 and 'steps: 18 in 3 epochs, 18 of them done' in out
     assert contents_of(tiny.output_dir) == before

@@ -23,11 +23,13 @@ def run_and_resume(tiny, tracker):
     """One epoch of a run, and its second after a resume."""
     cfg = tiny.model_copy(update={'tracker': tracker, 'epochs': 2})
 
-    def stop(self):
+    def save_and_stop(self, *scores):
+        end_epoch(self, *scores)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Trainer, 'stop_if_asked', stop)
+        end_epoch = train.Trainer.end_epoch
+        patch.setattr(train.Trainer, 'end_epoch', save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train.main(cfg, 0)
     train.main(cfg, 0, resume=True)
@@ -55,7 +57,7 @@ def test_mlflow(tiny, monkeypatch):
     monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
     cfg, rows = run_and_resume(tiny, 'mlflow')
     client = mlflow.MlflowClient(f'sqlite:///{cfg.output_dir.resolve() / "mlflow.db"}')
-    (experiment,) = (one for one in client.search_experiments() if one.name == 'trash-segmentation')
+    (experiment,) = (found for found in client.search_experiments() if found.name == 'trash-segmentation')
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == 'FINISHED' and run.data.params['encoder'] == cfg.encoder
     curve = client.get_metric_history(run.info.run_id, 'loss')
@@ -76,16 +78,16 @@ def test_a_run_whose_first_batch_is_refused_has_failed(tiny, monkeypatch):
     with pytest.raises(CheckFailed):
         train.main(tiny.model_copy(update={'tracker': 'mlflow'}), 0)
     client = mlflow.MlflowClient(f'sqlite:///{tiny.output_dir.resolve() / "mlflow.db"}')
-    places = [one.experiment_id for one in client.search_experiments()]
-    assert [run.info.status for run in client.search_runs(places)] == ['FAILED']
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    assert [run.info.status for run in client.search_runs(ids)] == ['FAILED']
 
 
 def test_a_run_that_starts_again_is_not_tracked_as_the_one_before(tiny):
     tiny.run_dir(0).mkdir(parents=True)
-    kept = tiny.run_dir(0) / 'tracker.yaml'
-    kept.write_text('wandb: abc\n')
+    path = tiny.run_dir(0) / 'tracker.yaml'
+    path.write_text('wandb: abc\n')
     train.main(tiny, 0, overwrite=True)
-    assert not kept.exists()
+    assert not path.exists()
 
 
 def test_folds_that_start_at_once_share_one_experiment(tiny):
@@ -94,5 +96,5 @@ def test_folds_that_start_at_once_share_one_experiment(tiny):
     processes = [start(Mlflow, cfg, fold, None)[0] for fold in range(4)]
     assert ended(processes) == [0] * 4
     client = mlflow.MlflowClient(f'sqlite:///{cfg.output_dir.resolve() / "mlflow.db"}')
-    found = client.get_experiment_by_name(PROJECT)
-    assert len(client.search_runs([found.experiment_id])) == 4
+    experiment = client.get_experiment_by_name(PROJECT)
+    assert len(client.search_runs([experiment.experiment_id])) == 4

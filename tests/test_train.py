@@ -30,13 +30,14 @@ from engine.distributed import Ranks
 from engine.inference import evaluate
 from engine.optim import build_optimizer, lr_factor
 from engine.runs import append_metrics, lock_run
-from engine.trainer import Trainer
+from engine.tracking import score_of
+from engine.trainer import Trainer, TrainingData
 from metrics import confusion_matrix, iou_of_counts, mean_iou
 from models import SegModel
+from pseudo import Labelling
 from submission import read_masks
 from utils.cli import run_script
 from utils.errors import BadInput, CheckFailed
-from utils.signals import StopRequest
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARN = dict(
@@ -172,7 +173,7 @@ def test_overlay_of_a_photo_of_any_size(learned, tmp_path, capsys):
 def test_pseudo_labels_full_and_half(learned):
     cfg, _, _ = learned
     student = cfg.model_copy(update={'name': 'student', 'epochs': 4, 'pseudo_threshold': 0.5})
-    score = pseudo.main(student, 0, ['small'], 'half')
+    score = pseudo.main(student, 0, Labelling(['small'], 'half'))
     run = cfg.output_dir / 'student-pseudo' / 'fold0'
     assert score >= 0 and load_checkpoint(run / 'best.pt')['held_out'] is not None
     masks = np.load(run / 'pseudo_masks.npy')
@@ -180,18 +181,17 @@ def test_pseudo_labels_full_and_half(learned):
     log = (run / 'log.txt').read_text()
     assert 'epoch 1: training on 18 photos, 6 pseudo-labelled' in log
     assert 'epoch 3: training on 12 photos, 0 pseudo-labelled' in log
-    pseudo.main(
-        student.model_copy(update={'epochs': 1}), 0, ['student-pseudo', 'small'], 'full', round_number=2
-    )
+    again = Labelling(['student-pseudo', 'small'], round=2)
+    pseudo.main(student.model_copy(update={'epochs': 1}), 0, again)
     assert 'training on 18 photos' in (cfg.output_dir / 'student-pseudo2/fold0/log.txt').read_text()
     with pytest.raises(BadInput, match='--resume, or start again with --overwrite'):
-        pseudo.main(student, 0, ['small'], 'half')
+        pseudo.main(student, 0, Labelling(['small'], 'half'))
 
 
 def test_no_score_where_the_teacher_saw_the_fold(learned):
     cfg, _, _ = learned
     student = cfg.model_copy(update={'name': 'leaky', 'epochs': 1})
-    assert math.isnan(pseudo.main(student, 0, ['small'], 'full', all_folds=True))
+    assert math.isnan(pseudo.main(student, 0, Labelling(['small'], all_folds=True)))
     checkpoint = load_checkpoint(cfg.output_dir / 'leaky-pseudo/fold0/best.pt')
     assert checkpoint['held_out'] is None and math.isnan(checkpoint['score'])
     with pytest.raises(BadInput, match='has seen labels of fold 0'):
@@ -202,9 +202,9 @@ def test_labels_of_other_teachers_are_not_resumed_with(learned):
     """Labels by a teacher that saw the fold must not become those of one that did not."""
     cfg, _, _ = learned
     student = cfg.model_copy(update={'name': 'mixed', 'epochs': 1})
-    pseudo.main(student, 0, ['small'], 'full', all_folds=True)
+    pseudo.main(student, 0, Labelling(['small'], all_folds=True))
     with pytest.raises(BadInput, match='made by other teachers'):
-        pseudo.main(student, 0, ['small'], 'full', resume=True)
+        pseudo.main(student, 0, Labelling(['small']), resume=True)
 
 
 def test_folds_made_again_give_no_score(learned, tmp_path):
@@ -269,7 +269,7 @@ def test_a_run_that_is_there_is_seen_before_anything_is_made(tiny, tmp_path):
     student = tiny.model_copy(update={'name': f'{tiny.name}-pseudo'})
     train.main(student, 0)
     with pytest.raises(BadInput, match='holds this run already'):
-        pseudo.main(elsewhere, 0, [tiny.name], 'full')
+        pseudo.main(elsewhere, 0, Labelling([tiny.name]))
     assert not (tmp_path / 'other_cache').exists()
 
 
@@ -431,19 +431,8 @@ def test_accumulation_equals_the_larger_batch(tiny):
                 module.train = lambda mode=True: None
             if isinstance(module, torch.nn.Dropout2d):
                 module.p = 0.0
-        cache = open_cache(cfg, 'train')
-        trainer = Trainer(
-            cfg,
-            0,
-            None,
-            model,
-            Ranks(0, 1, torch.device('cpu')),
-            cache,
-            np.arange(8),
-            None,
-            StopRequest(),
-            None,
-        )
+        data = TrainingData(0, open_cache(cfg, 'train'), np.arange(8), np.arange(0), None)
+        trainer = Trainer(cfg, model, Ranks.alone(), data)
         with trainer.bar() as bar:
             trainer.train_epoch(0, bar)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
@@ -588,7 +577,7 @@ def test_overfits_eight_real_photos(boostcamp60, tmp_path):
     run = infer.load_run(cfg, -1, torch.device('cpu'))
     cache = open_cache(cfg, 'train')
     counts = evaluate(run.model, cache, np.arange(8), run.cfg, Ranks(0, 1, torch.device('cpu')))
-    assert train.score_of(counts) > 0.9, iou_of_counts(*counts.sum(0))
+    assert score_of(counts) > 0.9, iou_of_counts(*counts.sum(0))
 
 
 def test_small_copy_of_the_real_competition(trash481, tmp_path):
@@ -597,8 +586,8 @@ def test_small_copy_of_the_real_competition(trash481, tmp_path):
     data.mkdir()
     content = json.loads((trash481 / 'train_all.json').read_text())
     content['images'] = content['images'][:8]
-    kept = {image['id'] for image in content['images']}
-    content['annotations'] = [a for a in content['annotations'] if a['image_id'] in kept]
+    ids = {image['id'] for image in content['images']}
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] in ids]
     (data / 'batch_01').mkdir()
     for image in content['images']:
         (data / image['file_name']).write_bytes((trash481 / image['file_name']).read_bytes())

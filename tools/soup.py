@@ -19,7 +19,7 @@ from torch.optim.swa_utils import update_bn
 from config import Config, load_config
 from data.cache import Cache, open_cache
 from data.folds import held_out_hash, read_folds, split_fold
-from dataset import EpochBatches, TrainingSet, make_loader, normalize
+from dataset import EpochSampler, TrainingSet, make_loader, normalize
 from engine.checkpoint import load_checkpoint, load_model_state, save_checkpoint
 from engine.distributed import Ranks, seed_everything, start_ranks
 from engine.inference import autocast, evaluate
@@ -131,9 +131,9 @@ def renew_norms(model: SegModel, cfg: Config, cache: Cache, rows: np.ndarray, ra
     """BatchNorm statistics of the model's own, over an epoch of training samples."""
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         return
-    batches = EpochBatches(cfg.batch_size, cfg.seed)
-    batches.positions = range(len(rows))
-    loader = make_loader(TrainingSet(cfg, cache, rows, model.fill), cfg.workers, batch_sampler=batches)
+    sampler = EpochSampler(cfg.batch_size, cfg.seed)
+    sampler.set_epoch(0, range(len(rows)))
+    loader = make_loader(TrainingSet(cfg, cache, rows, model.fill), cfg.workers, batch_sampler=sampler)
     bar = progress(loader, 'norms', 'batch')
     with autocast(cfg, ranks.device):
         update_bn((normalize(images.to(ranks.device), model.mean, model.std) for images, *_ in bar), model)

@@ -1,125 +1,73 @@
-"""What a person sees: progress, colours, help. On a terminal a stage has one bar; elsewhere, as in a log
-file, a line a minute. Imports nothing of ours, and no torch.
+"""Progress bars on standard error; in a log file, a line a minute at most. Works without torch.
 
-    for photo in progress(photos, 'check', 'photo'):
-        ...
-    with Bar('train', 'batch', total=900) as bar:
-        bar.step(loss='0.512')
-    say(next_line('infer.py', '--fold', 0, cfg=args.cfg, changes=args.set))
+for photo in progress(photos, 'check', 'photo'):
+    ...
+with Bar(desc='train', unit='step', total=900) as bar:
+    bar.set_postfix(loss='0.512', refresh=False)
+    bar.update()
 """
 
+import io
 import sys
-import time
-from collections.abc import Iterable, Iterator
-from typing import ClassVar, TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from utils.log import say
-
-EVERY = 60  # seconds between lines of progress, where there is no terminal
+SECONDS = 60  # between two lines of progress in a log file
+NUMBERS = '{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}{memory}]'
 T = TypeVar('T')
 
 
-# --- progress
-
-
-class Bar:
-    """Progress of one stage, on standard error: figures, time left at the mean rate so far, GPU memory. A
-    stage within it has no bar of its own, but shows in front of this one.
+class Bar(tqdm):
+    """tqdm with the settings that all stages share: the time left is at the mean rate so far, and the GPU
+    memory is shown; `quiet` shows nothing.
     """
 
-    outer: ClassVar['Bar | None'] = None
+    monitor_interval = 0  # no thread: each update looks at the clock
 
-    def __init__(self, desc: str, unit: str, total: int, initial: int = 0, quiet: bool = False) -> None:
-        """`initial` of the total were done before; quiet shows nothing."""
-        self.desc, self.unit, self.total, self.quiet = desc, unit, total, quiet
-        self.initial = self.done = initial
-        self.figures: dict[str, str] = {}
-        self.started = self.said = time.monotonic()
-        self.within = Bar.outer
-        self.drawn: tqdm | None = None
-        if quiet or self.within is not None:
-            return
-        Bar.outer = self
+    def __init__(self, items: Iterable | None = None, quiet: bool = False, **options: Any) -> None:
         if sys.stderr.isatty():
-            shape = '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}'
-            options = {'leave': False, 'dynamic_ncols': True, 'miniters': 0, 'bar_format': shape}
-            self.drawn = tqdm(desc=desc, total=total, initial=initial, **options)
+            options |= {'dynamic_ncols': True, 'bar_format': '{l_bar}{bar}| ' + NUMBERS}
+        else:
+            options |= {'mininterval': SECONDS, 'delay': SECONDS, 'file': LogLines(), 'position': 0}
+            options |= {'bar_format': '{desc}: {percentage:3.0f}%, ' + NUMBERS}
+        super().__init__(items, disable=quiet, leave=False, miniters=1, smoothing=0, **options)
 
-    def __enter__(self) -> 'Bar':
-        return self
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """The values that the bar's format names."""
+        memory = gpu_memory()
+        return super().format_dict | {'memory': memory and f', {memory}'}
 
-    def __exit__(self, *error: object) -> None:
-        if Bar.outer is self:
-            Bar.outer = None
-        if self.drawn is not None:
-            self.drawn.close()
+    def time_left(self) -> str:
+        """Return the hours, minutes and seconds to go at the mean rate so far; '' before the first update."""
+        done, elapsed = self.n - self.initial, self.format_dict['elapsed']
+        return f'{tqdm.format_interval((self.total - self.n) * elapsed / done)} left' if done else ''
 
-    def step(self, **figures: str) -> None:
-        """One more is done; its figures are shown until others of the same name come."""
-        self.done += 1
-        self.show(**figures)
-        if self.quiet:
-            return
-        if self.within is not None:
-            self.within.tell(f'{self.within.desc}, {self.desc} {self.done}/{self.total}')
-            return
-        if self.drawn is not None:
-            self.drawn.n = self.done
-        self.tell(self.desc)
 
-    def show(self, **figures: str) -> None:
-        """Figures to show from the next step on."""
-        self.figures.update(figures)
+class LogLines(io.TextIOBase):
+    """Standard error for a bar that is no terminal's: each state of the bar is a line of its own."""
 
-    def tell(self, label: str) -> None:
-        """Draws the bar anew, or writes a line where it is time for one."""
-        if self.drawn is not None:
-            self.drawn.set_description_str(label, refresh=False)
-            self.drawn.set_postfix_str(self.numbers(), refresh=False)
-            self.drawn.update(0)
-        elif time.monotonic() - self.said >= EVERY:
-            self.said = time.monotonic()
-            share = f'{self.done / max(self.total, 1):.0%}, {self.done}/{self.total}'
-            say(f'{label} {share}, {self.numbers()}', sys.stderr)
+    def write(self, text: str) -> int:
+        if text.strip():
+            sys.stderr.write(f'{text.strip()}\n')
+        return len(text)
 
-    def numbers(self) -> str:
-        """Time left, rate, figures, memory."""
-        rate, memory = self.rate(), gpu_memory()
-        pace = f'{rate:.1f} {self.unit}/s' if rate >= 1 else f'{1 / rate:.1f} s/{self.unit}' if rate else ''
-        shown = [f'{name} {value}' for name, value in self.figures.items()]
-        return ', '.join(text for text in (self.left(), pace, *shown, memory) if text)
-
-    def rate(self) -> float:
-        """Steps a second since the beginning, what lay between them included."""
-        return (self.done - self.initial) / max(time.monotonic() - self.started, 1e-9)
-
-    def left(self) -> str:
-        """Hours, minutes and seconds to go; '' where nothing is done yet."""
-        rate = self.rate()
-        return f'{tqdm.format_interval((self.total - self.done) / rate)} left' if rate else ''
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def progress(
     items: Iterable[T], desc: str, unit: str, total: int | None = None, quiet: bool = False
-) -> Iterator[T]:
-    """Goes through the items under a bar; the total is their number, where they have one."""
-    with Bar(desc, unit, len(items) if total is None else total, quiet=quiet) as bar:
-        for item in items:
-            yield item
-            bar.step()
+) -> Iterable[T]:
+    """Show a bar while the items are gone through; their total is their length unless it is given."""
+    return Bar(items, quiet, desc=desc, unit=unit, total=total)
 
 
 def gpu_memory() -> str:
-    """The most that torch has reserved on this process's GPU; '' without one."""
-    torch = sys.modules.get('torch')  # not imported for this alone
+    """Return the most memory that torch has reserved on this process's GPU; '' without one."""
+    torch = sys.modules.get('torch')  # importing it only for this would take seconds
     if torch is None or not torch.cuda.is_initialized():
         return ''
     return f'GPU {torch.cuda.max_memory_reserved() / 2**30:.1f} GB'
-
-
-# --- lines
-
-
-# --- options and help

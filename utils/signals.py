@@ -1,10 +1,8 @@
-"""Being asked to stop: SIGTERM, SIGINT and SIGUSR1 end a run after the step in hand, with a checkpoint.
+"""Signals: SIGTERM, SIGINT and SIGUSR1 ask a run to stop. Works without torch.
 
-    with stop_requests() as stop:
-        while not stop.asked:
-            ...
-
-Without torch.
+with stop_requests() as stop:
+    while not stop.asked:
+        ...
 """
 
 import signal
@@ -19,7 +17,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 @dataclass
 class StopRequest:
-    """The signal that asked to stop, or None."""
+    """The signal that asked to stop, if any."""
 
     caught: signal.Signals | None = None
 
@@ -30,9 +28,9 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Keeps the first signal for the one who asks; a second one ends the process where it is, as always.
+    """Note the first signal instead of ending the process; a second one ends it as usual.
 
-    Nothing is kept outside the main thread, where Python takes no signals.
+    Outside the main thread, where Python handles no signals, nothing is noted.
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -41,26 +39,28 @@ def stop_requests() -> Iterator[StopRequest]:
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.caught = signal.Signals(number)
-        for one in SIGNALS:
-            signal.signal(one, before[one])
+        restore()
 
-    before = {one: signal.signal(one, note) for one in SIGNALS}
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    handlers = {number: signal.signal(number, note) for number in SIGNALS}
     try:
         yield stop
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        restore()
 
 
 def interrupt_on_signals() -> None:
-    """SIGTERM and SIGUSR1 are as Ctrl-C: KeyboardInterrupt, so that what is half done is cleaned up."""
-    for one in SIGNALS:
-        signal.signal(one, signal.default_int_handler)
+    """Raise KeyboardInterrupt for SIGTERM and SIGUSR1 as for Ctrl-C, so that half-made files are removed."""
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)
 
 
 def leave_to_parent() -> None:
-    """For a worker: a signal that reaches a whole process group, as Ctrl-C does, is the parent's to answer,
-    which still needs its workers. A second SIGTERM ends the worker.
+    """Let a worker ignore signals to its process group, such as Ctrl-C: the parent handles them and still
+    needs its workers. A second SIGTERM ends the worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
