@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metrics import IGNORED
-from networks.mask2former import Queries, _ratio, segments_of, set_loss
+from networks.layers import safe_divide
+from networks.mask2former import Queries, segments_of, set_loss
 
 ERROR_BINS = 1 << 16  # of the Lovász loss
 
@@ -72,8 +73,8 @@ def cross_entropy(
     )
     valid = mask != IGNORED
     if weights is None:
-        return _ratio(loss, valid.sum())
-    return _ratio(loss, (weights[mask.where(valid, 0)] * valid).sum())
+        return safe_divide(loss, valid.sum())
+    return safe_divide(loss, (weights[mask.where(valid, 0)] * valid).sum())
 
 
 def ohem(
@@ -109,7 +110,7 @@ def dice(logits: Tensor, mask: Tensor) -> Tensor:
     probs, truth = _probs_and_truth(logits, mask)
     both = (probs * truth).sum(dim=1)
     sizes = truth.sum(dim=1)
-    present = 1 - _ratio(2 * both, probs.sum(dim=1) + sizes)
+    present = 1 - safe_divide(2 * both, probs.sum(dim=1) + sizes)
     absent = probs.sum(dim=1) / max(probs.shape[1], 1)
     return torch.where(sizes > 0, present, absent).mean()
 
@@ -146,7 +147,7 @@ def focal(logits: Tensor, mask: Tensor, *, gamma: float = 2.0) -> Tensor:
     """Focal loss of the softmax, arXiv:1708.02002: cross entropy times (1 - true class's prob) ** gamma."""
     pixel_loss = F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction='none')
     focus = (1 - (-pixel_loss).exp()) ** gamma
-    return _ratio((focus * pixel_loss).sum(), (mask != IGNORED).sum())
+    return safe_divide((focus * pixel_loss).sum(), (mask != IGNORED).sum())
 
 
 def _probs_and_truth(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -154,7 +154,7 @@ def kept_features(name: str, strides: list[int], output_stride: int, is_plain: b
 OWN_ENCODERS: dict[str, Callable[[str, float], nn.Module]] = {'twins': TwinsEncoder}  # by how a name starts
 
 
-def own_encoder(name: str) -> Callable[[str, float], nn.Module] | None:
+def find_custom_encoder(name: str) -> Callable[[str, float], nn.Module] | None:
     """The class of OWN_ENCODERS that builds it, from its name and drop_path; None where TimmEncoder does."""
     return next((build for start, build in OWN_ENCODERS.items() if name.startswith(start)), None)
 

@@ -40,13 +40,8 @@ class FCN(Head):
         kernel_size: int = 3,
         concat_input: bool = True,
         index: int | None = -1,
-        aux_weight: float = 0.4,
-        aux_channels: int = 256,
-        aux_index: int = 2,
     ) -> None:
-        super().__init__(
-            fcn_aux(in_channels, num_classes, aux_weight, aux_channels, aux_index, dropout), aux_weight
-        )
+        super().__init__()
         self.index = index
         width = sum(in_channels) if index is None else in_channels[index]
         widths = [width] + [channels] * num_convs
@@ -54,31 +49,12 @@ class FCN(Head):
         self.fuse = ConvBlock(width + channels, channels, kernel_size) if concat_input else None
         self.classifier = Classifier(channels, num_classes, dropout)
 
-    def decode(self, feats: list[Tensor]) -> list[Tensor]:
+    def forward(self, feats: list[Tensor]) -> list[Tensor]:
         x = join(feats) if self.index is None else feats[self.index]
         y = self.convs(x)
         if self.fuse is not None:
             y = self.fuse(torch.cat([x, y], dim=1))
         return [self.classifier(y)]
-
-
-def fcn_aux(
-    in_channels: list[int], num_classes: int, weight: float, channels: int, index: int, dropout: float
-) -> list[Head]:
-    """The auxiliary FCN of one convolution, on feature `index`; none where its weight is 0."""
-    if not weight:
-        return []
-    head = FCN(
-        in_channels,
-        num_classes,
-        channels=channels,
-        dropout=dropout,
-        num_convs=1,
-        concat_input=False,
-        index=index,
-        aux_weight=0,
-    )
-    return [head]
 
 
 class FCNHRNet(FCN):
@@ -91,9 +67,6 @@ class FCNHRNet(FCN):
         *,
         channels: int = 720,
         dropout: float = 0.0,
-        aux_weight: float = 0.0,
-        aux_channels: int = 256,
-        aux_index: int = 2,
     ) -> None:
         super().__init__(
             in_channels,
@@ -104,9 +77,6 @@ class FCNHRNet(FCN):
             kernel_size=1,
             concat_input=False,
             index=None,
-            aux_weight=aux_weight,
-            aux_channels=aux_channels,
-            aux_index=aux_index,
         )
 
 
@@ -137,13 +107,8 @@ class UPerNet(Head):
         *,
         channels: int = 512,
         dropout: float = 0.1,
-        aux_weight: float = 0.4,
-        aux_channels: int = 256,
-        aux_index: int = 2,
     ) -> None:
-        super().__init__(
-            fcn_aux(in_channels, num_classes, aux_weight, aux_channels, aux_index, dropout), aux_weight
-        )
+        super().__init__()
         *finer, coarsest = in_channels
         self.pooling = PyramidPooling(coarsest, channels)
         self.laterals = nn.ModuleList([ConvBlock(width, channels) for width in finer])
@@ -151,7 +116,7 @@ class UPerNet(Head):
         self.fuse = ConvBlock(len(in_channels) * channels, channels, 3)
         self.classifier = Classifier(channels, num_classes, dropout)
 
-    def decode(self, feats: list[Tensor]) -> list[Tensor]:
+    def forward(self, feats: list[Tensor]) -> list[Tensor]:
         return [self.classifier(self.fuse_levels(feats))]
 
     def fuse_levels(self, feats: list[Tensor]) -> Tensor:
@@ -270,9 +235,6 @@ class KNet(Head):
         ffn_ratio: int = 4,
         fold: int = 2,
         activation: str = 'gelu',
-        aux_weight: float = 0.4,
-        aux_channels: int = 256,
-        aux_index: int = 2,
     ) -> None:
         if channels % attention_heads or channels % fold:
             raise ValueError(
@@ -282,9 +244,9 @@ class KNet(Head):
             raise ValueError(
                 f'K-Net: found activation {activation!r}, expected one of {", ".join(ACTIVATIONS)}'
             )
-        aux = fcn_aux(in_channels, num_classes, aux_weight, aux_channels, aux_index, dropout)
-        super().__init__(aux, aux_weight, outputs=1 + stages)
-        self.upernet = UPerNet(in_channels, num_classes, channels=channels, dropout=dropout, aux_weight=0)
+        super().__init__()
+        self.loss_weights = (1.0,) * (1 + stages)
+        self.upernet = UPerNet(in_channels, num_classes, channels=channels, dropout=dropout)
         self.stages = nn.ModuleList(
             KernelStage(
                 channels,
@@ -296,7 +258,7 @@ class KNet(Head):
             for _ in range(stages)
         )
 
-    def decode(self, feats: list[Tensor]) -> list[Tensor]:
+    def forward(self, feats: list[Tensor]) -> list[Tensor]:
         # 1. UPerNet: the map, its masks, and the kernels that made them
         x = self.upernet.fuse_levels(feats)  # (N, C, h, w)
         classifier = self.upernet.classifier
@@ -326,13 +288,13 @@ class OCR(Head):
         channels: int = 512,
         dropout: float = 0.0,
         ocr_channels: int | None = None,
-        aux_weight: float = 0.4,
-        aux_channels: int = 720,
+        coarse_channels: int = 720,
+        coarse_weight: float = 0.4,
     ) -> None:
-        super().__init__([], aux_weight)
-        self.loss_weights = [aux_weight, 1.0]
+        super().__init__()
+        self.loss_weights = (coarse_weight, 1.0)
         width = ocr_channels or channels // 2
-        self.coarse = FCNHRNet(in_channels, num_classes, channels=aux_channels, dropout=dropout)
+        self.coarse = FCNHRNet(in_channels, num_classes, channels=coarse_channels, dropout=dropout)
         self.pixels = ConvBlock(sum(in_channels), channels, 3)
         self.query = nn.Sequential(ConvBlock(channels, width), ConvBlock(width, width))
         self.key = nn.Sequential(ConvBlock(channels, width), ConvBlock(width, width))
@@ -341,7 +303,7 @@ class OCR(Head):
         self.fuse = ConvBlock(2 * channels, channels)
         self.classifier = Classifier(channels, num_classes, dropout)
 
-    def decode(self, feats: list[Tensor]) -> list[Tensor]:
+    def forward(self, feats: list[Tensor]) -> list[Tensor]:
         # 1. where each class is, roughly
         (coarse,) = self.coarse(feats)
         where = coarse.flatten(2).softmax(dim=2)  # (N, K, h*w), over the pixels
@@ -377,30 +339,15 @@ class SETR(Head):
         dropout: float = 0.0,
         index: int = -1,
         scale: int = 4,
-        aux_weight: float = 0.4,
-        aux_channels: int = 256,
     ) -> None:
-        aux = [
-            SETR(
-                in_channels,
-                num_classes,
-                channels=aux_channels,
-                dropout=dropout,
-                index=i,
-                scale=scale,
-                aux_weight=0,
-            )
-            for i in range(len(in_channels) - 1)
-            if aux_weight
-        ]
-        super().__init__(aux, aux_weight)
+        super().__init__()
         self.index = index
         self.scale = scale
         self.norm = nn.LayerNorm(in_channels[index], eps=1e-6)
         self.conv = ConvBlock(in_channels[index], channels)
         self.classifier = Classifier(channels, num_classes, dropout)
 
-    def decode(self, feats: list[Tensor]) -> list[Tensor]:
+    def forward(self, feats: list[Tensor]) -> list[Tensor]:
         x = self.norm(feats[self.index].permute(0, 2, 3, 1))  # (N, h, w, C_i): the norm is over channels
         x = self.conv(x.permute(0, 3, 1, 2))
         return [self.classifier(resize(x, (self.scale * x.shape[2], self.scale * x.shape[3])))]

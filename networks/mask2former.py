@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from metrics import IGNORED
-from networks.layers import Head, resize
+from networks.layers import Head, resize, safe_divide
 
 LEVELS = 3
 SET_WEIGHTS = {'class': 2.0, 'mask': 5.0, 'dice': 5.0}  # in matching and in the loss
@@ -63,7 +63,8 @@ class Mask2Former(Head):
     ) -> None:
         if channels % 32 or channels % attention_heads:
             raise ValueError(f'Mask2Former: found {channels} channels, expected a multiple of 32')
-        super().__init__([], 0.0, outputs=decoder_layers + 1)
+        super().__init__()
+        self.loss_weights = (1.0,) * (decoder_layers + 1)
         self.pixels = PixelDecoder(
             in_channels, channels, encoder_layers, attention_heads, encoder_ffn or 4 * channels
         )
@@ -83,7 +84,7 @@ class Mask2Former(Head):
             nn.Linear(channels, channels),
         )
 
-    def decode(self, feats: list[Tensor]) -> list[Queries]:
+    def forward(self, feats: list[Tensor]) -> list[Queries]:
         levels, pixels = self.pixels(feats)
         size = pixels.shape[0]
         sources = [
@@ -345,7 +346,7 @@ def point_losses(logits: Tensor, truth: Tensor, known: Tensor) -> tuple[Tensor, 
     known: the share of a point that is not ignored; truth: the share that is the mask's, part of known.
     """
     cross = F.softplus(-logits) * truth + F.softplus(logits) * (known - truth)
-    cross = _ratio(cross.sum(1), known.sum(1))
+    cross = safe_divide(cross.sum(1), known.sum(1))
     probs = logits.sigmoid()
     return cross, 1 - (2 * (probs * truth).sum(1) + 1) / ((probs * known).sum(1) + truth.sum(1) + 1)
 
@@ -365,8 +366,3 @@ def unsure_points(masks: Tensor, points: int) -> Tensor:
 def at_points(maps: Tensor, where: Tensor) -> Tensor:
     """(M, C, H, W) at (M, P, 2) places, x and y from 0 to 1, bilinear → (M, C, P)."""
     return F.grid_sample(maps, 2 * where[:, :, None] - 1, align_corners=False)[..., 0]
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """A quotient whose denominator counts as 1 where it is 0."""
-    return numerator / torch.where(denominator == 0, 1, denominator)

@@ -131,7 +131,10 @@ def convert_mmseg(state_dict: dict[str, Tensor], encoder: str) -> dict[str, Tens
     return (
         convert_encoder(backbone, family)
         | {rename(name, NECK_NAMES): tensor for name, tensor in neck.items()}
-        | {f'head.{name}': tensor for name, tensor in convert_mmseg_head(state_dict).items()}
+        | {
+            name if name.startswith('aux.') else f'head.{name}': tensor
+            for name, tensor in convert_mmseg_head(state_dict).items()
+        }
     )
 
 

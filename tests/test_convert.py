@@ -85,7 +85,7 @@ def test_training_starts_from_a_whole_checkpoint(tiny, tmp_path, monkeypatch, ca
     update = {'encoder': network['encoder'], **network['config'], 'weights': tmp_path / 'w.pth', 'lr': 1e-12}
     cfg = tiny.model_copy(update={**update, 'warmup_iters': 0})
     train.main(cfg, 0)
-    assert 'left out: head.aux.0.classifier.conv.bias' in capsys.readouterr().out
+    assert 'left out: aux.0.classifier.conv.bias' in capsys.readouterr().out
     saved = torch.load(cfg.run_dir(0) / 'last.pt', weights_only=True)['model']
     assert torch.allclose(saved['encoder.model.conv1.weight'], state['backbone.conv1.weight'], atol=1e-6)
 
@@ -104,8 +104,8 @@ def test_class_layers_of_another_size_are_left_out_by_name(tiny, monkeypatch):
     model = build(network, tiny, monkeypatch)
     before = model.head.classifier.conv.weight.clone()
     assert load_mmseg(model, state, network['encoder'], Path('w.pth')) == [
-        'head.aux.0.classifier.conv.bias',
-        'head.aux.0.classifier.conv.weight',
+        'aux.0.classifier.conv.bias',
+        'aux.0.classifier.conv.weight',
         'head.classifier.conv.bias',
         'head.classifier.conv.weight',
     ]

@@ -1,4 +1,7 @@
-"""Encoders, weights, parameter groups."""
+"""Encoders, weights, auxiliary heads, parameter groups."""
+
+import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -7,6 +10,7 @@ from safetensors.torch import save_file
 
 import models
 from config import load_config
+from engine.checkpoint import load_model_state
 from engine.optim import encoder_depths, parameter_groups, print_groups
 from models import SegModel
 from networks import pretrained
@@ -34,6 +38,8 @@ SMP = [
     'segformer',
 ]
 
+VIT = {'encoder': 'vit_tiny_patch16_224', 'crop_size': 64}
+
 
 @pytest.mark.parametrize('encoder', TINY_OF_FAMILY)
 def test_timm_encoder_gives_four_strides_channels_first_at_other_sizes(tiny, encoder):
@@ -58,13 +64,52 @@ def test_every_smp_architecture_is_a_head(tiny, arch):
 
 
 def test_smp_dpt_over_a_plain_vit(tiny):
-    cfg = tiny.model_copy(
-        update={'encoder': 'vit_tiny_patch16_224', 'head': 'smp-dpt', 'head_channels': 512, 'aux_weight': 0.0}
+    cfg = tiny.model_copy(update={'encoder': 'vit_tiny_patch16_224', 'head': 'smp-dpt', 'head_channels': 512})
+    aux, logits = SegModel(cfg).eval()(torch.zeros(1, 3, 224, 224))
+    assert aux.shape == (1, 11, 14, 14) and logits.shape == (1, 11, 224, 224)
+
+
+@torch.no_grad()
+def test_auxiliary_fcn_comes_first_and_reads_the_stride_16_feature(tiny):
+    model = SegModel(tiny).eval()
+    aux, main = model(torch.zeros(1, 3, 64, 96))
+    assert aux.shape == (1, 11, 4, 6) and main.shape == (1, 11, 16, 24)
+    assert model.loss_weights == [tiny.aux_weight, 1.0]
+    (head,) = model.aux
+    assert head.convs[0].conv.weight.shape[:2] == (tiny.aux_channels, model.encoder.channels[2])
+
+
+@pytest.mark.parametrize('head', ['fcn', 'fcn_hrnet', 'knet', 'setr_naive', 'upernet', 'smp-fpn'])
+@torch.no_grad()
+def test_aux_weight_0_leaves_the_auxiliary_head_out(tiny, head):
+    update = {'encoder': 'resnet18', 'head': head, 'aux_weight': 0.0}
+    update |= {'head_channels': 512} if head == 'smp-fpn' else {}
+    update |= {**VIT, 'neck': 'none'} if head == 'setr_naive' else {}
+    model = SegModel(tiny.model_copy(update=update)).eval()
+    outputs = model(torch.zeros(1, 3, 64, 64))
+    assert len(outputs) == len(model.loss_weights) and set(model.loss_weights) == {1.0}
+    assert not [name for name in model.state_dict() if name.startswith('aux.')]
+
+
+def test_aux_options_reach_the_coarse_map_of_ocr(tiny):
+    model = SegModel(tiny.model_copy(update={'head': 'ocr', 'aux_weight': 0.2}))
+    assert model.loss_weights == [0.2, 1.0] and not model.aux
+    assert model.head.coarse.classifier.conv.in_channels == tiny.aux_channels
+
+
+@pytest.mark.parametrize('head', ['upernet', 'setr_naive'])
+def test_checkpoint_with_the_auxiliary_heads_inside_the_head_loads(tiny, head):
+    update = {'head': head} | ({**VIT, 'neck': 'none'} if head == 'setr_naive' else {})
+    cfg = tiny.model_copy(update=update)
+    state = SegModel(cfg).state_dict()
+    model = SegModel(cfg)
+    load_model_state(
+        model, {re.sub(r'^aux\.', 'head.aux.', name): tensor for name, tensor in state.items()}, Path('w.pt')
     )
-    assert SegModel(cfg).eval()(torch.zeros(1, 3, 224, 224))[-1].shape == (1, 11, 224, 224)
-
-
-VIT = {'encoder': 'vit_tiny_patch16_224', 'crop_size': 64}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    average = torch.optim.swa_utils.AveragedModel(model)
+    old = {name.replace('module.aux.', 'module.head.aux.'): v for name, v in average.state_dict().items()}
+    load_model_state(average, old, Path('last.pt'))
 
 
 def test_plain_vit_gets_a_feature_pyramid_at_any_size(tiny):
@@ -108,8 +153,12 @@ def test_dilated_encoder(tiny):
         ({'encoder': 'visformer_tiny'}, 'strides'),
         ({'features': (1, 2, 3, 4)}, "'features': test_convnext.r160_in1k is no plain ViT"),
         ({'encoder': 'vit_tiny_patch16_224', 'features': (1, 2, 3, 14)}, 'expected ascending, 1 to 12'),
-        ({'stages': 2}, "'stages': found 2, but upernet has no use for it"),
-        ({'head': 'smp-fpn'}, "'head_channels': found 16, but smp-fpn"),
+        ({'stages': 2}, "'stages': found 2, which upernet ignores"),
+        (
+            {'head': 'mask2former', 'aux_channels': 256, 'aux_weight': 0},
+            "'aux_weight': found 0, which mask2f",
+        ),
+        ({'head': 'smp-fpn'}, "'head_channels': found 16, which smp-fpn"),
         ({'head': 'smp-fpn', 'head_channels': 512, 'output_stride': 8}, "'output_stride': found 8"),
         ({'head': 'smp-deeplabv3', 'head_channels': 512}, 'smp cannot build deeplabv3'),
         ({'head': 'uper'}, 'expected one of .*upernet'),
