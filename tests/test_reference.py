@@ -39,7 +39,7 @@ def build(config: dict | list[dict], in_channels: list[int]) -> Head:
             stages=config['num_stages'],
             attention_heads=stage['num_heads'],
             ffn_ratio=stage['feedforward_channels'] // stage['in_channels'],
-            fold=stage['in_channels'] // updater['in_channels'],
+            split=stage['in_channels'] // updater['in_channels'],
             activation=stage['ffn_act_cfg']['type'].lower(),
         )
     if config['type'] == 'FCNHead' and config.get('input_transform') == 'resize_concat':
