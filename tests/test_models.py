@@ -180,7 +180,7 @@ def test_lite_weights_are_those_of_the_package(tiny, source):
     name = f'tf_{source.replace("-", "_")}'
     model = SegModel(tiny.model_copy(update={'encoder': name, 'encoder_weights': source})).eval()
     whole = timm.create_model(name)
-    whole.load_state_dict(pretrained.lite_state(source, name))
+    whole.load_state_dict(pretrained.read_lite_weights(source, name))
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = whole.eval().forward_intermediates(image, intermediates_only=True)[1:]
