@@ -89,8 +89,8 @@ class SegModel(nn.Module):
         return tuple(round(255 * value) for value in self.mean)
 
     def forward(self, images: Tensor) -> list:
-        """(N, 3, H, W) normalised → a list of (N, K, h, w) logits or of Mask2Former's Queries: the auxiliary
-        ones first, the main one last.
+        """Predict from normalised images (N, 3, H, W): a list of logits (N, K, h, w), or of Mask2Former's
+        Queries, the auxiliary ones first and the main one last.
         """
         return self.decode(self.encoder(images))
 
@@ -127,12 +127,11 @@ def build_timm(cfg: Config) -> Parts:
     else:
         encoder = TimmEncoder(cfg.encoder, cfg.drop_path, cfg.crop_size, cfg.output_stride, cfg.features)
     neck = build_neck(encoder, cfg.encoder) if cfg.neck == 'auto' else nn.Identity()
-    keys = {option: key for option, key in (HEAD_OPTIONS | COARSE_OPTIONS).items() if option in accepted}
     aux = build_aux(cfg, encoder.channels)
+    keys = HEAD_OPTIONS | COARSE_OPTIONS
+    options = {option: getattr(cfg, key) for option, key in keys.items() if option in accepted}
     try:
-        head = HEADS[cfg.head](
-            encoder.channels, len(cfg.classes), **{option: getattr(cfg, key) for option, key in keys.items()}
-        )
+        head = HEADS[cfg.head](encoder.channels, len(cfg.classes), **options)
     except ValueError as error:
         raise BadInput(f"config keys 'head', 'head_channels': {cfg.head}: {one_line(error)}") from None
     return Parts(encoder, neck, aux, head)
@@ -261,6 +260,7 @@ def shapes_device(cfg: Config) -> torch.device:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Print the table of the configs on the command line."""
     print_models(*read_arguments(argv))
 
 

@@ -37,7 +37,7 @@ class TwinsEncoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) normalised → (N, C_i, H / s_i, W / s_i)."""
+        """Turn normalised images (N, 3, H, W) into features (N, C_i, H / s_i, W / s_i)."""
         x, feats, twins = images, [], self.model
         for embed, blocks, position, norm in zip(
             twins.patch_embeds, twins.blocks, twins.pos_block, self.norms, strict=True
@@ -98,7 +98,7 @@ class TimmEncoder(nn.Module):
         self.channels_first = str(getattr(self.model, 'output_fmt', 'NCHW')).endswith('NCHW')
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) normalised → (N, C_i, H / s_i, W / s_i)."""
+        """Turn normalised images (N, 3, H, W) into features (N, C_i, H / s_i, W / s_i)."""
         feats = self.model(images)
         feats = [feats[i] for i in self.indices]
         if self.channels_first:

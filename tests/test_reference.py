@@ -1,4 +1,4 @@
-"""Our heads give the logits and losses of mmsegmentation's own from the same weights."""
+"""Heads: logits and losses equal those of mmsegmentation with the same weights."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ RTOL = 1e-6  # at a width of 128 K-Net's logits reach 150, whose last bit in fp3
 
 
 def build(config: dict | list[dict], in_channels: list[int]) -> Head:
-    """Our head of an mmseg config, without auxiliary heads: the reference keeps them apart."""
+    """Build our head for a config of mmsegmentation."""
     if isinstance(config, list):
         coarse, main = config
         return HEADS['ocr'](
@@ -60,12 +60,12 @@ def build(config: dict | list[dict], in_channels: list[int]) -> Head:
 
 
 def loss_weight(config: dict | list[dict]) -> float:
-    """The weight of a lone head's loss, which mmseg keeps in the head, and we in the head's owner."""
+    """Return the weight of a head's loss, which mmsegmentation keeps in the head, and we outside it."""
     return config['loss_decode']['loss_weight'] if 'loss_decode' in config else 1.0
 
 
 def decode_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Reference names as those of a published checkpoint."""
+    """Rename the tensors of a reference as in a published checkpoint."""
     cascade = {'fcn': 'decode_head.0', 'ocr': 'decode_head.1'}
     prefixes = {name: name.partition('.')[0] for name in state}
     if set(prefixes.values()) == set(cascade):
@@ -115,7 +115,7 @@ def test_every_reference_is_compared(reference_dir):
 
 @torch.no_grad()
 def test_auxiliary_head_of_a_checkpoint(reference_dir):
-    """Decode and auxiliary head of one checkpoint are told apart by their names."""
+    """Load the decode head and the auxiliary head of one checkpoint."""
     main, head = load(reference_dir / 'knet_gelu.pt')
     aux, aux_head = load(reference_dir / 'fcn_aux.pt')
     checkpoint = {'backbone.stem.weight': torch.zeros(1)} | decode_head(main['state_dict'])
