@@ -178,7 +178,7 @@ def build_smp(cfg: Config) -> Parts:
             classes=len(cfg.classes),
             **options,
         )
-    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise BadInput(
             f"config keys 'head', 'encoder': smp cannot build {arch} over {cfg.encoder}: {one_line(error)}"
         ) from None

@@ -83,7 +83,7 @@ class TimmEncoder(nn.Module):
             if self.is_plain:
                 options['out_indices'] = block_indices(name, blocks)
             self.model = timm.create_model(name, features_only=True, **options)
-        except (TypeError, RuntimeError, AttributeError, AssertionError, NotImplementedError) as error:
+        except (TypeError, RuntimeError, AttributeError, AssertionError) as error:
             raise BadInput(
                 f"config key 'encoder': {name} cannot be built as an encoder: {one_line(error)}"
             ) from None
