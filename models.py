@@ -1,17 +1,41 @@
-"""Encoder + neck + head → SegModel; parameter groups.
+"""Encoder + neck + head → SegModel.
 
-    model = SegModel(cfg)                                  # encoder_weights loaded
-    outputs = model(normalize(images, model.mean, model.std))   # the main one last
-    python models.py                                    # a table of all configs: parameters, GMACs, outputs
-    python models.py --cfg configs/beit.yaml --groups   # depth, rate and decay of its parameters
+    model = SegModel(cfg)                                       # encoder_weights are loaded
+    outputs = model(normalize(images, model.mean, model.std))   # a list of logits, the main ones last
+    python models.py                                  # a table of all configs: parameters, GMACs, outputs
+    python models.py --cfg configs/beit.yaml --size 640
 
-Encoders come from timm (networks/encoders.py) and, under smp-* heads, from segmentation-models-pytorch.
-Shapes: N batch, K classes, H W input, C_i channels of the feature of stride s_i.
+Encoders come from timm (networks/encoders.py) and, for smp-* heads, from segmentation-models-pytorch.
+Shapes: N batch, K classes, H W input, h w output, C_i channels of the feature of stride s_i.
 """
 
+# ruff: noqa: E402 - torch is imported after the arguments have been read
 import inspect
 from pathlib import Path
 from typing import NamedTuple
+
+from config import Config, load_config
+from utils.cli import ArgumentParser, parse_early, run_script
+from utils.errors import BadInput, one_line
+
+
+def read_arguments(argv: list[str] | None = None) -> tuple[list[Config], int]:
+    """Parse the command line; return the configs and the side of the photo that GMACs are counted for."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('--cfg', nargs='+', type=Path, metavar='YAML', help='by default all of configs/')
+    parser.add_argument(
+        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes to the config'
+    )
+    parser.add_argument('--size', type=int, default=512, help='side of the photo, for the GMACs')
+    args = parser.parse_args(argv)
+    if args.size <= 0 or args.size % 32:
+        raise BadInput(f'--size: found {args.size}, expected a multiple of 32')
+    paths = args.cfg or sorted((Path(__file__).parent / 'configs').glob('*.yaml'))
+    return [load_config(path, args.set) for path in paths], args.size
+
+
+if __name__ == '__main__':
+    parse_early(read_arguments)
 
 import segmentation_models_pytorch as smp
 import torch
@@ -19,44 +43,38 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import Config, load_config
 from networks.encoders import (
     TimmEncoder,
     checkpoint_gradients,
-    own_encoder,
+    find_custom_encoder,
     smp_encoder_name,
     timm_cfg,
 )
-from networks.heads import HEADS, Head, fcn_aux
+from networks.heads import FCN, HEADS, SETR, Head
 from networks.layers import FeatureNorms, FeaturePyramid
 from networks.pretrained import load_encoder_weights
-from utils.cli import ArgumentParser, run_script
-from utils.errors import BadInput, one_line
 
-# what a head can be told: its parameter, and the config's key
-HEAD_OPTIONS = {
-    'channels': 'head_channels',
-    'dropout': 'dropout',
-    'aux_weight': 'aux_weight',
-    'aux_channels': 'aux_channels',
-    'stages': 'stages',
-    'queries': 'queries',
-}
-# families whose features get a LayerNorm each, and its epsilon
+# a head's parameter, and the config key that it gets
+HEAD_OPTIONS = {'channels': 'head_channels', 'dropout': 'dropout', 'stages': 'stages', 'queries': 'queries'}
+# OCR's coarse map takes the place of an auxiliary head
+COARSE_OPTIONS = {'coarse_channels': 'aux_channels', 'coarse_weight': 'aux_weight'}
+# families whose features each get a LayerNorm, and its epsilon
 FEATURE_NORMS = {'convnext': 1e-6, 'swin': 1e-5}
 
 
 class SegModel(nn.Module):
-    """An encoder, a neck where it is a plain ViT, and a head. `mean` and `std` are what the encoder's weights
-    were trained with; `loss_weights` is one an output; `fixed_size` is the one input size the encoder takes,
-    or None; `encoder_report` says what was loaded.
+    """An encoder, a neck, auxiliary heads and a head.
+
+    `mean` and `std` are those that the encoder's weights were trained with, `loss_weights` has one number an
+    output, `fixed_size` is the one input size that the encoder takes, or None, and `encoder_report` says
+    which weights were loaded.
     """
 
     def __init__(self, cfg: Config, load_weights: bool = True) -> None:
         super().__init__()
         build = build_smp if cfg.head.startswith('smp-') else build_timm
-        self.encoder, self.neck, self.head = build(cfg)
-        self.loss_weights: list[float] = self.head.loss_weights
+        self.encoder, self.neck, self.aux, self.head = build(cfg)
+        self.loss_weights: list[float] = [cfg.aux_weight] * len(self.aux) + [*self.head.loss_weights]
         self.fixed_size: int | None = getattr(self.encoder, 'fixed_size', None)
         pretrained_cfg = timm_cfg(cfg.encoder)
         self.mean = tuple(pretrained_cfg.mean) if pretrained_cfg else (0.485, 0.456, 0.406)
@@ -67,51 +85,83 @@ class SegModel(nn.Module):
 
     @property
     def fill(self) -> tuple[int, ...]:
-        """The colour of `mean` (RGB, 0 to 255): what a crop shows outside of its photo."""
+        """The colour `mean` (RGB, 0 to 255), which a crop shows outside its photo."""
         return tuple(round(255 * value) for value in self.mean)
 
     def forward(self, images: Tensor) -> list:
-        """(N, 3, H, W) normalised → logits, each (N, K, h, w) at the head's own stride, or Mask2Former's
-        Queries: auxiliary ones first, the main one last.
+        """Predict from normalised images (N, 3, H, W): a list of logits (N, K, h, w), or of Mask2Former's
+        Queries, the auxiliary ones first and the main one last.
         """
-        return self.head(self.neck(self.encoder(images)))
+        return self.decode(self.encoder(images))
+
+    def decode(self, feats: list[Tensor]) -> list:
+        """Turn the encoder's features into the outputs."""
+        feats = self.neck(feats)
+        maps = feats[0] if isinstance(feats, tuple) else feats  # smp's plain ViTs add their prefix tokens
+        return [logits for aux in self.aux for logits in aux(maps)] + self.head(feats)
 
 
-def build_timm(cfg: Config) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """A timm encoder, a neck where it is a plain ViT, and a head of networks.heads.HEADS over them."""
+class Parts(NamedTuple):
+    """The modules of a SegModel, in the order in which its parameters are listed."""
+
+    encoder: nn.Module
+    neck: nn.Module
+    aux: nn.ModuleList
+    head: Head
+
+
+def build_timm(cfg: Config) -> Parts:
+    """Build a timm encoder, its neck and a head of networks.heads.HEADS. Raises BadInput."""
     if cfg.head not in HEADS:
         raise BadInput(
             f"config key 'head': found {cfg.head!r}, expected one of {', '.join(HEADS)}, or "
             'smp-<architecture>'
         )
-    if cfg.head == 'mask2former':  # which has a loss of its own
-        refuse_unused(cfg, ['loss', 'label_smoothing', 'class_weights'])
+    if cfg.head == 'mask2former':  # it has a loss of its own
+        refuse_unused(cfg, ['loss', 'label_smoothing', 'class_weights', 'aux_weight', 'aux_channels'])
     accepted = inspect.signature(HEADS[cfg.head]).parameters
     refuse_unused(cfg, [key for option, key in HEAD_OPTIONS.items() if option not in accepted])
-    if build := own_encoder(cfg.encoder):
+    if build := find_custom_encoder(cfg.encoder):
         refuse_unused(cfg, ['output_stride', 'features'])
         encoder = build(cfg.encoder, cfg.drop_path)
     else:
         encoder = TimmEncoder(cfg.encoder, cfg.drop_path, cfg.crop_size, cfg.output_stride, cfg.features)
     neck = build_neck(encoder, cfg.encoder) if cfg.neck == 'auto' else nn.Identity()
-    options = {option: getattr(cfg, key) for option, key in HEAD_OPTIONS.items() if option in accepted}
+    aux = build_aux(cfg, encoder.channels)
+    keys = HEAD_OPTIONS | COARSE_OPTIONS
+    options = {option: getattr(cfg, key) for option, key in keys.items() if option in accepted}
     try:
         head = HEADS[cfg.head](encoder.channels, len(cfg.classes), **options)
     except ValueError as error:
         raise BadInput(f"config keys 'head', 'head_channels': {cfg.head}: {one_line(error)}") from None
-    return encoder, neck, head
+    return Parts(encoder, neck, aux, head)
 
 
 def build_neck(encoder: nn.Module, name: str) -> nn.Module:
-    """What an encoder's features need before a head reads them."""
+    """Build the layers that an encoder's features pass before a head reads them."""
     if encoder.is_plain:
         return FeaturePyramid(encoder.channels[0])
     eps = next((eps for family, eps in FEATURE_NORMS.items() if name.startswith(family)), None)
     return FeatureNorms(encoder.channels, eps) if eps else nn.Identity()
 
 
-def build_smp(cfg: Config) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Encoder and decoder of an smp architecture, `smp-<arch>`, apart; smp has no neck."""
+def build_aux(cfg: Config, channels: list[int]) -> nn.ModuleList:
+    """Build the auxiliary heads: an FCN of one convolution on the stride-16 feature, and for SETR a decoder
+    of each feature but the last. There are none if aux_weight is 0, and none for OCR and Mask2Former, whose
+    own outputs take their place.
+    """
+    if not cfg.aux_weight or cfg.head in ('mask2former', 'ocr'):
+        return nn.ModuleList()
+    options = {'channels': cfg.aux_channels, 'dropout': cfg.dropout}
+    before_last = range(len(channels) - 1)
+    if cfg.head == 'setr_naive':
+        return nn.ModuleList(SETR(channels, len(cfg.classes), index=i, **options) for i in before_last)
+    options |= {'num_convs': 1, 'concat_input': False}
+    return nn.ModuleList([FCN(channels, len(cfg.classes), index=before_last[-1], **options)])
+
+
+def build_smp(cfg: Config) -> Parts:
+    """Build the encoder and the decoder of an smp architecture, `smp-<arch>`. Raises BadInput."""
     arch = cfg.head.removeprefix('smp-')
     refuse_unused(cfg, ['head_channels', 'stages', 'queries', 'features', 'neck'])
     options = {'drop_path_rate': cfg.drop_path} if cfg.drop_path and timm_cfg(cfg.encoder) else {}
@@ -128,46 +178,40 @@ def build_smp(cfg: Config) -> tuple[nn.Module, nn.Module, nn.Module]:
             classes=len(cfg.classes),
             **options,
         )
-    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise BadInput(
             f"config keys 'head', 'encoder': smp cannot build {arch} over {cfg.encoder}: {one_line(error)}"
         ) from None
-    head = SmpHead(model, len(cfg.classes), cfg.aux_weight, cfg.aux_channels, cfg.dropout)
-    return model.encoder, nn.Identity(), head
+    aux = build_aux(cfg, list(model.encoder.out_channels))
+    return Parts(model.encoder, nn.Identity(), aux, SmpHead(model))
 
 
 def refuse_unused(cfg: Config, keys: list[str]) -> None:
-    """Raises BadInput for a key that was changed, but that the config's head has no use for."""
+    """Raise BadInput if a key was changed that this head ignores."""
     for key in keys:
         default = Config.model_fields[key].default
         if getattr(cfg, key) != default:
             raise BadInput(
-                f'config key {key!r}: found {getattr(cfg, key)!r}, but {cfg.head} has no use for it; '
-                f'expected its default, {default!r}'
+                f'config key {key!r}: found {getattr(cfg, key)!r}, which {cfg.head} ignores; expected the '
+                f'default, {default!r}; remove the key'
             )
 
 
 class SmpHead(Head):
-    """The decoder and segmentation head of an smp model, and the auxiliary FCN on its stride-16 feature."""
+    """The decoder and the segmentation head of an smp model."""
 
-    def __init__(
-        self, model: nn.Module, num_classes: int, aux_weight: float, aux_channels: int, dropout: float
-    ) -> None:
-        channels = list(model.encoder.out_channels)
-        super().__init__(
-            fcn_aux(channels, num_classes, aux_weight, aux_channels, len(channels) - 2, dropout), aux_weight
-        )
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
         self.decoder, self.segmentation_head = model.decoder, model.segmentation_head
 
     def forward(self, feats: list[Tensor] | tuple[list[Tensor], list[Tensor]]) -> list[Tensor]:
         # a plain ViT gives its features and its prefix tokens, for DPT
-        parts = feats if isinstance(feats, tuple) else (feats,)
-        main = self.segmentation_head(self.decoder(*parts))
-        return [logits for head in self.aux for logits in head(parts[0])] + [main]
+        inputs = feats if isinstance(feats, tuple) else (feats,)
+        return [self.segmentation_head(self.decoder(*inputs))]
 
 
 class ModelCost(NamedTuple):
-    """Parameters and multiplications of a photo, of the encoder and of neck and head; outputs with a loss."""
+    """Parameters, and multiplications for one photo, of the encoder and of all that follows it; outputs."""
 
     encoder: int
     head: int
@@ -181,7 +225,7 @@ class ModelCost(NamedTuple):
 
 
 def count_model(cfg: Config, size: int) -> ModelCost:
-    """The cost at size x size: torch's count, of convolutions, matrix products and attention."""
+    """Count parameters and multiplications at size x size: convolutions, matrix products, attention."""
     update = {'crop_size': size, 'encoder_weights': 'none', 'weights': None}
     with shapes_device(cfg):
         model = SegModel(cfg.model_copy(update=update)).eval().requires_grad_(False)
@@ -189,7 +233,7 @@ def count_model(cfg: Config, size: int) -> ModelCost:
         model.to_empty(device='cpu')  # shapes, without memory or arithmetic
         feats = model.encoder(torch.zeros(1, 3, size, size))
         encoder_flops = counter.get_total_flops()
-        model.head(model.neck(feats))
+        model.decode(feats)
         head_flops = counter.get_total_flops() - encoder_flops
     encoder = sum(p.numel() for p in model.encoder.parameters())
     head = sum(p.numel() for p in model.parameters()) - encoder
@@ -197,7 +241,7 @@ def count_model(cfg: Config, size: int) -> ModelCost:
 
 
 def print_models(cfgs: list[Config], size: int) -> None:
-    """A line a config: millions of parameters, and billions of multiplications at size x size."""
+    """Print a line a config: millions of parameters, and billions of multiplications at size x size."""
     print(f'{"config":24}{"encoder":>12}{"head":>8}{"encoder":>12}{"head":>8}{"outputs":>9}')
     print(f'{"":24}{"M":>12}{"M":>8}{"GMACs":>12}{"GMACs":>8}')
     for cfg in cfgs:
@@ -209,22 +253,15 @@ def print_models(cfgs: list[Config], size: int) -> None:
 
 
 def shapes_device(cfg: Config) -> torch.device:
-    """Where to build a model whose shapes alone matter: meta, but for encoders that calculate meanwhile."""
+    """The device to build a model on when only its shapes matter: meta, but the CPU for encoders that
+    compute while they are built.
+    """
     return torch.device('meta' if timm_cfg(cfg.encoder) else 'cpu')
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument('--cfg', nargs='+', type=Path, metavar='YAML', help='by default all of configs/')
-    parser.add_argument(
-        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes of the config'
-    )
-    parser.add_argument('--size', type=int, default=512, help='side of the photo for the GMACs')
-    args = parser.parse_args(argv)
-    if args.size <= 0 or args.size % 32:
-        raise BadInput(f'--size: found {args.size}, expected a multiple of 32')
-    paths = args.cfg or sorted((Path(__file__).parent / 'configs').glob('*.yaml'))
-    print_models([load_config(path, args.set) for path in paths], args.size)
+    """Print the table of the configs on the command line."""
+    print_models(*read_arguments(argv))
 
 
 if __name__ == '__main__':

@@ -52,6 +52,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def load_model_state(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     """Loads strictly. Raises BadInput, with the first tensor that does not fit."""
+    # checkpoints of earlier versions keep the auxiliary heads inside the head
+    state = {key.replace('head.aux.', 'aux.'): tensor for key, tensor in state.items()}
     own = model.state_dict()
     for key in own.keys() | state.keys():
         if key not in own or key not in state:

@@ -1,7 +1,7 @@
-"""Encoders: timm's and smp's networks without their classifiers, as lists of features.
+"""Encoders: networks of timm and smp without their classifiers; images in, a list of features out.
 
     encoder = TimmEncoder('convnext_xlarge.fb_in22k', drop_path=0.4, image_size=512)
-    feats = encoder(images)     # strides 4, 8, 16, 32, finest first; of a plain ViT four of stride 16
+    feats = encoder(images)     # strides 4, 8, 16 and 32, finest first; four of stride 16 for a plain ViT
 
 Shapes: N batch, H W input, C_i channels of the feature of stride s_i.
 """
@@ -16,27 +16,28 @@ from torch import Tensor, nn
 from utils.errors import BadInput, one_line
 
 STRIDES = [4, 8, 16, 32]
-PLAIN_VITS = ('vit_', 'deit', 'beit', 'eva')  # timm's families of one stride, 16 or 14
+PLAIN_VITS = ('vit_', 'deit', 'beit', 'eva')  # timm's families with one stride, 16 or 14
 
 
 class TwinsEncoder(nn.Module):
-    """timm's Twins with a LayerNorm after each stage, whose output both the head and the next stage read, as
-    its authors have it for segmentation (arXiv:2104.13840); timm's own ends in one alone. Where a map is no
-    multiple of the window, timm pads it with zeros, and mmsegmentation masks the padding too.
+    """timm's Twins with a LayerNorm after each stage, as its authors have it for segmentation
+    (arXiv:2104.13840); timm has one after the last stage alone. Both the head and the next stage read its
+    output. If a map is not a multiple of the window, timm pads it with zeros; mmsegmentation masks the
+    padding, too.
     """
 
     fixed_size, is_plain = None, False
 
     def __init__(self, name: str, drop_path: float) -> None:
         super().__init__()
-        build_options(name, 224)  # which says where timm has none of that name
+        build_options(name, 224)  # raises BadInput if timm does not have it
         self.model = timm.create_model(name, num_classes=0, drop_path_rate=drop_path)
         self.channels = list(self.model.embed_dims)
         self.model.norm = nn.Identity()
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) normalised → (N, C_i, H / s_i, W / s_i)."""
+        """Turn normalised images (N, 3, H, W) into features (N, C_i, H / s_i, W / s_i)."""
         x, feats, twins = images, [], self.model
         for embed, blocks, position, norm in zip(
             twins.patch_embeds, twins.blocks, twins.pos_block, self.norms, strict=True
@@ -52,11 +53,11 @@ class TwinsEncoder(nn.Module):
 
 
 class TimmEncoder(nn.Module):
-    """timm's features of strides 4, 8, 16 and 32 (none above output_stride), or those of four blocks of a
-    plain ViT; channels first, finest first.
+    """A network of timm, and its features of strides 4, 8, 16 and 32 (none above output_stride), or those of
+    four blocks of a plain ViT; channels first, finest first.
 
-    fixed_size: the one input size it takes, image_size; None where it takes any multiple of 32.
-    Raises BadInput where timm has no such model, or it has other strides.
+    fixed_size: the one input size that it takes, or None if it takes any multiple of 32.
+    Raises BadInput if timm does not have the model, or if the model has other strides.
     """
 
     def __init__(
@@ -70,19 +71,19 @@ class TimmEncoder(nn.Module):
         super().__init__()
         self.is_plain = name.startswith(PLAIN_VITS)
         if blocks is not None and not self.is_plain:
-            raise BadInput(f"config key 'features': {name} is no plain ViT; its features are its stages'")
+            raise BadInput(f"config key 'features': {name} is no plain ViT; remove the key")
         options = build_options(name, image_size)
         if drop_path:
             options['drop_path_rate'] = drop_path
         if output_stride != 32:
             options['output_stride'] = output_stride
         if name.startswith('hrnet'):
-            options['feature_location'] = ''  # the branches, not what the classifier makes of them
+            options['feature_location'] = ''  # the branches, before the classifier's own layers
         try:
             if self.is_plain:
                 options['out_indices'] = block_indices(name, blocks)
             self.model = timm.create_model(name, features_only=True, **options)
-        except (TypeError, RuntimeError, AttributeError, AssertionError, NotImplementedError) as error:
+        except (TypeError, RuntimeError, AttributeError, AssertionError) as error:
             raise BadInput(
                 f"config key 'encoder': {name} cannot be built as an encoder: {one_line(error)}"
             ) from None
@@ -90,21 +91,23 @@ class TimmEncoder(nn.Module):
             if name.startswith('hrnet') and isinstance(module, nn.Upsample):
                 module.mode, module.align_corners = 'bilinear', False
         self.fixed_size = image_size if 'img_size' in options and name.startswith('beit') else None
-        self.keep = kept_features(name, self.model.feature_info.reduction(), output_stride, self.is_plain)
-        self.channels = [self.model.feature_info.channels()[i] for i in self.keep]
+        self.indices = feature_indices(
+            name, self.model.feature_info.reduction(), output_stride, self.is_plain
+        )
+        self.channels = [self.model.feature_info.channels()[i] for i in self.indices]
         self.channels_first = str(getattr(self.model, 'output_fmt', 'NCHW')).endswith('NCHW')
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) normalised → (N, C_i, H / s_i, W / s_i)."""
+        """Turn normalised images (N, 3, H, W) into features (N, C_i, H / s_i, W / s_i)."""
         feats = self.model(images)
-        feats = [feats[i] for i in self.keep]
+        feats = [feats[i] for i in self.indices]
         if self.channels_first:
             return feats
         return [feat.permute(0, 3, 1, 2).contiguous() for feat in feats]  # NHWC → NCHW
 
 
 def timm_cfg(name: str):
-    """timm's record of a model's published weights; None where it has no such model or tag."""
+    """Return timm's record of a model's published weights; None if timm lacks the model or the tag."""
     if not timm.is_model(name):
         return None
     try:
@@ -114,15 +117,14 @@ def timm_cfg(name: str):
 
 
 def build_options(name: str, image_size: int) -> dict:
-    """What timm.create_model needs beside the name, so that a model takes photos of image_size (and, where
-    it can, of other sizes). Raises BadInput where timm has no such model.
+    """Return the options with which timm.create_model builds a model for images of image_size and, if it can,
+    of other sizes. Raises BadInput if timm does not have the model.
     """
     pretrained_cfg = timm_cfg(name)
     if pretrained_cfg is None:
-        near = timm.list_models(f'*{name.split(".")[0][:8]}*')[:3]
-        raise BadInput(
-            f"config key 'encoder': timm has no {name!r}" + (f'; near it: {", ".join(near)}' if near else '')
-        )
+        similar = ', '.join(timm.list_models(f'*{name.split(".")[0][:8]}*')[:3])
+        hint = f'; similar names: {similar}' if similar else ''
+        raise BadInput(f"config key 'encoder': timm has no {name!r}{hint}")
     if name.startswith(PLAIN_VITS) and not name.startswith('beit'):
         return {'img_size': image_size, 'dynamic_img_size': True}
     if name.startswith('swin'):
@@ -131,7 +133,7 @@ def build_options(name: str, image_size: int) -> dict:
 
 
 def block_indices(name: str, blocks: tuple[int, ...] | None) -> list[int]:
-    """Places, from 0, of a plain ViT's blocks, given from 1; by default the last of each quarter."""
+    """Turn a plain ViT's block numbers, from 1, into indices, from 0; by default the last of each quarter."""
     with torch.device('meta'):
         depth = len(timm.create_model(name).blocks)
     if blocks is None:
@@ -141,39 +143,42 @@ def block_indices(name: str, blocks: tuple[int, ...] | None) -> list[int]:
     return [block - 1 for block in blocks]
 
 
-def kept_features(name: str, strides: list[int], output_stride: int, is_plain: bool) -> list[int]:
-    """Which of a model's features are used: the last of each stride. Raises BadInput where one lacks."""
-    wanted = [16] * 4 if is_plain else [min(stride, output_stride) for stride in STRIDES]
-    if strides[-4:] == wanted:
+def feature_indices(name: str, strides: list[int], output_stride: int, is_plain: bool) -> list[int]:
+    """Choose the features to use: the last one of each stride. Raises BadInput if a stride is missing."""
+    expected = [16] * 4 if is_plain else [min(stride, output_stride) for stride in STRIDES]
+    if strides[-4:] == expected:
         return list(range(len(strides) - 4, len(strides)))
-    if wanted == STRIDES and set(STRIDES) <= set(strides):
+    if expected == STRIDES and set(STRIDES) <= set(strides):
         return [len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES]
-    raise BadInput(f"config key 'encoder': {name} has the strides {strides}, expected {wanted} among them")
+    raise BadInput(f"config key 'encoder': {name} has the strides {strides}, expected {expected} among them")
 
 
-OWN_ENCODERS: dict[str, Callable[[str, float], nn.Module]] = {'twins': TwinsEncoder}  # by how a name starts
+# encoders with a class of their own, by the start of their names
+CUSTOM_ENCODERS: dict[str, Callable[[str, float], nn.Module]] = {'twins': TwinsEncoder}
 
 
-def own_encoder(name: str) -> Callable[[str, float], nn.Module] | None:
-    """The class of OWN_ENCODERS that builds it, from its name and drop_path; None where TimmEncoder does."""
-    return next((build for start, build in OWN_ENCODERS.items() if name.startswith(start)), None)
+def find_custom_encoder(name: str) -> Callable[[str, float], nn.Module] | None:
+    """Return the class of CUSTOM_ENCODERS that builds an encoder from its name and drop_path, or None."""
+    return next((build for start, build in CUSTOM_ENCODERS.items() if name.startswith(start)), None)
 
 
 def is_smp_encoder(name: str) -> bool:
-    """Whether smp has an encoder that timm has not, such as mit_b5."""
+    """Return whether smp has an encoder that timm lacks, such as mit_b5."""
     return timm_cfg(name) is None and name in smp.encoders.encoders
 
 
 def smp_encoder_name(name: str) -> str:
-    """timm's encoder under smp's prefix; smp's own name where timm has no such encoder."""
+    """Return smp's name of an encoder: timm's with a prefix, or smp's own if timm lacks it."""
     return f'tu-{name}' if timm_cfg(name) else name
 
 
 def checkpoint_gradients(encoder: nn.Module, name: str) -> None:
-    """Makes an encoder recompute its activations in the backward pass. Raises BadInput where it cannot."""
+    """Let an encoder recompute its activations in the backward pass. Raises BadInput if it cannot."""
     inner = getattr(encoder, 'model', encoder)
     inner = getattr(inner, 'model', inner)
     try:
         inner.set_grad_checkpointing(True)
     except (AttributeError, AssertionError):
-        raise BadInput(f"config key 'grad_checkpointing': the encoder {name} cannot do it") from None
+        raise BadInput(
+            f"config key 'grad_checkpointing': the encoder {name} cannot do it; remove the key"
+        ) from None

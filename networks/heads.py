@@ -1,11 +1,11 @@
 """Decode heads: features of an encoder in, logits out.
 
     head = HEADS['upernet']([96, 192, 384, 768], num_classes=11, channels=512)
-    outputs = head(feats)       # logits: auxiliary first, the main one last, in training and evaluation alike
-    head.loss_weights           # one an output, for losses.segmentation_loss
+    outputs = head(feats)       # a list of logits, the main one last, in training and evaluation alike
+    head.loss_weights           # one number an output, for losses.segmentation_loss
 
-Each gives the numbers of mmsegmentation 1.2.2 from the same weights, which mmseg.py renames. The papers:
-FCN arXiv:1411.4038, pyramid pooling (PSPNet) arXiv:1612.01105, UPerNet arXiv:1807.10221, K-Net
+Each head gives the same numbers as mmsegmentation 1.2.2 with the same weights, which mmseg.py renames. The
+papers: FCN arXiv:1411.4038, pyramid pooling (PSPNet) arXiv:1612.01105, UPerNet arXiv:1807.10221, K-Net
 arXiv:2106.14855, HRNet arXiv:1908.07919, OCR arXiv:1909.11065, SETR arXiv:2012.15840.
 
 Shapes: N batch, K classes, C channels of the head, C_i channels of feature i, h w the finest size: H/4, W/4.
@@ -23,10 +23,10 @@ from networks.mask2former import Mask2Former
 
 
 class FCN(Head):
-    """Convolutions on one feature, then the classifier. As a main head, and as the auxiliary one of others.
+    """Convolutions on one feature, then the classifier; a main head, or an auxiliary one.
 
-    index: the feature it reads; None joins them all at the finest size.
-    concat_input: one more convolution sees the feature beside what the others made of it.
+    index: the feature that it reads; None joins all of them at the finest size.
+    concat_input: add a convolution that reads the feature together with the output of the others.
     """
 
     def __init__(
@@ -40,13 +40,8 @@ class FCN(Head):
         kernel_size: int = 3,
         concat_input: bool = True,
         index: int | None = -1,
-        aux_weight: float = 0.4,
-        aux_channels: int = 256,
-        aux_index: int = 2,
     ) -> None:
-        super().__init__(
-            fcn_aux(in_channels, num_classes, aux_weight, aux_channels, aux_index, dropout), aux_weight
-        )
+        super().__init__()
         self.index = index
         width = sum(in_channels) if index is None else in_channels[index]
         widths = [width] + [channels] * num_convs
@@ -54,46 +49,19 @@ class FCN(Head):
         self.fuse = ConvBlock(width + channels, channels, kernel_size) if concat_input else None
         self.classifier = Classifier(channels, num_classes, dropout)
 
-    def decode(self, feats: list[Tensor]) -> list[Tensor]:
-        x = join(feats) if self.index is None else feats[self.index]
-        y = self.convs(x)
+    def forward(self, feats: list[Tensor]) -> list[Tensor]:
+        feature = join(feats) if self.index is None else feats[self.index]
+        x = self.convs(feature)
         if self.fuse is not None:
-            y = self.fuse(torch.cat([x, y], dim=1))
-        return [self.classifier(y)]
-
-
-def fcn_aux(
-    in_channels: list[int], num_classes: int, weight: float, channels: int, index: int, dropout: float
-) -> list[Head]:
-    """The auxiliary FCN of one convolution, on feature `index`; none where its weight is 0."""
-    if not weight:
-        return []
-    head = FCN(
-        in_channels,
-        num_classes,
-        channels=channels,
-        dropout=dropout,
-        num_convs=1,
-        concat_input=False,
-        index=index,
-        aux_weight=0,
-    )
-    return [head]
+            x = self.fuse(torch.cat([feature, x], dim=1))
+        return [self.classifier(x)]
 
 
 class FCNHRNet(FCN):
-    """HRNet's own: all features joined, one 1x1 convolution; published with sum(in_channels) channels."""
+    """HRNet's head: all features joined, one 1x1 convolution; the paper has sum(in_channels) channels."""
 
     def __init__(
-        self,
-        in_channels: list[int],
-        num_classes: int,
-        *,
-        channels: int = 720,
-        dropout: float = 0.0,
-        aux_weight: float = 0.0,
-        aux_channels: int = 256,
-        aux_index: int = 2,
+        self, in_channels: list[int], num_classes: int, *, channels: int = 720, dropout: float = 0.0
     ) -> None:
         super().__init__(
             in_channels,
@@ -104,14 +72,11 @@ class FCNHRNet(FCN):
             kernel_size=1,
             concat_input=False,
             index=None,
-            aux_weight=aux_weight,
-            aux_channels=aux_channels,
-            aux_index=aux_index,
         )
 
 
 class PyramidPooling(nn.Module):
-    """PSPNet's: a feature beside its averages over coarse grids, fused to C channels; the size stays."""
+    """PSPNet's pooling: join a feature and its averages over coarse grids, and fuse them to C channels."""
 
     def __init__(self, in_channels: int, channels: int, grids: tuple[int, ...] = (1, 2, 3, 6)) -> None:
         super().__init__()
@@ -128,22 +93,12 @@ class PyramidPooling(nn.Module):
 
 
 class UPerNet(Head):
-    """Pyramid pooling on the coarsest feature, a feature pyramid to the finest, all levels fused there."""
+    """Pyramid pooling on the coarsest feature, a feature pyramid down to the finest, and all levels fused."""
 
     def __init__(
-        self,
-        in_channels: list[int],
-        num_classes: int,
-        *,
-        channels: int = 512,
-        dropout: float = 0.1,
-        aux_weight: float = 0.4,
-        aux_channels: int = 256,
-        aux_index: int = 2,
+        self, in_channels: list[int], num_classes: int, *, channels: int = 512, dropout: float = 0.1
     ) -> None:
-        super().__init__(
-            fcn_aux(in_channels, num_classes, aux_weight, aux_channels, aux_index, dropout), aux_weight
-        )
+        super().__init__()
         *finer, coarsest = in_channels
         self.pooling = PyramidPooling(coarsest, channels)
         self.laterals = nn.ModuleList([ConvBlock(width, channels) for width in finer])
@@ -151,12 +106,12 @@ class UPerNet(Head):
         self.fuse = ConvBlock(len(in_channels) * channels, channels, 3)
         self.classifier = Classifier(channels, num_classes, dropout)
 
-    def decode(self, feats: list[Tensor]) -> list[Tensor]:
+    def forward(self, feats: list[Tensor]) -> list[Tensor]:
         return [self.classifier(self.fuse_levels(feats))]
 
     def fuse_levels(self, feats: list[Tensor]) -> Tensor:
-        """The map that the classifier reads, (N, C, h, w)."""
-        # 1. to one width; the coarsest level through pyramid pooling
+        """Fuse the features into the map that the classifier reads, (N, C, h, w)."""
+        # 1. bring all to one width; the coarsest level passes pyramid pooling
         levels = [lateral(feat) for lateral, feat in zip(self.laterals, feats[:-1], strict=True)]
         levels.append(self.pooling(feats[-1]))
 
@@ -164,7 +119,7 @@ class UPerNet(Head):
         for i in range(len(levels) - 1, 0, -1):
             levels[i - 1] = levels[i - 1] + resize(levels[i], levels[i - 1].shape[-2:])
 
-        # 3. all levels at 1/4, fused
+        # 3. smooth the levels, and fuse all of them at 1/4
         levels[:-1] = [smooth(level) for smooth, level in zip(self.smooths, levels[:-1], strict=True)]
         return self.fuse(join(levels))
 
@@ -173,7 +128,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {'gelu': nn.GELU, 'relu': nn.ReLU}
 
 
 class KernelUpdater(nn.Module):
-    """K-Net's Eq. 4 and 5: gates weigh what a kernel's pixels say against what the kernel was."""
+    """K-Net's equations 4 and 5: gates weigh the features of a kernel's pixels against the old kernel."""
 
     def __init__(self, channels: int, activation: type[nn.Module]) -> None:
         super().__init__()
@@ -190,28 +145,30 @@ class KernelUpdater(nn.Module):
         self.out = nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels), activation())
 
     def forward(self, groups: Tensor, kernels: Tensor) -> Tensor:
-        # groups: the features of each kernel's pixels, summed; like kernels and the output (N, any, channels)
+        """groups (N, M, channels), the summed features of each kernel's pixels, and kernels (N, M, channels)
+        → new kernels (N, M, channels).
+        """
         group_in, group_out = self.group_proj(groups).chunk(2, dim=-1)
         kernel_in, kernel_out = self.kernel_proj(kernels).chunk(2, dim=-1)
-        both = group_in * kernel_in
-        update = self.group_gate(both) * self.group_norm(group_out)
-        keep = self.kernel_gate(both) * self.kernel_norm(kernel_out)
-        return self.out(update + keep)
+        product = group_in * kernel_in
+        update = self.group_gate(product) * self.group_norm(group_out)
+        memory = self.kernel_gate(product) * self.kernel_norm(kernel_out)
+        return self.out(update + memory)
 
 
 class KernelStage(nn.Module):
-    """One stage of K-Net: kernels (N, K, C) and masks (N, K, h, w) in, better ones out.
+    """One stage of K-Net: it refines kernels (N, K, C) and masks (N, K, h, w).
 
-    The updater is `fold` times narrower than the kernels: it sees each kernel as `fold` of them.
+    The updater is `split` times narrower than the kernels: it reads each kernel as `split` narrow ones.
     """
 
     def __init__(
-        self, channels: int, *, heads: int, ffn_channels: int, fold: int, activation: type[nn.Module]
+        self, channels: int, *, heads: int, ffn_channels: int, split: int, activation: type[nn.Module]
     ) -> None:
         super().__init__()
-        self.fold = fold
+        self.split = split
         self.transform = nn.Conv2d(channels, channels, 1)
-        self.updater = KernelUpdater(channels // fold, activation)
+        self.updater = KernelUpdater(channels // split, activation)
         self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
         self.attention_norm = nn.LayerNorm(channels)
         self.ffn = nn.Sequential(
@@ -231,31 +188,32 @@ class KernelStage(nn.Module):
     def forward(self, x: Tensor, kernels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         x = self.transform(x)
 
-        # fp32 under autocast too: a group sums up to h*w pixels, which fp16 cannot hold, and kernels are few
+        # fp32 under autocast too: a group is a sum over up to h*w pixels, which overflows in fp16
         with torch.autocast(x.device.type, enabled=False):
-            # 1. each kernel's group: the features of its pixels, as far as they are its own
-            shares = masks.float().softmax(dim=1)
-            groups = torch.einsum('nkhw,nchw->nkc', shares, x.float())
+            # 1. the group of each kernel: the features of all pixels, weighted by its mask
+            probs = masks.float().softmax(dim=1)
+            groups = torch.einsum('nkhw,nchw->nkc', probs, x.float())
 
-            # 2. each kernel from its group: (N, K, C) seen as (N, K * fold, C / fold)
-            folded = (x.shape[0], -1, groups.shape[2] // self.fold)
-            updated = self.updater(groups.reshape(folded), kernels.float().reshape(folded))
-            updated = updated.reshape(groups.shape)
+            # 2. update each kernel from its group: (N, K, C) as (N, K * split, C / split)
+            shape = (x.shape[0], -1, groups.shape[2] // self.split)
+            kernels = self.updater(groups.reshape(shape), kernels.float().reshape(shape))
+            kernels = kernels.reshape(groups.shape)
 
-            # 3. the kernels of an image among themselves
-            attended, _ = self.attention(updated, updated, updated, need_weights=False)
-            kernels = self.attention_norm(updated + attended)
+            # 3. attention among the kernels of an image
+            attention, _ = self.attention(kernels, kernels, kernels, need_weights=False)
+            kernels = self.attention_norm(kernels + attention)
             kernels = self.ffn_norm(kernels + self.ffn(kernels))
             mask_kernels = self.to_mask_kernel(kernels)
 
-        # 4. masks: each kernel as a 1x1 convolution of its image
+        # 4. new masks: each kernel is a 1x1 convolution of its image
         return kernels, torch.einsum('nkc,nchw->nkhw', mask_kernels.to(x.dtype), x)
 
 
 class KNet(Head):
-    """K-Net over UPerNet: the classifier's rows are kernels, one a class, which each stage fits to the image.
+    """K-Net over UPerNet: the classifier's rows are kernels, one a class; each stage fits them to the image.
 
-    Outputs: auxiliary, UPerNet's own, one a stage. Published with 512 channels and 2048 in the feed-forward.
+    Outputs: UPerNet's own, then one a stage. The paper has 512 channels, and 2048 in the feed-forward layers.
+    Raises ValueError for channels that cannot be divided, and for an unknown activation.
     """
 
     def __init__(
@@ -268,42 +226,39 @@ class KNet(Head):
         stages: int = 3,
         attention_heads: int = 8,
         ffn_ratio: int = 4,
-        fold: int = 2,
+        split: int = 2,
         activation: str = 'gelu',
-        aux_weight: float = 0.4,
-        aux_channels: int = 256,
-        aux_index: int = 2,
     ) -> None:
-        if channels % attention_heads or channels % fold:
+        if channels % attention_heads or channels % split:
             raise ValueError(
-                f'K-Net: found {channels} channels, expected a multiple of {attention_heads} and {fold}'
+                f'K-Net: found {channels} channels, expected a multiple of {attention_heads} and {split}'
             )
         if activation not in ACTIVATIONS:
             raise ValueError(
                 f'K-Net: found activation {activation!r}, expected one of {", ".join(ACTIVATIONS)}'
             )
-        aux = fcn_aux(in_channels, num_classes, aux_weight, aux_channels, aux_index, dropout)
-        super().__init__(aux, aux_weight, outputs=1 + stages)
-        self.upernet = UPerNet(in_channels, num_classes, channels=channels, dropout=dropout, aux_weight=0)
+        super().__init__()
+        self.loss_weights = (1.0,) * (1 + stages)
+        self.upernet = UPerNet(in_channels, num_classes, channels=channels, dropout=dropout)
         self.stages = nn.ModuleList(
             KernelStage(
                 channels,
                 heads=attention_heads,
                 ffn_channels=ffn_ratio * channels,
-                fold=fold,
+                split=split,
                 activation=ACTIVATIONS[activation],
             )
             for _ in range(stages)
         )
 
-    def decode(self, feats: list[Tensor]) -> list[Tensor]:
-        # 1. UPerNet: the map, its masks, and the kernels that made them
+    def forward(self, feats: list[Tensor]) -> list[Tensor]:
+        # 1. UPerNet: its map, its masks, and the kernels that made them
         x = self.upernet.fuse_levels(feats)  # (N, C, h, w)
         classifier = self.upernet.classifier
         masks = classifier(x)  # (N, K, h, w)
         kernels = classifier.conv.weight.flatten(1).expand(x.shape[0], -1, -1)  # (K, C, 1, 1) -> (N, K, C)
 
-        # 2. stage after stage
+        # 2. refine kernels and masks
         outputs = [masks]
         for stage in self.stages:
             kernels, masks = stage(x, kernels, masks)
@@ -314,8 +269,8 @@ class KNet(Head):
 class OCR(Head):
     """Object-contextual representations: pixels attend to the mean features of the classes in a coarse map.
 
-    Outputs: the coarse map, always, with aux_weight for its loss and aux_channels for its width (published:
-    sum(in_channels)); the main one.
+    Outputs: the coarse map, and the main one. coarse_channels is the width of the coarse map (the paper has
+    sum(in_channels)), coarse_weight the weight of its loss.
     """
 
     def __init__(
@@ -326,13 +281,13 @@ class OCR(Head):
         channels: int = 512,
         dropout: float = 0.0,
         ocr_channels: int | None = None,
-        aux_weight: float = 0.4,
-        aux_channels: int = 720,
+        coarse_channels: int = 720,
+        coarse_weight: float = 0.4,
     ) -> None:
-        super().__init__([], aux_weight)
-        self.loss_weights = [aux_weight, 1.0]
+        super().__init__()
+        self.loss_weights = (coarse_weight, 1.0)
         width = ocr_channels or channels // 2
-        self.coarse = FCNHRNet(in_channels, num_classes, channels=aux_channels, dropout=dropout)
+        self.coarse = FCNHRNet(in_channels, num_classes, channels=coarse_channels, dropout=dropout)
         self.pixels = ConvBlock(sum(in_channels), channels, 3)
         self.query = nn.Sequential(ConvBlock(channels, width), ConvBlock(width, width))
         self.key = nn.Sequential(ConvBlock(channels, width), ConvBlock(width, width))
@@ -341,31 +296,31 @@ class OCR(Head):
         self.fuse = ConvBlock(2 * channels, channels)
         self.classifier = Classifier(channels, num_classes, dropout)
 
-    def decode(self, feats: list[Tensor]) -> list[Tensor]:
-        # 1. where each class is, roughly
+    def forward(self, feats: list[Tensor]) -> list[Tensor]:
+        # 1. the coarse map, as weights of the pixels of each class
         (coarse,) = self.coarse(feats)
-        where = coarse.flatten(2).softmax(dim=2)  # (N, K, h*w), over the pixels
+        weights = coarse.flatten(2).softmax(dim=2)  # (N, K, h*w), over the pixels
 
-        # 2. the mean feature of each class's pixels
+        # 2. the mean feature of the pixels of each class
         x = self.pixels(join(feats))  # (N, C, h, w)
-        regions = x.flatten(2) @ where.to(x.dtype).transpose(1, 2)  # (N, C, K)
+        regions = x.flatten(2) @ weights.to(x.dtype).transpose(1, 2)  # (N, C, K)
         regions = regions.unsqueeze(3)  # (N, C, K, 1): a map, for the convolutions
 
-        # 3. each pixel attends to the classes
+        # 3. attention of each pixel to the classes
         query = self.query(x).flatten(2).transpose(1, 2).unsqueeze(1)  # (N, 1, h*w, width): one head
         key = self.key(regions).flatten(2).transpose(1, 2).unsqueeze(1)  # (N, 1, K, width)
         value = self.value(regions).flatten(2).transpose(1, 2).unsqueeze(1)
         context = F.scaled_dot_product_attention(query, key, value).squeeze(1)
         context = self.out(context.transpose(1, 2).unflatten(2, x.shape[-2:]))  # (N, C, h, w)
 
-        # 4. beside the pixel's own feature
+        # 4. classify the context joined with the feature of the pixel
         return [coarse, self.classifier(self.fuse(torch.cat([context, x], dim=1)))]
 
 
 class SETR(Head):
-    """SETR's naive decoder of a plain ViT: LayerNorm, a 1x1 convolution, upsampling by 4.
+    """SETR's naive decoder of a plain ViT: LayerNorm, a 1x1 convolution, upsampling by `scale`.
 
-    It reads the last feature; each of the others gets an auxiliary decoder of the same kind.
+    index: the feature that it reads, the last one by default.
     """
 
     def __init__(
@@ -377,31 +332,16 @@ class SETR(Head):
         dropout: float = 0.0,
         index: int = -1,
         scale: int = 4,
-        aux_weight: float = 0.4,
-        aux_channels: int = 256,
     ) -> None:
-        aux = [
-            SETR(
-                in_channels,
-                num_classes,
-                channels=aux_channels,
-                dropout=dropout,
-                index=i,
-                scale=scale,
-                aux_weight=0,
-            )
-            for i in range(len(in_channels) - 1)
-            if aux_weight
-        ]
-        super().__init__(aux, aux_weight)
+        super().__init__()
         self.index = index
         self.scale = scale
         self.norm = nn.LayerNorm(in_channels[index], eps=1e-6)
         self.conv = ConvBlock(in_channels[index], channels)
         self.classifier = Classifier(channels, num_classes, dropout)
 
-    def decode(self, feats: list[Tensor]) -> list[Tensor]:
-        x = self.norm(feats[self.index].permute(0, 2, 3, 1))  # (N, h, w, C_i): the norm is over channels
+    def forward(self, feats: list[Tensor]) -> list[Tensor]:
+        x = self.norm(feats[self.index].permute(0, 2, 3, 1))  # (N, h, w, C_i)
         x = self.conv(x.permute(0, 3, 1, 2))
         return [self.classifier(resize(x, (self.scale * x.shape[2], self.scale * x.shape[3])))]
 

@@ -1,8 +1,9 @@
-"""What models are made of: small blocks, necks between encoder and head, the contract `Head`, and `Queries`,
-which Mask2Former gives in place of logits.
+"""The parts of a model: small blocks, the necks between encoder and head, and the contract `Head`.
 
 Shapes: N batch, K classes, C channels of the head, C_i channels of feature i, h w the finest size: H/4, W/4.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 
 
 def resize(x: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
-    """A map at another (H, W), bilinear, corners not aligned; itself where the size is right.
+    """Resize a map to (H, W), bilinear, corners not aligned; return it as it is if the size is right.
 
-    antialias: averaged where it shrinks, as pictures and probabilities should be.
+    antialias: average the pixels when the map shrinks, as photos and probabilities should be.
     """
     if x.shape[-2:] == tuple(size):
         return x
@@ -20,12 +21,17 @@ def resize(x: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
 
 
 def join(feats: list[Tensor]) -> Tensor:
-    """All features at the size of the finest, side by side: (N, sum of C_i, h, w)."""
+    """Concatenate all features at the size of the finest: (N, sum of C_i, h, w)."""
     return torch.cat([resize(feat, feats[0].shape[-2:]) for feat in feats], dim=1)
 
 
+def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Divide; a denominator of 0 counts as 1."""
+    return numerator / torch.where(denominator == 0, 1, denominator)
+
+
 class ConvBlock(nn.Sequential):
-    """Convolution, BatchNorm, ReLU. The size stays."""
+    """Convolution, BatchNorm and ReLU; the size stays the same."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1) -> None:
         super().__init__()
@@ -35,9 +41,9 @@ class ConvBlock(nn.Sequential):
         nn.init.kaiming_normal_(self.conv.weight, mode='fan_out', nonlinearity='relu')
 
     def forward(self, x: Tensor) -> Tensor:
-        # SyncBatchNorm, which counts all ranks, is no BatchNorm2d and does its own check
+        # SyncBatchNorm counts the values of all ranks and checks them itself; it is no BatchNorm2d
         if self.training and x.numel() == x.shape[1] and isinstance(self.norm, nn.BatchNorm2d):
-            raise ValueError('BatchNorm has one value a channel: train with a batch_size of 2 or more')
+            raise ValueError('BatchNorm: found one value a channel; train with a batch_size of 2 or more')
         return super().forward(x)
 
 
@@ -53,8 +59,8 @@ class Classifier(nn.Sequential):
 
 
 class FeaturePyramid(nn.Module):
-    """Strides 4, 8, 16 and 32 from four features of stride 16, as BEiT fine-tunes a plain ViT
-    (arXiv:2106.08254): (N, C, H/16, W/16) each → (N, C, H/4, W/4), ..., (N, C, H/32, W/32).
+    """Features of strides 4, 8, 16 and 32 from four features of a plain ViT, as in BEiT (arXiv:2106.08254):
+    (N, C, H/16, W/16) each → (N, C, H/4, W/4), ..., (N, C, H/32, W/32).
     """
 
     def __init__(self, channels: int) -> None:
@@ -74,8 +80,8 @@ class FeaturePyramid(nn.Module):
 
 
 class FeatureNorms(nn.Module):
-    """A LayerNorm over the channels of each feature, which networks that were made to end in one alone need
-    (Swin, arXiv:2103.14030; ConvNeXt, arXiv:2201.03545; as mmsegmentation has it).
+    """A LayerNorm over the channels of each feature. Swin (arXiv:2103.14030) and ConvNeXt (arXiv:2201.03545)
+    come with a norm after the last stage alone; mmsegmentation adds these too.
     """
 
     def __init__(self, channels: list[int], eps: float) -> None:
@@ -83,24 +89,19 @@ class FeatureNorms(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps) for width in channels)
 
     def forward(self, feats: list[Tensor]) -> list[Tensor]:
-        normed = (norm(feat.permute(0, 2, 3, 1)) for norm, feat in zip(self.norms, feats, strict=True))
-        return [feat.permute(0, 3, 1, 2) for feat in normed]
+        feats = [feat.permute(0, 2, 3, 1) for feat in feats]  # (N, h_i, w_i, C_i)
+        feats = [norm(feat) for norm, feat in zip(self.norms, feats, strict=True)]
+        return [feat.permute(0, 3, 1, 2) for feat in feats]
 
 
 class Head(nn.Module):
-    """What all heads share: auxiliary heads, whose outputs come before its own, and the outputs' weights.
+    """The contract of every head: features in, a list of logits out, the same in training and evaluation.
 
-    A subclass implements decode(feats) -> list[logits], the main one last; `outputs` is how many these are.
+    A subclass implements forward(feats) → list of (N, K, h, w), the main one last. `loss_weights` holds one
+    number an output.
     """
 
-    def __init__(self, aux: list['Head'], aux_weight: float, outputs: int = 1) -> None:
-        super().__init__()
-        self.aux = nn.ModuleList(aux)
-        self.loss_weights = [aux_weight] * len(aux) + [1.0] * outputs
+    loss_weights: Sequence[float] = (1.0,)
 
     def forward(self, feats: list[Tensor]) -> list[Tensor]:
-        aux = [logits for head in self.aux for logits in head(feats)]
-        return aux + self.decode(feats)
-
-    def decode(self, feats: list[Tensor]) -> list[Tensor]:
         raise NotImplementedError

@@ -1,7 +1,7 @@
-"""Checkpoints of mmsegmentation 1.x and mmpretrain 1.x under our names.
+"""Checkpoints of mmsegmentation 1.x and mmpretrain 1.x: rename their tensors to ours.
 
 if is_mmseg(state_dict):
-    state_dict = convert_mmseg(state_dict, 'convnext_xlarge.fb_in22k')     # encoder.*, neck.*, head.*
+    state_dict = convert_mmseg(state_dict, 'convnext_xlarge.fb_in22k')  # encoder.*, neck.*, aux.*, head.*
 """
 
 import re
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from utils.errors import BadInput
 
+# each pattern and its replacement, for re.sub, in this order
 HEAD_NAMES = (
-    # the parts of a checkpoint; a decode head that is a list is OCR's cascade
+    # the parts of a checkpoint; only OCR has a list of decode heads
     (r'^decode_head\.0\.', 'coarse.'),
     (r'^decode_head\.(1\.)?', ''),
     (r'^auxiliary_head\.(\d+)\.', r'aux.\1.'),
     (r'^auxiliary_head\.', 'aux.0.'),
-    # everywhere
+    # all heads
     (r'\bconv_seg\.', 'classifier.conv.'),
     (r'\.bn\.', '.norm.'),
     # FCN
@@ -55,7 +56,7 @@ HEAD_NAMES = (
 )
 
 MLP = ((r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'), (r'\.ffn\.layers\.1\.', '.mlp.fc2.'))
-# of each family of encoders, by the start of its name: timm's names, or smp's
+# the patterns of each family of encoders, by the start of its name; they give the names of timm, or of smp
 ENCODER_NAMES = {
     'convnext': (
         (r'^norm(\d)\.', r'neck.norms.\1.'),
@@ -80,7 +81,7 @@ ENCODER_NAMES = {
         (r'^layers\.', 'blocks.'),
         *MLP,
     ),
-    'hrnet': (),  # the names of its authors, as in timm
+    'hrnet': (),  # timm has the same names
     'resnet': ((r'^stem\.7\.', 'bn1.'), (r'^stem\.', 'conv1.')),
     'mit': (
         (r'^layers\.(\d)\.0\.projection\.', lambda m: f'patch_embed{int(m[1]) + 1}.proj.'),
@@ -108,85 +109,90 @@ NECK_NAMES = (
     (r'^neck\.upsample_4x\.', 'neck.up4.'),
     (r'^neck\.upsample_2x\.', 'neck.up2.'),
 )
-COMPUTED = re.compile(r'relative_position_index$|attn_mask$')  # tables that follow from the sizes
+COMPUTED = re.compile(r'relative_position_index$|attn_mask$')  # tables that depend on the sizes alone
 
 
 def is_mmseg(state_dict: dict[str, Tensor]) -> bool:
-    """Whether these are the weights of a network of mmsegmentation or mmpretrain."""
+    """Return whether these are the weights of a network of mmsegmentation or mmpretrain."""
     return any(name.startswith('backbone.') for name in state_dict)
 
 
 def convert_mmseg(state_dict: dict[str, Tensor], encoder: str) -> dict[str, Tensor]:
-    """The weights of a whole network under the names encoder.* (timm's, or smp's, within it), neck.* and
-    head.*. A classifier of whole images is left out. Raises BadInput for an encoder of no known family.
+    """Rename a whole network to encoder.* (with the names of timm or smp), neck.*, aux.* and head.*, and drop
+    a classifier of whole images. Raises BadInput for an encoder of an unknown family.
     """
     family = next((family for family in ENCODER_NAMES if encoder.startswith(family)), None)
     if family is None:
         raise BadInput(
-            f'{encoder}: checkpoints of mmsegmentation are read for the encoders {", ".join(ENCODER_NAMES)}'
+            f"config key 'encoder': found {encoder}; checkpoints of mmsegmentation can be read for encoders "
+            f'that begin with {", ".join(ENCODER_NAMES)}'
         )
-    state_dict = {name: v for name, v in state_dict.items() if not name.startswith('head.')}  # mmpretrain's
+    # mmpretrain's classifier is called head
+    state_dict = {name: v for name, v in state_dict.items() if not name.startswith('head.')}
     backbone = {name: v for name, v in state_dict.items() if name.startswith('backbone.')}
     neck = {name: v for name, v in state_dict.items() if name.startswith('neck.')}
+    heads = convert_mmseg_head(state_dict)
     return (
         convert_encoder(backbone, family)
-        | {rename(name, NECK_NAMES): tensor for name, tensor in neck.items()}
-        | {f'head.{name}': tensor for name, tensor in convert_mmseg_head(state_dict).items()}
+        | {rename(name, NECK_NAMES): v for name, v in neck.items()}
+        | {name if name.startswith('aux.') else f'head.{name}': v for name, v in heads.items()}
     )
 
 
 def convert_encoder(state_dict: dict[str, Tensor], family: str) -> dict[str, Tensor]:
-    """A backbone's tensors, as encoder.* and neck.*."""
+    """Rename the tensors of a backbone to encoder.* and neck.*."""
     converted = {}
-    if family == 'vit' and 'backbone.patch_embed.projection.bias' not in state_dict:
+    bias = 'backbone.patch_embed.projection.bias'
+    if family == 'vit' and bias not in state_dict:
         width = len(state_dict['backbone.patch_embed.projection.weight'])
-        state_dict = {**state_dict, 'backbone.patch_embed.projection.bias': torch.zeros(width)}
+        state_dict = {**state_dict, bias: torch.zeros(width)}
     for name, tensor in state_dict.items():
         name = rename(name.removeprefix('backbone.'), ENCODER_NAMES[family])
         if COMPUTED.search(name):
             continue
         if family == 'swin' and '.downsample.' in name:
-            tensor = merged_neighbours(tensor)
+            tensor = reorder_patch_merging(tensor)
         if family == 'mit' and re.search(r'\.mlp\.fc\d\.weight$', name):
-            tensor = tensor.flatten(1)  # a 1x1 convolution there
-        for part, value in split_attention(name, tensor, whole=family == 'vit'):
-            converted[part if part.startswith('neck.') else f'encoder.{part}'] = value
+            tensor = tensor.flatten(1)  # mmsegmentation has a 1x1 convolution
+        for new_name, value in split_attention(name, tensor, joint_qkv=family == 'vit'):
+            converted[new_name if new_name.startswith('neck.') else f'encoder.{new_name}'] = value
     return converted
 
 
-def merged_neighbours(tensor: Tensor) -> Tensor:
-    """Swin's patch merging, (..., 4C): mmsegmentation numbers the four neighbours (c, row, column), timm
+def reorder_patch_merging(tensor: Tensor) -> Tensor:
+    """Reorder the last axis (4C) of Swin's patch merging from mmsegmentation's (c, row, column) to timm's
     (column, row, c).
     """
     return tensor.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
 
 
-def split_attention(name: str, tensor: Tensor, whole: bool) -> list[tuple[str, Tensor]]:
-    """torch's MultiheadAttention as timm's: one qkv, or q and kv, and proj."""
+def split_attention(name: str, tensor: Tensor, joint_qkv: bool) -> list[tuple[str, Tensor]]:
+    """Rename a tensor of torch's MultiheadAttention to timm's qkv and proj, or to q, kv and proj."""
     name = name.replace('.attn.attn.out_proj.', '.attn.proj.')
-    found = re.fullmatch(r'(.*\.attn)\.attn\.in_proj_(weight|bias)', name)
-    if not found:
+    match = re.fullmatch(r'(.*\.attn)\.attn\.in_proj_(weight|bias)', name)
+    if not match:
         return [(name, tensor)]
-    if whole:
-        return [(f'{found[1]}.qkv.{found[2]}', tensor)]
+    prefix, kind = match.groups()
+    if joint_qkv:
+        return [(f'{prefix}.qkv.{kind}', tensor)]
     width = len(tensor) // 3
-    return [(f'{found[1]}.q.{found[2]}', tensor[:width]), (f'{found[1]}.kv.{found[2]}', tensor[width:])]
+    return [(f'{prefix}.q.{kind}', tensor[:width]), (f'{prefix}.kv.{kind}', tensor[width:])]
 
 
 def convert_mmseg_head(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of decode and auxiliary heads under the names of heads.py, of a whole checkpoint or of a
-    decode head alone.
+    """Rename the decode head to the names of heads.py and auxiliary heads to aux.0.*, aux.1.* and so on, in a
+    whole checkpoint or a decode head alone.
     """
     is_ocr = any('object_context_block.' in name for name in state_dict)
-    names = (*HEAD_NAMES, (r'^bottleneck\.', 'pixels.') if is_ocr else (r'\bbottleneck\.', 'pooling.fuse.'))
+    bottleneck = (r'^bottleneck\.', 'pixels.') if is_ocr else (r'\bbottleneck\.', 'pooling.fuse.')
     heads = {name: v for name, v in state_dict.items() if not name.startswith(('backbone.', 'neck.'))}
-    converted = {rename(name, names): tensor for name, tensor in heads.items()}
-    assert len(converted) == len(heads), 'two tensors got one name'
+    converted = {rename(name, (*HEAD_NAMES, bottleneck)): tensor for name, tensor in heads.items()}
+    assert len(converted) == len(heads), 'two tensors got the same name'
     return converted
 
 
 def rename(name: str, patterns: tuple) -> str:
-    """Every pattern in turn, as re.sub has it."""
+    """Apply the patterns with re.sub, one after another."""
     for pattern, replacement in patterns:
         name = re.sub(pattern, replacement, name)
     return name

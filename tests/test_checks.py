@@ -210,7 +210,7 @@ def test_weights_that_are_left_over(tiny, tmp_path):
     report = SegModel(cfg.model_copy(update={'encoder_weights': str(path)})).encoder_report
     count = len(state)
     assert report[0] == f'encoder_weights: {path}: {count} tensors loaded, 2 of {count + 2} not used'
-    assert report[1:] == ['warning: encoder_weights: 1 tensors have no place here: block9.weight']
+    assert report[1:] == ['warning: encoder_weights: 1 tensors do not belong to the encoder: block9.weight']
     lite = {'encoder': 'tf_efficientnet_lite0', 'encoder_weights': 'efficientnet-lite0'}
     report = SegModel(tiny.model_copy(update=lite)).encoder_report
     assert len(report) == 1 and 'tensors loaded' in report[0]

@@ -19,7 +19,7 @@ from config import (
     read_yaml,
 )
 from losses import LOSSES
-from networks.encoders import is_smp_encoder, own_encoder, timm_cfg
+from networks.encoders import find_custom_encoder, is_smp_encoder, timm_cfg
 from networks.heads import HEADS
 from utils.errors import BadInput
 
@@ -32,7 +32,7 @@ def test_shipped_config_loads_and_is_short(path):
     assert cfg.name == path.stem
     assert cfg.head in HEADS or cfg.head.startswith('smp-')
     assert set(cfg.loss) <= set(LOSSES)
-    assert own_encoder(cfg.encoder) or timm_cfg(cfg.encoder) or is_smp_encoder(cfg.encoder)
+    assert find_custom_encoder(cfg.encoder) or timm_cfg(cfg.encoder) or is_smp_encoder(cfg.encoder)
     assert len(path.read_text().splitlines()) <= 15
     assert not {'fold', 'data_root', 'cache_dir', 'output_dir'} & set(read_yaml(path))
 

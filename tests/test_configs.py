@@ -1,5 +1,5 @@
-"""Every shipped config: with a small encoder of its family in the tests, at its real size where asked for
-(pytest -m slow tests/test_configs.py).
+"""Every shipped config trains and predicts: with a small encoder of its family, and at its real size with
+`pytest -m slow tests/test_configs.py`.
 """
 
 import gc
@@ -32,7 +32,7 @@ SMALL = {
 
 
 def small(path: Path) -> Config:
-    """A config with a small encoder of the same family, and a narrow head where it can be told so."""
+    """Load a config, and give it a small encoder of the same family and a narrow head."""
     cfg = load_config(path)
     update = {
         'encoder': next(name for family, name in SMALL.items() if cfg.encoder.startswith(family)),
@@ -60,10 +60,10 @@ def test_config_trains_and_predicts_at_any_size(path):
     model = SegModel(cfg).train()
     images = torch.randn(2, 3, 64, 64)
     mask = torch.zeros(2, 64, 64, dtype=torch.long)
-    mask[:, 16:48, 16:48] = 3  # the other classes are absent
+    mask[:, 16:48, 16:48] = 3  # only classes 0 and 3 are present
     loss_of(model, cfg, images, mask).backward()
-    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert not without
+    missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not missing
     assert loss_of(model, cfg, images, torch.full_like(mask, IGNORED)).isfinite()
     model.eval()
     with torch.inference_mode():
@@ -77,7 +77,7 @@ def test_config_trains_and_predicts_at_any_size(path):
 @pytest.mark.slow
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_config_at_its_real_size(path):
-    """Forward and backward at the config's own crop in under 20 GB, and prediction at 256 to 768."""
+    """Run forward and backward at the config's crop in under 20 GB, and predict at 256 to 768."""
     cfg = load_config(path).model_copy(update={'encoder_weights': 'none'})
     model = SegModel(cfg).eval()  # BatchNorm cannot train on one image
     side = cfg.crop_size
@@ -92,12 +92,12 @@ def test_config_at_its_real_size(path):
             assert logits.shape[:2] == (1, 11) and logits.isfinite().all()
     del model
     gc.collect()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kB; of all configs so far
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kB, the most of all configs so far
     print(f'{path.stem}: peak {peak:.1f} GB')
     assert peak < 20
 
 
-def test_main_logits_of_both_kinds():
+def test_main_logits_of_logits_and_queries():
     logits = torch.zeros(1, 2, 4, 4)
     queries = Queries(torch.randn(1, 3, 5), torch.randn(1, 3, 4, 4))
     assert main_logits([None, logits]) is logits

@@ -1,4 +1,4 @@
-"""Checkpoints of mmsegmentation: small networks (tests/reference/make_networks.py) give the same logits."""
+"""Checkpoints of mmsegmentation: small networks give equal logits (see tests/reference/make_networks.py)."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 import train
 from models import SegModel
 from networks import encoders
-from networks.mmseg import convert_mmseg, is_mmseg, merged_neighbours
+from networks.mmseg import convert_mmseg, is_mmseg, reorder_patch_merging
 from networks.pretrained import load_mmseg, read_state
 from utils.errors import BadInput
 
@@ -19,7 +19,7 @@ NETWORKS = sorted(path for path in FOLDER.glob('*.pt') if path.stem != 'mit_feat
 
 
 def build(network: dict, tiny, monkeypatch) -> SegModel:
-    """This project's model of a reference file, at its small sizes."""
+    """Build the model of a reference file, at its small sizes."""
     create = timm.create_model
     monkeypatch.setattr(
         encoders.timm, 'create_model', lambda name, **kwargs: create(name, **kwargs, **network['options'])
@@ -39,7 +39,7 @@ def read(path: Path) -> dict:
     return network
 
 
-def test_there_are_networks():
+def test_the_networks_are_found():
     assert len(NETWORKS) >= 7
 
 
@@ -62,8 +62,8 @@ def network_of(name: str) -> dict:
 
 
 def test_mix_transformer_tensors_are_all_found(tiny, tmp_path):
-    """Names and shapes as mmsegmentation has them. smp's network cannot be made smaller than mit_b0: with
-    make_networks.py's weights it gave the same features to 3e-5, but they are too large a file to keep.
+    """Load tensors with mmsegmentation's names and shapes. smp has nothing smaller than mit_b0, whose weights
+    are too large a file to keep; with those of make_networks.py the features were equal to 3e-5.
     """
     shapes = json.loads((FOLDER / 'mit_b0.json').read_text())
     state = {name: torch.full(shape, 0.5) for name, shape in shapes.items()}
@@ -81,19 +81,19 @@ def test_training_starts_from_a_whole_checkpoint(tiny, tmp_path, monkeypatch, ca
     for key in [key for key in state if '.conv_seg.' in key]:
         state[key] = torch.zeros(150, *state[key].shape[1:])
     torch.save({'meta': {}, 'state_dict': state}, tmp_path / 'w.pth')
-    build(network, tiny, monkeypatch)  # for the small sizes
+    build(network, tiny, monkeypatch)  # patches timm to the small sizes
     update = {'encoder': network['encoder'], **network['config'], 'weights': tmp_path / 'w.pth', 'lr': 1e-12}
     cfg = tiny.model_copy(update={**update, 'warmup_iters': 0})
     train.main(cfg, 0)
-    assert 'left out: head.aux.0.classifier.conv.bias' in capsys.readouterr().out
+    assert 'left out: aux.0.classifier.conv.bias' in capsys.readouterr().out
     saved = torch.load(cfg.run_dir(0) / 'last.pt', weights_only=True)['model']
     assert torch.allclose(saved['encoder.model.conv1.weight'], state['backbone.conv1.weight'], atol=1e-6)
 
 
 def test_patch_merging_order():
-    """Channel 1 of the neighbour in row 0, column 1 is number 4 * 1 + 1 there, and 2 * C + 1 in timm."""
-    there = torch.arange(12.0)[None]  # C = 3
-    assert merged_neighbours(there)[0, 2 * 3 + 1] == 4 * 1 + 1
+    """Channel 1 in row 0, column 1 has the index 4 * 1 + 1 in mmsegmentation, and 2 * C + 1 in timm."""
+    mmseg = torch.arange(12.0)[None]  # C = 3
+    assert reorder_patch_merging(mmseg)[0, 2 * 3 + 1] == 4 * 1 + 1
 
 
 def test_class_layers_of_another_size_are_left_out_by_name(tiny, monkeypatch):
@@ -104,8 +104,8 @@ def test_class_layers_of_another_size_are_left_out_by_name(tiny, monkeypatch):
     model = build(network, tiny, monkeypatch)
     before = model.head.classifier.conv.weight.clone()
     assert load_mmseg(model, state, network['encoder'], Path('w.pth')) == [
-        'head.aux.0.classifier.conv.bias',
-        'head.aux.0.classifier.conv.weight',
+        'aux.0.classifier.conv.bias',
+        'aux.0.classifier.conv.weight',
         'head.classifier.conv.bias',
         'head.classifier.conv.weight',
     ]
@@ -120,11 +120,11 @@ def test_class_layers_of_another_size_are_left_out_by_name(tiny, monkeypatch):
         (lambda s: s.update({'backbone.extra': torch.zeros(1)}), 'encoder.extra is only in the file'),
         (
             lambda s: s.update({'backbone.conv1.weight': torch.zeros(8, 3, 3, 3)}),
-            r'encoder.conv1.weight is \(8, 3, 3, 3\) there',
+            r'encoder.conv1.weight is \(8, 3, 3, 3\) in the file',
         ),
     ],
 )
-def test_what_does_not_fit_is_listed(change, message, tiny, monkeypatch):
+def test_tensors_that_do_not_fit_are_listed(change, message, tiny, monkeypatch):
     network = network_of('resnet_fcn')
     change(network['state_dict'])
     with pytest.raises(BadInput, match=f'w.pth: 1 tensors do not fit: {message}'):
@@ -133,8 +133,8 @@ def test_what_does_not_fit_is_listed(change, message, tiny, monkeypatch):
         )
 
 
-def test_encoder_of_no_known_family():
-    with pytest.raises(BadInput, match='are read for the encoders convnext'):
+def test_encoder_of_an_unknown_family_is_refused():
+    with pytest.raises(BadInput, match='can be read for encoders that begin with convnext'):
         convert_mmseg({'backbone.x': torch.zeros(1)}, 'tf_efficientnet_lite0')
 
 
@@ -148,7 +148,7 @@ def test_encoder_weights_take_a_wrapped_checkpoint(tiny, tmp_path, monkeypatch):
     assert torch.equal(model.encoder.model.stages_0.blocks[0].conv_dw.weight, expected)
 
 
-def test_file_that_is_no_state_dict(tmp_path):
+def test_file_without_a_state_dict_is_refused(tmp_path):
     torch.save({'model': 'none'}, tmp_path / 'w.pth')
-    with pytest.raises(BadInput, match='something else beside tensors'):
+    with pytest.raises(BadInput, match='something other than tensors'):
         read_state(tmp_path / 'w.pth')

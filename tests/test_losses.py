@@ -1,4 +1,4 @@
-"""Each loss against a case worked out by hand."""
+"""Losses: each one equals a case worked out by hand, and none fails on ignored pixels and absent classes."""
 
 import math
 
@@ -11,7 +11,7 @@ from losses import LOSSES, cross_entropy, dice, focal, lovasz, ohem, segmentatio
 
 
 def logits_of(probs: list[list[float]]) -> Tensor:
-    """Logits (1, K, 1, P) whose softmax are the given probabilities, a row of K for each of P pixels."""
+    """Return logits (1, K, 1, P) with the given probabilities, a row of K for each of P pixels."""
     return torch.tensor(probs).log().T[None, :, None]
 
 
@@ -19,7 +19,7 @@ def mask_of(ids: list[int]) -> Tensor:
     return torch.tensor(ids)[None, None]
 
 
-# two classes; pixel by pixel: right, unsure, wrong, ignored
+# two classes and four pixels: right, uncertain, wrong, ignored
 LOGITS = logits_of([[0.9, 0.1], [0.5, 0.5], [0.8, 0.2], [0.01, 0.99]])
 MASK = mask_of([0, 0, 1, 255])
 
@@ -29,7 +29,7 @@ def test_cross_entropy():
     assert cross_entropy(LOGITS, MASK).item() == pytest.approx(expected)
 
 
-def test_class_weights_weigh_the_mean():
+def test_class_weights_weight_the_mean():
     expected = -(math.log(0.9) + math.log(0.5) + 3 * math.log(0.2)) / 5
     assert cross_entropy(LOGITS, MASK, class_weights=(1.0, 3.0)).item() == pytest.approx(expected)
 
@@ -41,8 +41,8 @@ def test_a_class_of_weight_0_does_not_count():
 
 
 def test_label_smoothing():
-    # of 0.2, a half goes to either class
-    pixels = [(0.9, 0.1), (0.5, 0.5), (0.2, 0.8)]  # of the true and of the other class
+    # each of the two classes gets a half of the 0.2
+    pixels = [(0.9, 0.1), (0.5, 0.5), (0.2, 0.8)]  # probabilities of the true and of the other class
     expected = -sum(0.9 * math.log(true) + 0.1 * math.log(other) for true, other in pixels) / 3
     assert cross_entropy(LOGITS, MASK, label_smoothing=0.2).item() == pytest.approx(expected)
 
@@ -54,7 +54,7 @@ def test_label_smoothing_with_class_weights_is_torchs():
     assert ours.item() == pytest.approx(torchs.item())
 
 
-def test_ohem_takes_the_unsure_pixels():
+def test_ohem_takes_the_hard_pixels():
     expected = -(math.log(0.5) + math.log(0.2)) / 2
     assert ohem(LOGITS, MASK).item() == pytest.approx(expected)
     assert ohem(LOGITS, MASK, class_weights=(1.0, 3.0)).item() == pytest.approx(
@@ -62,15 +62,15 @@ def test_ohem_takes_the_unsure_pixels():
     )
 
 
-def test_ohem_takes_the_hardest_share_where_all_is_sure():
-    sure = logits_of([[0.9, 0.1], [0.8, 0.2], [0.95, 0.05], [0.01, 0.99]])
+def test_ohem_takes_the_hardest_share_if_no_pixel_is_hard():
+    easy = logits_of([[0.9, 0.1], [0.8, 0.2], [0.95, 0.05], [0.01, 0.99]])
     mask = mask_of([0, 0, 0, 255])
-    assert ohem(sure, mask, min_share=0.5).item() == pytest.approx(-(math.log(0.9) + math.log(0.8)) / 2)
-    assert ohem(sure, mask).item() == pytest.approx(-math.log(0.8))
+    assert ohem(easy, mask, min_share=0.5).item() == pytest.approx(-(math.log(0.9) + math.log(0.8)) / 2)
+    assert ohem(easy, mask).item() == pytest.approx(-math.log(0.8))
 
 
 def test_dice():
-    # class 0: 2 true pixels, predicted .9 + .5 + .8, both .9 + .5; class 1: 1, .1 + .5 + .2, .2
+    # class 0: 2 true pixels, predicted .9 + .5 + .8, intersection .9 + .5; class 1: 1, .1 + .5 + .2, .2
     expected = ((1 - 2 * 1.4 / (2 + 2.2)) + (1 - 2 * 0.2 / (1 + 0.8))) / 2
     assert dice(LOGITS, MASK).item() == pytest.approx(expected)
 
@@ -105,13 +105,13 @@ def test_lovasz_of_false_positives():
 def test_lovasz_of_a_hard_prediction_is_its_mean_iou():
     torch.manual_seed(0)
     mask, pred = torch.randint(0, 3, (2, 2, 32, 32)).unbind()
-    both = [((mask == k) & (pred == k)).sum() / ((mask == k) | (pred == k)).sum() for k in range(3)]
+    ious = [((mask == k) & (pred == k)).sum() / ((mask == k) | (pred == k)).sum() for k in range(3)]
     logits = 100.0 * F.one_hot(pred, 3).movedim(-1, 1)
-    assert lovasz(logits, mask).item() == pytest.approx(1 - sum(both).item() / 3)
+    assert lovasz(logits, mask).item() == pytest.approx(1 - sum(ious).item() / 3)
 
 
 def test_lovasz_keeps_its_digits_over_many_pixels():
-    """Against the definition in double precision: differences of 1 - IoU, pixel by pixel."""
+    """Compare with the definition in double precision: differences of 1 - IoU, pixel by pixel."""
     torch.manual_seed(0)
     logits = torch.randn(1, 2, 1000, 1000)
     mask = (torch.rand(1, 1000, 1000) < 0.001).long()
@@ -180,7 +180,7 @@ def test_a_better_prediction_costs_less(name):
     assert worst > bad > good >= 0 and good < 0.01
 
 
-def test_outputs_are_resized_and_weighed():
+def test_outputs_are_resized_and_weighted():
     mask = torch.randint(0, 4, (2, 32, 32), dtype=torch.uint8)
     aux, main = torch.randn(2, 4, 2, 2), torch.randn(2, 4, 8, 8)
     aux_loss, main_loss = (
@@ -191,7 +191,7 @@ def test_outputs_are_resized_and_weighed():
     assert loss.item() == pytest.approx((0.4 * aux_loss + main_loss).item())
 
 
-def test_terms_are_weighed():
+def test_terms_are_weighted():
     logits, mask = torch.randn(2, 4, 8, 8), torch.randint(0, 4, (2, 8, 8))
     loss = segmentation_loss([logits], mask, [1.0], {'ce': 2.0, 'dice': 0.5, 'focal': 0})
     expected = 2 * cross_entropy(logits, mask) + 0.5 * dice(logits, mask)
@@ -216,9 +216,9 @@ def test_computed_in_fp32_under_autocast():
     assert loss.dtype == torch.float32 and loss.item() == expected.item()
 
 
-def test_wrong_use_is_refused():
+def test_unknown_term_and_missing_weight_are_refused():
     logits, mask = torch.randn(2, 4, 8, 8), torch.randint(0, 4, (2, 8, 8))
-    with pytest.raises(ValueError, match='found jaccard, expected of ce, ohem, dice, lovasz, focal'):
+    with pytest.raises(ValueError, match='found jaccard, expected one of ce, ohem, dice, lovasz, focal'):
         segmentation_loss([logits], mask, [1.0], {'jaccard': 1.0})
     with pytest.raises(ValueError, match='zip'):
         segmentation_loss([logits, logits], mask, [1.0])

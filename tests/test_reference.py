@@ -1,4 +1,4 @@
-"""Our heads give the logits and losses of mmsegmentation's own from the same weights."""
+"""Heads: logits and losses equal those of mmsegmentation with the same weights."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ RTOL = 1e-6  # at a width of 128 K-Net's logits reach 150, whose last bit in fp3
 
 
 def build(config: dict | list[dict], in_channels: list[int]) -> Head:
-    """Our head of an mmseg config, without auxiliary heads: the reference keeps them apart."""
+    """Build our head for a config of mmsegmentation."""
     if isinstance(config, list):
         coarse, main = config
         return HEADS['ocr'](
@@ -25,8 +25,8 @@ def build(config: dict | list[dict], in_channels: list[int]) -> Head:
             main['num_classes'],
             channels=main['channels'],
             ocr_channels=main['ocr_channels'],
-            aux_channels=coarse['channels'],
-            aux_weight=coarse['loss_decode']['loss_weight'],
+            coarse_channels=coarse['channels'],
+            coarse_weight=coarse['loss_decode']['loss_weight'],
         )
     if config['type'] == 'IterativeDecodeHead':
         uper, stage = config['kernel_generate_head'], config['kernel_update_head'][0]
@@ -39,9 +39,8 @@ def build(config: dict | list[dict], in_channels: list[int]) -> Head:
             stages=config['num_stages'],
             attention_heads=stage['num_heads'],
             ffn_ratio=stage['feedforward_channels'] // stage['in_channels'],
-            fold=stage['in_channels'] // updater['in_channels'],
+            split=stage['in_channels'] // updater['in_channels'],
             activation=stage['ffn_act_cfg']['type'].lower(),
-            aux_weight=0,
         )
     if config['type'] == 'FCNHead' and config.get('input_transform') == 'resize_concat':
         options = {}
@@ -57,18 +56,16 @@ def build(config: dict | list[dict], in_channels: list[int]) -> Head:
         name = 'upernet'
     else:
         raise ValueError(f'{config["type"]} has no head here')
-    return HEADS[name](
-        in_channels, config['num_classes'], channels=config['channels'], aux_weight=0, **options
-    )
+    return HEADS[name](in_channels, config['num_classes'], channels=config['channels'], **options)
 
 
 def loss_weight(config: dict | list[dict]) -> float:
-    """The weight of a lone head's loss, which mmseg keeps in the head, and we in the head's owner."""
+    """Return the weight of a head's loss, which mmsegmentation keeps in the head, and we outside it."""
     return config['loss_decode']['loss_weight'] if 'loss_decode' in config else 1.0
 
 
 def decode_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Reference names as those of a published checkpoint."""
+    """Rename the tensors of a reference as in a published checkpoint."""
     cascade = {'fcn': 'decode_head.0', 'ocr': 'decode_head.1'}
     prefixes = {name: name.partition('.')[0] for name in state}
     if set(prefixes.values()) == set(cascade):
@@ -118,22 +115,18 @@ def test_every_reference_is_compared(reference_dir):
 
 @torch.no_grad()
 def test_auxiliary_head_of_a_checkpoint(reference_dir):
-    """A whole checkpoint, decode and auxiliary head: outputs in our order, and their loss weights."""
-    main, _ = load(reference_dir / 'knet_gelu.pt')
-    aux, _ = load(reference_dir / 'fcn_aux.pt')
-    checkpoint = {'backbone.stem.weight': torch.zeros(1)}
-    checkpoint |= decode_head(main['state_dict'])
+    """Load the decode head and the auxiliary head of one checkpoint."""
+    main, head = load(reference_dir / 'knet_gelu.pt')
+    aux, aux_head = load(reference_dir / 'fcn_aux.pt')
+    checkpoint = {'backbone.stem.weight': torch.zeros(1)} | decode_head(main['state_dict'])
     checkpoint |= {f'auxiliary_head.{name}': tensor for name, tensor in aux['state_dict'].items()}
-    config = json.loads(main['config'])['kernel_generate_head']
-    aux_channels = json.loads(aux['config'])['channels']
-    head = HEADS['knet'](config['in_channels'], 11, channels=config['channels'], aux_channels=aux_channels)
-    head.load_state_dict(convert_mmseg_head(checkpoint))
-    without_dropout(head).train()
+    converted = convert_mmseg_head(checkpoint)
+    aux_state = {name: tensor for name, tensor in converted.items() if name.startswith('aux.')}
+    head.load_state_dict({name: tensor for name, tensor in converted.items() if name not in aux_state})
+    aux_head.load_state_dict({name.removeprefix('aux.0.'): tensor for name, tensor in aux_state.items()})
 
-    outputs = head(aux['inputs'])
-    torch.testing.assert_close(outputs[0], aux['train_logits'][0], rtol=RTOL, atol=TOLERANCE)
-    head.load_state_dict(convert_mmseg_head(checkpoint))
-    outputs = head(main['inputs'])
-    assert head.loss_weights == [0.4, 1, 1, 1, 1]
-    stages = sum(segmentation_loss([logits], main['target'], [1.0]) for logits in outputs[1:])
-    assert stages.item() == pytest.approx(main['loss'], abs=TOLERANCE)
+    (logits,) = aux_head.train()(aux['inputs'])
+    torch.testing.assert_close(logits, aux['train_logits'][0], rtol=RTOL, atol=TOLERANCE)
+    outputs = head.train()(main['inputs'])
+    loss = sum(segmentation_loss([logits], main['target'], [1.0]) for logits in outputs)
+    assert loss.item() == pytest.approx(main['loss'], abs=TOLERANCE)
