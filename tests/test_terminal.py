@@ -17,8 +17,6 @@ from models import count_model
 from utils import progress as terminal
 from utils.progress import Bar, progress
 
-PREFIXES = {'ensemble.py': (['compare'], ['calibrate'])}  # commands that it parses by itself
-
 
 class Parsed(Exception):
     """Carries a script's parser out of it."""
@@ -58,8 +56,7 @@ def test_all_scripts_are_looked_at():
 
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_help_has_an_example_and_each_default(script, monkeypatch):
-    starts = [parser_of(script, words, monkeypatch) for words in ([], *PREFIXES.get(script, ()))]
-    for parser in [command for start in starts for command in commands_of(start)]:
+    for parser in commands_of(parser_of(script, [], monkeypatch)):
         shown = parser.format_help()
         assert f'python {parser.prog.removeprefix("python ")}' in shown, (
             f'{parser.prog}: --help has no example'
