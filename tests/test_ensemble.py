@@ -129,10 +129,10 @@ def expected_vote(seeds: list[int], weights: list[str]) -> dict[str, np.ndarray]
 
 
 def assert_same(path: Path, masks: dict[str, np.ndarray]) -> None:
-    found = read_masks(path)
-    assert list(found) == list(masks)
+    written = read_masks(path)
+    assert list(written) == list(masks)
     for image_id, mask in masks.items():
-        np.testing.assert_array_equal(found[image_id], mask)
+        np.testing.assert_array_equal(written[image_id], mask)
 
 
 def test_votes_meet_by_image(csvs, tmp_path, capsys):
@@ -518,9 +518,9 @@ def test_recipe_applies_the_search_to_the_same_members_alone(runs, tmp_path, cap
     argv = search_command(runs, out)
     assert main(argv) == 0
     assert f'best model: {runs}/output/good; the vote does not beat it: no sig' in capsys.readouterr().out
-    kept = tmp_path / 'ensemble.yaml'
+    recipe_yaml = tmp_path / 'ensemble.yaml'
     csvs = [word for word in argv if word.endswith('test.csv')]
-    options = ['--recipe', str(kept), '--out', str(again)]
+    options = ['--recipe', str(recipe_yaml), '--out', str(again)]
     assert main([*csvs, *options]) == 0
     assert again.read_bytes() == out.read_bytes()
     good = [csv for csv in csvs if '/good/' in csv]
@@ -530,9 +530,9 @@ def test_recipe_applies_the_search_to_the_same_members_alone(runs, tmp_path, cap
     oof.write_text(oof.read_text().replace(' 0 0\n', ' 0 1\n', 1))
     with pytest.raises(BadInput, match='is no member of .*, which was made with another oof.csv'):
         main([*csvs, *options])
-    chosen = kept.read_text()
+    chosen = recipe_yaml.read_text()
     for text in ('members: [1, 2]', re.sub('weight: .*', 'weight: 1e999999999', chosen)):
-        kept.write_text(text)
+        recipe_yaml.write_text(text)
         with pytest.raises(BadInput, match='not a recipe'):
             main([*csvs, *options])
 

@@ -84,15 +84,17 @@ def test_weights_by_class_are_used_where_models_know_different_classes():
     preds = np.stack([first, second], 1)
     counts = count_votes(samples_of(truth, preds, [i // 2 for i in range(10)]), 2, 4)
     result = search_weights(counts, by_class=True)
-    found = result.by_class
-    assert result.uses_classes and found.out_of_sample > result.single_out_of_sample + 0.05
-    assert result.out_of_sample == found.out_of_sample
+    by_class = result.by_class
+    assert result.uses_classes and by_class.out_of_sample > result.single_out_of_sample + 0.05
+    assert result.out_of_sample == by_class.out_of_sample
     parts = np.arange(10) // 2
     confusion = sum(
-        confusion_matrix(truth[parts == p], vote(preds[parts == p].swapaxes(0, 1), found.part_tables[p]), 4)
+        confusion_matrix(
+            truth[parts == p], vote(preds[parts == p].swapaxes(0, 1), by_class.part_tables[p]), 4
+        )
         for p in range(5)
     )
-    assert found.out_of_sample == mean_iou(confusion)
+    assert by_class.out_of_sample == mean_iou(confusion)
 
 
 # --- temperatures -----------------------------------------------------------------------------------------
@@ -214,7 +216,7 @@ def soft_runs(tmp_path):
         for fold in range(2):
             folder = tmp_path / 'output' / model / f'fold{fold}'
             for split, chosen in (('oof', names[fold::2]), ('test', ['x.jpg', 'y.jpg'])):
-                kept = []
+                rows = []
                 with SubmissionWriter(folder / f'{split}.csv') as writer:
                     for name in chosen:
                         logits = rng.normal(size=(11, SIDE, SIDE))
@@ -222,9 +224,9 @@ def soft_runs(tmp_path):
                         ids = truth.get(name, truth['0.jpg'])
                         logits[ids, np.arange(SIDE)[:, None], np.arange(SIDE)] += 1.5
                         p = np.exp(logits * sharp)
-                        kept.append((255 * p / p.sum(0)).round().astype(np.uint8))
-                        writer.write(name, kept[-1].argmax(0).astype(np.uint8))
-                np.save(folder / f'{split}_probs.npy', np.stack(kept))
+                        rows.append((255 * p / p.sum(0)).round().astype(np.uint8))
+                        writer.write(name, rows[-1].argmax(0).astype(np.uint8))
+                np.save(folder / f'{split}_probs.npy', np.stack(rows))
     return tmp_path
 
 
