@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Throws bytes at the readers of CSVs, annotations, configs and checkpoints, each for a quarter of SECONDS (240).
-# An input that breaks one is left in output/fuzz/.
-#
+# Fuzz the readers of CSVs, annotations, configs and checkpoints, each for a quarter of SECONDS (by default 240).
+# An input that crashes one is written to output/fuzz/.
 #     bash scripts/fuzz.sh 600
 set -euo pipefail
 cd "$(dirname "$0")/.."

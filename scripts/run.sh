@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# A whole run: every fold of the configs named, out-of-fold scores, pseudo-label retrains, and the vote over all of them.
+# Do a whole run of configs: train every fold, score out of fold, retrain with pseudo-labels, and vote over all of them.
 #     bash scripts/run.sh convnext_knet swin_knet          # SCHEDULE=full|half|pretrain, FOLDS="0 1 2 3 4", GPUS=1
-# Every stage goes on where it was stopped.
+# Run it again to continue after a stop.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || { echo 'usage: scripts/run.sh CONFIG [CONFIG ...]' >&2; exit 2; }
 
 schedule=${SCHEDULE:-half}
 [[ $schedule =~ ^(full|half|pretrain)$ ]] || { echo "run.sh: error: SCHEDULE=$schedule: expected full, half or pretrain" >&2; exit 2; }
-for name in "$@"; do # before hours of training
+for name in "$@"; do # check before hours of training
     [ -f "configs/$name.yaml" ] || { echo "run.sh: error: configs/$name.yaml: no such file" >&2; exit 2; }
 done
 read -ra folds <<<"${FOLDS:-0 1 2 3 4}"
 launch=(.venv/bin/python)
 [ "${GPUS:-1}" = 1 ] || launch=(.venv/bin/torchrun --standalone "--nproc-per-node=$GPUS")
 members=()
-newer() { [ "$1" -nt "$2" ]; } # the first file is there, and made after the second
+newer() { [ "$1" -nt "$2" ]; } # true if the first file exists and is newer than the second
 for name in "$@"; do
     cfg=(--cfg "configs/$name.yaml")
     for fold in "${folds[@]}"; do

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with everything in requirements.txt; does nothing when it is there already. PYTHON chooses the interpreter.
+# Make .venv with everything in requirements.txt, unless it is up to date. PYTHON chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks a submission, shows how it differs from the last one, keeps a copy, and hands it to the kaggle client where it is set up.
+# Check a submission, show how it differs from the last one, submit it with the kaggle client if that is set up, and keep a copy.
 #     bash scripts/submit.sh [CSV]          # by default output/submission.csv; DATA=input/data; COMPETITION=name on Kaggle; MESSAGE=...
 set -euo pipefail
 [ $# -le 1 ] || { echo 'usage: scripts/submit.sh [CSV]' >&2; exit 2; }

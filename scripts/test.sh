@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, then every check and test; CI runs this. `quick` is the part of it to run before each commit, in under a minute.
+# Set up and run every check and test, as CI does. `quick` runs the fastest ones, in under a minute: for before each commit.
 #     bash scripts/test.sh [quick] [PYTEST OPTION ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,7 +8,7 @@ bash scripts/setup.sh
 tests=()
 if [ "${1:-}" = quick ]; then
     shift
-    # what trains nothing and builds no large network
+    # tests that train nothing and build no large network
     for noun in coco config files heads intervals losses metrics postprocess recipe submission terminal; do
         tests+=("tests/test_$noun.py")
     done
@@ -16,5 +16,5 @@ fi
 for script in scripts/*.sh; do bash -n "$script"; done
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# a process for each core, of about a gigabyte each
+# one process per core; each needs about a gigabyte
 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal "${tests[@]}" "$@"

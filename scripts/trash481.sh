@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A whole small competition on the CPU: five folds from EfficientNet-Lite2's ImageNet weights, out-of-fold score, test-time
-# augmentation, vote, checked submission.     bash scripts/trash481.sh DATA [OUTPUT]
-# Goes on where it was stopped.
+# Do a whole small competition on the CPU: train five folds from EfficientNet-Lite2's ImageNet weights, score them out of
+# fold, predict the test photos, vote, and check the submission. Run it again to continue after a stop.
+#     bash scripts/trash481.sh DATA [OUTPUT]
 set -euo pipefail
 [ $# -ge 1 ] && [ $# -le 2 ] || { echo 'usage: scripts/trash481.sh DATA [OUTPUT]' >&2; exit 2; }
 [ -f "$1/train_all.json" ] || { echo "trash481.sh: error: $1/train_all.json: no such file" >&2; exit 2; }
@@ -10,6 +10,9 @@ out=$(realpath -m "${2:-$(dirname "$0")/../output}")
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 
+# glibc keeps the memory that tensors free instead of returning it at once: CPU training steps have fewer page faults
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_TOP_PAD_=268435456
+
 python=.venv/bin/python
 cfg=(--cfg configs/trash481.yaml)
 set=(--set "data_root=$data" "output_dir=$out" "cache_dir=$out/trash481_cache" workers=2)
@@ -17,7 +20,7 @@ run=$out/trash481
 
 $python prepare.py check --data "$data"
 $python prepare.py folds "${cfg[@]}" "${set[@]}"
-newer() { # the first file is there, and made after all others
+newer() { # true if the first file exists and is newer than all others
     local file=$1 other
     shift
     for other; do [ "$file" -nt "$other" ] || return; done
@@ -31,6 +34,6 @@ done
 newer "$run/oof.csv" "$run"/fold*/best.pt || $python infer.py "${cfg[@]}" --fold all --split oof "${set[@]}"
 newer "$run/test.csv" "$run"/fold*/best.pt || $python infer.py "${cfg[@]}" --fold all --split test "${set[@]}"
 
-# The mean of the folds' probabilities has two votes: it decides where the folds are split three to two.
+# The mean of the folds' probabilities has two votes, so it decides when the folds are split three to two.
 $python ensemble.py "$run/test.csv" "${members[@]}" --weights 2 1 1 1 1 1 --out "$out/submission.csv" --data "$data"
 $python submission.py check "$out/submission.csv" --data "$data"

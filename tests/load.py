@@ -5,7 +5,7 @@
 
 The network is tiny, so that what is measured is everything around it. Memory is that of all processes of a
 stage together, each shared page counted once (PSS), twice a second; the last line says whether it grows from
-epoch to epoch. docs/robustness.md has the table of one machine.
+epoch to epoch. tests/README.md has the table of one machine.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Averages of weights: SWA in training, soups of checkpoints."""
+"""Test averages of weights: SWA in training, soups of checkpoints."""
 
 import pytest
 import torch
@@ -67,10 +67,10 @@ def test_soup_is_the_mean_of_those_that_help(tiny, capsys):
     output = capsys.readouterr().out
     assert output.count('taken') + output.count('left out') == 2 and 'chosen on these photos' in output
     checkpoint = load_checkpoint(cfg.run_dir(0) / 'best.pt')
-    (entry,) = read_yaml(cfg.run_dir(0) / 'provenance.yaml')
-    assert entry['data'] == open_cache(base, 'train').coco.fingerprint
-    assert entry['sources'].items() <= {str(path): file_hash(path) for path in paths}.items()
-    assert set(output.splitlines()[-2].split(', of ')[1].split(', ')) == entry['sources'].keys()
+    (start,) = read_yaml(cfg.run_dir(0) / 'provenance.yaml')
+    assert start['data'] == open_cache(base, 'train').coco.fingerprint
+    assert start['sources'].items() <= {str(path): file_hash(path) for path in paths}.items()
+    assert set(output.splitlines()[-2].split(', made of ')[1].split(', ')) == start['sources'].keys()
     assert checkpoint['score'] == score >= max(load_checkpoint(path)['score'] for path in paths) - 1e-9
     assert infer.main(cfg, 0, 'oof', tta=False) == pytest.approx(score, abs=1e-9)
     with pytest.raises(BadInput, match='holds'):
@@ -80,17 +80,17 @@ def test_soup_is_the_mean_of_those_that_help(tiny, capsys):
 def test_second_soup_is_refused_while_the_first_is_made(tiny, monkeypatch):
     train.main(tiny, 0)
     cfg, paths = tiny.model_copy(update={'name': 'soup'}), [tiny.run_dir(0) / 'best.pt'] * 2
-    choose = soup.choose
+    make_soup = soup.make_soup
 
-    def choose_and_make_another(*args):
-        monkeypatch.setattr(soup, 'choose', choose)
+    def make_two_soups(*args):
+        monkeypatch.setattr(soup, 'make_soup', make_soup)
         with pytest.raises(BadInput, match='is making a soup here now'):
             soup.main(cfg, 0, paths)
-        return choose(*args)
+        return make_soup(*args)
 
-    monkeypatch.setattr(soup, 'choose', choose_and_make_another)
+    monkeypatch.setattr(soup, 'make_soup', make_two_soups)
     soup.main(cfg, 0, paths)
-    assert soup.choose is choose and (cfg.run_dir(0) / 'best.pt').is_file()
+    assert soup.make_soup is make_soup and (cfg.run_dir(0) / 'best.pt').is_file()
 
 
 def test_mean_of_states():
@@ -99,9 +99,9 @@ def test_mean_of_states():
     assert mean['w'].tolist() == [2.5, 2.5] and mean['n'] == 1
 
 
-def test_ingredient_of_another_fold(tiny):
+def test_checkpoint_of_another_fold(tiny):
     train.main(tiny, 1)
-    with pytest.raises(BadInput, match='of another one'):
+    with pytest.raises(BadInput, match='is of another fold, or was trained on'):
         soup.main(tiny.model_copy(update={'name': 'soup'}), 0, [tiny.run_dir(1) / 'best.pt'] * 2)
 
 

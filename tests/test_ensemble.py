@@ -1,4 +1,4 @@
-"""The vote against a slow one, ties and weights by hand, files in and out; the search against brute force."""
+"""Test the vote against a slow one, ties and weights by hand, the files; the search against brute force."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from metrics import confusion_matrix, mean_iou
 from submission import SIDE, SubmissionWriter, downsample_mask, read_masks
 from utils.errors import BadInput
 from voting import hard, recipe
-from voting.hard import Scorer, count_votes, search_weights, vote, weight_grid, weight_table
+from voting.hard import WeightScorer, count_votes, search_weights, vote, weight_grid, weight_table
 from voting.members import OofSample, find_members, read_samples
 
 IDS = ['b.jpg', 'a.jpg', 'c,d.jpg']
@@ -48,7 +48,7 @@ def table_of(weights: list[str], num_classes: int = 11) -> np.ndarray:
 
 
 def slow_vote(votes: list[int], weights: list[list[Fraction]]) -> int:
-    """By the letter: the highest sum; of tied classes that of the earliest member whose vote has a weight."""
+    """Vote by the rule as written: the highest sum; in a tie the class of the earliest vote with a weight."""
     sums: dict[int, Fraction] = {}
     for v, weight in zip(votes, weights, strict=True):
         if weight[v] > 0:
@@ -114,7 +114,7 @@ def test_weights_in_the_smallest_whole_numbers():
 
 @pytest.fixture
 def csvs(tmp_path) -> list[str]:
-    """Three members; their rows are in different orders."""
+    """Write three members with their rows in different orders."""
     orders = [IDS, IDS[::-1], [IDS[1], IDS[2], IDS[0]]]
     members = [
         {image_id: random_masks(seed)[image_id] for image_id in order} for seed, order in enumerate(orders)
@@ -128,10 +128,10 @@ def expected_vote(seeds: list[int], weights: list[str]) -> dict[str, np.ndarray]
 
 
 def assert_same(path: Path, masks: dict[str, np.ndarray]) -> None:
-    found = read_masks(path)
-    assert list(found) == list(masks)
+    written = read_masks(path)
+    assert list(written) == list(masks)
     for image_id, mask in masks.items():
-        np.testing.assert_array_equal(found[image_id], mask)
+        np.testing.assert_array_equal(written[image_id], mask)
 
 
 def test_votes_meet_by_image(csvs, tmp_path, capsys):
@@ -146,8 +146,8 @@ def test_votes_meet_by_image(csvs, tmp_path, capsys):
     outvoted = (preds[1] != np.stack(list(expected.values()))).mean()
     assert f'  2       1  {outvoted:>8.2%}  {csvs[1]}' in printed
     pairs = {(preds[i] != preds[j]).mean(): f'{i + 1} and {j + 1}' for i, j in ((0, 1), (0, 2), (1, 2))}
-    assert f'least apart: {pairs[min(pairs)]}, on {min(pairs):.2%}' in printed
-    assert f'most apart: {pairs[max(pairs)]}, on {max(pairs):.2%}' in printed
+    assert f'most alike: {pairs[min(pairs)]}, which differ on {min(pairs):.2%}' in printed
+    assert f'least alike: {pairs[max(pairs)]}, which differ on {max(pairs):.2%}' in printed
     assert printed.splitlines()[-1] == f'next: python submission.py check {out} --data input/data'
 
 
@@ -217,8 +217,8 @@ def test_wrong_arguments(csvs, tmp_path, capsys):
     before = Path(csvs[0]).read_bytes()
     (tmp_path / 'link.csv').symlink_to(csvs[0])
     for argv, message in [
-        ([*csvs, '--out', csvs[0]], 'is the --out and among the CSVs'),
-        ([*csvs, '--out', str(tmp_path / 'link.csv')], 'is the --out and among the CSVs'),
+        ([*csvs, '--out', csvs[0]], 'is both the --out and one of the CSVs'),
+        ([*csvs, '--out', str(tmp_path / 'link.csv')], 'is both the --out and one of the CSVs'),
         ([*csvs, csvs[0], '--out', out], 'is given twice'),
         ([*csvs, '--out', out, '--weights', '1', '2'], 'found 2, expected 3'),
         ([*csvs, '--out', out, '--weights', '0', '0', '0'], 'all of them are 0'),
@@ -271,7 +271,7 @@ def test_the_script_ends_in_one_line_with_status_2_and_without_torch(csvs, tmp_p
 
 
 def samples_of(truth: np.ndarray, preds: np.ndarray, parts: list[int]) -> list[OofSample]:
-    """Of truth (images, H, W) and preds (images, M, H, W)."""
+    """Make samples of truth (images, H, W) and preds (images, M, H, W)."""
     return [OofSample(part, t, p) for part, t, p in zip(parts, truth, preds, strict=True)]
 
 
@@ -294,7 +294,7 @@ def test_scores_are_those_of_voting_each_time_to_the_last_digit(num_models, num_
     truth[5] = 255  # a photo without truth
     preds = np.stack([noisy(rng, truth, 0.3 + 0.1 * m, num_classes) for m in range(num_models)], 1)
     parts = [0, 0, 1, 1, 2, 2]
-    scorer = Scorer(count_votes(samples_of(truth, preds, parts), num_models, num_classes))
+    scorer = WeightScorer(count_votes(samples_of(truth, preds, parts), num_models, num_classes))
     candidates = [w for w in product(range(4), repeat=num_models) if any(w)]
     scores = scorer.scores(np.array(candidates))
     keep = [np.ones(6, bool), *(np.array(parts) != part for part in range(3))]
@@ -316,7 +316,7 @@ def test_scores_are_those_of_voting_each_time_to_the_last_digit(num_models, num_
     assert result.best_out_of_sample == mean_iou(confusion)
 
 
-def test_counting_in_portions_is_the_same(monkeypatch):
+def test_merging_the_counts_in_between_changes_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     samples = [(i % 3, *np.split(rng.integers(0, 5, (4, 8, 8), np.uint8), [1])) for i in range(20)]
     samples = [OofSample(part, truth[0], preds) for part, truth, preds in samples]
@@ -327,9 +327,9 @@ def test_counting_in_portions_is_the_same(monkeypatch):
         for pixel in zip(one.truth.ravel().tolist(), *one.preds.reshape(3, -1).tolist(), strict=True):
             slow[one.part, *pixel] = slow.get((one.part, *pixel), 0) + 1
     assert {tuple(key): n for key, n in zip(keys.tolist(), whole.pixels.tolist(), strict=True)} == slow
-    monkeypatch.setattr(hard, 'PORTION', 50)
-    portions = count_votes(samples, 3, 5)
-    assert portions.pixels.tolist() == whole.pixels.tolist() and (portions.votes == whole.votes).all()
+    monkeypatch.setattr(hard, 'MAX_PENDING', 50)
+    merged = count_votes(samples, 3, 5)
+    assert merged.pixels.tolist() == whole.pixels.tolist() and (merged.votes == whole.votes).all()
 
 
 def test_the_grid():
@@ -362,7 +362,7 @@ def test_independent_models_are_better_together():
 
 
 def test_a_choice_that_is_luck_is_not_used():
-    """Weights that are better in sample only: on each part another model is right."""
+    """On each part another model is right, so that weights are better in sample only."""
     rng = np.random.default_rng(3)
     truth = rng.integers(0, 3, (4, 16, 16), np.uint8)
     preds = np.stack([noisy(rng, truth, 0.5, 3) for _ in range(2)], 1)
@@ -374,7 +374,7 @@ def test_a_choice_that_is_luck_is_not_used():
     assert result.weights in ((1, 1), (1, 0), (0, 1))
 
 
-def test_many_models_are_climbed():
+def test_weights_of_many_models_are_changed_one_by_one():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 3, (4, 16, 16), np.uint8)
     preds = np.stack([noisy(rng, truth, 0.3 + 0.06 * m, 3) for m in range(10)], 1)
@@ -393,7 +393,7 @@ PHOTOS = [f'train/{i}.jpg' for i in range(6)]
 
 @pytest.fixture
 def runs(tmp_path) -> Path:
-    """Two models of two folds, `good` and `bad`, on rectangles; photos are 320 x 512."""
+    """Write two models of two folds, `good` and `bad`, on rectangles; photos are 320 x 512."""
     rng = np.random.default_rng(0)
     boxes = {name: (100 + 20 * i, 60, 200, 160, 1 + i % 3) for i, name in enumerate(PHOTOS)}
     masks = write_rectangles(tmp_path / 'data', 320, 512, boxes)
@@ -453,14 +453,14 @@ def test_search_refuses(runs, tmp_path):
     good = read_masks(oof)
     write_csv(oof, good | {PHOTOS[0]: good[PHOTOS[1]]})
     with pytest.raises(
-        BadInput, match=r"fold1/oof\.csv: image 'train/0\.jpg' is out of fold in .*fold0/oof\.csv too"
+        BadInput, match=r"fold1/oof\.csv: photo 'train/0\.jpg' is also in .*fold0/oof\.csv; expected"
     ):
         main(argv)
     write_csv(oof, good | {'else.jpg': good[PHOTOS[1]]})
-    with pytest.raises(BadInput, match=r"oof\.csv: image 'else\.jpg' is none of the training photos"):
+    with pytest.raises(BadInput, match=r"oof\.csv: 'else\.jpg' is not a training photo of"):
         main(argv)
     oof.unlink()
-    with pytest.raises(BadInput, match=r'fold1/oof\.csv: no such file; --search needs'):
+    with pytest.raises(BadInput, match=r'fold1/oof\.csv: no such file; infer.py --split oof writes it'):
         main(argv)
     write_csv(oof, good)
     (runs / 'data' / 'train_all.json').write_text('{"images"')
@@ -469,21 +469,8 @@ def test_search_refuses(runs, tmp_path):
     assert not out.exists()
 
 
-def test_compare_says_which_is_better(runs, capsys):
-    good, bad = (runs / 'output' / name / 'fold0' / 'oof.csv' for name in ('good', 'bad'))
-    data = ['--data', str(runs / 'data')]
-    assert main(['compare', str(good), str(bad), *data]) == 0
-    printed = capsys.readouterr().out
-    assert 'the first is better' in printed and f'{good}: mIoU ' in printed
-    assert main(['compare', str(good), str(good), *data]) == 0
-    assert 'no significant difference' in capsys.readouterr().out
-    other = runs / 'output' / 'good' / 'fold1' / 'oof.csv'
-    with pytest.raises(BadInput, match='has no row of image'):
-        main(['compare', str(good), str(other), *data])
-
-
 def write_probs(folder: Path, ids: list[str], seed: int) -> np.ndarray:
-    """A test.csv and its test_probs.npy; the probabilities."""
+    """Write a test.csv and its test_probs.npy; return the probabilities."""
     probs = np.random.default_rng(seed).integers(0, 256, (len(ids), 11, SIDE, SIDE), np.uint8)
     write_csv(folder / 'test.csv', dict(zip(ids, probs.argmax(1).astype(np.uint8), strict=True)))
     np.save(folder / 'test_probs.npy', probs)
@@ -499,7 +486,7 @@ def test_soft_vote_is_the_weighted_mean(tmp_path, capsys):
     expected = (3.0 * a + b).argmax(1)
     masks = read_masks(out)
     assert all(np.array_equal(masks[name], expected[i]) for i, name in enumerate(('x.jpg', 'y.jpg')))
-    assert 'mean of the probabilities of 2 models on 2 images' in capsys.readouterr().out
+    assert 'mean of the probabilities of 2 models on 2 photos' in capsys.readouterr().out
 
 
 def test_soft_vote_refuses(tmp_path):
@@ -522,10 +509,10 @@ def test_recipe_applies_the_search_to_the_same_members_alone(runs, tmp_path, cap
     out, again = tmp_path / 'vote.csv', tmp_path / 'again.csv'
     argv = search_command(runs, out)
     assert main(argv) == 0
-    assert 'the vote - the best model, out of sample: ' in capsys.readouterr().out
-    kept = tmp_path / 'ensemble.yaml'
+    assert f'best model: {runs}/output/good; the vote does not beat it: no sig' in capsys.readouterr().out
+    recipe_yaml = tmp_path / 'ensemble.yaml'
     csvs = [word for word in argv if word.endswith('test.csv')]
-    options = ['--recipe', str(kept), '--out', str(again)]
+    options = ['--recipe', str(recipe_yaml), '--out', str(again)]
     assert main([*csvs, *options]) == 0
     assert again.read_bytes() == out.read_bytes()
     good = [csv for csv in csvs if '/good/' in csv]
@@ -533,11 +520,11 @@ def test_recipe_applies_the_search_to_the_same_members_alone(runs, tmp_path, cap
         main([good[0], *options])
     oof = Path(good[0]).with_name('oof.csv')
     oof.write_text(oof.read_text().replace(' 0 0\n', ' 0 1\n', 1))
-    with pytest.raises(BadInput, match='is no member of .*: its oof.csv is another one'):
+    with pytest.raises(BadInput, match='is no member of .*, which was made with another oof.csv'):
         main([*csvs, *options])
-    chosen = kept.read_text()
+    chosen = recipe_yaml.read_text()
     for text in ('members: [1, 2]', re.sub('weight: .*', 'weight: 1e999999999', chosen)):
-        kept.write_text(text)
+        recipe_yaml.write_text(text)
         with pytest.raises(BadInput, match='not a recipe'):
             main([*csvs, *options])
 
@@ -551,7 +538,6 @@ def test_gain_is_the_out_of_sample_difference_of_the_search(runs):
         return read_samples(members, photos, runs / 'data', 11)
 
     result = search_weights(count_votes(samples(), 2, 11))
-    shown = recipe.format_gain(
-        samples(), lambda one: vote(one.preds, result.part_table(one.part, 11)), result, 11
-    )
-    assert f'{result.best_out_of_sample - result.single_out_of_sample:+.4f} [' in shown
+    line = recipe.format_gain(samples(), result, result, ['bad', 'good'])
+    assert f'({result.best_out_of_sample - result.single_out_of_sample:+.4f} mIoU out of sample, 95%' in line
+    assert line.startswith('best model: good; the vote ') and ' significant difference on 6 photos' in line

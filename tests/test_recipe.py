@@ -1,4 +1,4 @@
-"""Weights by class, soft votes and temperatures: against brute force, and by the command."""
+"""Test weights by class, soft votes and temperatures against brute force, and the command that uses them."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import write_rectangles
 
+from config import CLASSES
 from ensemble import main
 from metrics import confusion_matrix, mean_iou
 from submission import SIDE, SubmissionWriter, read_masks
@@ -21,8 +22,9 @@ from voting.calibration import (
     read_temperature,
     write_calibration,
 )
-from voting.hard import Patterns, count_votes, search_weights, vote
+from voting.hard import ClassWeightSearch, count_votes, search_weights, vote
 from voting.members import OofSample
+from voting.recipe import calibrate_model
 from voting.soft import calibrated_probs, mean_probs, search_soft, soft_grid
 
 
@@ -44,19 +46,19 @@ def score(truth, preds, table, num_classes):
 
 
 @pytest.mark.parametrize('seed', range(4))
-def test_a_climb_over_class_weights_is_scored_as_the_vote_is(seed):
+def test_class_weights_are_scored_as_the_vote_is(seed):
     truth, preds = random_votes(seed)
     truth[0, :3] = 255
     parts = np.arange(6) // 2
     counts = count_votes(samples_of(truth, preds, parts.tolist()), 3, 4)
-    patterns = Patterns(counts)
+    search = ClassWeightSearch(counts)
     start = np.array([2, 1, 1])
     for left_out in (None, 0, 2):
         keep = parts != (-1 if left_out is None else left_out)
-        table = patterns.climb(start, left_out)
+        table = search.best_table(start, left_out)
         best = score(truth[keep], preds[keep], table, 4)
         assert best >= score(truth[keep], preds[keep], np.tile(start[:, None], 4), 4)
-        reached, climbed = patterns._climb(start, left_out)
+        reached, climbed = search.ascend(start, left_out)
         assert reached == score(truth[keep], preds[keep], climbed, 4) <= best
         for model in range(3):  # no single change is better
             for category in range(4):
@@ -65,15 +67,15 @@ def test_a_climb_over_class_weights_is_scored_as_the_vote_is(seed):
                     other[model, category] = start[model] * halves
                     assert score(truth[keep], preds[keep], other, 4) <= reached
     for part in range(3):
-        own = patterns.part_tallies(table, part)
+        sums = search.part_sums(table, part)
         confusion = confusion_matrix(
             truth[parts == part], vote(preds[parts == part].swapaxes(0, 1), table), 4
         )
-        assert own.tolist() == [np.diag(confusion).tolist(), confusion.sum(0).tolist()]
+        assert sums.tolist() == [np.diag(confusion).tolist(), confusion.sum(0).tolist()]
 
 
 def test_weights_by_class_are_used_where_models_know_different_classes():
-    """Of 4 classes the first model knows 0 and 1 alone, the second 2 and 3 alone."""
+    """The first model knows only the classes 0 and 1, the second only 2 and 3."""
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 4, (10, 32, 32), np.uint8)
     random = rng.integers(0, 4, (2, *truth.shape), np.uint8)
@@ -82,22 +84,24 @@ def test_weights_by_class_are_used_where_models_know_different_classes():
     preds = np.stack([first, second], 1)
     counts = count_votes(samples_of(truth, preds, [i // 2 for i in range(10)]), 2, 4)
     result = search_weights(counts, by_class=True)
-    found = result.by_class
-    assert result.uses_classes and found.out_of_sample > result.single_out_of_sample + 0.05
-    assert result.out_of_sample == found.out_of_sample
+    by_class = result.by_class
+    assert result.uses_classes and by_class.out_of_sample > result.single_out_of_sample + 0.05
+    assert result.out_of_sample == by_class.out_of_sample
     parts = np.arange(10) // 2
     confusion = sum(
-        confusion_matrix(truth[parts == p], vote(preds[parts == p].swapaxes(0, 1), found.part_tables[p]), 4)
+        confusion_matrix(
+            truth[parts == p], vote(preds[parts == p].swapaxes(0, 1), by_class.part_tables[p]), 4
+        )
         for p in range(5)
     )
-    assert found.out_of_sample == mean_iou(confusion)
+    assert by_class.out_of_sample == mean_iou(confusion)
 
 
 # --- temperatures -----------------------------------------------------------------------------------------
 
 
 def overconfident(seed, pixels=20_000, temperature=2.0):
-    """Probabilities that are right as often as they say, and then sharpened."""
+    """Make sharpened probabilities, the calibrated ones they come from, and the truth."""
     rng = np.random.default_rng(seed)
     honest = rng.dirichlet(np.ones(4) * 0.7, pixels)
     truth = (honest.cumsum(1) > rng.random((pixels, 1))).argmax(1)
@@ -118,7 +122,7 @@ def test_calibration_error_by_hand():
     assert calibration_error(probs, truth) == pytest.approx(3 / 4 * (0.9 - 2 / 3) + 1 / 4 * 0.6)
 
 
-def test_numpy_and_torch_are_tempered_alike():
+def test_temperatures_are_the_same_in_numpy_and_torch():
     probs = overconfident(1, 50)[0].astype(np.float32)
     out = apply_temperature(torch.from_numpy(probs), 1.7, 1).numpy()
     np.testing.assert_allclose(out, apply_temperature(probs, 1.7, 1), rtol=1e-5)
@@ -127,7 +131,7 @@ def test_numpy_and_torch_are_tempered_alike():
 
 
 def soft_samples(seed, num_models=2, images=6, side=32, temperatures=(2.0, 1.0)):
-    """Photos of SIDE-less size: probabilities of each model, of which some are overconfident."""
+    """Make small samples with the probabilities of models, which are overconfident above temperature 1."""
     rng = np.random.default_rng(seed)
     samples = []
     for image in range(images):
@@ -155,7 +159,7 @@ def test_calibrate_fits_each_model_and_says_whether_it_helps():
 
 
 def test_soft_search_is_the_best_of_all_means_out_of_sample():
-    samples = soft_samples(0)
+    samples = soft_samples(1, side=16)  # the weights chosen without the first part differ from the others
     none = [Calibration(1.0, (1.0,) * 3, 0, 0, False)] * 2
     result = search_soft(samples, 2, 4, none)
 
@@ -177,15 +181,16 @@ def test_soft_search_is_the_best_of_all_means_out_of_sample():
         chosen = grid[int(np.argmax(scores))]
         assert list(result.part_weights[part]) == chosen
         total = total + voted(chosen, lambda other, part=part: other == part)
-    assert result.out_of_sample == result.plain_out_of_sample == mean_iou(total)
+    assert result.out_of_sample == result.uncalibrated_out_of_sample == mean_iou(total)
+    assert len(set(result.part_weights)) > 1
 
 
 def test_temperatures_are_used_where_they_help_the_vote():
     samples = soft_samples(2, temperatures=(6.0, 0.4), images=12, side=64)
     calibrations = calibrate(samples, 2)
     result = search_soft(samples, 2, 4, calibrations)
-    assert result.out_of_sample >= result.plain_out_of_sample
-    assert (result.temperatures != (1.0, 1.0)) == (result.out_of_sample > result.plain_out_of_sample)
+    assert result.out_of_sample >= result.uncalibrated_out_of_sample
+    assert (result.temperatures != (1.0, 1.0)) == (result.out_of_sample > result.uncalibrated_out_of_sample)
     assert calibrated_probs(np.array([[255], [0]], np.uint8), 2.0).sum() == pytest.approx(255, rel=1e-4)
 
 
@@ -203,7 +208,7 @@ def test_ignored_pixels_do_not_count_in_the_soft_search():
 
 @pytest.fixture
 def soft_runs(tmp_path):
-    """Two models of two folds with probabilities; b is overconfident; their mean is better than either."""
+    """Write two models of two folds with probabilities; b is overconfident, and their mean beats both."""
     rng = np.random.default_rng(0)
     names = [f'{i}.jpg' for i in range(4)]
     boxes = {name: (30 + 20 * i, 60, 100, 140, 1) for i, name in enumerate(names)}
@@ -212,7 +217,7 @@ def soft_runs(tmp_path):
         for fold in range(2):
             folder = tmp_path / 'output' / model / f'fold{fold}'
             for split, chosen in (('oof', names[fold::2]), ('test', ['x.jpg', 'y.jpg'])):
-                kept = []
+                rows = []
                 with SubmissionWriter(folder / f'{split}.csv') as writer:
                     for name in chosen:
                         logits = rng.normal(size=(11, SIDE, SIDE))
@@ -220,9 +225,9 @@ def soft_runs(tmp_path):
                         ids = truth.get(name, truth['0.jpg'])
                         logits[ids, np.arange(SIDE)[:, None], np.arange(SIDE)] += 1.5
                         p = np.exp(logits * sharp)
-                        kept.append((255 * p / p.sum(0)).round().astype(np.uint8))
-                        writer.write(name, kept[-1].argmax(0).astype(np.uint8))
-                np.save(folder / f'{split}_probs.npy', np.stack(kept))
+                        rows.append((255 * p / p.sum(0)).round().astype(np.uint8))
+                        writer.write(name, rows[-1].argmax(0).astype(np.uint8))
+                np.save(folder / f'{split}_probs.npy', np.stack(rows))
     return tmp_path
 
 
@@ -235,7 +240,7 @@ def test_the_soft_search_writes_a_recipe_that_gives_the_same_vote(soft_runs, cap
     )
     assert main([*csvs, '--search', '--soft', *data, '--out', str(out)]) == 0
     printed = capsys.readouterr().out
-    assert 'use the soft vote with weights' in printed and 'the first is better' in printed
+    assert 'use the soft vote with weights' in printed and 'the vote beats it' in printed
     assert (
         'expected calibration error' in printed
         and 'rule: soft vote' in (soft_runs / 'ensemble.yaml').read_text()
@@ -249,11 +254,11 @@ def test_the_soft_search_writes_a_recipe_that_gives_the_same_vote(soft_runs, cap
         main([*csvs, '--search', '--soft', *data, '--out', str(out)])
 
 
-def test_calibrate_keeps_a_temperature_for_pseudo_labels(soft_runs, capsys):
+def test_a_temperature_is_kept_for_pseudo_labels(soft_runs):
     folder = soft_runs / 'output' / 'b'
     assert read_temperature(folder) == 1.0
-    assert main(['calibrate', str(folder), '--data', str(soft_runs / 'data')]) == 0
-    assert 'expected calibration error' in capsys.readouterr().out
+    report = calibrate_model(folder, soft_runs / 'data', CLASSES)
+    assert 'expected calibration error' in report and report.endswith(f'wrote {folder}/calibration.yaml')
     assert read_temperature(folder) > 1.2
     write_calibration(folder, Calibration(2.0, (2.0,), 0.1, 0.2, False), [])
     assert read_temperature(folder) == 1.0
@@ -262,4 +267,4 @@ def test_calibrate_keeps_a_temperature_for_pseudo_labels(soft_runs, capsys):
         with pytest.raises(BadInput, match='calibration.yaml: '):
             read_temperature(folder)
     with pytest.raises(BadInput, match='no such file'):
-        main(['calibrate', str(soft_runs / 'output' / 'none'), '--data', str(soft_runs / 'data')])
+        calibrate_model(soft_runs / 'output' / 'none', soft_runs / 'data', CLASSES)

@@ -60,7 +60,7 @@ def test_submission_is_checked_compared_handed_in_and_kept(shapes, tmp_path):
         ('run.sh', ['demo', 'nosuch'], {}, 'configs/nosuch.yaml: no such file'),
         ('run.sh', ['demo'], {'SCHEDULE': 'quarter'}, 'SCHEDULE=quarter: expected full, half or pretrain'),
         ('seeds.sh', ['demo', '0'], {}, 'usage'),
-        ('seeds.sh', ['demo', '0', '1', '0'], {}, 'a seed is there twice'),
+        ('seeds.sh', ['demo', '0', '1', '0'], {}, 'a seed is given twice'),
         ('submit.sh', ['a', 'b'], {}, 'usage'),
         ('trash481.sh', [], {}, 'usage'),
         ('trash481.sh', ['nosuch'], {}, 'nosuch/train_all.json: no such file'),

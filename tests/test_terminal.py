@@ -19,8 +19,6 @@ from utils.cli import ArgumentParser
 from utils.log import say
 from utils.progress import Bar, progress
 
-PREFIXES = {'ensemble.py': (['compare'], ['calibrate'])}  # commands that it parses by itself
-
 
 class Parsed(Exception):
     """Carry a script's parser out of it."""
@@ -60,8 +58,7 @@ def test_all_scripts_are_looked_at():
 
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_help_has_an_example_and_each_default(script, monkeypatch):
-    parsers = [parser_of(script, words, monkeypatch) for words in ([], *PREFIXES.get(script, ()))]
-    for parser in [command for each in parsers for command in commands_of(each)]:
+    for parser in commands_of(parser_of(script, [], monkeypatch)):
         command = f'python {parser.prog.removeprefix("python ")}'
         assert command in parser.format_help(), f'{command}: --help has no example'
         for action in parser._actions:

@@ -1,12 +1,15 @@
-"""The search for weights of a hard vote, exact: pixels are counted once, candidates are arithmetic.
+"""Vote over class ids, and search the weights of the vote exactly.
+
+The pixels are counted once; after that any number of candidates is scored by arithmetic.
 
     counts = count_votes(samples, num_models, num_classes)
     result = search_weights(counts)
 
-A choice is judged on photos that it was not made on: parts of them, folds as a rule, left out in turn.
+A choice is scored on photos that it was not made on: each part of the photos, as a rule a fold, is left out
+in turn.
 
-Shapes: M models, K classes, U distinct votes with their truth, V distinct votes, G groupings of models by who
-agrees with whom, n candidates.
+Shapes: M models, K classes, U distinct votes with their truth, V distinct votes, G groupings (the ways in
+which models can agree with each other), n candidates.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,9 +25,57 @@ from utils.errors import BadInput
 from voting.members import OofSample
 
 TOP_WEIGHT = 3  # the whole weights 0 to 3 of each model are tried
-GRID_MODELS = 8  # up to here all combinations of them; beyond, one model's weight after another
-CLASS_HALVES = (0, 1, 2, 3, 4)  # a model's weight for one class, in halves of its weight
-PORTION = 1 << 20  # codes that wait before they are added up
+MAX_GRID_MODELS = 8  # up to here all combinations are tried; beyond, the weights are changed one by one
+CLASS_HALVES = (0, 1, 2, 3, 4)  # weights of a model for one class that are tried, in halves of its weight
+MAX_PENDING = 1 << 20  # codes that are collected before they are merged into the histogram
+
+
+# --- the vote ---------------------------------------------------------------------------------------------
+
+
+def vote(preds: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Find the ids with the highest sum of weights, (M, ...) uint8 → (...).
+
+    table[m, k] is the weight of a vote of member m for class k.
+
+    A tie goes to the tied class of the earliest member. A vote of weight 0 does not count, not even in a tie;
+    if all votes have weight 0, the first member's class wins.
+    """
+    weights = [row[pred] for row, pred in zip(table, preds, strict=True)]
+    winner = preds[0].copy()
+    best = np.zeros(winner.shape, table.dtype)
+    for pred, weight in zip(preds, weights, strict=True):
+        total = np.zeros(winner.shape, table.dtype)
+        for other_pred, other_weight in zip(preds, weights, strict=True):
+            total += other_weight * (other_pred == pred)
+        total *= weight > 0
+        np.copyto(winner, pred, where=total > best)
+        np.maximum(best, total, out=best)
+    return winner
+
+
+def member_table(weights: Sequence[int], num_classes: int) -> np.ndarray:
+    """Repeat (M,) weights for every class → (M, K)."""
+    return np.tile(np.array(weights)[:, None], num_classes)
+
+
+def weight_table(exact: Sequence[Sequence[Fraction]]) -> np.ndarray:
+    """Scale weights by member and class to (M, K) whole numbers, so that their sums are exact.
+
+    Raises BadInput if all are 0, or if sums would not fit into 63 bits.
+    """
+    scale = lcm(*(weight.denominator for row in exact for weight in row))
+    whole = [[int(weight * scale) for weight in row] for row in exact]
+    common = gcd(*(weight for row in whole for weight in row))
+    if common == 0:
+        raise BadInput('--weights: all of them are 0; expected one above 0')
+    highest = sum(max(row) for row in whole) // common
+    if highest >= 2**63:
+        raise BadInput('--weights: too many digits to be added up exactly; give them fewer')
+    return np.array([[weight // common for weight in row] for row in whole], np.min_scalar_type(highest))
+
+
+# --- counting ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -38,70 +89,57 @@ class VoteCounts:
     num_classes: int
 
 
-def vote(preds: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """(M, ...) uint8 ids → (...) ids of the highest sum of weights; table[m, k] is that of m's vote for k.
-
-    A tie goes to the tied class of the earliest member. Votes of weight 0 count for nothing, in ties neither;
-    where all votes are such, the first member's class is taken.
-    """
-    said = [weights[pred] for weights, pred in zip(table, preds, strict=True)]
-    winner = preds[0].copy()
-    best = np.zeros(winner.shape, table.dtype)
-    for pred, own in zip(preds, said, strict=True):
-        total = np.zeros(winner.shape, table.dtype)
-        for other, weight in zip(preds, said, strict=True):
-            total += weight * (other == pred)
-        total *= own > 0
-        np.copyto(winner, pred, where=total > best)
-        np.maximum(best, total, out=best)
-    return winner
-
-
-def member_table(weights: Sequence[int], num_classes: int) -> np.ndarray:
-    """(M, K) weights of (M,) members, the same for every class."""
-    return np.tile(np.array(weights)[:, None], num_classes)
-
-
 def count_votes(samples: Iterable[OofSample], num_models: int, num_classes: int) -> VoteCounts:
-    """The histogram of samples; pixels of truth IGNORED are left out. Raises BadInput for too many models."""
+    """Count the votes of samples, without the pixels whose truth is IGNORED. Raises BadInput for too many
+    models.
+    """
     if 2**10 * num_classes ** (num_models + 1) >= 2**63:  # 1024 parts
-        raise BadInput(f'--search: found {num_models} models, too many to count with {num_classes} classes')
-    codes, counts, pending = np.zeros(0, np.int64), np.zeros(0, np.int64), []
+        raise BadInput(
+            f'--search: found {num_models} models, too many to count with {num_classes} classes; '
+            'give the CSVs of fewer models'
+        )
+    codes, pixels, pending = np.zeros(0, np.int64), np.zeros(0, np.int64), []
     for sample in samples:
         columns = np.concatenate([sample.truth[None], sample.preds]).reshape(num_models + 1, -1)
         columns = columns[:, columns[0] != IGNORED]
         changes = (columns[:, 1:] != columns[:, :-1]).any(0)
-        starts = np.flatnonzero(np.concatenate([[columns.shape[1] > 0], changes]))
+        starts = np.flatnonzero(np.concatenate([[columns.shape[1] > 0], changes]))  # of runs of equal pixels
         code = np.full(len(starts), sample.part, np.int64)
         for column in columns:
             code = code * num_classes + column[starts]
         pending.append((code, np.diff(starts, append=columns.shape[1])))
-        if sum(len(code) for code, _ in pending) > PORTION:
-            codes, counts = _add_up([(codes, counts), *pending])
+        if sum(len(code) for code, _ in pending) > MAX_PENDING:
+            codes, pixels = merge_counts([(codes, pixels), *pending])
             pending = []
-    codes, counts = _add_up([(codes, counts), *pending])
+    codes, pixels = merge_counts([(codes, pixels), *pending])
     votes = np.empty((len(codes), num_models), np.uint8)
     for model in reversed(range(num_models)):
         codes, votes[:, model] = np.divmod(codes, num_classes)
     part, truth = np.divmod(codes, num_classes)
-    return VoteCounts(part, truth, votes, counts, num_classes)
+    return VoteCounts(part, truth, votes, pixels, num_classes)
 
 
-def _add_up(counted: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    codes, place = np.unique(np.concatenate([codes for codes, _ in counted]), return_inverse=True)
-    return codes, np.bincount(place, np.concatenate([n for _, n in counted]), len(codes)).astype(np.int64)
+def merge_counts(counts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Merge pairs of codes and their pixels; return each code once, in ascending order, with its total."""
+    codes, inverse = np.unique(np.concatenate([codes for codes, _ in counts]), return_inverse=True)
+    pixels = np.concatenate([pixels for _, pixels in counts])
+    return codes, np.bincount(inverse, pixels, len(codes)).astype(np.int64)
 
 
-class Scorer:
-    """mIoU of any weights of the models, exact, without another look at the pixels.
+# --- weights by model -------------------------------------------------------------------------------------
 
-    Which model's vote wins a pixel depends only on who agrees with whom there; 5 models have 52 such
-    groupings. For each grouping and model, `table` counts how often which class is voted, and right; a score
-    is the sum of G of its rows.
+
+class WeightScorer:
+    """The mIoU of any weights by model, exact, without looking at the pixels again.
+
+    The model whose vote wins a pixel depends only on which models agree there; 5 models have 52 such
+    groupings. `table` has a row for each grouping and model: the pixels of that grouping by the class that
+    the model votes for, correct and predicted. A score is the sum of G of these rows.
     """
 
     def __init__(self, counts: VoteCounts) -> None:
         votes, num_classes = counts.votes, counts.num_classes
+        self.num_classes = num_classes
         self.num_models = votes.shape[1]
         self.num_parts = int(counts.part.max(initial=-1)) + 1
         models = range(self.num_models)
@@ -110,248 +148,96 @@ class Scorer:
         for m in models:
             code = code * (m + 1) + first[:, m]
         _, example, grouping = np.unique(code, return_index=True, return_inverse=True)
-        first = first[example]  # (G, M): the first model that votes the same
-        self.same = (first[:, :, None] == first[:, None, :]).astype(np.float64)
-        # a row for each grouping and model; columns: K counts of pixels that are right, K of those voted for
+        first = first[example]  # (G, M): the first model with the same vote
+        self.agree = (first[:, :, None] == first[:, None, :]).astype(np.float64)  # (G, M, M)
+        # columns of the table: K counts of correct pixels, then K counts of predicted pixels
         shape = (self.num_parts, len(first), self.num_models, 2, num_classes)
         table = np.zeros(np.prod(shape))
         for m in models:
             row = (counts.part * len(first) + grouping) * self.num_models + m
-            right = votes[:, m] == counts.truth
-            table += np.bincount((row * 2) * num_classes + votes[:, m], counts.pixels * right, table.size)
+            correct = votes[:, m] == counts.truth
+            table += np.bincount((row * 2) * num_classes + votes[:, m], counts.pixels * correct, table.size)
             table += np.bincount((row * 2 + 1) * num_classes + votes[:, m], counts.pixels, table.size)
         self.table = table.reshape(self.num_parts, -1, 2 * num_classes)
         self.true = np.zeros((self.num_parts, num_classes))
         np.add.at(self.true, (counts.part, counts.truth), counts.pixels)
 
     def winners(self, weights: np.ndarray) -> np.ndarray:
-        """(n, M) whole weights → (n, G): the model whose vote wins where models agree so."""
-        groups, models = self.same.shape[:2]
-        total = (weights @ self.same.reshape(-1, models).T).reshape(-1, groups, models)
-        total *= (weights > 0)[:, None]  # as in vote: no vote, no say in a tie
+        """Find the model whose vote wins each grouping, (n, M) whole weights → (n, G)."""
+        groups, models = self.agree.shape[:2]
+        total = (weights @ self.agree.reshape(-1, models).T).reshape(-1, groups, models)
+        total *= (weights > 0)[:, None]  # as in vote: a model of weight 0 decides no tie
         return total.argmax(2)
 
-    def tallies(self, weights: np.ndarray) -> np.ndarray:
-        """(n, M) whole weights → (parts, n, 2K): pixels that are right, then those predicted, by class."""
-        return self.sums(self.winners(weights))
-
     def sums(self, winners: np.ndarray) -> np.ndarray:
-        """The tallies of (n, G) winners."""
-        groups, models = self.same.shape[:2]
-        won = np.zeros((len(winners), groups * models))
-        np.put_along_axis(won, winners + np.arange(groups) * models, 1.0, 1)
-        return won @ self.table
+        """Sum the correct, then the predicted pixels by class, (n, G) → (parts, n, 2K)."""
+        groups, models = self.agree.shape[:2]
+        rows = np.zeros((len(winners), groups * models))
+        np.put_along_axis(rows, winners + np.arange(groups) * models, 1.0, 1)
+        return rows @ self.table
 
     def scores(self, weights: np.ndarray) -> np.ndarray:
-        """(n, M) whole weights → (n, 1 + parts) mIoU: of all parts together, then of all without each one."""
-        size = max(1, (1 << 21) // self.same[..., 0].size)
-        known: dict[bytes, np.ndarray] = {}  # scores by winners: most candidates let the same models win
+        """Score (n, M) whole weights → (n, 1 + parts) mIoU: of all parts, then of all without each one."""
+        chunk = max(1, (1 << 21) // self.agree[..., 0].size)
+        cached: dict[bytes, np.ndarray] = {}  # scores by winners, which most candidates share with another
         scores = np.empty((len(weights), 1 + self.num_parts))
-        for start in range(0, len(weights), size):
-            winners = self.winners(weights[start : start + size]).astype(np.min_scalar_type(self.num_models))
+        for start in range(0, len(weights), chunk):
+            winners = self.winners(weights[start : start + chunk])
+            winners = winners.astype(np.min_scalar_type(self.num_models))
             keys = winners.view(f'S{winners[0].nbytes}').ravel()
-            _, first, place = np.unique(keys, return_index=True, return_inverse=True)
+            _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
             rows = {winners[row].tobytes(): row for row in first}
-            if new := [key for key in rows if key not in known]:
-                own = self.scores_of(winners[[rows[key] for key in new]].astype(np.int64))
-                known |= dict(zip(new, own, strict=True))
-            scores[start : start + size] = np.stack([known[key] for key in rows])[place]
+            if new := [key for key in rows if key not in cached]:
+                new_scores = self.winner_scores(winners[[rows[key] for key in new]].astype(np.int64))
+                cached |= dict(zip(new, new_scores, strict=True))
+            scores[start : start + chunk] = np.stack([cached[key] for key in rows])[inverse]
         return scores
 
-    def scores_of(self, winners: np.ndarray) -> np.ndarray:
-        """(n, G) winners → (n, 1 + parts), as `scores`."""
-        tallies, true = self.sums(winners), self.true.sum(0)
-        total = tallies.sum(0)
-        others = [self.miou(total - part, true - own) for part, own in zip(tallies, self.true, strict=True)]
-        return np.stack([self.miou(total, true), *others], 1)
+    def winner_scores(self, winners: np.ndarray) -> np.ndarray:
+        """Score (n, G) winners → (n, 1 + parts), as in `scores`."""
+        part_sums, true = self.sums(winners), self.true.sum(0)
+        total = part_sums.sum(0)
+        without = [
+            self.miou(total - part, true - part_true)
+            for part, part_true in zip(part_sums, self.true, strict=True)
+        ]
+        return np.stack([self.miou(total, true), *without], 1)
+
+    def out_of_sample(self, part_weights: Sequence[np.ndarray]) -> float:
+        """Score (M,) weights of each part on that part; the mIoU of all parts together."""
+        sums = sum(self.sums(self.winners(weights[None]))[part] for part, weights in enumerate(part_weights))
+        return float(self.miou(sums, self.true.sum(0))[0])
 
     @staticmethod
-    def miou(tallies: np.ndarray, true: np.ndarray) -> np.ndarray:
-        """(n, 2K) and (K,) → (n,)."""
-        hits, predicted = np.split(tallies, 2, axis=1)
-        return mean_of_iou(iou_of_counts(hits, predicted, true))
-
-
-class Patterns:
-    """mIoU of weights by class as well, for which who agrees with whom does not decide: the distinct votes,
-    with the pixels of each true class under them.
-    """
-
-    def __init__(self, counts: VoteCounts) -> None:
-        self.votes, row = np.unique(counts.votes, axis=0, return_inverse=True)  # (V, M)
-        self.num_parts = int(counts.part.max(initial=-1)) + 1
-        pixels = np.zeros((self.num_parts, len(self.votes), counts.num_classes), np.int64)
-        np.add.at(pixels, (counts.part, row.ravel(), counts.truth), counts.pixels)
-        self.pixels = pixels
-        contested = (self.votes != self.votes[:, :1]).any(1)
-        classes = range(counts.num_classes)
-        models = range(self.votes.shape[1])
-        self.where = [[np.flatnonzero(contested & (self.votes[:, m] == k)) for k in classes] for m in models]
-
-    def tallies(self, pixels: np.ndarray, winner: np.ndarray) -> np.ndarray:
-        """(2, K): pixels that are right, and those predicted, where (v, K) pixels go to the (v,) winners."""
-        sums = np.zeros((2, pixels.shape[1]), np.int64)
-        np.add.at(sums[0], winner, pixels[np.arange(len(winner)), winner])
-        np.add.at(sums[1], winner, pixels.sum(1))
-        return sums
-
-    def climb(self, weights: np.ndarray, left_out: int | None) -> np.ndarray:
-        """(M, K) whole weights: from (M,) member weights on, or from equal ones where that ends higher, one
-        model's weight for one class after another is changed, to one of CLASS_HALVES, while that raises the
-        mIoU of all parts but the one left out.
-        """
-        starts = (weights, np.ones_like(weights))
-        return max((self._climb(start, left_out) for start in starts), key=lambda found: found[0])[1]
-
-    def _climb(self, weights: np.ndarray, left_out: int | None) -> tuple[float, np.ndarray]:
-        """The mIoU reached, and the table."""
-        used = [part for part in range(self.num_parts) if part != left_out]
-        pixels = self.pixels[used].sum(0)
-        true = pixels.sum(0)
-        table = member_table(weights * 2, true.size)
-        winner = vote(self.votes.T, table)
-        sums = self.tallies(pixels, winner)
-        best = float(mean_of_iou(iou_of_counts(*sums, true)))
-        while True:
-            before = best
-            for model, category in product(np.flatnonzero(weights), range(true.size)):
-                places = self.where[model][category]
-                for halves in CLASS_HALVES if len(places) else ():
-                    trial = table.copy()
-                    trial[model, category] = weights[model] * halves
-                    won = vote(self.votes[places].T, trial)
-                    changed = won != winner[places]
-                    moved = places[changed]
-                    other = sums + self.tallies(pixels[moved], won[changed])
-                    other -= self.tallies(pixels[moved], winner[moved])
-                    score = float(mean_of_iou(iou_of_counts(*other, true)))
-                    if score > best:
-                        best, table, sums = score, trial, other
-                        winner[places] = won
-            if best == before:
-                return best, table
-
-    def part_tallies(self, table: np.ndarray, part: int) -> np.ndarray:
-        return self.tallies(self.pixels[part], vote(self.votes.T, table))
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What the search found. Scores are mIoU; out of sample is with weights chosen on the other parts."""
-
-    singles: tuple[float, ...]  # each model alone
-    equal: float  # all with weight 1: nothing was chosen, so it is out of sample
-    best_weights: tuple[int, ...]
-    best: float  # in sample: too good
-    best_out_of_sample: float
-    single_out_of_sample: float  # of the best single model, chosen in the same way
-    weights: tuple[int, ...]  # the ones to use, where those by class are not better still
-    part_weights: tuple[tuple[int, ...], ...]  # of each part, the best chosen without it
-    part_singles: tuple[tuple[int, ...], ...]  # of each part, the best single model chosen without it
-    by_class: 'ClassResult | None' = None  # where weights by class were searched
-
-    @property
-    def num_parts(self) -> int:
-        return len(self.part_weights)
-
-    @property
-    def without_classes(self) -> float:
-        """Out of sample, of `weights`."""
-        return max(self.single_out_of_sample, self.equal, self.best_out_of_sample)
-
-    @property
-    def uses_classes(self) -> bool:
-        return self.by_class is not None and self.by_class.out_of_sample > self.without_classes
-
-    @property
-    def out_of_sample(self) -> float:
-        """Of what is to be used."""
-        return self.by_class.out_of_sample if self.uses_classes else self.without_classes
-
-    def table(self, num_classes: int) -> np.ndarray:
-        """(M, K) weights to use."""
-        return self.by_class.table if self.uses_classes else member_table(self.weights, num_classes)
-
-    def part_table(self, part: int, num_classes: int) -> np.ndarray:
-        """(M, K) weights of a part's vote, chosen without it: by class where those are to be used."""
-        if self.uses_classes:
-            return self.by_class.part_tables[part]
-        return member_table(self.part_weights[part], num_classes)
-
-
-@dataclass(frozen=True)
-class ClassResult:
-    """What the search for weights by class found."""
-
-    table: np.ndarray  # (M, K)
-    out_of_sample: float
-    part_tables: tuple[np.ndarray, ...]  # of each part, chosen without it
-
-
-def search_weights(counts: VoteCounts, by_class: bool = False) -> SearchResult:
-    """The weights with the highest mIoU, and whether to use them. Raises BadInput for fewer than 2 parts.
-
-    They are used only if weights chosen on all parts but one are better, on that one, than the best single
-    model chosen in that way, and than equal weights; with by_class, weights by class are searched too, and
-    used only if they are better still.
-    """
-    scorer = Scorer(counts)
-    if scorer.num_parts < 2:
-        raise BadInput('--search: found fewer than 2 photos out of fold')
-    singles = np.eye(scorer.num_models, dtype=np.int64)
-    equal = np.ones((1, scorer.num_models), np.int64)
-    small = scorer.num_models <= GRID_MODELS
-    candidates = weight_grid(scorer.num_models) if small else np.concatenate([singles, equal])
-    scores, single_scores = scorer.scores(candidates), scorer.scores(singles)
-
-    def choose(column: int) -> np.ndarray:
-        chosen = candidates[scores[:, column].argmax()]
-        return chosen if small else climb(scorer, chosen, column)
-
-    def out_of_sample(chosen: Sequence[np.ndarray]) -> float:
-        tallies = sum(scorer.tallies(weights[None])[part] for part, weights in enumerate(chosen))
-        return float(scorer.miou(tallies, scorer.true.sum(0))[0])
-
-    best = choose(0)
-    parts = range(1, scorer.num_parts + 1)
-    part_weights = [choose(part) for part in parts]
-    part_singles = [singles[single_scores[:, part].argmax()] for part in parts]
-    best_out, single_out = out_of_sample(part_weights), out_of_sample(part_singles)
-    equal_score = float(scorer.scores(equal)[0, 0])
-    options = [(single_out, singles[single_scores[:, 0].argmax()]), (equal_score, equal[0]), (best_out, best)]
-    _, weights = max(options, key=lambda option: option[0])  # the simplest of equally good ones
-    return SearchResult(
-        singles=tuple(single_scores[:, 0].tolist()),
-        equal=equal_score,
-        best_weights=tuple(best.tolist()),
-        best=float(scorer.scores(best[None])[0, 0]),
-        best_out_of_sample=best_out,
-        single_out_of_sample=single_out,
-        weights=tuple(weights.tolist()),
-        part_weights=tuple(tuple(chosen.tolist()) for chosen in part_weights),
-        part_singles=tuple(tuple(chosen.tolist()) for chosen in part_singles),
-        by_class=search_classes(counts, best, part_weights) if by_class else None,
-    )
-
-
-def search_classes(counts: VoteCounts, best: np.ndarray, part_weights: Sequence[np.ndarray]) -> ClassResult:
-    """Weights by class, from the best member weights on, and from those of each part for it."""
-    patterns = Patterns(counts)
-    tables = tuple(patterns.climb(weights, part) for part, weights in enumerate(part_weights))
-    sums = sum(patterns.part_tallies(table, part) for part, table in enumerate(tables))
-    out_of_sample = float(mean_of_iou(iou_of_counts(*sums, patterns.pixels.sum((0, 1)))))
-    return ClassResult(patterns.climb(best, None), out_of_sample, tables)
+    def miou(sums: np.ndarray, true: np.ndarray) -> np.ndarray:
+        """Compute the mIoU of (n, 2K) sums and (K,) pixels of each true class → (n,)."""
+        correct, predicted = np.split(sums, 2, axis=1)
+        return mean_of_iou(iou_of_counts(correct, predicted, true))
 
 
 def weight_grid(num_models: int, top: int = TOP_WEIGHT) -> np.ndarray:
-    """(n, M) all whole weights that differ in proportion; those of fewer models, and smaller, come first."""
+    """List (n, M) whole weights that differ in proportion, with fewer models and smaller weights first."""
     grid = np.array(list(product(range(top + 1), repeat=num_models)))
     grid = grid[np.gcd.reduce(grid, axis=1) == 1]
     return grid[np.lexsort((grid.sum(1), np.count_nonzero(grid, axis=1)))]
 
 
-def climb(scorer: Scorer, weights: np.ndarray, column: int) -> np.ndarray:
-    """Changes one model's weight after another while that raises the score, a column of `Scorer.scores`."""
+def choose_weights(scorer: WeightScorer) -> list[np.ndarray]:
+    """Choose the best (M,) weights for all parts, then for all parts without each one."""
+    if scorer.num_models <= MAX_GRID_MODELS:
+        return choose_candidates(scorer, weight_grid(scorer.num_models))
+    singles = np.eye(scorer.num_models, dtype=np.int64)
+    starts = choose_candidates(scorer, np.concatenate([singles, np.ones_like(singles[:1])]))
+    return [coordinate_ascent(scorer, start, column) for column, start in enumerate(starts)]
+
+
+def choose_candidates(scorer: WeightScorer, candidates: np.ndarray) -> list[np.ndarray]:
+    """Choose the best of (n, M) candidates for all parts, then for all parts without each one."""
+    return [candidates[number] for number in scorer.scores(candidates).argmax(0)]
+
+
+def coordinate_ascent(scorer: WeightScorer, weights: np.ndarray, column: int) -> np.ndarray:
+    """Change the weight of one model after another as long as that raises a column of `scorer.scores`."""
     best = scorer.scores(weights[None])[0, column]
     while True:
         before = best
@@ -366,40 +252,208 @@ def climb(scorer: Scorer, weights: np.ndarray, column: int) -> np.ndarray:
             return weights
 
 
+# --- weights by class -------------------------------------------------------------------------------------
+
+
+class ClassWeightSearch:
+    """The search for weights by model and class. Here the winner depends on the classes voted for too, so it
+    works on the distinct votes and the pixels of each true class under them.
+    """
+
+    def __init__(self, counts: VoteCounts) -> None:
+        self.votes, row = np.unique(counts.votes, axis=0, return_inverse=True)  # (V, M)
+        self.num_parts = int(counts.part.max(initial=-1)) + 1
+        self.pixels = np.zeros((self.num_parts, len(self.votes), counts.num_classes), np.int64)
+        np.add.at(self.pixels, (counts.part, row.ravel(), counts.truth), counts.pixels)
+        contested = (self.votes != self.votes[:, :1]).any(1)
+        self.contested_rows = [  # [model][class]: contested votes in which the model votes for the class
+            [np.flatnonzero(contested & (self.votes[:, m] == k)) for k in range(counts.num_classes)]
+            for m in range(self.votes.shape[1])
+        ]
+
+    def best_table(self, weights: np.ndarray, left_out: int | None) -> np.ndarray:
+        """Find (M, K) whole weights for all parts but the one left out: ascend from (M,) member weights and
+        from equal ones, and return the better end.
+        """
+        starts = (weights, np.ones_like(weights))
+        return max((self.ascend(start, left_out) for start in starts), key=lambda end: end[0])[1]
+
+    def ascend(self, weights: np.ndarray, left_out: int | None) -> tuple[float, np.ndarray]:
+        """Change the weight of one model for one class after another, to one of CLASS_HALVES, as long as that
+        raises the mIoU; return the mIoU and the (M, K) table.
+        """
+        pixels = self.pixels[[part for part in range(self.num_parts) if part != left_out]].sum(0)
+        true = pixels.sum(0)
+        table = member_table(weights * 2, true.size)
+        winner = vote(self.votes.T, table)
+        sums = class_sums(pixels, winner)
+        best = float(mean_of_iou(iou_of_counts(*sums, true)))
+        while True:
+            before = best
+            for model, category in product(np.flatnonzero(weights), range(true.size)):
+                rows = self.contested_rows[model][category]
+                for halves in CLASS_HALVES if len(rows) else ():
+                    trial = table.copy()
+                    trial[model, category] = weights[model] * halves
+                    trial_winner = vote(self.votes[rows].T, trial)
+                    changed = trial_winner != winner[rows]
+                    moved = rows[changed]
+                    trial_sums = sums + class_sums(pixels[moved], trial_winner[changed])
+                    trial_sums -= class_sums(pixels[moved], winner[moved])
+                    score = float(mean_of_iou(iou_of_counts(*trial_sums, true)))
+                    if score > best:
+                        best, table, sums = score, trial, trial_sums
+                        winner[rows] = trial_winner
+            if best == before:
+                return best, table
+
+    def part_sums(self, table: np.ndarray, part: int) -> np.ndarray:
+        """Sum the correct and the predicted pixels of a part by class, for (M, K) weights → (2, K)."""
+        return class_sums(self.pixels[part], vote(self.votes.T, table))
+
+
+def class_sums(pixels: np.ndarray, winner: np.ndarray) -> np.ndarray:
+    """Sum the correct and the predicted pixels by class → (2, K), from (v, K) pixels of each true class and
+    the (v,) classes that win them.
+    """
+    sums = np.zeros((2, pixels.shape[1]), np.int64)
+    np.add.at(sums[0], winner, pixels[np.arange(len(winner)), winner])
+    np.add.at(sums[1], winner, pixels.sum(1))
+    return sums
+
+
+# --- the search -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """The result of a search for weights by class."""
+
+    table: np.ndarray  # (M, K)
+    out_of_sample: float
+    part_tables: tuple[np.ndarray, ...]  # chosen without each part
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The result of a search. Scores are mIoU; out of sample means that the choice for a part of the photos
+    was made on the other parts.
+    """
+
+    num_classes: int
+    singles: tuple[float, ...]  # each model alone
+    equal: float  # all weights 1: nothing was chosen, so it is out of sample
+    best_weights: tuple[int, ...]
+    best: float  # in sample, so it is too high
+    best_out_of_sample: float
+    single_out_of_sample: float  # the best single model, chosen in the same way
+    weights: tuple[int, ...]  # the ones to use, unless weights by class are better still
+    part_weights: tuple[tuple[int, ...], ...]  # the best, chosen without each part
+    part_singles: tuple[tuple[int, ...], ...]  # the best single model, chosen without each part
+    by_class: ClassResult | None = None  # if weights by class were searched
+
+    @property
+    def num_parts(self) -> int:
+        return len(self.part_weights)
+
+    @property
+    def model_weights_out_of_sample(self) -> float:
+        """Return the score out of sample of `weights`."""
+        return max(self.single_out_of_sample, self.equal, self.best_out_of_sample)
+
+    @property
+    def uses_classes(self) -> bool:
+        return self.by_class is not None and self.by_class.out_of_sample > self.model_weights_out_of_sample
+
+    @property
+    def out_of_sample(self) -> float:
+        """Return the score out of sample of the weights to use."""
+        return self.by_class.out_of_sample if self.uses_classes else self.model_weights_out_of_sample
+
+    @property
+    def table(self) -> np.ndarray:
+        """Return the (M, K) weights to use."""
+        return self.by_class.table if self.uses_classes else member_table(self.weights, self.num_classes)
+
+    def part_table(self, part: int) -> np.ndarray:
+        """Return the (M, K) weights chosen without a part, by class if those are the ones to use."""
+        if self.uses_classes:
+            return self.by_class.part_tables[part]
+        return member_table(self.part_weights[part], self.num_classes)
+
+    def predict(self, sample: OofSample) -> np.ndarray:
+        """Vote with the weights chosen without the part of the sample; return ids."""
+        return vote(sample.preds, self.part_table(sample.part))
+
+
+def search_weights(counts: VoteCounts, by_class: bool = False) -> SearchResult:
+    """Search the weights with the highest mIoU, and decide whether to use them. Raises BadInput for fewer
+    than 2 parts.
+
+    They are used only if they score higher out of sample than the best single model, chosen in the same way,
+    and than equal weights. With by_class, weights by class are searched too, and used only if they score
+    higher still.
+    """
+    scorer = WeightScorer(counts)
+    if scorer.num_parts < 2:
+        raise BadInput('--search: found fewer than 2 photos out of fold')
+    singles = np.eye(scorer.num_models, dtype=np.int64)
+    equal = np.ones(scorer.num_models, np.int64)
+    best, *part_weights = choose_weights(scorer)
+    single, *part_singles = choose_candidates(scorer, singles)
+    best_out, single_out = scorer.out_of_sample(part_weights), scorer.out_of_sample(part_singles)
+    equal_score = float(scorer.scores(equal[None])[0, 0])
+    options = [(single_out, single), (equal_score, equal), (best_out, best)]
+    _, weights = max(options, key=lambda option: option[0])  # in a tie the simplest
+    return SearchResult(
+        num_classes=counts.num_classes,
+        singles=tuple(scorer.scores(singles)[:, 0].tolist()),
+        equal=equal_score,
+        best_weights=tuple(best.tolist()),
+        best=float(scorer.scores(best[None])[0, 0]),
+        best_out_of_sample=best_out,
+        single_out_of_sample=single_out,
+        weights=tuple(weights.tolist()),
+        part_weights=tuple(tuple(weights.tolist()) for weights in part_weights),
+        part_singles=tuple(tuple(weights.tolist()) for weights in part_singles),
+        by_class=search_classes(counts, best, part_weights) if by_class else None,
+    )
+
+
+def search_classes(counts: VoteCounts, best: np.ndarray, part_weights: Sequence[np.ndarray]) -> ClassResult:
+    """Search weights by class, starting from the best member weights, for all parts and without each one."""
+    search = ClassWeightSearch(counts)
+    tables = tuple(search.best_table(weights, part) for part, weights in enumerate(part_weights))
+    sums = sum(search.part_sums(table, part) for part, table in enumerate(tables))
+    out_of_sample = float(mean_of_iou(iou_of_counts(*sums, search.pixels.sum((0, 1)))))
+    return ClassResult(search.best_table(best, None), out_of_sample, tables)
+
+
 def format_search(result: SearchResult, names: Sequence[str]) -> str:
-    """The scores, and in a plain sentence what to do."""
-    width = max(map(len, names))
-    lines = ['mIoU out of fold:']
-    lines += [f'  {name:<{width}}  {score:.4f}' for name, score in zip(names, result.singles, strict=True)]
-    lines.append(f'  equal weights  {result.equal:.4f}')
-    shown = ' '.join(map(str, result.best_weights))
-    lines.append(f'  weights {shown}  {result.best:.4f} in sample: chosen on the photos that it is scored on')
-    lines.append(f'out of sample, chosen without each of {result.num_parts} parts of the photos in turn:')
-    lines.append(f'  the best weights  {result.best_out_of_sample:.4f}')
-    lines.append(f'  the best model    {result.single_out_of_sample:.4f}')
+    """Format the scores, and say in a plain sentence what to do."""
+    width = max(len('equal weights'), *map(len, names))
+    weights = ' '.join(map(str, result.best_weights))
+    scores = [*zip(names, result.singles, strict=True), ('equal weights', result.equal)]
+    chosen = [
+        ('best weights', result.best_out_of_sample),
+        ('best model', result.single_out_of_sample),
+    ]
     if result.by_class is not None:
-        lines.append(f'  weights by class  {result.by_class.out_of_sample:.4f}')
+        chosen.append(('weights by class', result.by_class.out_of_sample))
+    lines = ['mIoU on the photos out of fold:']
+    lines += [f'  {name:<{width}}  {score:.4f}' for name, score in scores]
+    lines.append(
+        f'  weights {weights}: {result.best:.4f}, too high: chosen on the photos that it is scored on'
+    )
+    lines.append(
+        f'mIoU out of sample: chosen without each of {result.num_parts} parts of the photos, scored on it:'
+    )
+    lines += [f'  {name:<16}  {score:.4f}' for name, score in chosen]
     if result.uses_classes:
         lines.append('use the vote with weights by class')
     elif np.count_nonzero(result.weights) == 1:
         model = names[np.argmax(result.weights)]
-        lines.append(f'do not ensemble: use model {model}; no vote is better out of sample')
+        lines.append(f'do not ensemble: use model {model}; no hard vote scores higher out of sample')
     else:
         lines.append(f'use the vote with weights {" ".join(map(str, result.weights))}')
     return '\n'.join(lines)
-
-
-def weight_table(exact: Sequence[Sequence[Fraction]]) -> np.ndarray:
-    """(M, K) whole numbers in proportion to weights by member and class, so that sums of them are exact.
-
-    Raises BadInput where all are 0, or where sums would not fit 63 bits.
-    """
-    scale = lcm(*(value.denominator for row in exact for value in row))
-    whole = [[int(value * scale) for value in row] for row in exact]
-    common = gcd(*(value for row in whole for value in row))
-    if common == 0:
-        raise BadInput('--weights: all of them are 0; expected one above 0')
-    highest = sum(max(row) for row in whole) // common
-    if highest >= 2**63:
-        raise BadInput('--weights: too many digits to be added up exactly; give them fewer')
-    return np.array([[value // common for value in row] for row in whole], np.min_scalar_type(highest))

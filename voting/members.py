@@ -1,10 +1,9 @@
-"""The members of an ensemble: CSVs of test photos, and what lies beside them: predictions out of fold,
-probabilities.
+"""Find the members of an ensemble: CSVs of test photos, and the oof.csv and probabilities beside them.
 
     members = find_members(paths, out)
     for sample in read_samples(list(by_model(members).values()), photos, data, num_classes):
 
-Shapes: M members or models, K classes.
+Shapes: M models, K classes.
 """
 
 import re
@@ -21,24 +20,22 @@ from utils.errors import BadInput
 from utils.files import file_hash
 from utils.progress import progress
 
-PARTS = 5  # of the photos out of fold, for choosing weights on the others, where they are of one fold
+PARTS = 5  # into which the photos of a single fold are split, so that weights can be chosen without one part
 
 
 @dataclass(frozen=True)
 class OofSample:
-    """A photo out of fold: its part, which is left out when weights for it are chosen, its truth (256, 256),
-    the ids (M, 256, 256) of the models, and their probabilities (K, 256, 256) uint8, where asked for.
-    """
+    """A photo out of fold: truth and predictions of all models, and their probabilities if asked for."""
 
-    part: int
-    truth: np.ndarray
-    preds: np.ndarray
-    probs: Sequence[np.ndarray] = ()
+    part: int  # weights for this photo are chosen without its part
+    truth: np.ndarray  # (256, 256) uint8 ids
+    preds: np.ndarray  # (M, 256, 256) uint8 ids
+    probs: Sequence[np.ndarray] = ()  # M of (K, 256, 256) uint8
 
 
 @dataclass(frozen=True)
 class Member:
-    """A CSV that votes, the folder of its model, and its fold where it is <model>/fold<k>/<name>.csv."""
+    """A CSV that votes, the folder of its model, and its fold if the path is <model>/fold<k>/<name>.csv."""
 
     path: Path
     folder: Path
@@ -46,8 +43,8 @@ class Member:
 
 
 def find_members(paths: Sequence[Path], out: Path) -> list[Member]:
-    """The members, in the order given. Raises BadInput where one is given twice or would be written over, or
-    out is a folder.
+    """Return the members in the order given. Raises BadInput if a CSV is given twice or is also the output,
+    or if `out` is a folder.
     """
     if out.is_dir():
         raise BadInput(f'{out}: cannot be written: it is a folder')
@@ -55,9 +52,9 @@ def find_members(paths: Sequence[Path], out: Path) -> list[Member]:
     members = []
     for path in paths:
         if path.resolve() == out.resolve():
-            raise BadInput(f'{out}: is the --out and among the CSVs that vote')
+            raise BadInput(f'{out}: is both the --out and one of the CSVs that vote; give another --out')
         if path.resolve() in seen:
-            raise BadInput(f'{path}: is given twice; --weights counts a CSV more than once')
+            raise BadInput(f'{path}: is given twice; to count a CSV more than once, use --weights')
         seen.add(path.resolve())
         members.append(member_of(path))
     return members
@@ -69,7 +66,7 @@ def member_of(path: Path) -> Member:
 
 
 def by_model(members: Iterable[Member]) -> dict[Path, list[Member]]:
-    """The members of each model, by its folder."""
+    """Group the members by the folder of their model."""
     models: dict[Path, list[Member]] = {}
     for member in members:
         models.setdefault(member.folder, []).append(member)
@@ -77,8 +74,21 @@ def by_model(members: Iterable[Member]) -> dict[Path, list[Member]]:
 
 
 def oof_hash(member: Member) -> str:
-    """Which model and fold a CSV is of: the SHA-256 of the oof.csv beside it. Raises BadInput."""
+    """Return the SHA-256 of the oof.csv beside a member; it identifies model and fold. Raises BadInput."""
     return file_hash(member.path.with_name('oof.csv'))
+
+
+# --- photos out of fold -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OofFile:
+    """An open oof.csv, its fold, and the probabilities beside it if asked for, with the same rows."""
+
+    reader: SubmissionReader
+    fold: int | None
+    probs: np.ndarray | None  # (rows, K, 256, 256) uint8
+    rows: dict[str, int]  # image id -> row
 
 
 def read_samples(
@@ -88,42 +98,64 @@ def read_samples(
     num_classes: int,
     soft: bool = False,
 ) -> Iterator[OofSample]:
-    """Truth and every model's prediction of each photo out of fold, with soft its probabilities too; `photos`
-    by file name. Raises BadInput.
+    """Yield each photo out of fold, with probabilities if `soft`; `photos` are by file name. Raises BadInput.
 
-    The part of a photo is its fold, where the CSVs are of several; else its place, in PARTS stretches.
+    The part of a photo is its fold. If the CSVs are of one fold only, its photos are split into PARTS in the
+    order of the CSV.
     """
     with ExitStack() as stack:
-        found: list[dict[str, tuple[SubmissionReader, int | None]]] = []
-        probs: dict[Path, tuple[np.ndarray, dict[str, int]]] = {}
-        for model in models:
-            found.append({})
-            for member in model:
-                path = member.path.with_name('oof.csv')
-                if not path.is_file():
-                    raise BadInput(f'{path}: no such file; --search needs what infer.py --split oof writes')
-                reader = stack.enter_context(SubmissionReader(path, num_classes))
-                if soft:
-                    rows = {image_id: row for row, image_id in enumerate(reader.image_ids)}
-                    probs[path] = open_probs(reader, num_classes), rows
-                for image_id in reader.image_ids:
-                    if image_id in found[-1]:
-                        other = found[-1][image_id][0].path
-                        raise BadInput(f'{path}: image {image_id!r} is out of fold in {other} too')
-                    if image_id not in photos:
-                        raise BadInput(f'{path}: image {image_id!r} is none of the training photos of {data}')
-                    found[-1][image_id] = (reader, member.fold)
-        for model, images in zip(models, found, strict=True):
-            for image_id in images.keys() ^ found[0].keys():
-                names = f'{models[0][0].folder} and {model[0].folder}'
-                raise BadInput(f'{names}: only one has {image_id!r} out of fold; give the same folds of each')
-        parts = {image_id: -1 if fold is None else fold for image_id, (_, fold) in found[0].items()}
-        if len(set(parts.values())) < 2:
-            parts = {image_id: place * PARTS // len(parts) for place, image_id in enumerate(parts)}
-        numbers = {part: number for number, part in enumerate(sorted(set(parts.values())))}
-        for image_id, part in progress(parts.items(), 'count', 'photo'):
-            own = [images[image_id][0] for images in found]
-            preds = np.stack([reader.read(image_id) for reader in own])
+        sources = [open_oof_files(stack, model, num_classes, soft) for model in models]
+        check_photos(models, sources, photos, data)
+        for image_id, part in progress(split_parts(sources[0]).items(), 'count', 'photo'):
+            files = [source[image_id] for source in sources]
+            preds = np.stack([file.reader.read(image_id) for file in files])
             truth = downsample_mask(draw_mask(photos[image_id]))
-            likely = [probs[reader.path] for reader in own] if soft else []
-            yield OofSample(numbers[part], truth, preds, [p[rows[image_id]] for p, rows in likely])
+            probs = [file.probs[file.rows[image_id]] for file in files] if soft else []
+            yield OofSample(part, truth, preds, probs)
+
+
+def open_oof_files(
+    stack: ExitStack, model: Sequence[Member], num_classes: int, soft: bool
+) -> dict[str, OofFile]:
+    """Open the oof.csv beside each member of a model; return the file of each image id. Raises BadInput."""
+    files: dict[str, OofFile] = {}
+    for member in model:
+        path = member.path.with_name('oof.csv')
+        if not path.is_file():
+            raise BadInput(f'{path}: no such file; infer.py --split oof writes it')
+        reader = stack.enter_context(SubmissionReader(path, num_classes))
+        rows = {image_id: row for row, image_id in enumerate(reader.image_ids)}
+        file = OofFile(reader, member.fold, open_probs(reader, num_classes) if soft else None, rows)
+        for image_id in rows:
+            if image_id in files:
+                raise BadInput(
+                    f'{path}: photo {image_id!r} is also in {files[image_id].reader.path}; '
+                    'expected each photo in one oof.csv of a model'
+                )
+            files[image_id] = file
+    return files
+
+
+def check_photos(
+    models: Sequence[Sequence[Member]],
+    sources: Sequence[dict[str, OofFile]],
+    photos: dict[str, Photo],
+    data: Path,
+) -> None:
+    """Raise BadInput unless all models have the same photos, all of them training photos."""
+    for model, source in zip(models, sources, strict=True):
+        for image_id, file in source.items():
+            if image_id not in photos:
+                raise BadInput(f'{file.reader.path}: {image_id!r} is not a training photo of {data}')
+        for image_id in source.keys() ^ sources[0].keys():
+            folders = f'{models[0][0].folder} and {model[0].folder}'
+            raise BadInput(f'{folders}: only one has {image_id!r} out of fold; give the same folds of each')
+
+
+def split_parts(files: dict[str, OofFile]) -> dict[str, int]:
+    """Assign each image id its part, from 0: the folds in ascending order, or PARTS of a single fold."""
+    parts = {image_id: -1 if file.fold is None else file.fold for image_id, file in files.items()}
+    if len(set(parts.values())) < 2:
+        parts = {image_id: position * PARTS // len(parts) for position, image_id in enumerate(parts)}
+    numbers = {part: number for number, part in enumerate(sorted(set(parts.values())))}
+    return {image_id: numbers[part] for image_id, part in parts.items()}

@@ -1,14 +1,19 @@
-"""The recipe of an ensemble: searched out of fold, kept in ensemble.yaml, applied to the same members.
+"""Search the recipe of an ensemble out of fold, keep it in ensemble.yaml, apply and score it.
 
-Also the comparison of two predictions of the same photos. Shapes: M members or models, K classes.
+    recipe = search_recipe(members, data, classes, soft=True, by_class=False)
+    write_recipe(Path('output/ensemble.yaml'), members, recipe)
+    recipe = read_recipe(Path('output/ensemble.yaml'), members, len(classes))
+
+Shapes: M members or models, K classes, n photos.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import yaml
@@ -26,203 +31,221 @@ from metrics import (
     iou_of_counts,
     miou_of_counts,
     paired_interval,
-    verdict,
 )
 from utils.errors import BadInput
 from utils.files import write_text
 from voting.calibration import RANGE, Calibration, calibrate, write_calibration
-from voting.hard import (
-    SearchResult,
-    count_votes,
-    format_search,
-    member_table,
-    search_weights,
-    vote,
-    weight_table,
-)
+from voting.hard import SearchResult, count_votes, format_search, search_weights, vote, weight_table
 from voting.members import Member, OofSample, by_model, member_of, oof_hash, read_samples
 from voting.soft import SoftResult, mean_probs, search_soft
 
 Rule = Literal['hard vote', 'soft vote']
+WEIGHT = re.compile(r'\d{1,9}(\.\d{1,9}|/[1-9]\d{0,8})?', re.ASCII)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How members are put together: their weights by class (M, K), and in a soft vote their temperatures."""
+    """How to combine members: (M, K) weights by class, and the temperatures of a soft vote."""
 
     rule: Rule
     table: list[list[Fraction]]
     temperatures: list[float]
 
 
+# --- the search -------------------------------------------------------------------------------------------
+
+
 def search_recipe(
     members: Sequence[Member], data: Path, classes: tuple[str, ...], soft: bool, by_class: bool
 ) -> Recipe:
-    """The best recipe out of sample, of hard votes, and with soft of means of probabilities too; prints
-    what was found. A model's weight is shared by its CSVs, so that one with more folds has no more to say.
-
-    Raises BadInput.
+    """Search the recipe that scores best out of sample, among hard votes and with `soft` also soft votes, and
+    print the scores. Raises BadInput.
     """
     models = by_model(members)
-    photos = training_photos(data, classes)
-
-    def samples(soft: bool = soft) -> Iterator[OofSample]:
-        return read_samples(list(models.values()), photos, data, len(classes), soft)
-
-    result = search_weights(count_votes(samples(False), len(models), len(classes)), by_class)
-    table = result.table(len(classes)).tolist()
-    found = Recipe('hard vote', [[Fraction(w) for w in row] for row in table], [1.0] * len(table))
-
-    def choose(sample: OofSample) -> np.ndarray:
-        return vote(sample.preds, result.part_table(sample.part, len(classes)))
-
-    names = [str(folder) for folder in models]
-    print(format_search(result, names))
+    names, num_classes = [str(folder) for folder in models], len(classes)
+    read = partial(read_samples, list(models.values()), training_photos(data, classes), data, num_classes)
+    hard = best = search_weights(count_votes(read(), len(models), num_classes), by_class)
+    print(format_search(hard, names))
     if soft and len(models) > 1:
-        calibrations = calibrate(samples(), len(models))
-        mean = search_soft(samples(), len(models), len(classes), calibrations)
-        better = mean.out_of_sample > result.out_of_sample
-        print(format_soft(mean, calibrations, names, better))
-        if better:
-            rows = [[Fraction(weight)] * len(classes) for weight in mean.weights]
-            found = Recipe('soft vote', rows, list(mean.temperatures))
+        calibrations = calibrate(read(soft=True), len(models))
+        mean = search_soft(read(soft=True), len(models), num_classes, calibrations)
+        best = mean if mean.out_of_sample > hard.out_of_sample else hard
+        print(format_soft(mean, calibrations, names, used=best is mean))
+    print(format_gain(read(soft), best, hard, names))
+    return share_weights(recipe_of(best, num_classes), members)
 
-            def choose(sample: OofSample) -> np.ndarray:
-                table = member_table(mean.part_weights[sample.part], len(classes))
-                return mean_probs(sample.probs, table, mean.part_temperatures[sample.part]).argmax(0)
 
-    print(format_gain(samples(), choose, result, len(classes)))
-    place = {folder: number for number, folder in enumerate(models)}
-    rows = []
-    for member in members:
-        share = Fraction(1, len(models[member.folder]))
-        rows.append([weight * share for weight in found.table[place[member.folder]]])
-    return replace(
-        found, table=rows, temperatures=[found.temperatures[place[member.folder]] for member in members]
-    )
+def recipe_of(result: SearchResult | SoftResult, num_classes: int) -> Recipe:
+    """Return the recipe that a search found, by model."""
+    if isinstance(result, SoftResult):
+        table = [[Fraction(weight)] * num_classes for weight in result.weights]
+        return Recipe('soft vote', table, list(result.temperatures))
+    table = [[Fraction(weight) for weight in row] for row in result.table.tolist()]
+    return Recipe('hard vote', table, [1.0] * len(table))
+
+
+def share_weights(recipe: Recipe, members: Sequence[Member]) -> Recipe:
+    """Turn a recipe by model into one by member: the CSVs of a model share its weight, so that a model with
+    more folds does not weigh more.
+    """
+    models = by_model(members)
+    numbers = [list(models).index(member.folder) for member in members]
+    counts = [len(models[member.folder]) for member in members]
+    table = [
+        [weight / count for weight in recipe.table[number]]
+        for number, count in zip(numbers, counts, strict=True)
+    ]
+    return Recipe(recipe.rule, table, [recipe.temperatures[number] for number in numbers])
 
 
 def format_soft(
     result: SoftResult, calibrations: Sequence[Calibration], names: Sequence[str], used: bool
 ) -> str:
+    """Format the temperatures and scores of the soft vote, and say whether to use it."""
     width = max(map(len, names))
-    lines = ['soft vote, the mean of probabilities:']
-    lines += [f'  {name:<{width}}  {one}' for name, one in zip(names, calibrations, strict=True)]
     weights = ' '.join(map(str, result.weights))
-    levels = ' '.join(f'{t:g}' for t in result.temperatures)
-    lines.append(f'  weights {weights}, temperatures {levels}: {result.best:.4f} in sample')
+    temperatures = ' '.join(f'{temperature:g}' for temperature in result.temperatures)
+    lines = ['soft vote, the mean of probabilities:']
+    lines += [f'  {name:<{width}}  {line}' for name, line in zip(names, calibrations, strict=True)]
     lines.append(
-        f'  out of sample {result.out_of_sample:.4f}, without temperatures {result.plain_out_of_sample:.4f}'
+        f'  weights {weights}, temperatures {temperatures}: mIoU {result.best:.4f}, too high: chosen on the '
+        'photos that it is scored on'
     )
     lines.append(
-        f'use the soft vote with weights {weights}' if used else 'no soft vote is better out of sample'
+        f'  mIoU out of sample: {result.out_of_sample:.4f}; '
+        f'without temperatures {result.uncalibrated_out_of_sample:.4f}'
     )
+    if used:
+        lines.append(f'use the soft vote with weights {weights}: it scores higher out of sample')
+    else:
+        lines.append('no soft vote scores higher out of sample')
     return '\n'.join(lines)
 
 
 def format_gain(
-    samples: Iterator[OofSample],
-    choose: Callable[[OofSample], np.ndarray],
-    result: SearchResult,
-    num_classes: int,
+    samples: Iterable[OofSample], best: SearchResult | SoftResult, hard: SearchResult, names: Sequence[str]
 ) -> str:
-    """By how much what `choose` makes of a sample is better than the best model, both chosen without the
-    photos that they are scored on, with a paired interval over these.
+    """Say whether the vote beats the best model, with a paired interval over the photos; both are chosen
+    without the part that they are scored on.
     """
-    counts: list[list[np.ndarray]] = [[], []]
+    vote_counts, single_counts = [], []
     for sample in samples:
-        single = sample.preds[np.argmax(result.part_singles[sample.part])]
-        for pred, own in zip((choose(sample), single), counts, strict=True):
-            own.append(image_counts(confusion_matrix(sample.truth, pred, num_classes)))
-    gain = paired_interval(*map(np.stack, counts))
+        single = sample.preds[np.argmax(hard.part_singles[sample.part])]
+        for pred, counts in ((best.predict(sample), vote_counts), (single, single_counts)):
+            counts.append(image_counts(confusion_matrix(sample.truth, pred, hard.num_classes)))
+    gain = paired_interval(np.stack(vote_counts), np.stack(single_counts))
+    if gain.low > 0:
+        outcome = 'the vote beats it: a significant difference'
+    elif gain.high < 0:
+        outcome = 'the vote is worse: a significant difference'
+    else:
+        outcome = 'the vote does not beat it: no significant difference'
     return (
-        f'the vote - the best model, out of sample: {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]; '
-        f'{verdict(gain, len(counts[0]))}'
+        f'best model: {names[np.argmax(hard.singles)]}; {outcome} on {len(vote_counts)} photos '
+        f'({gain.value:+.4f} mIoU out of sample, {LEVEL:.0%} bootstrap interval {gain.low:+.4f} to '
+        f'{gain.high:+.4f})'
     )
 
 
 def calibrate_model(folder: Path, data: Path, classes: tuple[str, ...]) -> str:
-    """Fits a model's temperature on its oof_probs.npy, and keeps it in its folder. Raises BadInput."""
+    """Fit a model's temperature on its oof_probs.npy and write it into its folder. Raises BadInput."""
     members = [member_of(path) for path in sorted(folder.glob('fold*/oof.csv')) or [folder / 'oof.csv']]
     samples = read_samples([members], training_photos(data, classes), data, len(classes), soft=True)
-    found = calibrate(samples, 1)[0]
-    path = write_calibration(folder, found, [oof_hash(member) for member in members])
-    return f'{folder}: {found}; wrote {path}'
+    (calibration,) = calibrate(samples, 1)
+    path = write_calibration(folder, calibration, [oof_hash(member) for member in members])
+    return f'{folder}: {calibration}; wrote {path}'
 
 
 # --- ensemble.yaml ----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class RecipeEntry:
+    """A member as ensemble.yaml lists it; the hash of its oof.csv identifies it."""
+
+    csv: str
+    oof: str
+    weights: list[Fraction]  # (K,)
+    temperature: float
+
+
 def write_recipe(path: Path, members: Sequence[Member], recipe: Recipe) -> None:
-    """The members, each known by its oof.csv, and how they are put together."""
-    listed = []
-    for member, row, temperature in zip(members, recipe.table, recipe.temperatures, strict=True):
-        one = {'csv': str(member.path), 'oof': oof_hash(member)}
-        plain = len(set(row)) == 1
-        one['weight'] = str(row[0]) if plain else [str(weight) for weight in row]
+    """Write ensemble.yaml: the members, each with the hash of its oof.csv, their weights and temperatures."""
+    entries = []
+    for member, weights, temperature in zip(members, recipe.table, recipe.temperatures, strict=True):
+        entry = {'csv': str(member.path), 'oof': oof_hash(member)}
+        same = len(set(weights)) == 1
+        entry['weight'] = str(weights[0]) if same else [str(weight) for weight in weights]
         if temperature != 1:
-            one['temperature'] = temperature
-        listed.append(one)
-    write_text(path, yaml.safe_dump({'rule': recipe.rule, 'members': listed}, sort_keys=False))
+            entry['temperature'] = temperature
+        entries.append(entry)
+    write_text(path, yaml.safe_dump({'rule': recipe.rule, 'members': entries}, sort_keys=False))
     print(f'wrote {path}; ensemble.py --recipe {path} applies it again')
 
 
 def read_recipe(path: Path, members: Sequence[Member], num_classes: int) -> Recipe:
-    """A recipe for these members. Raises BadInput where they are not the recipe's."""
+    """Read a recipe for these members. Raises BadInput if they are not the members of the recipe."""
+    rule, entries = read_entries(path, num_classes)
+    by_oof = {entry.oof: entry for entry in entries}
+    hashes = [oof_hash(member) for member in members]
+    for oof, member in zip(hashes, members, strict=True):
+        if oof not in by_oof:
+            raise BadInput(f'{member.path}: is no member of {path}, which was made with another oof.csv')
+    for entry in entries:
+        if any(entry.weights) and entry.oof not in hashes:
+            raise BadInput(f'{path}: its member {entry.csv} is not among the CSVs; give it too')
+    chosen = [by_oof[oof] for oof in hashes]
+    return Recipe(rule, [entry.weights for entry in chosen], [entry.temperature for entry in chosen])
+
+
+def read_entries(path: Path, num_classes: int) -> tuple[Rule, list[RecipeEntry]]:
+    """Read the rule and the members that ensemble.yaml lists. Raises BadInput."""
     content = read_yaml(path)
-    found: dict[str, tuple[str, list[Fraction], float]] = {}
     try:
-        rule = content['rule']
-        for one in content['members']:
-            weight = one['weight']
-            row = weight if isinstance(weight, list) else [weight] * num_classes
-            row = [str(value) for value in row]
-            if not all(re.fullmatch(r'\d{1,9}(\.\d{1,9}|/\d{1,9})?', text, re.ASCII) for text in row):
-                raise ValueError('a weight that is none')
-            row = [Fraction(text) for text in row]
-            temperature = float(one.get('temperature', 1))
-            if len(row) != num_classes or not RANGE[0] <= temperature <= RANGE[1]:
-                raise ValueError('a weight or a temperature that is none')
-            found[str(one['oof'])] = str(one['csv']), row, temperature
-        if rule not in ('hard vote', 'soft vote'):
-            raise ValueError('a rule that is none')
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError):
-        raise BadInput(f'{path}: not a recipe of ensemble.py --search') from None
-    given = [oof_hash(member) for member in members]
-    for key, member in zip(given, members, strict=True):
-        if key not in found:
-            raise BadInput(f'{member.path}: is no member of {path}: its oof.csv is another one')
-    for key, (csv, row, _) in found.items():
-        if any(row) and key not in given:
-            raise BadInput(f'{path}: its member {csv} is not among the CSVs')
-    own = [found[key] for key in given]
-    return Recipe(rule, [row for _, row, _ in own], [temperature for *_, temperature in own])
+        entries = [parse_entry(entry, num_classes) for entry in content['members']]
+        if content['rule'] not in get_args(Rule):
+            raise ValueError('unknown rule')
+    except (KeyError, TypeError, ValueError):
+        raise BadInput(f'{path}: not a recipe of ensemble.py --search; search it again') from None
+    return content['rule'], entries
 
 
-# --- two predictions --------------------------------------------------------------------------------------
+def parse_entry(entry: Any, num_classes: int) -> RecipeEntry:
+    """Parse one member of ensemble.yaml. Raises KeyError, TypeError or ValueError."""
+    weights = entry['weight']
+    texts = [str(text) for text in (weights if isinstance(weights, list) else [weights] * num_classes)]
+    temperature = float(entry.get('temperature', 1))
+    if len(texts) != num_classes or not all(WEIGHT.fullmatch(text) for text in texts):
+        raise ValueError('not the weights of all classes')
+    if not RANGE[0] <= temperature <= RANGE[1]:
+        raise ValueError('not a temperature')
+    return RecipeEntry(str(entry['csv']), str(entry['oof']), list(map(Fraction, texts)), temperature)
+
+
+# --- the score of a recipe --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Ensembled:
-    """Models with their weights by class, the counts of each and of the ensemble, and what it changed."""
+class EnsembleScore:
+    """An ensemble and its models on the photos out of fold: pixel counts, and what the ensemble changed."""
 
-    rule: str
+    rule: Rule
     names: list[str]
     weights: list[list[Fraction]]  # (M, K)
-    counts: np.ndarray  # (M + 1, n, 3, K), metrics.image_counts, those of the ensemble last
-    changed: np.ndarray  # (M, 2, K) pixels of each true class that the ensemble alone has right, or the model
+    counts: np.ndarray  # (M + 1, n, 3, K) metrics.image_counts of the models, then of the ensemble
+    changed: np.ndarray  # (M, 2, K) pixels by true class that only the ensemble, or only the model, has right
 
     @property
     def best(self) -> int:
-        """The model of the highest mIoU."""
+        """Return the number of the model with the highest mIoU."""
         return int(miou_of_counts(self.counts[:-1].sum(1)).argmax())
 
     def gain(self) -> Interval:
-        """The ensemble's mIoU above the best model's."""
+        """Compare the ensemble's mIoU with the best model's."""
         return paired_interval(self.counts[-1], self.counts[self.best])
 
     def lines(self) -> list[list[str]]:
-        """A table: each model with its weight, mIoU and interval, and the ensemble."""
+        """Tabulate the weight, mIoU and interval of each model and of the ensemble."""
         weights = [*(format_weights(row) for row in self.weights), '']
         rows = [['', 'weight', 'mIoU', f'{LEVEL:.0%} of {DRAWS:,} draws']]
         for name, weight, counts in zip([*self.names, self.rule], weights, self.counts, strict=True):
@@ -231,66 +254,69 @@ class Ensembled:
         return rows
 
     def class_lines(self, classes: tuple[str, ...]) -> list[list[str]]:
-        """A table: of each class the IoU of the best model and of the ensemble, and the pixels it changed."""
-        best, own = (iou_of_counts(*self.counts[which].sum(0)) for which in (self.best, -1))
+        """Tabulate by class the IoU of the best model and of the ensemble, and the pixels that changed."""
+        model_iou, ensemble_iou = (iou_of_counts(*self.counts[m].sum(0)) for m in (self.best, -1))
         mended, broken = self.changed[self.best]
         rows = [['class', self.names[self.best], self.rule, 'gain', 'pixels mended', 'pixels broken']]
         for k, name in enumerate(classes):
-            if not np.isnan(best[k] + own[k]):
-                ious = [f'{best[k]:.4f}', f'{own[k]:.4f}', f'{own[k] - best[k]:+.4f}']
+            gain = ensemble_iou[k] - model_iou[k]
+            if not np.isnan(gain):
+                ious = [f'{model_iou[k]:.4f}', f'{ensemble_iou[k]:.4f}', f'{gain:+.4f}']
                 rows.append([name, *ious, f'{mended[k]:,}', f'{broken[k]:,}'])
         return rows
 
 
 def read_ensemble(path: Path, num_classes: int) -> tuple[list[Member], Recipe]:
-    """The members that ensemble.yaml lists, and the recipe. Raises BadInput, also where one has changed."""
-    content = read_yaml(path)
-    try:
-        members = [member_of(Path(str(one['csv']))) for one in content['members']]
-    except (KeyError, TypeError):
-        raise BadInput(f'{path}: not a recipe of ensemble.py --search') from None
+    """Read the members that ensemble.yaml lists, and the recipe. Raises BadInput, also for a changed
+    member.
+    """
+    members = [member_of(Path(entry.csv)) for entry in read_entries(path, num_classes)[1]]
     return members, read_recipe(path, members, num_classes)
 
 
-def score_ensemble(path: Path, data: Path, classes: tuple[str, ...]) -> Ensembled:
-    """Applies the recipe to every photo out of fold. Raises BadInput."""
+def score_ensemble(path: Path, data: Path, classes: tuple[str, ...]) -> EnsembleScore:
+    """Apply a recipe to every photo out of fold and score it. Raises BadInput."""
     members, recipe = read_ensemble(path, len(classes))
     models = by_model(members)
-    place = {folder: number for number, folder in enumerate(models)}
-    weights = [[Fraction(0)] * len(classes) for _ in models]
-    temperatures = [1.0] * len(models)
-    for member, row, temperature in zip(members, recipe.table, recipe.temperatures, strict=True):
-        m = place[member.folder]  # a model's CSVs share its weight
-        weights[m] = [total + weight for total, weight in zip(weights[m], row, strict=True)]
-        temperatures[m] = temperature
-    soft, table = recipe.rule == 'soft vote', weight_table(weights)
+    weights, temperatures = merge_members(recipe, members, len(classes))
+    table = weight_table(weights)
+    soft = recipe.rule == 'soft vote'
     counts: list[list[np.ndarray]] = []
-    changed = []
-    for sample in read_samples(
-        list(models.values()), training_photos(data, classes), data, len(classes), soft
-    ):
-        won = (
-            mean_probs(sample.probs, table, temperatures).argmax(0).astype(np.uint8)
-            if soft
-            else vote(sample.preds, table)
-        )
-        confusions = [confusion_matrix(sample.truth, pred, len(classes)) for pred in (*sample.preds, won)]
+    changed: list[list[np.ndarray]] = []
+    photos = training_photos(data, classes)
+    for sample in read_samples(list(models.values()), photos, data, len(classes), soft):
+        if soft:
+            winner = mean_probs(sample.probs, table, temperatures).argmax(0).astype(np.uint8)
+        else:
+            winner = vote(sample.preds, table)
+        confusions = [confusion_matrix(sample.truth, pred, len(classes)) for pred in (*sample.preds, winner)]
         counts.append([image_counts(confusion) for confusion in confusions])
-        changed.append([_changed(sample.truth, pred, won, len(classes)) for pred in sample.preds])
+        changed.append([count_changes(sample.truth, pred, winner, len(classes)) for pred in sample.preds])
     names = [folder.name for folder in models]
-    return Ensembled(recipe.rule, names, weights, np.stack(counts, axis=1), np.sum(changed, axis=0))
+    return EnsembleScore(recipe.rule, names, weights, np.stack(counts, axis=1), np.sum(changed, axis=0))
 
 
-def _changed(truth: np.ndarray, pred: np.ndarray, won: np.ndarray, num_classes: int) -> np.ndarray:
-    """(2, K) pixels of each true class that only `won` has right, and that only `pred` has."""
-    known = truth != IGNORED
-    right, now = pred == truth, won == truth
-    return np.stack(
-        [np.bincount(truth[known & where], minlength=num_classes) for where in (now & ~right, right & ~now)]
-    )
+def merge_members(
+    recipe: Recipe, members: Sequence[Member], num_classes: int
+) -> tuple[list[list[Fraction]], list[float]]:
+    """Turn a recipe by member back into (M, K) weights and temperatures by model; undo share_weights."""
+    weights = {member.folder: [Fraction(0)] * num_classes for member in members}
+    temperatures = {}
+    for member, row, temperature in zip(members, recipe.table, recipe.temperatures, strict=True):
+        weights[member.folder] = [a + b for a, b in zip(weights[member.folder], row, strict=True)]
+        temperatures[member.folder] = temperature
+    return list(weights.values()), list(temperatures.values())
 
 
-def format_weights(row: list[Fraction]) -> str:
-    """One weight, or its range over the classes."""
-    low, high = min(row), max(row)
-    return f'{float(low):.3g}' if low == high else f'{float(low):.3g} to {float(high):.3g}'
+def count_changes(truth: np.ndarray, pred: np.ndarray, winner: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count by true class the pixels that only `winner`, then only `pred` has right → (2, K)."""
+    labelled = truth != IGNORED
+    model_right, ensemble_right = pred == truth, winner == truth
+    changes = (ensemble_right & ~model_right, model_right & ~ensemble_right)
+    return np.stack([np.bincount(truth[labelled & change], minlength=num_classes) for change in changes])
+
+
+def format_weights(weights: list[Fraction]) -> str:
+    """Format the weights of a member: one number, or their range over the classes."""
+    low, high = float(min(weights)), float(max(weights))
+    return f'{low:.3g}' if low == high else f'{low:.3g} to {high:.3g}'

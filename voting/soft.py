@@ -1,8 +1,9 @@
-"""Soft votes: the class of the highest weighted mean of the models' probabilities; weights searched.
+"""Vote softly: take the class of the highest weighted mean of the models' probabilities; search its weights.
 
     result = search_soft(samples, num_models, num_classes, calibrations)
 
-Where all models have one class likeliest, so has every mean of them: only the other pixels are looked at.
+A pixel at which all models find the same class likeliest keeps it under any weights, so the search compares
+candidates on the other pixels only.
 
 Shapes: M models, K classes, P pixels, n candidates.
 """
@@ -14,26 +15,26 @@ import numpy as np
 
 from metrics import IGNORED, iou_of_counts, mean_of_iou
 from voting.calibration import Calibration, apply_temperature
-from voting.hard import weight_grid
+from voting.hard import member_table, weight_grid
 from voting.members import OofSample
 
 TOP_WEIGHTS = {2: 3, 3: 3, 4: 2}  # the highest whole weight tried, by the number of models; 1 with more
-MOST_MODELS = 8
+MAX_GRID_MODELS = 8  # up to here all combinations are tried
 
 
 def mean_probs(
     probs: Sequence[np.ndarray], table: np.ndarray, temperatures: Sequence[float] | None = None
 ) -> np.ndarray:
-    """(K, ...) sum over the models of weight times probability, from (K, ...) uint8 each; table (M, K)."""
+    """Sum weight times probability over the models, M of (K, ...) uint8 → (K, ...); table (M, K)."""
     temperatures = temperatures or [1.0] * len(probs)
     total = np.zeros(probs[0].shape, np.float32)
-    for own, weights, temperature in zip(probs, table.astype(np.float32), temperatures, strict=True):
-        total += weights.reshape(-1, *[1] * (total.ndim - 1)) * calibrated_probs(own, temperature)
+    for model_probs, weights, temperature in zip(probs, table.astype(np.float32), temperatures, strict=True):
+        total += weights.reshape(-1, *[1] * (total.ndim - 1)) * calibrated_probs(model_probs, temperature)
     return total
 
 
 def calibrated_probs(probs: np.ndarray, temperature: float) -> np.ndarray:
-    """(K, ...) uint8 probabilities at a temperature, still from 0 to 255."""
+    """Apply a temperature to (K, ...) uint8 probabilities; return floats from 0 to 255."""
     if temperature == 1:
         return probs.astype(np.float32)
     return 255 * apply_temperature(probs.astype(np.float32) / 255, temperature, 0)
@@ -41,7 +42,9 @@ def calibrated_probs(probs: np.ndarray, temperature: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SoftResult:
-    """The best soft vote; out of sample is with weights and temperatures chosen on the other parts."""
+    """The best soft vote. Scores are mIoU; out of sample means that the weights and temperatures for a part
+    of the photos were chosen on the other parts.
+    """
 
     weights: tuple[int, ...]
     temperatures: tuple[float, ...]
@@ -49,95 +52,109 @@ class SoftResult:
     out_of_sample: float
     part_weights: tuple[tuple[int, ...], ...]
     part_temperatures: tuple[tuple[float, ...], ...]
-    plain_out_of_sample: float = float('nan')  # without temperatures
+    uncalibrated_out_of_sample: float = float('nan')  # all temperatures are 1
+
+    def predict(self, sample: OofSample) -> np.ndarray:
+        """Vote with what was chosen without the part of the sample; return ids."""
+        table = member_table(self.part_weights[sample.part], len(sample.probs[0]))
+        return mean_probs(sample.probs, table, self.part_temperatures[sample.part]).argmax(0)
 
 
 def search_soft(
     samples: Iterable[OofSample], num_models: int, num_classes: int, calibrations: Sequence[Calibration]
 ) -> SoftResult:
-    """The weights with the highest mIoU, with the temperatures where that is better out of sample.
+    """Search the weights with the highest mIoU; use temperatures if they score higher out of sample.
 
-    A part is scored with temperatures that were fitted without it; weights for it are chosen on the others.
+    Each part is scored at temperatures that were fitted without it and with weights chosen without it.
     """
     candidates = soft_grid(num_models)
-    modes = (False, True) if any(c.helps for c in calibrations) else (False,)
-    sums: list[list[np.ndarray]] = [[] for _ in modes]  # a mode, a part: (n, 2, K)
-    true: list[np.ndarray] = []
+    modes = (False, True) if any(c.helps for c in calibrations) else (False,)  # without, with temperatures
+    part_sums: list[list[np.ndarray]] = [[] for _ in modes]  # per mode and part: (n, 2, K)
+    part_true: list[np.ndarray] = []  # per part: (K,)
     for sample in samples:
-        while len(true) <= sample.part:
-            true.append(np.zeros(num_classes, np.int64))
-            for own in sums:
-                own.append(np.zeros((len(candidates), 2, num_classes), np.int64))
-        known = sample.truth != IGNORED
-        truth = sample.truth[known]
-        probs = [np.ascontiguousarray(own[:, known]) for own in sample.probs]
-        true[sample.part] += np.bincount(truth, minlength=num_classes)
-        likeliest = np.stack([own.argmax(0) for own in probs])
+        while len(part_true) <= sample.part:
+            part_true.append(np.zeros(num_classes, np.int64))
+            for sums in part_sums:
+                sums.append(np.zeros((len(candidates), 2, num_classes), np.int64))
+        labelled = sample.truth != IGNORED
+        truth = sample.truth[labelled]
+        probs = [np.ascontiguousarray(model_probs[:, labelled]) for model_probs in sample.probs]
+        part_true[sample.part] += np.bincount(truth, minlength=num_classes)
+        likeliest = np.stack([model_probs.argmax(0) for model_probs in probs])
         agreed = (likeliest == likeliest[0]).all(0)
-        said, right = likeliest[0][agreed], likeliest[0][agreed] == truth[agreed]
-        same = np.stack(
-            [np.bincount(said[right], minlength=num_classes), np.bincount(said, minlength=num_classes)]
-        )
-        contested = [own[:, ~agreed] for own in probs]
-        for mode, own in zip(modes, sums, strict=True):
-            levels = [c.used_for(sample.part) if mode else 1.0 for c in calibrations]
-            own[sample.part] += same + contested_sums(contested, truth[~agreed], candidates, levels)
-    truths = np.stack(true)
+        agreed_sums = class_sums(likeliest[0][agreed], truth[agreed], num_classes)
+        contested = [model_probs[:, ~agreed] for model_probs in probs]
+        for mode, sums in zip(modes, part_sums, strict=True):
+            temperatures = [c.used_for(sample.part) if mode else 1.0 for c in calibrations]
+            sums[sample.part] += agreed_sums
+            sums[sample.part] += contested_sums(contested, truth[~agreed], candidates, temperatures)
     results = [
-        _choose(np.stack(own), truths, candidates, mode, calibrations)
-        for mode, own in zip(modes, sums, strict=True)
+        choose_weights(np.stack(sums), np.stack(part_true), candidates, mode, calibrations)
+        for mode, sums in zip(modes, part_sums, strict=True)
     ]
-    best = max(results, key=lambda result: result.out_of_sample)  # without temperatures where equal
-    return replace(best, plain_out_of_sample=results[0].out_of_sample)
+    best = max(results, key=lambda result: result.out_of_sample)  # in a tie the one without temperatures
+    return replace(best, uncalibrated_out_of_sample=results[0].out_of_sample)
+
+
+def class_sums(pred: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count by class the correct and the predicted pixels, (P,) and (P,) → (2, K)."""
+    correct = np.bincount(pred[pred == truth], minlength=num_classes)
+    return np.stack([correct, np.bincount(pred, minlength=num_classes)])
 
 
 def contested_sums(
     probs: Sequence[np.ndarray], truth: np.ndarray, candidates: np.ndarray, temperatures: Sequence[float]
 ) -> np.ndarray:
-    """(n, 2, K) pixels that are right, and those predicted, of (K, P) uint8 probabilities of each model."""
-    num_classes, count = probs[0].shape
-    levels = np.stack([calibrated_probs(own, t) for own, t in zip(probs, temperatures, strict=True)])
+    """Count the class_sums of each candidate, (n, 2, K), from (K, P) uint8 probabilities of each model."""
+    num_classes, num_pixels = probs[0].shape
+    calibrated = np.stack([calibrated_probs(p, t) for p, t in zip(probs, temperatures, strict=True)])
+    flat = calibrated.reshape(len(probs), -1)
     sums = np.zeros((len(candidates), 2, num_classes), np.int64)
-    flat = levels.reshape(len(probs), -1)
     for number, weights in enumerate(candidates.astype(np.float32)):
-        won = (weights @ flat).reshape(num_classes, count).argmax(0)
-        sums[number, 0] = np.bincount(won[won == truth], minlength=num_classes)
-        sums[number, 1] = np.bincount(won, minlength=num_classes)
+        pred = (weights @ flat).reshape(num_classes, num_pixels).argmax(0)
+        sums[number] = class_sums(pred, truth, num_classes)
     return sums
 
 
-def _choose(
-    sums: np.ndarray,
-    true: np.ndarray,
+def choose_weights(
+    part_sums: np.ndarray,
+    part_true: np.ndarray,
     candidates: np.ndarray,
-    mode: bool,
+    calibrated: bool,
     calibrations: Sequence[Calibration],
 ) -> SoftResult:
-    """Of (parts, n, 2, K) sums and (parts, K) true pixels."""
+    """Choose the best candidate for all parts and for all but each one.
 
-    def scores(tallies: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        return mean_of_iou(iou_of_counts(tallies[..., 0, :], tallies[..., 1, :], pixels))
-
-    total, pixels = sums.sum(0), true.sum(0)
-    everywhere = scores(total, pixels)
-    without = [int(scores(total - own, pixels - t).argmax()) for own, t in zip(sums, true, strict=True)]
-    out = sum(own[chosen] for own, chosen in zip(sums, without, strict=True))
-    temperatures = [
-        tuple(c.used_for(part) if mode else 1.0 for c in calibrations) for part in range(len(true))
+    part_sums: (parts, n, 2, K) class_sums; part_true: (parts, K) pixels of each true class.
+    """
+    sums, true = part_sums.sum(0), part_true.sum(0)
+    scores = miou_of_sums(sums, true)
+    chosen = [
+        int(miou_of_sums(sums - excluded, true - excluded_true).argmax())
+        for excluded, excluded_true in zip(part_sums, part_true, strict=True)
+    ]
+    out_sums = sum(part[candidate] for part, candidate in zip(part_sums, chosen, strict=True))
+    part_temperatures = [
+        tuple(c.used_for(part) if calibrated else 1.0 for c in calibrations) for part in range(len(chosen))
     ]
     return SoftResult(
-        weights=tuple(candidates[everywhere.argmax()].tolist()),
-        temperatures=tuple(c.used if mode else 1.0 for c in calibrations),
-        best=float(everywhere.max()),
-        out_of_sample=float(scores(out, pixels)),
-        part_weights=tuple(tuple(candidates[chosen].tolist()) for chosen in without),
-        part_temperatures=tuple(temperatures),
+        weights=tuple(candidates[scores.argmax()].tolist()),
+        temperatures=tuple(c.used if calibrated else 1.0 for c in calibrations),
+        best=float(scores.max()),
+        out_of_sample=float(miou_of_sums(out_sums, true)),
+        part_weights=tuple(tuple(candidates[candidate].tolist()) for candidate in chosen),
+        part_temperatures=tuple(part_temperatures),
     )
 
 
+def miou_of_sums(sums: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Compute the mIoU of (..., 2, K) class_sums and (K,) pixels of each true class."""
+    return mean_of_iou(iou_of_counts(sums[..., 0, :], sums[..., 1, :], true))
+
+
 def soft_grid(num_models: int) -> np.ndarray:
-    """(n, M) whole weights of two models or more; with many models all of them, and all but one."""
-    if num_models <= MOST_MODELS:
+    """List (n, M) whole weights of at least two models; with many models, all of them or all but one."""
+    if num_models <= MAX_GRID_MODELS:
         grid = weight_grid(num_models, TOP_WEIGHTS.get(num_models, 1))
         several = grid[np.count_nonzero(grid, axis=1) > 1]
         return several if len(several) else grid

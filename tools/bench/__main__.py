@@ -1,15 +1,17 @@
-"""Measures each hot path beside what people use instead, in turn, in one process.
+"""Benchmark each hot path beside what people use instead, in turn, in one process.
 
     python -m tools.bench csv        # also: vote, search, data, cache, metric, train, infer, memory, all
     python -m tools.bench all --json output/bench.json
     python -m tools.bench train --device cuda --cfg configs/convnext_knet.yaml
 
-A row of the table: median seconds, the spread (slowest over fastest), how many times as long as ours it
-took, and the ratio that is aimed at, with a star where it is reached. Times are of this machine as it is now;
-the ratio is what carries over. A peer that would take minutes does a share of the work, and is scaled up.
+A row of the table has the median in seconds, the spread (slowest over fastest), the ratio to our median, and
+the ratio that is aimed at, with a star if it is reached. The times depend on this machine and its load; the
+ratio carries over. A way that would take minutes does a share of the work, and its time is scaled up.
 docs/benchmarks.md has the tables of one machine.
 """
+# ruff: noqa: E402 - the arguments are read before torch is imported
 
+import argparse
 import json
 import platform
 import statistics
@@ -17,18 +19,47 @@ import tempfile
 import time
 from pathlib import Path
 
+from utils.cli import ArgumentParser, at_least, parse_early, run_script
+from utils.files import write_text
+
+NAMES = ('csv', 'vote', 'search', 'data', 'cache', 'metric', 'train', 'infer', 'memory')
+
+
+def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = ArgumentParser(__doc__, prog='python -m tools.bench')
+    parser.add_argument('name', choices=[*NAMES, 'all'], help='the benchmark to run')
+    parser.add_argument('--repeats', type=at_least(1), default=3, help='runs of each way')
+    parser.add_argument(
+        '--rows', type=at_least(1), default=624, help='rows of a CSV, and photos of a search for weights'
+    )
+    parser.add_argument(
+        '--photos', type=at_least(1), default=16, help='photos of the demo set for data and cache'
+    )
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='device of train and infer')
+    parser.add_argument(
+        '--cfg', type=Path, help='config; by default demo for train and infer, convnext for data and cache'
+    )
+    parser.add_argument(
+        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes of the config'
+    )
+    parser.add_argument('--json', type=Path, help='also write the table to this file; by default to none')
+    return parser.parse_args(argv)
+
+
+if __name__ == '__main__':
+    parse_early(read_arguments)
+
 import cv2
 import numpy as np
 import torch
 
-from tools.bench.cases import Case
 from tools.bench.csv_votes import bench_csv, bench_memory, bench_metric, bench_search, bench_vote
+from tools.bench.fixtures import Benchmark
 from tools.bench.samples import bench_cache, bench_data
 from tools.bench.steps import bench_infer, bench_train
-from utils.cli import ArgumentParser, at_least, run_script
-from utils.files import write_text
 
-BENCHES = {
+BENCHMARKS = {
     'csv': bench_csv,
     'vote': bench_vote,
     'search': bench_search,
@@ -39,66 +70,60 @@ BENCHES = {
     'infer': bench_infer,
     'memory': bench_memory,
 }
+assert tuple(BENCHMARKS) == NAMES
 HEADINGS = f'{"work":<38}{"way":<34}{"median":>10}{"spread":>8}{"ratio":>10}{"target":>9}'
 
 
-def measure(case: Case, repeats: int) -> list[dict]:
-    """Runs every way of a case in turn, `repeats` times after a first that does not count; prints them."""
-    times: dict[str, list[float]] = {name: [] for name in case.ways}
-    for repeat in range(repeats + 1):
-        for name, way in case.ways.items():
-            started = time.perf_counter()
-            way.run()
-            if repeat:
-                times[name].append((time.perf_counter() - started) / way.share)
-    rows = []
-    ours = statistics.median(times[next(iter(times))])
-    for name, seconds in times.items():
-        way, median = case.ways[name], statistics.median(seconds)
-        row = {'work': case.name, 'way': name, 'seconds': median, 'spread': max(seconds) / min(seconds)}
-        rows.append({**row, 'ratio': median / ours, 'target': way.target, 'share': way.share})
-        print(format_row(rows[-1]), flush=True)
-    return rows
-
-
-def format_row(row: dict) -> str:
-    shown = f'{row["way"]} ({row["share"]:.0e} of it)' if row['share'] < 1 else row['way']
-    target = '' if row['target'] is None else f'{row["target"]:g}x' + '*' * (row['ratio'] >= row['target'])
-    figures = f'{row["seconds"]:>8.4g} s{row["spread"]:>7.2f}x{row["ratio"]:>9.4g}x{target:>9}'
-    return f'{row["work"]:<38}{shown:<34}{figures}'.rstrip()
-
-
-def machine() -> str:
-    versions = f'torch {torch.__version__}, numpy {np.__version__}, OpenCV {cv2.__version__}'
-    python = f'Python {platform.python_version()}'
-    return f'{platform.machine()}, {torch.get_num_threads()} threads, {python}, {versions}'
-
-
 def command(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(__doc__, prog='python -m tools.bench')
-    parser.add_argument('path', choices=[*BENCHES, 'all'], help='what to measure')
-    parser.add_argument('--repeats', type=at_least(1), default=3, help='of each case')
-    parser.add_argument('--rows', type=at_least(1), default=624, help='of a CSV, photos of a search')
-    parser.add_argument('--photos', type=at_least(1), default=16, help='of the set drawn for data and cache')
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='of train and infer')
-    parser.add_argument('--cfg', type=Path, help='default: demo for train and infer, convnext for data')
-    parser.add_argument(
-        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes of the config'
-    )
-    parser.add_argument('--json', type=Path, help='also write the table here; by default nowhere')
-    args = parser.parse_args(argv)
+    args = read_arguments(argv)
     cv2.setNumThreads(1)
-    print(machine())
+    print(describe_machine())
     print(HEADINGS)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         args.folder = Path(folder)
-        for name in BENCHES if args.path == 'all' else [args.path]:
-            for case in BENCHES[name](args):
-                rows += measure(case, args.repeats)
+        for name in NAMES if args.name == 'all' else [args.name]:
+            for benchmark in BENCHMARKS[name](args):
+                rows += measure(benchmark, args.repeats)
     if args.json:
-        write_text(args.json, json.dumps({'machine': machine(), 'rows': rows}, indent=1))
+        write_text(args.json, json.dumps({'machine': describe_machine(), 'rows': rows}, indent=1))
         print(f'wrote {args.json}')
+
+
+def measure(benchmark: Benchmark, repeats: int) -> list[dict]:
+    """Run all ways in turn, once to warm up and then `repeats` times; print and return a row for each."""
+    times: dict[str, list[float]] = {name: [] for name in benchmark.ways}
+    for repeat in range(repeats + 1):
+        for name, way in benchmark.ways.items():
+            start = time.perf_counter()
+            way.run()
+            if repeat:
+                times[name].append((time.perf_counter() - start) / way.share)
+    rows = []
+    our_median = statistics.median(times[next(iter(times))])
+    for name, seconds in times.items():
+        way, median = benchmark.ways[name], statistics.median(seconds)
+        spread = max(seconds) / min(seconds)
+        row = {'work': benchmark.work, 'way': name, 'seconds': median, 'spread': spread}
+        row |= {'ratio': median / our_median, 'target': way.target, 'share': way.share}
+        print(format_row(row), flush=True)
+        rows.append(row)
+    return rows
+
+
+def format_row(row: dict) -> str:
+    """Format a row of the table."""
+    way = f'{row["way"]} ({row["share"]:.0e} of it)' if row['share'] < 1 else row['way']
+    target = '' if row['target'] is None else f'{row["target"]:g}x' + '*' * (row['ratio'] >= row['target'])
+    figures = f'{row["seconds"]:>8.4g} s{row["spread"]:>7.2f}x{row["ratio"]:>9.4g}x{target:>9}'
+    return f'{row["work"]:<38}{way:<34}{figures}'.rstrip()
+
+
+def describe_machine() -> str:
+    """Name the processor, the threads and the versions that the times depend on."""
+    versions = f'torch {torch.__version__}, numpy {np.__version__}, OpenCV {cv2.__version__}'
+    python = f'Python {platform.python_version()}'
+    return f'{platform.machine()}, {torch.get_num_threads()} threads, {python}, {versions}'
 
 
 if __name__ == '__main__':

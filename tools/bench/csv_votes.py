@@ -1,4 +1,4 @@
-"""Benches of CSVs, votes, the search for weights, and the score; without a network."""
+"""Benchmark CSVs, votes, the search for weights and the score, all without a network."""
 
 import contextlib
 import io
@@ -14,20 +14,20 @@ import pandas as pd
 import ensemble
 from metrics import confusion_matrix
 from submission import encode_mask, read_rows
-from tools.bench.cases import Case, Way, blobs, disagreeing, sample_csv
-from voting.hard import Scorer, count_votes, member_table, vote
+from tools.bench.fixtures import Benchmark, Way, perturb_masks, random_masks, write_masks
+from voting.hard import WeightScorer, count_votes, member_table, vote
 from voting.members import OofSample
 
 MODELS = 5
 CANDIDATES = 100_000
-OOF_MASKS = 3272  # of the competition
-FEW = 4  # rows that slow peers do
+OOF_MASKS = 3272  # training photos of the competition
+FEW_ROWS = 4  # of a CSV, which the slow ways do
 
 
-def bench_csv(args: Namespace) -> list[Case]:
-    """Reading, with validation, and writing a submission."""
-    masks = list(blobs(args.rows, 256, seed=0))
-    path = sample_csv(args.folder / 'a.csv', masks)
+def bench_csv(args: Namespace) -> list[Benchmark]:
+    """Read and validate a submission, and write one."""
+    masks = list(random_masks(args.rows, 256, seed=0))
+    path = write_masks(args.folder / 'a.csv', masks)
 
     def pandas_split() -> None:
         for text in pd.read_csv(path)['PredictionString']:
@@ -42,7 +42,7 @@ def bench_csv(args: Namespace) -> list[Case]:
             ' '.join(map(str, mask.ravel()))
 
     return [
-        Case(
+        Benchmark(
             f'read {args.rows} rows, validated',
             {
                 'ours': Way(lambda: sum(1 for _ in read_rows(path))),
@@ -51,7 +51,7 @@ def bench_csv(args: Namespace) -> list[Case]:
                 'the bytes alone': Way(path.read_bytes),
             },
         ),
-        Case(
+        Benchmark(
             f'write {args.rows} rows',
             {
                 'ours': Way(lambda: [encode_mask(mask) for mask in masks]),
@@ -61,13 +61,13 @@ def bench_csv(args: Namespace) -> list[Case]:
     ]
 
 
-def bench_vote(args: Namespace) -> list[Case]:
-    """A hard vote of five CSVs into one."""
-    masks = list(blobs(args.rows, 256, seed=0))
+def bench_vote(args: Namespace) -> list[Benchmark]:
+    """Vote over five CSVs and write the result."""
+    masks = list(random_masks(args.rows, 256, seed=0))
     paths = [
-        sample_csv(args.folder / f'{seed}.csv', list(disagreeing(masks, seed))) for seed in range(MODELS)
+        write_masks(args.folder / f'{seed}.csv', list(perturb_masks(masks, seed))) for seed in range(MODELS)
     ]
-    few = [sample_csv(args.folder / f'few{n}.csv', masks[:FEW]) for n in range(MODELS)]
+    short_paths = [write_masks(args.folder / f'short{n}.csv', masks[:FEW_ROWS]) for n in range(MODELS)]
     out = args.folder / 'out.csv'
 
     def with_pandas() -> None:
@@ -82,31 +82,31 @@ def bench_vote(args: Namespace) -> list[Case]:
         voted.to_csv(args.folder / 'p.csv', index=False)
 
     def with_dictionaries() -> None:
-        """As teams write it: a dictionary a pixel."""
-        frames = [pd.read_csv(path) for path in few]
+        """Vote as many teams do, with a dictionary for each pixel."""
+        frames = [pd.read_csv(path) for path in short_paths]
         rows = []
         for texts in zip(*(frame['PredictionString'] for frame in frames), strict=True):
             columns = [text.split() for text in texts]
             winners = []
-            for said in zip(*columns, strict=True):
+            for pixel in zip(*columns, strict=True):
                 votes: dict[str, int] = {}
-                for one in said:
-                    votes[one] = votes.get(one, 0) + 1
+                for category in pixel:
+                    votes[category] = votes.get(category, 0) + 1
                 winners.append(max(votes, key=votes.get))
             rows.append(' '.join(winners))
         pd.DataFrame({'PredictionString': rows}).to_csv(args.folder / 'd.csv', index=False)
 
     def with_arrays() -> None:
-        """As it was published after the contest: an array of counts a pixel."""
-        frames = [pd.read_csv(path) for path in few]
+        """Vote as published after the contest, with an array of counts for each pixel."""
+        frames = [pd.read_csv(path) for path in short_paths]
         rows = []
         for texts in zip(*(frame['PredictionString'] for frame in frames), strict=True):
             columns = [text.split() for text in texts]
             result = ''
-            for said in zip(*columns, strict=True):
+            for pixel in zip(*columns, strict=True):
                 votes = np.zeros(11)
-                for one in said:
-                    votes[int(one)] += 1
+                for category in pixel:
+                    votes[int(category)] += 1
                 result += f'{votes.argmax()} '
             rows.append(result.strip())
         pd.DataFrame({'PredictionString': rows}).to_csv(args.folder / 'n.csv', index=False)
@@ -115,52 +115,53 @@ def bench_vote(args: Namespace) -> list[Case]:
         with contextlib.redirect_stdout(io.StringIO()):
             ensemble.main([*map(str, paths), '--out', str(out)])
 
+    share = min(1, FEW_ROWS / args.rows)
     return [
-        Case(
+        Benchmark(
             f'vote of {MODELS} x {args.rows} rows, validated',
             {
                 'ours': Way(ours),
                 'pandas, np.bincount': Way(with_pandas, 6),
-                'pandas, a dictionary a pixel': Way(with_dictionaries, 300, min(1, FEW / args.rows)),
-                'pandas, an array a pixel': Way(with_arrays, 300, min(1, FEW / args.rows)),
+                'pandas, a dictionary a pixel': Way(with_dictionaries, 300, share),
+                'pandas, an array a pixel': Way(with_arrays, 300, share),
             },
         )
     ]
 
 
-def bench_search(args: Namespace) -> list[Case]:
-    """Weightings of five models, scored out of fold, beside voting for each of them."""
-    masks = list(blobs(args.rows, 256, seed=0))
-    seen = [list(disagreeing(masks, seed)) for seed in range(1, MODELS + 1)]
-    samples = [OofSample(n % 5, mask, np.stack([own[n] for own in seen])) for n, mask in enumerate(masks)]
+def bench_search(args: Namespace) -> list[Benchmark]:
+    """Score candidate weights of five models out of fold, and vote once for each of them instead."""
+    masks = list(random_masks(args.rows, 256, seed=0))
+    preds = [list(perturb_masks(masks, seed)) for seed in range(1, MODELS + 1)]
+    samples = [OofSample(n % 5, mask, np.stack([pred[n] for pred in preds])) for n, mask in enumerate(masks)]
     weights = np.random.default_rng(0).integers(0, 1000, (CANDIDATES, MODELS))
     counts = count_votes(samples, MODELS, 11)
 
     def by_voting() -> None:
         table = member_table(weights[0], 11)
-        total = sum(confusion_matrix(s.truth, vote(s.preds, table), 11) for s in samples[:FEW])
+        total = sum(confusion_matrix(s.truth, vote(s.preds, table), 11) for s in samples[:FEW_ROWS])
         assert total.any()
 
-    share = FEW / (OOF_MASKS * CANDIDATES)
+    share = FEW_ROWS / (OOF_MASKS * CANDIDATES)
     return [
-        Case(
+        Benchmark(
             f'{CANDIDATES:,} weightings of {MODELS}, {OOF_MASKS:,} masks',
             {
-                'ours, counted already': Way(lambda: Scorer(counts).scores(weights)),
+                'ours, counted already': Way(lambda: WeightScorer(counts).scores(weights)),
                 'a vote and a confusion each': Way(by_voting, 10_000, share),
             },
         ),
-        Case(
+        Benchmark(
             f'count the votes of {MODELS}, {args.rows} masks',
             {'ours': Way(lambda: count_votes(samples, MODELS, 11))},
         ),
     ]
 
 
-def bench_metric(args: Namespace) -> list[Case]:
-    """The confusion matrix of a test set."""
-    masks = list(blobs(args.rows, 256, seed=0))
-    preds = list(disagreeing(masks, 1))
+def bench_metric(args: Namespace) -> list[Benchmark]:
+    """Count the confusion matrix of a test set."""
+    masks = list(random_masks(args.rows, 256, seed=0))
+    preds = list(perturb_masks(masks, 1))
     pairs = list(zip(masks, preds, strict=True))
 
     ways = {'ours': Way(lambda: [confusion_matrix(true, pred, 11) for true, pred in pairs])}
@@ -173,31 +174,31 @@ def bench_metric(args: Namespace) -> list[Case]:
                 multiclass_confusion_matrix(torch.from_numpy(pred), torch.from_numpy(true), 11)
 
         ways['torchmetrics'] = Way(torchmetrics, 4)
-    return [Case(f'confusion of {args.rows} masks', ways)]
+    return [Benchmark(f'confusion of {args.rows} masks', ways)]
 
 
-def bench_memory(args: Namespace) -> list[Case]:
-    """Prints the peak memory of votes of 5 and of 25 CSVs, of these rows and of ten times as many."""
-    masks = list(blobs(args.rows, 256, seed=0))
+def bench_memory(args: Namespace) -> list[Benchmark]:
+    """Print the peak memory of votes over 5 and 25 CSVs, with --rows rows and with ten times as many."""
+    masks = list(random_masks(args.rows, 256, seed=0))
     for rows in (args.rows, 10 * args.rows):
-        first = sample_csv(args.folder / f'{rows}.csv', masks * (rows // args.rows))
+        source = write_masks(args.folder / f'{rows}.csv', masks * (rows // args.rows))
         for number in (5, 25):
             paths = [args.folder / f'{rows}-{n}.csv' for n in range(number)]
             for path in paths:
                 path.unlink(missing_ok=True)
-                os.link(first, path)
-            said = subprocess.run(
-                [sys.executable, '-c', MEASURED, *map(str, paths), '--out', str(args.folder / 'm.csv')],
+                os.link(source, path)
+            result = subprocess.run(
+                [sys.executable, '-c', PEAK_OF_VOTE, *map(str, paths), '--out', str(args.folder / 'm.csv')],
                 cwd=Path(__file__).parents[2],
                 capture_output=True,
                 text=True,
                 check=True,
             )
-            print(f'vote of {number} CSVs of {rows:,} rows: {int(said.stdout) / 1024:.0f} MB at the peak')
+            print(f'vote of {number} CSVs of {rows:,} rows: {int(result.stdout) / 1024:.0f} MB at the peak')
     return []
 
 
-MEASURED = """
+PEAK_OF_VOTE = """
 import contextlib, io, sys
 import ensemble
 with contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""Benches of training samples and of the mask cache, on photos that data/demo/scenes.py draws."""
+"""Benchmark training samples and the mask cache, on photos that data/demo/scenes.py draws."""
 
 import contextlib
 import os
@@ -22,37 +22,37 @@ from data.cache import open_cache
 from data.coco import draw_mask
 from data.demo.scenes import make_demo_set
 from dataset import TrainingSet
-from tools.bench.cases import Case, Way
+from tools.bench.fixtures import Benchmark, Way
 
 FILL = (124, 116, 104)
-LIGHT = {'shift_rotate': 0.0, 'elastic': 0.0, 'blur': 0.0, 'noise': 0.0, 'clahe': 0.0}
+STANDARD = {'shift_rotate': 0.0, 'elastic': 0.0, 'blur': 0.0, 'noise': 0.0, 'clahe': 0.0}
 
 
-def bench_data(args: Namespace) -> list[Case]:
-    """Training samples at 512, ready for a batch: the standard chain, and a config's heavy one on top."""
+def bench_data(args: Namespace) -> list[Benchmark]:
+    """Make training samples for a batch, with the standard augmentation and with a config's heavy one."""
     cfg = demo_config(args)
-    light = cfg.model_copy(update=LIGHT)
+    standard = cfg.model_copy(update=STANDARD)
     return [
-        Case(
+        Benchmark(
             f'{args.photos} samples, standard chain',
             {
-                'ours, from the cache': Way(ours(light)),
-                **mmseg_ways(light),
-                'organiser, albumentations': Way(organiser(light, None), 8),
+                'ours, from the cache': Way(our_loader(standard)),
+                **mmseg_ways(standard),
+                'organiser, albumentations': Way(organiser_loader(standard, None), 8),
             },
         ),
-        Case(
+        Benchmark(
             f'{args.photos} samples, heavy chain',
             {
-                'ours, from the cache': Way(ours(cfg)),
-                'organiser, albumentations': Way(organiser(cfg, heavy_transforms(cfg, FILL)), 3),
+                'ours, from the cache': Way(our_loader(cfg)),
+                'organiser, albumentations': Way(organiser_loader(cfg, heavy_transforms(cfg, FILL)), 3),
             },
         ),
     ]
 
 
-def bench_cache(args: Namespace) -> list[Case]:
-    """Masks of a data set drawn: on all cores, beside one annToMask after another."""
+def bench_cache(args: Namespace) -> list[Benchmark]:
+    """Draw the masks of a data set, on all cores and with one annToMask after another."""
     cfg = demo_config(args)
     photos = open_cache(cfg, 'train').coco.photos
     coco = quiet_coco(cfg.data_root / 'train_all.json')
@@ -66,20 +66,21 @@ def bench_cache(args: Namespace) -> list[Case]:
             organiser_mask(coco, image_id)
 
     ways = {'ours, on all cores': Way(ours), 'annToMask, one by one': Way(one_by_one, 1.8)}
-    return [Case(f'masks of {4 * args.photos} photos', ways)]
+    return [Benchmark(f'masks of {4 * args.photos} photos', ways)]
 
 
 def demo_config(args: Namespace) -> Config:
-    """The config on a set of photos that is drawn for the purpose, with its cache."""
+    """Load the config, on a demo set that is made for the benchmark, with its own cache."""
     data = args.folder / 'data'
     if not data.exists():
         make_demo_set(data, train=args.photos, test=1)
     cfg = load_config(args.cfg or 'configs/convnext.yaml', args.set)
-    places = {'data_root': data, 'cache_dir': args.folder / 'cache', 'classes': CLASSES}
-    return cfg.model_copy(update=places)
+    changes = {'data_root': data, 'cache_dir': args.folder / 'cache', 'classes': CLASSES}
+    return cfg.model_copy(update=changes)
 
 
-def ours(cfg: Config):
+def our_loader(cfg: Config) -> Callable[[], None]:
+    """Return a function that reads all training samples of an epoch, another epoch at each call."""
     cache = open_cache(cfg, 'train')
     samples = TrainingSet(cfg, cache, np.arange(len(cache)), FILL)
     epochs = count()
@@ -92,9 +93,9 @@ def ours(cfg: Config):
     return run
 
 
-def organiser(cfg: Config, heavy: A.Compose | None):
-    """The baseline's dataset class: photo and annotations are read for every sample, the photo becomes floats
-    from 0 to 1, and goes through albumentations.
+def organiser_loader(cfg: Config, heavy: A.Compose | None) -> Callable[[], None]:
+    """Return a function that reads all samples as the organiser's dataset class does: photo and annotations
+    anew for every sample, the photo as floats from 0 to 1, through albumentations.
     """
     coco = quiet_coco(cfg.data_root / 'train_all.json')
     low, high = cfg.scale_range
@@ -123,7 +124,7 @@ def organiser(cfg: Config, heavy: A.Compose | None):
 
 
 def organiser_mask(coco: COCO, image_id: int) -> np.ndarray:
-    """Painted as in the organiser's baseline: annotations by area, largest first."""
+    """Draw a mask as the organiser's baseline does: annotations by area, largest first."""
     info = coco.imgs[image_id]
     mask = np.zeros((info['height'], info['width']), np.uint8)
     for annotation in sorted(coco.imgToAnns[image_id], key=lambda a: -a['area']):
@@ -132,7 +133,7 @@ def organiser_mask(coco: COCO, image_id: int) -> np.ndarray:
 
 
 def mmseg_ways(cfg: Config) -> dict[str, Way]:
-    """mmsegmentation's pipeline classes with the same chain, where it can be imported."""
+    """Return mmsegmentation's pipeline classes with the same augmentation, if they can be imported."""
     # mmcv-lite has no compiled operators, and these classes call none
     sys.modules.setdefault('mmcv._ext', NoOperators('mmcv._ext'))
     with contextlib.suppress(ImportError):
@@ -174,6 +175,8 @@ def mmseg_ways(cfg: Config) -> dict[str, Way]:
 
 
 class NoOperators(types.ModuleType):
+    """A module that has every name; each is a function that does nothing."""
+
     def __getattr__(self, name: str) -> Callable[[], None]:
         if name.startswith('__'):
             raise AttributeError(name)
@@ -181,5 +184,6 @@ class NoOperators(types.ModuleType):
 
 
 def quiet_coco(path: Path) -> COCO:
+    """Read annotations with pycocotools, without what it prints."""
     with contextlib.redirect_stdout(None):
         return COCO(str(path))

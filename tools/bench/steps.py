@@ -1,4 +1,4 @@
-"""Benches of training steps and of prediction, on the CPU or a GPU."""
+"""Benchmark training steps and prediction, on the CPU or a GPU."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -16,22 +16,24 @@ from engine.optim import build_optimizer
 from losses import segmentation_loss
 from models import SegModel
 from submission import probs_to_ids
-from tools.bench.cases import Case, Way, blobs
+from tools.bench.fixtures import Benchmark, Way, random_masks
 
 
-def bench_train(args: Namespace) -> list[Case]:
-    """A training step of a config, beside the same network as it is trained elsewhere: NCHW, an optimizer of
-    single tensors, no compilation; fp32 on a CPU, fp16 with a scaler on a GPU, as mmsegmentation does.
+def bench_train(args: Namespace) -> list[Benchmark]:
+    """Take a training step of a config, and of the same network as mmsegmentation trains it: NCHW, an
+    optimizer that updates one tensor at a time, no compilation; fp32 on a CPU, fp16 with a scaler on a GPU.
     """
     cfg, device = model_config(args), torch.device(args.device)
     plain = cfg.model_copy(update={'compile': False, 'amp': 'fp16' if device.type == 'cuda' else 'off'})
     way = 'fp16, NCHW, plain AdamW' if device.type == 'cuda' else 'fp32, NCHW, plain AdamW'
-    ways = {'ours': Way(step(cfg, device, True)), way: Way(step(plain, device, False), 1.5)}
-    return [Case(f'train {cfg.name}, a batch of {cfg.batch_size}', ways)]
+    ways = {'ours': Way(training_step(cfg, device, True)), way: Way(training_step(plain, device, False), 1.5)}
+    return [Benchmark(f'train {cfg.name}, a batch of {cfg.batch_size}', ways)]
 
 
-def step(cfg: Config, device: torch.device, as_ours: bool) -> Callable[[], None]:
-    """One forward, backward and update; on a GPU prints the peak memory of the first."""
+def training_step(cfg: Config, device: torch.device, as_ours: bool) -> Callable[[], None]:
+    """Return a function that does a forward pass, a backward pass and an update; on a GPU print the peak
+    memory of the first.
+    """
     memory_format = torch.channels_last if as_ours and cfg.channels_last else torch.contiguous_format
     model = SegModel(cfg, load_weights=False).to(device, memory_format=memory_format).train()
     forward = torch.compile(model) if cfg.compile else model
@@ -60,8 +62,8 @@ def step(cfg: Config, device: torch.device, as_ours: bool) -> Callable[[], None]
     return run
 
 
-def bench_infer(args: Namespace) -> list[Case]:
-    """Four scales and a flip of a batch of four, to board ids."""
+def bench_infer(args: Namespace) -> list[Benchmark]:
+    """Predict a batch of four at four scales, each with a flip, down to the ids of a submission."""
     views = {'tta_flips': ('h',), 'tta_scales': (0.75, 1.0, 1.25, 1.5)}
     cfg, device = model_config(args).model_copy(update=views), torch.device(args.device)
     images, _ = sample_batch(cfg, 4)
@@ -78,13 +80,15 @@ def bench_infer(args: Namespace) -> list[Case]:
         "ttach's plain loop, fp32": Way(ttach_loop(model, images, cfg, device, 'off')),
         "ttach's plain loop, autocast": Way(ttach_loop(model, images, cfg, device, 'auto'), 3),
     }
-    return [Case(f'infer {cfg.name}, 4 photos x 8 views', ways)]
+    return [Benchmark(f'infer {cfg.name}, 4 photos x 8 views', ways)]
 
 
 def ttach_loop(
     model: SegModel, images: torch.Tensor, cfg: Config, device: torch.device, amp: str
 ) -> Callable[[], None]:
-    """A view after another through ttach, each brought to the cache's size and copied back."""
+    """Return a function that predicts one view after another with ttach, resizes each to the size of the
+    cache and copies it to the CPU.
+    """
     cfg = cfg.model_copy(update={'amp': amp})
     size = (cfg.cache_size, cfg.cache_size)
     views = ttach.Compose(
@@ -112,13 +116,14 @@ def ttach_loop(
 
 
 def model_config(args: Namespace) -> Config:
+    """Load the config, for the device of the command line."""
     cfg = load_config(args.cfg or 'configs/demo.yaml', args.set)
     return cfg.model_copy(update={'device': args.device})
 
 
 def sample_batch(cfg: Config, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, 3, C, C) uint8 noise and (N, C, C) masks."""
+    """Make images of noise (N, 3, C, C) uint8 and masks (N, C, C), where C is the crop size."""
     generator = torch.Generator().manual_seed(0)
     shape = (size, 3, cfg.crop_size, cfg.crop_size)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    return images, torch.from_numpy(np.stack(list(blobs(size, cfg.crop_size, seed=0))))
+    return images, torch.from_numpy(np.stack(list(random_masks(size, cfg.crop_size, seed=0))))

@@ -1,7 +1,4 @@
-"""What the benches measure: a case is some work, with the ways of doing it, ours first.
-
-Made-up inputs too.
-"""
+"""Define a benchmark as some work and the ways of doing it, ours first; make the masks that they work on."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,23 +11,23 @@ from submission import SubmissionWriter
 
 @dataclass(frozen=True)
 class Way:
-    """A way of doing the work: all of it, or a share of it; `target`: how many times as long as ours is
-    aimed at.
-    """
+    """A way of doing the work."""
 
     run: Callable[[], object]
-    target: float | None = None
-    share: float = 1.0
+    target: float | None = None  # it should take at least this many times as long as ours
+    share: float = 1.0  # the part of the work that `run` does; times are scaled up
 
 
 @dataclass(frozen=True)
-class Case:
-    name: str
+class Benchmark:
+    """Some work and the ways of doing it, ours first."""
+
+    work: str
     ways: dict[str, Way]
 
 
-def blobs(count: int, side: int, seed: int) -> Iterator[np.ndarray]:
-    """Masks (side, side) uint8 of a few rectangles of the eleven classes, as a network predicts them."""
+def random_masks(count: int, side: int, seed: int) -> Iterator[np.ndarray]:
+    """Draw (side, side) uint8 masks of a few rectangles of the eleven classes, as a network predicts them."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         mask = np.zeros((side, side), np.uint8)
@@ -40,8 +37,8 @@ def blobs(count: int, side: int, seed: int) -> Iterator[np.ndarray]:
         yield mask
 
 
-def disagreeing(masks: list[np.ndarray], seed: int) -> Iterator[np.ndarray]:
-    """The masks as another model sees them: moved by a few pixels, at times an object of another class."""
+def perturb_masks(masks: list[np.ndarray], seed: int) -> Iterator[np.ndarray]:
+    """Vary masks as another model would: move them by a few pixels, and change the class of some objects."""
     rng = np.random.default_rng(seed)
     for mask in masks:
         other = np.roll(mask, tuple(rng.integers(-4, 5, 2)), (0, 1))
@@ -50,7 +47,8 @@ def disagreeing(masks: list[np.ndarray], seed: int) -> Iterator[np.ndarray]:
         yield other
 
 
-def sample_csv(path: Path, masks: list[np.ndarray]) -> Path:
+def write_masks(path: Path, masks: list[np.ndarray]) -> Path:
+    """Write a submission CSV of masks; return its path."""
     with SubmissionWriter(path) as writer:
         for index, mask in enumerate(masks):
             writer.write(f'batch_01/{index:04d}.jpg', mask)
