@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from config import Config, load_config
+from config import Config, fold_files, load_config
 from data.cache import Cache, open_cache
 from data.coco import read_rgb
 from data.folds import read_folds, split_fold
@@ -210,7 +210,7 @@ def next_command(cfg: Config, args: argparse.Namespace) -> str:
     if args.split == 'oof' and not (cfg.data_root / 'test.json').is_file():
         report = ('viz.py', 'report', '--name', cfg.name, '--output', cfg.output_dir)
         return next_line(*report, '--data', cfg.data_root)
-    folds = sorted(folder.glob('fold*/test.csv'))
+    folds = fold_files(folder, 'test.csv')
     if args.split == 'oof':
         flags = [f'--{name}' for name in ('save-probs', 'no-tta') if getattr(args, name.replace('-', '_'))]
         words = ['infer.py', '--fold', 'all' if args.fold is None else args.fold, '--split', 'test', *flags]

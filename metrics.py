@@ -155,13 +155,13 @@ def draw(counts: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     return (times @ counts.reshape(n, -1).astype(np.float64)).reshape(draws, *counts.shape[1:])
 
 
-def verdict(difference: Interval, images: int) -> str:
-    """A plain sentence on a paired difference."""
+def verdict(difference: Interval, photos: int) -> str:
+    """Say in words whether a paired difference is significant: whether its interval leaves out 0."""
     if difference.low > 0:
-        return f'the first is better, on these {images} images and others like them'
+        return f'the first is better, a significant difference on {photos} photos'
     if difference.high < 0:
-        return f'the second is better, on these {images} images and others like them'
-    return f'not to be told apart on {images} images'
+        return f'the second is better, a significant difference on {photos} photos'
+    return f'no significant difference on {photos} photos'
 
 
 def _iou(counts: np.ndarray) -> np.ndarray:

@@ -484,7 +484,7 @@ def test_compare_says_which_is_better(runs, capsys):
     printed = capsys.readouterr().out
     assert 'the first is better' in printed and f'{good}: mIoU ' in printed
     assert main(['compare', str(good), str(good), *data]) == 0
-    assert 'not to be told apart' in capsys.readouterr().out
+    assert 'no significant difference' in capsys.readouterr().out
     other = runs / 'output' / 'good' / 'fold1' / 'oof.csv'
     with pytest.raises(BadInput, match='has no row of image'):
         main(['compare', str(good), str(other), *data])

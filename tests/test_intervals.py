@@ -66,7 +66,7 @@ def test_pairs_are_told_apart_where_single_intervals_overlap():
     difference = paired_interval(ours, theirs)
     assert difference.low > 0 and 'the first is better' in verdict(difference, 30)
     assert 'the second is better' in verdict(paired_interval(theirs, ours), 30)
-    assert 'not to be told apart on 30 images' in verdict(paired_interval(ours, ours), 30)
+    assert 'no significant difference on 30 photos' in verdict(paired_interval(ours, ours), 30)
     assert all(one.low > 0 for one in paired_by_class(ours, theirs))
 
 

@@ -60,16 +60,13 @@ def find_runs(output: Path) -> tuple[dict[str, list[FoldRun]], list[BadInput]]:
     """The folds of each run, by its name, and what is wrong with those that cannot be read."""
     runs: dict[str, list[FoldRun]] = {}
     errors = []
-    for path in sorted([*output.glob('*/fold*/config.yaml'), *output.glob('*/all/config.yaml')]):
-        number = fold_number(path.parent)
-        if number is not None:
+    for run in sorted(output.glob('*')):
+        for path in fold_files(run, 'config.yaml', with_all=True):
             try:
-                cfg = load_config(path)
-                fold = FoldRun(number, path.parent, cfg, read_metrics(path.with_name('metrics.csv')))
-                runs.setdefault(path.parent.parent.name, []).append(fold)
+                runs.setdefault(run.name, []).append(read_fold(path.parent))
             except BadInput as error:
                 errors.append(error)
-    return {name: sorted(folds, key=lambda one: one.number) for name, folds in runs.items()}, errors
+    return runs, errors
 
 
 def score_of(name: str, paths: list[Path], counted: Counted, coco: CocoSet) -> Interval:

@@ -7,7 +7,6 @@ probabilities.
 Shapes: M members or models, K classes.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from config import fold_of
 from data.coco import Photo, draw_mask
 from submission import SubmissionReader, downsample_mask, open_probs
 from utils.errors import BadInput
@@ -64,8 +64,10 @@ def find_members(paths: Sequence[Path], out: Path) -> list[Member]:
 
 
 def member_of(path: Path) -> Member:
-    fold = re.fullmatch(r'fold(\d+)', path.parent.name)
-    return Member(path, path.parent.parent if fold else path.parent, int(fold[1]) if fold else None)
+    fold = fold_of(path.parent)
+    if fold is None or fold < 0:
+        return Member(path, path.parent, None)
+    return Member(path, path.parent.parent, fold)
 
 
 def by_model(members: Iterable[Member]) -> dict[Path, list[Member]]:
