@@ -18,7 +18,7 @@ import streamlit as st
 from data.coco import CocoSet, Photo, draw_mask, read_photo
 from metrics import class_iou, confusion_matrix, mean_iou
 from submission import downsample_mask
-from utils.plotting import PALETTE, differences, overlay
+from utils.plotting import PALETTE, highlight, overlay
 from viewer.app_data import (
     count_source,
     count_together,
@@ -236,7 +236,7 @@ def show_views(
     if len(preds) > 1:
         differ = (np.stack(list(preds.values())) != preds['vote']).any(0)
         fitted = cv2.resize(differ.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-        views.append((f'where they differ: {differ.mean():.2%}', differences(image, fitted > 0)))
+        views.append((f'where they differ: {differ.mean():.2%}', highlight(image, fitted > 0)))
     in_line = max(3, ceil(len(views) / ceil(len(views) / VIEWS)))
     for start in range(0, len(views), in_line):
         line = views[start : start + in_line]
