@@ -199,7 +199,7 @@ def _read_cache(cache: Path, stamp: str) -> Confusions | None:
         with np.load(cache) as file:
             if str(file['stamp']) == stamp:
                 return Confusions(tuple(file['image_ids'].tolist()), file['matrices'])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     return None
 
