@@ -181,7 +181,7 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         )
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(length=0, labeltop=True, labelbottom=False)
-        axes.set_xlabel('predicted class, % of the true pixels', color=PALE)
+        axes.set_xlabel('predicted class, % of the true class', color=PALE)
         axes.set_ylabel('true class', color=PALE)
         borders = np.arange(len(names) - 1) + 0.5
         axes.set_xticks(borders, minor=True)
