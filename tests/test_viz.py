@@ -253,6 +253,19 @@ def test_report_ranks_photos_by_their_own_score(output, shapes):
     assert report.curve(runs, 'miou')['fold 1'] == [(1, 0.1), (3, 0.4)]
 
 
+@pytest.mark.parametrize('number', [1, 2, 3, 20])
+def test_no_photo_is_among_the_worst_and_among_the_best(number, shapes, monkeypatch):
+    photo = read_coco(shapes, 'train', CLASSES).photos[0]
+    scored = [report.ScoredPhoto(photo, Path('x'), score, np.ones((3, 11))) for score in range(number)]
+    sheets = []
+    monkeypatch.setattr(report, 'draw_photos', lambda photos, *_: sheets.append([p.score for p in photos]))
+    monkeypatch.setattr(report, 'html_picture', lambda title, *_, **__: title)
+    assert len(report.ranking_parts(scored, None, CLASSES)) == len(sheets) == min(2, number)
+    chosen = sum(sheets, [])
+    assert len(set(chosen)) == len(chosen) == min(number, 2 * report.RANKED) and sheets[0][0] == 0
+    assert number == 1 or sheets[1][0] == number - 1
+
+
 def test_report_of_photos_that_are_all_ignored(tmp_path):
     masks = write_rectangles(tmp_path / 'data', 256, 256, {'a.jpg': (0, 0, 256, 256, 1)})
     path = tmp_path / 'data/train_all.json'
