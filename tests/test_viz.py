@@ -261,7 +261,7 @@ def test_no_photo_is_among_the_worst_and_among_the_best(number, shapes, monkeypa
     monkeypatch.setattr(report, 'draw_photos', lambda photos, *_: sheets.append([p.score for p in photos]))
     monkeypatch.setattr(report, 'html_picture', lambda title, *_, **__: title)
     assert len(report.ranking_parts(scored, None, CLASSES)) == len(sheets) == min(2, number)
-    chosen = sum(sheets, [])
+    chosen = [score for scores in sheets for score in scores]
     assert len(set(chosen)) == len(chosen) == min(number, 2 * report.RANKED) and sheets[0][0] == 0
     assert number == 1 or sheets[1][0] == number - 1
 
