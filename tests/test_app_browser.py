@@ -134,9 +134,9 @@ def test_first_page(server, page):
     expect(curves.first).to_contain_text('learnt')
     page.get_by_text('One line per fold').click()
     expect(curves.first).to_contain_text('second fold 1')
-    expect(page.get_by_alt_text('confusion of second', exact=False)).to_be_visible()
+    expect(page.get_by_alt_text('confusion matrix of second', exact=False)).to_be_visible()
     pick(page, 'Run', 'run')
-    expect(page.get_by_alt_text('confusion of run', exact=False)).to_be_visible()
+    expect(page.get_by_alt_text('confusion matrix of run', exact=False)).to_be_visible()
 
 
 # --- photos -------------------------------------------------------------------------------------------------
