@@ -10,6 +10,7 @@ script, this prints the page of all keys:
 """
 
 import difflib
+import re
 import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -278,7 +279,27 @@ class Config(BaseModel):
 
     def run_dir(self, fold: int) -> Path:
         """output/<name>/fold<k>, or output/<name>/all for fold -1, which trains on everything."""
-        return self.output_dir / self.name / (f'fold{fold}' if fold >= 0 else 'all')
+        return self.output_dir / self.name / fold_dir(fold)
+
+
+def fold_dir(fold: int) -> str:
+    """Return the name of a fold's folder: fold<k>, or all for fold -1."""
+    return f'fold{fold}' if fold >= 0 else 'all'
+
+
+def fold_of(folder: Path) -> int | None:
+    """Return the fold that a folder is named for, as fold_dir names it; None for any other folder."""
+    match = re.fullmatch(r'fold(\d+)', folder.name, re.ASCII)
+    return -1 if folder.name == 'all' else int(match[1]) if match else None
+
+
+def fold_files(run: Path, name: str, with_all: bool = False) -> list[Path]:
+    """List the files of a name in the fold folders of a run, by fold; with_all: fold -1 too, last."""
+    paths = [path for path in run.glob(f'*/{name}') if fold_of(path.parent) is not None]
+    folds = sorted(
+        (path for path in paths if fold_of(path.parent) >= 0), key=lambda path: fold_of(path.parent)
+    )
+    return folds + [path for path in paths if with_all and fold_of(path.parent) < 0]
 
 
 def is_plain(text: str) -> bool:

@@ -1,28 +1,32 @@
-"""The confusion of each photo of a CSV with its truth, counted once and kept beside the CSV.
+"""Score predictions against labels, compare two, and calibrate probabilities.
 
-    counted = read_confusions(Path('output/convnext/fold0/oof.csv'), coco, len(classes))
+    python evaluate.py score output/a/test.csv output/submission.csv --labels input/demo/test_labels.json
+    python evaluate.py compare output/a/oof.csv output/b/oof.csv
+    python evaluate.py compare output/a/fold0/oof.csv output/b/fold0/oof.csv --data input/data
+    python evaluate.py calibrate output/convnext
 
-Kept in .<name>.confusions.npz, which is used as long as the CSV and the annotations are the same.
+score prints the IoU of each class and the mIoU of each CSV. compare says whether one of two predictions of
+the same training photos is significantly better. calibrate fits the temperature of a model's probabilities
+out of fold and writes calibration.yaml, which pseudo.py reads.
+
+The confusion matrix of each photo is kept beside its CSV, in .<name>.confusions.npz, and used again as long
+as the CSV and the annotations stay the same.
 
 Shapes: n photos, K classes.
 """
 
+import argparse
 import zipfile
-import zlib
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 
-from data.coco import CocoSet, draw_mask, training_photos
+from data.coco import CocoSet, draw_mask, read_coco, read_labels
 from metrics import (
-    DRAWS,
     LEVEL,
     confusion_matrix,
-    image_counts,
     interval,
     iou_of_counts,
     mean_of_iou,
@@ -31,33 +35,94 @@ from metrics import (
     paired_interval,
     verdict,
 )
-from submission import SubmissionReader, downsample_mask, require_same_images
-from utils.errors import BadInput
+from submission import SubmissionReader, classes_and_data, downsample_mask, require_same_images
+from utils.cli import ArgumentParser, add_config_arguments, run_script
+from utils.errors import DONE, BadInput
 from utils.files import write_whole
 from utils.progress import progress
 
-# what NumPy raises for a file that is not there, cut off, or damaged
-BROKEN = (OSError, ValueError, KeyError, EOFError, RuntimeError, TokenError, zipfile.BadZipFile, zlib.error)
+
+def command(argv: list[str] | None = None) -> int:
+    parser = ArgumentParser(__doc__)
+    commands = parser.add_subparsers(dest='command', required=True)
+    add_score(commands)
+    add_compare(commands)
+    add_calibrate(commands)
+    args = parser.parse_args(argv)
+    classes, data = classes_and_data(args)
+    if args.command == 'score':
+        print(format_scores(args.csvs, score_csvs(args.csvs, args.labels, classes), classes))
+    elif args.command == 'compare':
+        print(compare_scores(args.csvs, data, classes))
+    else:
+        from voting.recipe import calibrate_model  # imports scipy, which the other commands do without
+
+        print(calibrate_model(args.folder, data, classes))
+    return DONE
+
+
+def add_score(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(commands, 'score', 'Print the IoU per class and the mIoU of CSVs against labels.')
+    parser.add_argument('csvs', nargs='+', type=Path, metavar='CSV', help='predictions of the same photos')
+    parser.add_argument(
+        '--labels',
+        type=Path,
+        required=True,
+        metavar='JSON',
+        help='a COCO file with the truth of these photos',
+    )
+    add_config_arguments(parser, required=False)
+
+
+def add_compare(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands, 'compare', 'Say which of two out-of-fold predictions is better, by class too.'
+    )
+    parser.add_argument('csvs', nargs=2, type=Path, metavar='CSV', help='two oof.csv of the same photos')
+    add_data_arguments(parser)
+
+
+def add_calibrate(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands, 'calibrate', "Fit the temperature of a model's probabilities on its photos out of fold."
+    )
+    parser.add_argument(
+        'folder', type=Path, help='output/<name>, with the oof_probs.npy of infer.py --save-probs'
+    )
+    add_data_arguments(parser)
+
+
+def add_command(commands: argparse._SubParsersAction, name: str, doc: str) -> ArgumentParser:
+    """Add a command whose one line is shown by the script's --help and by its own."""
+    return commands.add_parser(name, doc=doc, help=doc)
+
+
+def add_data_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument('--data', type=Path, help='data root; by default input/data')
+    add_config_arguments(parser, required=False)
+
+
+# --- the confusion matrix of each photo -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Confusions:
-    """Photos, and the confusion of each with its truth."""
+    """Photos of a CSV and the confusion matrix of each."""
 
     image_ids: tuple[str, ...]
     matrices: np.ndarray  # (n, K, K) int32: at most 65,536 pixels
 
     def counts(self) -> np.ndarray:
-        """(n, 3, K) int64 metrics.image_counts of each photo."""
+        """Return the (n, 3, K) int64 metrics.image_counts of each photo."""
         hits = np.diagonal(self.matrices, axis1=1, axis2=2)
         return np.stack([hits, self.matrices.sum(1), self.matrices.sum(2)], axis=1).astype(np.int64)
 
     def ious(self) -> np.ndarray:
-        """(n, K) IoU of each class in each photo; nan where it is in neither truth nor prediction."""
+        """Return the (n, K) IoU of each class in each photo; nan if neither truth nor prediction has it."""
         return iou_of_counts(*np.moveaxis(self.counts(), 1, 0))
 
     def scores(self) -> np.ndarray:
-        """(n,) mean IoU over the classes in each photo's truth or prediction; nan where all is IGNORED."""
+        """Return the (n,) mean IoU over the classes in each photo; nan if all its pixels are IGNORED."""
         return mean_of_iou(self.ious())
 
 
@@ -65,33 +130,62 @@ def read_confusions(
     path: Path,
     coco: CocoSet,
     num_classes: int,
-    progress: Callable[[Sequence[str]], Sequence[str]] = lambda image_ids: image_ids,
+    progress: Callable[[Sequence[str]], Iterable[str]] = lambda image_ids: image_ids,
 ) -> Confusions:
-    """What is kept of a CSV of photos with a truth, or counted now and kept; `progress` is as tqdm.
+    """Count the confusions of a CSV, or read the file that an earlier call left beside it.
 
-    Raises BadInput for a CSV that is broken, or that has an image which is none of the photos.
+    `progress` wraps the image ids as tqdm does. Raises BadInput if the CSV is broken or has an image that is
+    not among the photos.
     """
-    kept = path.with_name(f'.{path.name}.confusions.npz')
+    cache = path.with_name(f'.{path.name}.confusions.npz')
     stamp = stamp_of(path, coco, num_classes)
-    found = _read(kept, stamp)
-    if found is not None:
-        return found
+    confusions = _read_cache(cache, stamp)
+    if confusions is None:
+        confusions = count_confusions(path, coco, num_classes, progress)
+        _write_cache(cache, stamp, confusions)
+    return confusions
+
+
+def count_confusions(
+    path: Path, coco: CocoSet, num_classes: int, progress: Callable[[Sequence[str]], Iterable[str]]
+) -> Confusions:
+    """Draw the truth of each row of a CSV, read its prediction and count. Raises BadInput."""
     photos = {photo.file_name: photo for photo in coco.photos}
-    kind = 'training' if coco.split == 'train' else coco.split
+    split = 'training' if coco.split == 'train' else coco.split
     with SubmissionReader(path, num_classes) as reader:
+        unknown = next((image_id for image_id in reader.image_ids if image_id not in photos), None)
+        if unknown is not None:
+            raise BadInput(f'{path}: image {unknown!r} is not among the {split} photos of {coco.root}')
         matrices = np.zeros((len(reader.image_ids), num_classes, num_classes), np.int32)
         for row, image_id in enumerate(progress(reader.image_ids)):
-            if image_id not in photos:
-                raise BadInput(f'{path}: image {image_id!r} is none of the {kind} photos of {coco.root}')
             truth = downsample_mask(draw_mask(photos[image_id]))
             matrices[row] = confusion_matrix(truth, reader.read(image_id), num_classes)
-        found = Confusions(tuple(reader.image_ids), matrices)
-    _write(kept, stamp, found)
-    return found
+        return Confusions(tuple(reader.image_ids), matrices)
+
+
+def read_fold_confusions(
+    paths: Sequence[Path],
+    coco: CocoSet,
+    num_classes: int,
+    progress: Callable[[Sequence[str], Path], Iterable[str]] = lambda image_ids, path: image_ids,
+) -> list[Confusions]:
+    """Read the confusions of a model's oof.csv files. Raises BadInput if two of them have the same photo."""
+    seen: dict[str, Path] = {}
+    folds = []
+    for path in paths:
+        fold = read_confusions(
+            path, coco, num_classes, lambda image_ids, path=path: progress(image_ids, path)
+        )
+        for image_id in fold.image_ids:
+            if image_id in seen:
+                raise BadInput(f'{path}: image {image_id!r} is out of fold in {seen[image_id]} too')
+            seen[image_id] = path
+        folds.append(fold)
+    return folds
 
 
 def stamp_of(path: Path, coco: CocoSet, num_classes: int) -> str:
-    """Another one when the CSV is written again, or an annotation changes. Raises BadInput."""
+    """Return a text that changes when the CSV is written again or an annotation changes. Raises BadInput."""
     try:
         status = path.stat()
     except OSError as error:
@@ -99,59 +193,123 @@ def stamp_of(path: Path, coco: CocoSet, num_classes: int) -> str:
     return f'{status.st_size} {status.st_mtime_ns} {num_classes} {coco.fingerprint}'
 
 
-def _read(kept: Path, stamp: str) -> Confusions | None:
+def _read_cache(cache: Path, stamp: str) -> Confusions | None:
+    """Return the confusions in the cache; None if it is missing, broken, or made from other files."""
     try:
-        with np.load(kept) as file:
+        with np.load(cache) as file:
             if str(file['stamp']) == stamp:
                 return Confusions(tuple(file['image_ids'].tolist()), file['matrices'])
-    except BROKEN:
-        pass  # it is counted again
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
     return None
 
 
-def _write(kept: Path, stamp: str, found: Confusions) -> None:
+def _write_cache(cache: Path, stamp: str, confusions: Confusions) -> None:
+    """Write the cache; in a folder that is read-only, leave it out."""
+    arrays = {'image_ids': np.array(confusions.image_ids), 'matrices': confusions.matrices}
     try:
-        with write_whole(kept) as file:
-            arrays = {'image_ids': np.array(found.image_ids), 'matrices': found.matrices}
+        with write_whole(cache) as file:
             np.savez_compressed(file, stamp=np.array(stamp), **arrays)
     except BadInput:
-        pass  # a folder that can only be read: it is counted again next time
+        pass
 
 
-def cross_fit(totals: np.ndarray) -> tuple[int, np.ndarray]:
-    """Of (parts, C, 3, K) counts of C candidates: the best on all parts, and for each part the best on the
-    others. The first of equal ones. Raises BadInput for one part alone, which has no others.
+def read_counts(
+    csvs: Sequence[Path], coco: CocoSet, num_classes: int, image_ids: Sequence[str], source: Path
+) -> list[np.ndarray]:
+    """Return the (n, 3, K) metrics.image_counts of each CSV, in the order of `image_ids`.
+
+    Raises BadInput if a CSV has other images than `source`, the file that the ids come from.
     """
-    if len(totals) < 2:
-        raise BadInput('found fewer than 2 photos out of fold: nothing can be chosen on some for the others')
-    everything = totals.sum(0)
-    without = [miou_of_counts(everything - own).argmax() for own in totals]
-    return int(miou_of_counts(everything).argmax()), np.array(without)
+    for path in csvs:
+        with SubmissionReader(path, num_classes) as reader:
+            require_same_images(image_ids, source, reader)
+    counts = []
+    for path in csvs:
+        confusions = read_confusions(path, coco, num_classes, lambda ids: progress(ids, 'count', 'photo'))
+        rows = {image_id: row for row, image_id in enumerate(confusions.image_ids)}
+        counts.append(confusions.counts()[[rows[image_id] for image_id in image_ids]])
+    return counts
+
+
+# --- score ------------------------------------------------------------------------------------------------
+
+
+def score_csvs(csvs: Sequence[Path], labels: Path, classes: Sequence[str]) -> list[np.ndarray]:
+    """Return the (n, 3, K) counts of each CSV against the labels. Raises BadInput for other images."""
+    coco = read_truth(labels, classes)
+    return read_counts(csvs, coco, len(classes), [photo.file_name for photo in coco.photos], labels)
+
+
+def read_truth(labels: Path, classes: Sequence[str]) -> CocoSet:
+    """Read a COCO file of labels. Raises BadInput if it has no annotations."""
+    coco = read_labels(labels, tuple(classes))
+    if not any(photo.annotations for photo in coco.photos):
+        raise BadInput(f'{labels}: has no annotations; expected the labels of its photos')
+    return coco
+
+
+def format_scores(csvs: Sequence[Path], counts: Sequence[np.ndarray], classes: Sequence[str]) -> str:
+    """Format a line per CSV from its (n, 3, K) counts: mIoU, its bootstrap interval, the IoU of each class.
+
+    All are percentages; a star marks the best mIoU.
+    """
+    scores = [interval(csv_counts) for csv_counts in counts]
+    best = max(score.value for score in scores)
+    names = ('mIoU', f'{LEVEL:.0%} interval', *classes)
+    table = [['', *(name.partition(' ')[0] for name in names)]]
+    table.append(['', *(name.partition(' ')[2] for name in names)])
+    for csv, score, csv_counts in zip(csvs, scores, counts, strict=True):
+        star = '*' if len(csvs) > 1 and score.value == best else ' '
+        ious = iou_of_counts(*csv_counts.sum(0))
+        cells = ('-' if np.isnan(iou) else f'{100 * iou:.1f}' for iou in ious)
+        bounds = f'{100 * score.low:.1f}-{100 * score.high:.1f}'
+        table.append([str(csv), f'{100 * score.value:.2f}{star}', bounds, *cells])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for csv, *cells in table:
+        padded = (f'{cell:>{width}}' for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append('  '.join([f'{csv:<{widths[0]}}', *padded]).rstrip())
+    return '\n'.join(lines)
+
+
+# --- compare and choose -----------------------------------------------------------------------------------
 
 
 def compare_scores(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> str:
-    """The scores of two CSVs on the photos that they have, and the difference, by class too, with paired
-    bootstrap intervals. Raises BadInput where one lacks a photo of the other.
+    """Format the scores of two CSVs and their difference, by class too, with paired bootstrap intervals.
+
+    Raises BadInput if the two have other photos, or one that is not a training photo.
     """
-    photos = training_photos(data, classes)
-    with ExitStack() as stack:
-        first, second = (stack.enter_context(SubmissionReader(path, len(classes))) for path in csvs)
-        require_same_images(first.image_ids, csvs[0], second)
-        counts = np.zeros((2, len(first.image_ids), 3, len(classes)), np.int64)
-        for n, image_id in enumerate(progress(first.image_ids, 'compare', 'image')):
-            if image_id not in photos:
-                raise BadInput(f'{csvs[0]}: image {image_id!r} is none of the training photos of {data}')
-            truth = downsample_mask(draw_mask(photos[image_id]))
-            for which, reader in enumerate((first, second)):
-                confusion = confusion_matrix(truth, reader.read(image_id), len(classes))
-                counts[which, n] = image_counts(confusion)
+    coco = read_coco(data, 'train', classes)
+    with SubmissionReader(csvs[0], len(classes)) as reader:
+        image_ids = reader.image_ids
+    first, second = read_counts(csvs, coco, len(classes), image_ids, csvs[0])
     width = max(map(len, classes))
-    lines = [f'{path}: mIoU {interval(own)}' for path, own in zip(csvs, counts, strict=True)]
-    lines.append(f'{"first - second":<{width}}  {LEVEL:.0%} of {DRAWS:,} draws of the images')
-    for name, one in zip(classes, paired_by_class(*counts), strict=True):
-        if not np.isnan(one.value):
-            lines.append(f'{name:<{width}}  {one.value:+.4f}  [{one.low:+.4f}, {one.high:+.4f}]')
-    total = paired_interval(*counts)
-    lines.append(f'{"mIoU":<{width}}  {total.value:+.4f}  [{total.low:+.4f}, {total.high:+.4f}]')
-    lines.append(verdict(total, counts.shape[1]))
+    lines = [f'{path}: mIoU {interval(counts)}' for path, counts in zip(csvs, (first, second), strict=True)]
+    lines.append(f'{"first - second":<{width}}           {LEVEL:.0%} bootstrap interval')
+    total = paired_interval(first, second)
+    for name, gain in zip([*classes, 'mIoU'], [*paired_by_class(first, second), total], strict=True):
+        if not np.isnan(gain.value):
+            lines.append(f'{name:<{width}}  {gain.value:+.4f}  [{gain.low:+.4f}, {gain.high:+.4f}]')
+    lines.append(verdict(total, len(image_ids)))
     return '\n'.join(lines)
+
+
+def cross_fit(totals: np.ndarray) -> tuple[int, np.ndarray]:
+    """Choose among C candidates by their (parts, C, 3, K) counts, and for each part on the other parts alone.
+
+    Returns the candidate that is best on all parts, and the (parts,) candidates that are best without each
+    part; the first of equal ones. Raises BadInput for a single part.
+    """
+    if len(totals) < 2:
+        raise BadInput(
+            'found fewer than 2 photos out of fold; expected 2 or more, to choose on some for others'
+        )
+    everything = totals.sum(0)
+    without = [miou_of_counts(everything - part).argmax() for part in totals]
+    return int(miou_of_counts(everything).argmax()), np.array(without)
+
+
+if __name__ == '__main__':
+    run_script(command)

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import Config, load_config
+from config import Config, fold_files, load_config
 from utils.cli import ArgumentParser, add_config_arguments, next_line, parse_early, parse_fold, run_script
 from utils.errors import BadInput
 
@@ -202,7 +202,7 @@ def next_command(cfg: Config, args: Namespace) -> str:
     if args.split == 'oof' and not (cfg.data_root / 'test.json').is_file():
         report = ('viz.py', 'report', '--name', cfg.name, '--output', cfg.output_dir)
         return next_line(*report, '--data', cfg.data_root)
-    csvs = sorted(folder.glob('fold*/test.csv'))
+    csvs = fold_files(folder, 'test.csv')
     if args.split == 'oof':
         options = ['--save-probs'] * args.save_probs + ['--no-tta'] * args.no_tta
         words = ['infer.py', '--fold', 'all' if args.fold is None else args.fold, '--split', 'test', *options]

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read without running code, and the model of a run rebuilt from one."""
+"""Save and load checkpoints, and rebuild the model of a run from its checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from utils.errors import BadInput
 from utils.files import write_whole
 from utils.safe_load import read_tensors
 
-# What every checkpoint holds.
+# the keys of every checkpoint, with their types
 CHECKPOINT = {
     'model': dict,
     'config': dict,
@@ -25,16 +25,18 @@ CHECKPOINT = {
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Writes a checkpoint, whole or not at all. Raises BadInput, and Interrupted where there is no room."""
+    """Write a checkpoint, whole or not at all. Raises BadInput, and Interrupted if the disk is full."""
     with write_whole(path) as file:
         try:
             torch.save(checkpoint, file)
-        except RuntimeError as error:  # which torch makes of a full disk
+        except RuntimeError as error:  # torch wraps the OSError of a full disk
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What save_checkpoint wrote, on the CPU; no code in it is run. Raises BadInput for anything else."""
+    """Load what save_checkpoint wrote, onto the CPU, without running code from the file. Raises BadInput for
+    anything else.
+    """
     if not path.exists():
         raise BadInput(f'{path}: no such checkpoint; train it first')
     checkpoint = read_tensors(path)
@@ -51,27 +53,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_model_state(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Loads strictly. Raises BadInput, with the first tensor that does not fit."""
+    """Load strictly. Raises BadInput with a tensor that does not fit."""
     # checkpoints of earlier versions keep the auxiliary heads inside the head
     state = {key.replace('head.aux.', 'aux.'): tensor for key, tensor in state.items()}
-    own = model.state_dict()
-    for key in own.keys() | state.keys():
-        if key not in own or key not in state:
-            raise BadInput(
-                f'{path}: is of another model: {key} is only in {"the file" if key in state else "the model"}'
-            )
-        if own[key].shape != state[key].shape:
-            raise BadInput(
-                f'{path}: is of another model: {key} is {tuple(state[key].shape)} there, '
-                f'{tuple(own[key].shape)} here'
-            )
+    expected = model.state_dict()
+    for key in sorted(expected.keys() ^ state.keys()):
+        only = 'the file' if key in state else 'the model'
+        raise BadInput(f'{path}: is of another model: {key} is only in {only}')
+    for key, tensor in expected.items():
+        if tensor.shape != state[key].shape:
+            shapes = f'{tuple(state[key].shape)} there, {tuple(tensor.shape)} here'
+            raise BadInput(f'{path}: is of another model: {key} is {shapes}')
     model.load_state_dict(state)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model, the config it predicts with, and the fold whose labels it never saw (held_out is None
-    where it saw all), with its validation mIoU there and the epoch.
+    """A trained model and the config it predicts with.
+
+    held_out is the hash of the photos it was validated on, whose labels it never saw; None if it saw all.
     """
 
     model: SegModel
@@ -79,12 +79,12 @@ class Run:
     held_out: str | None
     fold: int
     epoch: int
-    score: float
+    score: float  # validation mIoU
 
 
 def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
-    """A run's best model, built from its checkpoint alone; of `cfg` only the keys that are free in
-    inference (places, views, batch size) count. Raises BadInput.
+    """Load a run's best model from its checkpoint alone; of `cfg`, only the keys that are free in
+    inference (paths, views, batch size) are used. Raises BadInput.
     """
     path = cfg.run_dir(fold) / 'best.pt'
     checkpoint = load_checkpoint(path)
@@ -103,11 +103,11 @@ def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
 
 
 def load_oof_run(cfg: Config, fold: int, names: list[str], device: torch.device) -> Run:
-    """The same, for the photos of its fold, by name. Raises BadInput where it has seen their labels too."""
+    """Load a run to predict the photos of its fold, by name. Raises BadInput if it was trained on them."""
     run = load_run(cfg, fold, device)
     if run.held_out != held_out_hash(names):
         raise BadInput(
-            f'{cfg.run_dir(fold) / "best.pt"}: has seen labels of fold {fold} as it is now: a score on it '
-            'would mean nothing'
+            f'{cfg.run_dir(fold) / "best.pt"}: has seen labels of fold {fold} as the folds are now, so its '
+            'score there would mean nothing; train this fold again'
         )
     return run

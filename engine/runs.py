@@ -1,4 +1,7 @@
-"""Run folders, output/<name>/fold<k>/: opened, locked and read again, with the metrics of each epoch."""
+"""Open, lock and read run folders, output/<name>/fold<k>/, with their config.yaml and metrics.csv.
+
+Config.run_dir names a run folder; config.fold_of and config.fold_files find them again.
+"""
 
 import csv
 import io
@@ -9,42 +12,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import Config, dump_config, keys_free_on_resume, load_config
+from config import Config, dump_config, fold_files, fold_of, keys_free_on_resume, load_config
 from utils.errors import BadInput, one_line
 from utils.files import lock, remove_partials, write_text
 
 
 def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str]:
-    """Raises BadInput where the run's folder cannot be written, holds another config's run, or holds this one
-    and going on is not asked for. Changes nothing. Returns what else differs from the run that goes on.
+    """Check that a run can start in its folder, without changing anything there.
+
+    Returns a line for each key that differs from the run that is resumed. Raises BadInput if the folder
+    cannot be written, holds a run of another config, or holds this run and neither flag is given.
     """
     folder = cfg.run_dir(fold)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise BadInput(f'{there}: this folder cannot be written')
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise BadInput(f'{existing}: this folder cannot be written')
     config_file = folder / 'config.yaml'
     if not config_file.exists() or overwrite:
         return []
-    found = load_config(config_file).model_dump()
-    asked = cfg.model_dump()
-    free = keys_free_on_resume()
-    other = [key for key in asked if key not in free and asked[key] != found[key]]
-    if other:
-        key = other[0]
-        raise BadInput(
-            f"{folder}: holds another config's run ({key}: {found[key]!r} there, {asked[key]!r} here); "
-            f'give this one another name, or start again with --overwrite'
-        )
+    old, new = load_config(config_file).model_dump(), cfg.model_dump()
+    changed = [key for key in new if new[key] != old[key]]
+    for key in changed:
+        if key not in keys_free_on_resume():
+            raise BadInput(
+                f"{folder}: holds another config's run ({key}: {old[key]!r} there, {new[key]!r} here); "
+                f'give this one another name, or start again with --overwrite'
+            )
     if (folder / 'last.pt').exists() and not resume:
         raise BadInput(
             f'{folder}: holds this run already; go on with --resume, or start again with --overwrite'
         )
-    return [f'{key} is {asked[key]}, and was {found[key]}' for key in asked if asked[key] != found[key]]
+    return [f'{key} is {new[key]}, and was {old[key]}' for key in changed]
 
 
 def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
-    """The run's folder, which lock_run made, with its config in it. overwrite: without what an earlier run
-    left there, and without the predictions over all folds, of which that run was one.
+    """Write the config into the run folder, which the caller has locked, and return the folder.
+
+    overwrite: first delete what an earlier run left there, and the predictions merged over all folds.
     """
     folder = cfg.run_dir(fold)
     if overwrite:
@@ -63,21 +67,23 @@ def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
 
 
 def lock_run(folder: Path | None, doing: str = 'training') -> AbstractContextManager:
-    """Keeps a run's folder for this process; None keeps nothing. Raises BadInput where another has it."""
+    """Lock a run folder for this process; None locks nothing. Raises BadInput if another process holds it."""
     return lock(None if folder is None else folder / '.lock', doing)
 
 
+# --- metrics.csv ------------------------------------------------------------------------------------------
+
+
 def append_metrics(path: Path, row: dict[str, Any]) -> None:
-    """Writes metrics.csv again with one more row; rows of the same or a later epoch, from before a resume,
-    are dropped. Raises BadInput.
+    """Rewrite metrics.csv with one more row, without the rows of this epoch and later ones, which date from
+    before a resume. Raises BadInput if the file is not the metrics of this run.
     """
     rows = []
     if path.exists():
         try:
-            with path.open(newline='', encoding='utf-8-sig') as file:  # a spreadsheet may have saved it
-                rows = [old for old in csv.DictReader(file) if int(old['epoch']) < row['epoch']]
+            rows = [old for old in _read_rows(path) if int(old['epoch']) < row['epoch']]
             if any(old.keys() != row.keys() for old in rows):
-                raise ValueError('its columns are others')
+                raise ValueError('its columns are different')
         except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise BadInput(
                 f'{path}: not the metrics of this run: {one_line(error)}; move it away, then --resume'
@@ -89,56 +95,64 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
     write_text(path, text.getvalue())
 
 
-@dataclass(frozen=True)
-class FoldRun:
-    """A fold of a run: its folder, the config it was trained with, and its rows of metrics.csv."""
-
-    number: int
-    folder: Path
-    cfg: Config
-    metrics: list[dict[str, float]]
-
-
-def read_runs(folder: Path) -> list[FoldRun]:
-    """The folds of a run that have an oof.csv. Raises BadInput where there is none."""
-    if not folder.is_dir():
-        raise BadInput(f'{folder}: no such run; train it first')
-    runs = []
-    for path in folder.glob('fold*/oof.csv'):
-        number = fold_number(path.parent)
-        if number is not None:
-            cfg = load_config(path.with_name('config.yaml'))
-            runs.append(FoldRun(number, path.parent, cfg, read_metrics(path.with_name('metrics.csv'))))
-    if not runs:
-        raise BadInput(f'{folder}: no fold*/oof.csv in it; python infer.py --split oof writes them')
-    runs.sort(key=lambda run: run.number)
-    for run in runs[1:]:
-        for key in ('classes', 'data_root'):
-            if getattr(run.cfg, key) != getattr(runs[0].cfg, key):
-                raise BadInput(f'{run.folder / "config.yaml"}: {key} is not that of {runs[0].folder}')
-    return runs
-
-
-def fold_number(folder: Path) -> int | None:
-    """Of a run's folder: k of fold<k>, -1 of `all`, which Config.run_dir names; None of any other."""
-    number = folder.name.removeprefix('fold')
-    return -1 if folder.name == 'all' else int(number) if number.isdecimal() else None
-
-
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """epoch, loss, miou of each row of a metrics.csv, nan where empty; [] without a file. Raises BadInput."""
+    """Read epoch, loss and miou of each row of a metrics.csv: nan for an empty cell, [] without a file.
+
+    Raises BadInput.
+    """
     if not path.is_file():
         return []
     try:
-        with path.open(newline='', encoding='utf-8-sig') as file:
-            return [
-                {key: float(row[key]) if row[key] else math.nan for key in ('epoch', 'loss', 'miou')}
-                for row in csv.DictReader(file)
-            ]
+        return [
+            {key: float(row[key]) if row[key] else math.nan for key in ('epoch', 'loss', 'miou')}
+            for row in _read_rows(path)
+        ]
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise BadInput(f'{path}: expected a row an epoch with epoch, loss, miou: {one_line(error)}') from None
 
 
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline='', encoding='utf-8-sig') as file:  # a spreadsheet adds a byte order mark
+        return list(csv.DictReader(file))
+
+
 def best_miou(metrics: list[dict[str, float]]) -> float:
-    """The highest mIoU of an epoch in rows of a metrics.csv; nan where there is none yet."""
+    """Return the highest mIoU of the rows of a metrics.csv; nan if no epoch has been validated."""
     return max((row['miou'] for row in metrics if not math.isnan(row['miou'])), default=math.nan)
+
+
+# --- runs, read again -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FoldRun:
+    """A fold of a run: its run folder, the config it was trained with, and the rows of its metrics.csv."""
+
+    fold: int
+    folder: Path
+    cfg: Config
+    metrics: list[dict[str, float]]
+
+    @property
+    def oof_csv(self) -> Path:
+        return self.folder / 'oof.csv'
+
+
+def read_fold(folder: Path) -> FoldRun:
+    """Read the config and the metrics of a run folder. Raises BadInput."""
+    cfg = load_config(folder / 'config.yaml')
+    return FoldRun(fold_of(folder), folder, cfg, read_metrics(folder / 'metrics.csv'))
+
+
+def read_runs(run: Path) -> list[FoldRun]:
+    """Read the folds of a run that have an oof.csv. Raises BadInput if none has."""
+    if not run.is_dir():
+        raise BadInput(f'{run}: no such run; train it first')
+    folds = [read_fold(path.parent) for path in fold_files(run, 'oof.csv')]
+    if not folds:
+        raise BadInput(f'{run}: no fold*/oof.csv in it; python infer.py --split oof writes them')
+    for fold in folds[1:]:
+        for key in ('classes', 'data_root'):
+            if getattr(fold.cfg, key) != getattr(folds[0].cfg, key):
+                raise BadInput(f'{fold.folder / "config.yaml"}: {key} is not that of {folds[0].folder}')
+    return folds

@@ -44,4 +44,4 @@ python ensemble.py "${means[@]}" --search --data "$data" --out output/searched.c
 
 step 'Draw predictions, and score the CSVs on the labels that were hidden until now'
 python viz.py pictures --csv output/submission.csv --data "$data" --split test --labels "$data/test_labels.json" --out output/demo.png
-python viz.py score "${members[@]}" output/submission.csv "${means[@]}" output/searched.csv --labels "$data/test_labels.json"
+python evaluate.py score "${members[@]}" output/submission.csv "${means[@]}" output/searched.csv --labels "$data/test_labels.json"

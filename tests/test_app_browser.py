@@ -124,19 +124,19 @@ def shows(page, name: str, *views: str) -> None:
 
 def test_first_page(server, page):
     page.goto(server)
-    expect(page.get_by_role('heading', name='How the runs stand')).to_be_visible()
+    expect(page.get_by_role('heading', name='Runs')).to_be_visible()
     rows = page.get_by_role('row')
     expect(rows.filter(has_text='0 1 of 2')).to_have_count(2)
     expect(rows.filter(has_text='test_resnet')).to_contain_text('0 of 2')
-    expect(page.get_by_text('learnt: fold 0 has no predictions out of fold yet')).to_be_visible()
+    expect(page.get_by_text('learnt: fold 0 has no out-of-fold predictions yet')).to_be_visible()
     curves = page.get_by_test_id('stVegaLiteChart')
     expect(curves).to_have_count(2)
     expect(curves.first).to_contain_text('learnt')
-    page.get_by_text('A line a fold').click()
+    page.get_by_text('One line per fold').click()
     expect(curves.first).to_contain_text('second fold 1')
-    expect(page.get_by_alt_text('confusion of second', exact=False)).to_be_visible()
+    expect(page.get_by_alt_text('confusion matrix of second', exact=False)).to_be_visible()
     pick(page, 'Run', 'run')
-    expect(page.get_by_alt_text('confusion of run', exact=False)).to_be_visible()
+    expect(page.get_by_alt_text('confusion matrix of run', exact=False)).to_be_visible()
 
 
 # --- photos -------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_photos_by_buttons_and_keys(server, page):
     pick(page, 'File name', 'batch_01/0009.jpg')
     expect(number).to_have_value('10')
     page.get_by_role('link', name='Runs').click()
-    expect(page.get_by_role('heading', name='How the runs stand')).to_be_visible()
+    expect(page.get_by_role('heading', name='Runs')).to_be_visible()
     page.get_by_role('link', name='Photos').click()
     expect(number).to_have_value('10')  # where it was left
 
@@ -240,7 +240,7 @@ def test_sorting_a_photo_of_ones_own(server, page, shapes):
 
 def test_sorting_a_photo_of_the_camera_and_of_the_data_set(server, page):
     page.goto(f'{server}/sort')
-    page.get_by_text('One of the data set').click()
+    page.get_by_text('Use a test photo').click()
     expect(page.get_by_alt_text(re.compile('0024.jpg, with'))).to_be_visible(timeout=60_000)
     pick(page, 'Test photo', 'batch_01/0025.jpg')
     expect(page.get_by_alt_text(re.compile('0025.jpg, with'))).to_be_visible()

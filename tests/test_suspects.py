@@ -9,7 +9,7 @@ from PIL import Image
 
 import viz
 from config import CLASSES, Config, dump_config
-from metrics import IGNORED
+from metrics import IGNORED, confusion_matrix
 from submission import SubmissionWriter
 from viewer import label_errors
 
@@ -67,7 +67,12 @@ def test_sure_disagreement_comes_first(run):
 
 def test_ignored_pixels_are_no_suspects():
     truth, pred = np.full((256, 256), IGNORED, np.uint8), np.ones((256, 256), np.uint8)
-    assert label_errors.disagreements(truth, pred, np.ones(truth.shape)) == []
+    assert label_errors.disagreements(confusion_matrix(truth, pred, 11)) == []
+    truth[:100] = 0  # what is left of the missing class is not ignored
+    assert label_errors.disagreements(confusion_matrix(truth, pred, 11)) == [('missing', 1, 25600)]
+    probs = np.zeros((11, 256, 256), np.uint8)
+    probs[1] = 255
+    assert label_errors.weigh([('missing', 1, 25600)], truth, pred, probs) == [25600.0]
 
 
 def test_sheet_of_augmented_samples(tiny_yaml, tiny, tmp_path, capsys):

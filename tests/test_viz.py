@@ -1,4 +1,4 @@
-"""What is looked at: colours, sheets, scores against labels, the report of a run."""
+"""Pictures and the report of a run."""
 
 import base64
 import io
@@ -29,7 +29,6 @@ from utils.plotting import (
     draw_confusion,
     draw_curves,
     overlay,
-    round_ticks,
     sheet,
     write_png,
 )
@@ -38,15 +37,6 @@ from voting.members import member_of
 from voting.recipe import Recipe, write_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope='module')
-def truths(shapes) -> dict[str, np.ndarray]:
-    """The masks of the test photos by file name."""
-    return {
-        photo.file_name: draw_mask(photo)
-        for photo in read_labels(shapes / 'test_labels.json', CLASSES).photos
-    }
 
 
 @pytest.fixture(scope='module')
@@ -144,20 +134,27 @@ def test_long_file_names_and_many_classes_fit(tmp_path):
     assert picture.shape[1] == 2 * VIEW + GAP // 2 + 2 * GAP
 
 
+@pytest.mark.filterwarnings('error')
 def test_confusion_and_curves_are_drawn_of_anything():
     confusion = np.diag(np.arange(11))  # nothing of class 0
-    assert draw_confusion(confusion, CLASSES).ndim == 3
+    assert draw_confusion(confusion, CLASSES).shape[2] == 3
+    draw_confusion(np.eye(2), ['$x^', '_' * 300])
+    draw_confusion(np.ones((60, 60)), [f'class {k}' for k in range(60)])
     for lines in (
         {},
         {'fold 0': []},
         {'fold 0': [(1, 0.5)]},
         {f'fold {k}': [(1, k), (2, 2e6)] for k in range(20)},
     ):
-        assert draw_curves({'loss': lines, 'mIoU': lines}).shape[1] == 1120
-    assert round_ticks(0.02, 0.78) == [0, 0.2, 0.4, 0.6, 0.8]
-    for low, high in ((0, 0), (5, 5), (-3, 1e9), (0.123, 0.124)):
-        ticks = round_ticks(low, high)
-        assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8
+        assert draw_curves({'loss': lines, 'mIoU': lines}).shape == (400, 1120, 3)
+
+
+def test_confusion_is_coloured_by_share():
+    """Right pixels are blue and wrong ones red, the darker the more of the row they are."""
+    picture = draw_confusion(np.array([[90, 10], [0, 0]]), ['a', 'b']).astype(int)
+    blue, red = picture[..., 2] - picture[..., 0], picture[..., 0] - picture[..., 2]
+    assert blue.max() > 140 and 20 < red.max() < 60  # 90 % of the full blue, 10 % of the full red
+    assert np.count_nonzero(blue > 140) > 1000 < np.count_nonzero(red > 20)
 
 
 def test_pictures_command(shapes, output, tmp_path, capsys):
@@ -176,51 +173,7 @@ def test_pictures_command(shapes, output, tmp_path, capsys):
         viz.command(['pictures', '--csv', oof, '--data', str(shapes), '--out', str(out)])
 
 
-# --- scores -------------------------------------------------------------------------------------------------
-
-
-def test_score_by_hand(tmp_path, capsys):
-    polygon = [0, 0, 256, 0, 256, 512, 0, 512]  # the left half of a photo of 512x512 is paper
-    labels = {
-        'images': [{'id': 7, 'file_name': 'a.jpg', 'height': 512, 'width': 512}],
-        'categories': [{'id': k, 'name': name} for k, name in enumerate(CLASSES) if k],
-        'annotations': [{'id': 1, 'image_id': 7, 'category_id': 2, 'area': 1, 'segmentation': [polygon]}],
-    }
-    (tmp_path / 'labels.json').write_text(json.dumps(labels))
-    pred = np.zeros((256, 256), np.uint8)
-    pred[:, :64] = 2  # of 128 columns of paper half were found
-    half = write_csv(tmp_path / 'half.csv', {'a.jpg': pred})
-    pred[:, :128] = 2
-    right = write_csv(tmp_path / 'right.csv', {'a.jpg': pred})
-    viz.command(['score', str(half), str(right), '--labels', str(tmp_path / 'labels.json')])
-    head, _, first, second = capsys.readouterr().out.splitlines()
-    assert head.split() == ['mIoU', '95%', *(name.split()[0] for name in CLASSES)]
-    # background 128 of 192 columns, paper 64 of 128: (2/3 + 1/2) / 2
-    assert first.split() == [str(half), '58.33', '58.3-58.3', '66.7', '-', '50.0', *'--------']
-    assert second.split() == [str(right), '100.00*', '100.0-100.0', '100.0', '-', '100.0', *'--------']
-
-
-@pytest.mark.parametrize(
-    ('harm', 'message'),
-    [
-        (lambda masks: masks.pop('batch_01/0025.jpg'), "has no row of image 'batch_01/0025.jpg'"),
-        (lambda masks: masks.update({'b.jpg': np.zeros((256, 256), np.uint8)}), "has a row of image 'b.jpg'"),
-    ],
-)
-def test_score_of_other_images(shapes, truths, tmp_path, harm, message):
-    masks = dict(truths)
-    harm(masks)
-    csv = write_csv(tmp_path / 'a.csv', masks)
-    with pytest.raises(BadInput, match=message):
-        viz.command(['score', str(csv), '--labels', str(shapes / 'test_labels.json')])
-
-
-def test_score_without_truth(shapes, truths, tmp_path):
-    csv = write_csv(tmp_path / 'a.csv', truths)
-    with pytest.raises(BadInput, match='has no annotations'):
-        viz.command(['score', str(csv), '--labels', str(shapes / 'test.json')])
-    with pytest.raises(BadInput, match='No such file'):
-        viz.command(['score', str(csv), '--labels', str(shapes / 'none.json')])
+# --- labels -------------------------------------------------------------------------------------------------
 
 
 def test_labels_that_name_an_image_twice(shapes, tmp_path):
@@ -241,11 +194,12 @@ def cells(page: str, first: str) -> list[list[str]]:
 
 
 def test_report_of_a_run(output, shapes, capsys, monkeypatch):
-    monkeypatch.setattr(report, 'SHOWN', 2)
+    monkeypatch.setattr(report, 'RANKED', 2)
     path = output / 'run' / 'report.html'
     viz.command(['report', '--name', 'run', '--output', str(output)])
     out = capsys.readouterr().out
-    assert 'run: out of fold, 2 folds: mIoU 0.8' in out and 'on 24 photos' in out and str(path) in out
+    assert 'run: 2 folds: out-of-fold mIoU 0.8' in out and str(path) in out
+    assert '(95% bootstrap interval) on 24 photos' in out
     page = path.read_text()
     (metal,) = cells(page, 'Metal')  # all folds, interval, fold 0, fold 1
     low, high = map(float, metal[2].split(' to '))
@@ -289,13 +243,27 @@ def test_report_says_what_the_ensemble_did(output, tmp_path, capsys):
 def test_report_ranks_photos_by_their_own_score(output, shapes):
     runs = report.read_runs(output / 'run')
     coco = read_coco(shapes, 'train', CLASSES)
-    scored, confusions = report.score_photos(runs, coco, len(CLASSES))
+    folds = report.read_confusions_of(runs, coco, len(CLASSES))
+    scored = report.score_photos(runs, folds, coco)
     with_metal = {
         photo.file_name for photo in coco.photos[1::2] if (downsample_mask(draw_mask(photo)) == 4).any()
     }
     assert {one.photo.file_name for one in scored if one.score < 1} == with_metal
-    assert sum(confusions.values()).sum() == 24 * 256 * 256
+    assert sum(fold.matrices.sum() for fold in folds) == 24 * 256 * 256
     assert report.curve(runs, 'miou')['fold 1'] == [(1, 0.1), (3, 0.4)]
+
+
+@pytest.mark.parametrize('number', [1, 2, 3, 20])
+def test_no_photo_is_among_the_worst_and_among_the_best(number, shapes, monkeypatch):
+    photo = read_coco(shapes, 'train', CLASSES).photos[0]
+    scored = [report.ScoredPhoto(photo, Path('x'), score, np.ones((3, 11))) for score in range(number)]
+    sheets = []
+    monkeypatch.setattr(report, 'draw_photos', lambda photos, *_: sheets.append([p.score for p in photos]))
+    monkeypatch.setattr(report, 'html_picture', lambda title, *_, **__: title)
+    assert len(report.ranking_parts(scored, None, CLASSES)) == len(sheets) == min(2, number)
+    chosen = [score for scores in sheets for score in scores]
+    assert len(set(chosen)) == len(chosen) == min(number, 2 * report.RANKED) and sheets[0][0] == 0
+    assert number == 1 or sheets[1][0] == number - 1
 
 
 def test_report_of_photos_that_are_all_ignored(tmp_path):
@@ -326,7 +294,7 @@ def test_report_escapes_what_it_is_given(shapes, tmp_path):
         (lambda run: (run / 'fold1/metrics.csv').write_text('epoch,loss\n0,1\n'), 'expected a row an epoch'),
         (
             lambda run: (run / 'fold1/oof.csv').write_bytes((run / 'fold0/oof.csv').read_bytes()),
-            'in another fold too',
+            'is out of fold in',
         ),
         (lambda run: (run / 'report.html').mkdir(), 'cannot be written'),
     ],
@@ -346,7 +314,6 @@ def test_report_of_a_broken_run(output, tmp_path, harm, message):
     ('words', 'message'),
     [
         (['report', '--name', 'nobody'], 'no such run'),
-        (['score', 'none.csv', '--labels', 'none.json'], 'none.json: cannot be read'),
         (['pictures', '--csv', 'none.csv', '--out', 'x.png', '--data', 'none'], 'none: no such folder'),
         (['app', '--data', 'none'], 'none: no such folder'),
         (

@@ -1,14 +1,15 @@
-"""Post-processing: small islands and holes of a mask get the class around them, where that is seen to help.
+"""Remove small islands and holes from masks, if that is shown to help out of fold.
 
     python -m tools.postprocess search output/convnext/fold*/oof.csv
     python -m tools.postprocess apply output/submission.csv --islands 32 --holes 16 --out output/cleaned.csv
 
-An island is a connected piece (8 neighbours) of a class that is not the background, a hole one (4) of the
-background; sizes are pixels of the 256x256 mask. A smaller one gets the class that most pixels along its edge
-have. search chooses both sizes out of fold, cross-fitted: those for a fold (with one fold, for each fifth of
-its photos) on the others. It says to apply them only where the gain out of sample has an interval above 0.
+An island is a connected piece (8 neighbours) of an object class, a hole is a connected piece (4 neighbours)
+of the background. One that is smaller than the given size, in pixels of the 256x256 mask, gets the class that
+most pixels along its edge have. search chooses both sizes by cross-fitting: for each fold (or each fifth of
+the photos of a single fold) on the other folds. It recommends them only if the interval of the gain out of
+sample is above 0.
 
-Shapes: H W a mask, n photos, P pieces of a mask, C pairs of sizes, K classes.
+Shapes: H W the size of a mask, n photos, P pieces of a mask, C pairs of sizes, K classes.
 """
 
 import argparse
@@ -21,86 +22,82 @@ import cv2
 import numpy as np
 
 from data.coco import training_photos
-from evaluate import cross_fit
-from metrics import Interval, confusion_matrix, image_counts, interval, paired_interval
+from evaluate import add_command, add_data_arguments, cross_fit
+from metrics import LEVEL, Interval, confusion_matrix, image_counts, interval, paired_interval
 from submission import PIXELS, SubmissionReader, SubmissionWriter, classes_and_data, read_test_ids
-from utils.cli import ArgumentParser, add_config_arguments, next_line, run_script
+from utils.cli import ArgumentParser, next_line, run_script
 from utils.errors import DONE, BadInput
 from utils.progress import progress
 from voting.members import member_of, read_samples
 
-SIZES = (0, 8, 16, 32, 64, 128, 256, 512)  # that are tried; 0 leaves everything
+SIZES = (0, 8, 16, 32, 64, 128, 256, 512)  # candidates; 0 removes nothing
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """The connected pieces of a mask: labels (H, W), and of each piece its class, its size and the commonest
-    class along its edge, (P,) each.
-    """
+    """The connected pieces of a mask."""
 
-    labels: np.ndarray
-    own: np.ndarray
-    size: np.ndarray
-    around: np.ndarray
+    labels: np.ndarray  # (H, W) piece of each pixel
+    class_ids: np.ndarray  # (P,)
+    sizes: np.ndarray  # (P,) pixels
+    neighbours: np.ndarray  # (P,) the most frequent class along the edge
 
     def cleaned(self, islands: int, holes: int) -> np.ndarray:
-        """The (H, W) mask without islands and holes below those sizes."""
-        small = self.size < np.where(self.own > 0, islands, holes)
-        return np.where(small, self.around, self.own).astype(np.uint8)[self.labels]
+        """Return the (H, W) mask without islands and holes below those sizes."""
+        small = self.sizes < np.where(self.class_ids > 0, islands, holes)
+        return np.where(small, self.neighbours, self.class_ids).astype(np.uint8)[self.labels]
 
 
 def find_pieces(mask: np.ndarray) -> Pieces:
-    """The pieces of an (H, W) uint8 mask. One without an edge, the whole mask, is around itself."""
+    """Find the pieces of an (H, W) uint8 mask; a piece that fills the mask is its own neighbour."""
     labels = np.zeros(mask.shape, np.int32)
-    own: list[int] = []
+    class_ids: list[int] = []
     for k in np.unique(mask):
-        number, found = cv2.connectedComponents((mask == k).astype(np.uint8), connectivity=8 if k else 4)
-        labels[mask == k] = found[mask == k] + len(own) - 1
-        own += [int(k)] * (number - 1)
-    edges = np.zeros((len(own), int(mask.max()) + 1), np.int64)
-    for one, other in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-        differ = mask[one] != mask[other]
-        np.add.at(edges, (labels[one][differ], mask[other][differ]), 1)
-        np.add.at(edges, (labels[other][differ], mask[one][differ]), 1)
-    around = np.where(edges.any(1), edges.argmax(1), own)
-    return Pieces(labels, np.array(own), np.bincount(labels.ravel()), around)
+        region = mask == k
+        count, components = cv2.connectedComponents(region.astype(np.uint8), connectivity=8 if k else 4)
+        labels[region] = components[region] + len(class_ids) - 1
+        class_ids += [int(k)] * (count - 1)
+    edges = np.zeros((len(class_ids), int(mask.max()) + 1), np.int64)
+    for a, b in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):  # left and right, above and below
+        differ = mask[a] != mask[b]
+        np.add.at(edges, (labels[a][differ], mask[b][differ]), 1)
+        np.add.at(edges, (labels[b][differ], mask[a][differ]), 1)
+    neighbours = np.where(edges.any(1), edges.argmax(1), class_ids)
+    return Pieces(labels, np.array(class_ids), np.bincount(labels.ravel()), neighbours)
 
 
 def search(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> tuple[tuple[int, int], Interval]:
-    """The (islands, holes) that are best in sample, and the gain out of sample. Raises BadInput."""
+    """Print and return the best (islands, holes) in sample and the gain out of sample. Raises BadInput."""
     pairs = list(product(SIZES, SIZES))
     counts, parts = [], []
     members = [member_of(path) for path in csvs]
     for sample in read_samples([members], training_photos(data, classes), data, len(classes)):
         pieces = find_pieces(sample.preds[0])
         masks = (pieces.cleaned(*pair) for pair in pairs)
-        counts.append(
-            np.stack([image_counts(confusion_matrix(sample.truth, mask, len(classes))) for mask in masks])
-        )
+        confusions = (confusion_matrix(sample.truth, mask, len(classes)) for mask in masks)
+        counts.append(np.stack([image_counts(confusion) for confusion in confusions]))
         parts.append(sample.part)
-    tallied, part = np.stack(counts), np.array(parts)
-    totals = np.stack([tallied[part == number].sum(0) for number in range(max(parts) + 1)])
+    pair_counts, part = np.stack(counts), np.array(parts)  # (n, C, 3, K), (n,)
+    totals = np.stack([pair_counts[part == number].sum(0) for number in range(max(parts) + 1)])
     best, chosen = cross_fit(totals)
-    out = tallied[np.arange(len(part)), chosen[part]]
-    gain = paired_interval(out, tallied[:, 0])
-    print(f'as predicted: mIoU {interval(tallied[:, 0])} on {len(part)} photos')
-    print(f'best in sample: islands {pairs[best][0]}, holes {pairs[best][1]}: {interval(tallied[:, best])}')
-    print(f'chosen on the other parts, out of sample: {interval(out)}')
-    print(f'gain {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]')
+    predicted, out_of_sample = pair_counts[:, 0], pair_counts[np.arange(len(part)), chosen[part]]
+    gain = paired_interval(out_of_sample, predicted)
+    islands, holes = pairs[best]
+    print(f'as predicted: mIoU {interval(predicted)} on {len(part)} photos')
+    print(f'best in sample: islands {islands}, holes {holes}: {interval(pair_counts[:, best])}')
+    print(f'chosen on the other parts, out of sample: {interval(out_of_sample)}')
+    print(f'gain {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], {LEVEL:.0%} bootstrap interval')
     if gain.low > 0:
-        islands, holes = pairs[best]
         print(
             f'it helps: python -m tools.postprocess apply CSV --islands {islands} --holes {holes} --out CSV'
         )
     else:
-        print('not shown to help: leave the masks as they are')
-    return pairs[best], gain
+        print('no significant gain: leave the masks as they are')
+    return (islands, holes), gain
 
 
 def apply(csv: Path, out: Path, islands: int, holes: int, num_classes: int) -> list[str]:
-    """Writes the CSV again without small islands and holes, row by row, and returns the ids of its images.
-    Raises BadInput.
-    """
+    """Write a CSV without small islands and holes, and return its image ids. Raises BadInput."""
     if csv.resolve() == out.resolve():
         raise BadInput(f'{out}: is the CSV that is read; give --out another name')
     changed = 0
@@ -110,7 +107,7 @@ def apply(csv: Path, out: Path, islands: int, holes: int, num_classes: int) -> l
             cleaned = find_pieces(mask).cleaned(islands, holes)
             changed += np.count_nonzero(cleaned != mask)
             writer.write(image_id, cleaned)
-    print(f'{out}: {changed / (PIXELS * len(reader.image_ids)):.2%} of the pixels have another class')
+    print(f'{out}: {changed / (PIXELS * len(reader.image_ids)):.2%} of the pixels changed their class')
     return reader.image_ids
 
 
@@ -120,20 +117,28 @@ def pixels(text: str) -> int:
     return int(text)
 
 
+def add_search(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(commands, 'search', 'Choose the sizes of islands and holes out of fold.')
+    parser.add_argument(
+        'csvs', nargs='+', type=Path, metavar='CSV', help='the oof.csv of one model, of any folds'
+    )
+    add_data_arguments(parser)
+
+
+def add_apply(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(commands, 'apply', 'Write a CSV without islands and holes below the given sizes.')
+    parser.add_argument('csv', type=Path, metavar='CSV', help='the predictions')
+    parser.add_argument('--islands', type=pixels, default=0, help='pixels; 0 removes none')
+    parser.add_argument('--holes', type=pixels, default=0, help='pixels; 0 removes none')
+    parser.add_argument('--out', type=Path, required=True, metavar='CSV', help='the CSV to write')
+    add_data_arguments(parser)
+
+
 def command(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(__doc__, prog='python -m tools.postprocess')
     commands = parser.add_subparsers(dest='command', required=True)
-    one = commands.add_parser('search', doc='The sizes of islands and holes that pay, out of fold.')
-    one.add_argument('csvs', nargs='+', type=Path, metavar='CSV', help='oof.csv of one model, of any folds')
-    one.add_argument('--data', type=Path, help='data root; by default input/data')
-    add_config_arguments(one, required=False)
-    one = commands.add_parser('apply', doc='A CSV without islands and holes below those sizes.')
-    one.add_argument('csv', type=Path, metavar='CSV', help='what was predicted')
-    one.add_argument('--islands', type=pixels, default=0, help='pixels; 0 leaves all of them')
-    one.add_argument('--holes', type=pixels, default=0, help='pixels; 0 leaves all of them')
-    one.add_argument('--out', type=Path, required=True, metavar='CSV', help='the CSV to write')
-    one.add_argument('--data', type=Path, help='data root; by default input/data')
-    add_config_arguments(one, required=False)
+    add_search(commands)
+    add_apply(commands)
     args = parser.parse_args(argv)
     classes, data = classes_and_data(args)
     if args.command == 'search':

@@ -1,16 +1,17 @@
-"""Masks and numbers as pictures: the contest's colours, overlays, sheets of photos, a matrix, curves.
+"""Draw masks and numbers: the contest's colours, overlays, sheets of photos, curves, a confusion matrix.
 
-Shapes: H W a photo's own size, K classes. Pictures are (H, W, 3) uint8 RGB; masks are (H, W) uint8 ids,
-IGNORED where nobody knows.
+Shapes: H W the size of a photo, K classes. Pictures are (H, W, 3) uint8 RGB; masks are (H, W) uint8 ids, with
+IGNORED for unknown pixels.
 """
 
 import colorsys
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -19,19 +20,22 @@ from PIL import Image, ImageDraw, ImageFont
 from metrics import IGNORED, confusion_matrix, mean_iou
 from utils.files import write_whole
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 CONTEST_COLOURS = (
     (0, 0, 0), (192, 0, 128), (0, 128, 192), (0, 128, 64), (128, 0, 0), (64, 0, 128),
     (64, 0, 192), (192, 128, 64), (192, 192, 128), (64, 64, 128), (128, 0, 192),
 )  # fmt: skip
-LINE_COLOURS = ('#1f77b4', '#ff7f0e', '#2ca02c', '#d62728', '#9467bd', '#8c564b', '#e377c2', '#17becf')
 RIGHT, WRONG = (0, 96, 168), (200, 30, 40)  # the blue of Paper, and red
 INK, PALE, PAPER = '#1c1c1c', '#6b6b6b', '#ffffff'
-VIEW = 256  # side of a photo in a sheet: that of the masks that are submitted
+VIEW = 256  # side of a photo in a sheet, the same as of a submitted mask
 GAP = 8
+MAX_NUMBERED = 40  # classes of a confusion matrix whose cells have numbers
 
 
 def make_palette() -> np.ndarray:
-    """(256, 3) uint8 RGB: the contest's own colours, then generated ones, white for IGNORED."""
+    """Return (256, 3) uint8 RGB: the contest's colours, then generated ones, and white for IGNORED."""
     palette = np.full((256, 3), 255, np.uint8)
     palette[: len(CONTEST_COLOURS)] = CONTEST_COLOURS
     for k in range(len(CONTEST_COLOURS), IGNORED):
@@ -45,29 +49,29 @@ PALETTE = make_palette()
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """(H, W, 3) photo under its (H, W) mask: objects tinted and outlined, background untouched."""
+    """Tint and outline the objects of an (H, W) mask on an (H, W, 3) photo; the background is unchanged."""
     if image.shape[:2] != mask.shape:
         raise ValueError(f'image is {image.shape[:2]}, mask is {mask.shape}; expected one size')
     colours = PALETTE[mask]
     mixed = cv2.addWeighted(image, 1 - opacity, colours, opacity, 0)
-    painted = np.where((mask > 0)[..., None], mixed, image)
+    tinted = np.where((mask > 0)[..., None], mixed, image)
     side = 2 * max(1, round(min(mask.shape) / 400)) + 1  # an outline of 1 pixel at 256, of 3 at 1200
     kernel = np.ones((side, side), np.uint8)
     border = (mask > 0) & (cv2.dilate(mask, kernel) != cv2.erode(mask, kernel))
-    return np.where(border[..., None], colours, painted)
+    return np.where(border[..., None], colours, tinted)
 
 
-def differences(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """(H, W, 3) photo, grey and pale but for the (H, W) bool pixels, which are red."""
+def highlight(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Paint the pixels of an (H, W) bool mask red, on a pale grey version of an (H, W, 3) photo."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     pale = np.repeat((128 + grey[..., None] // 2).astype(np.uint8), 3, axis=2)
-    return np.where(where[..., None], np.array(WRONG, np.uint8), pale)
+    return np.where(pixels[..., None], np.array(WRONG, np.uint8), pale)
 
 
 def write_png(path: str | Path, image: np.ndarray, step: int = 1) -> None:
-    """Writes an RGB picture, whole or not; its values rounded to multiples of `step`. Raises BadInput.
+    """Write an RGB picture, whole or not at all, its values rounded to multiples of `step`. Raises BadInput.
 
-    A step of 8 halves the file of photos, cannot be seen, and leaves the contest's colours as they are.
+    A step of 8 halves the file size of photos, is invisible, and keeps the contest's colours exact.
     """
     rounded = image if step == 1 else ((image.astype(int) + step // 2) // step * step).clip(max=255)
     file = io.BytesIO()
@@ -81,7 +85,7 @@ def write_png(path: str | Path, image: np.ndarray, step: int = 1) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """A photo in a sheet: what stands above it, left and right, its views, and the ids seen in them."""
+    """A photo in a sheet: its title and a note above it, its views, and the class ids seen in them."""
 
     title: str
     note: str
@@ -90,7 +94,7 @@ class Row:
 
 
 def comparison_row(name: str, image: np.ndarray, truth: np.ndarray | None, pred: np.ndarray) -> Row:
-    """A photo of any size beside its truth, where that is known, and its prediction; masks are (256, 256)."""
+    """Put a photo of any size beside its truth, if known, and its prediction, both (256, 256) masks."""
     view = cv2.resize(image, (VIEW, VIEW), interpolation=cv2.INTER_AREA)
     masks = [pred] if truth is None else [truth, pred]
     score = np.nan
@@ -108,7 +112,7 @@ def comparison_row(name: str, image: np.ndarray, truth: np.ndarray | None, pred:
 def sheet(
     rows: Sequence[Row], headings: Sequence[str], classes: Sequence[str], groups: int = 2
 ) -> np.ndarray:
-    """Rows of views under their headings, in `groups` columns, with a legend of the classes that are seen."""
+    """Draw rows of views under their headings, in `groups` columns, with a legend of the classes in them."""
     groups = min(groups, len(rows))
     wide = len(headings) * VIEW + (len(headings) - 1) * GAP // 2
     tall = VIEW + 28
@@ -131,135 +135,126 @@ def sheet(
 
 
 def draw_legend(ids: Iterable[int], classes: Sequence[str], width: int) -> np.ndarray:
-    """A swatch and a name for each id but the background's, in lines of `width` pixels."""
-    places: list[tuple[int, int, int, str]] = []
+    """Draw a swatch and a name for each id but the background's, in lines of `width` pixels."""
+    entries: list[tuple[int, int, int, str]] = []
     x, y = GAP, GAP
     for k in sorted(set(ids) - {0}):
         name = 'ignored' if k == IGNORED else classes[k]
         needed = 22 + text_width(name, 14) + 2 * GAP
         if x + needed > width and x > GAP:
             x, y = GAP, y + 24
-        places.append((x, y, k, name))
+        entries.append((x, y, k, name))
         x += needed
     canvas = Canvas(y + 24, width)
-    for x, y, k, name in places:
+    for x, y, k, name in entries:
         canvas.draw.rectangle((x, y + 2, x + 15, y + 17), tuple(PALETTE[k].tolist()), PALE)
         canvas.text((x + 22, y + 10), name, 14, anchor='lm')
     return canvas.pixels()
 
 
-# --- numbers ------------------------------------------------------------------------------------------------
+# --- charts -------------------------------------------------------------------------------------------------
 
 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """(K, K) counts in per cent of the row: what the pixels that are truly a class were taken for."""
+    """Draw (K, K) pixel counts as percentages of each row, which holds the pixels of a true class."""
     totals = confusion.sum(1, keepdims=True)
     shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
-    cell_w, cell_h = 58, 34
-    names = [elide(name, 15, 180) for name in classes]
-    margin = max(text_width(name, 15) for name in names)
-    left, top = margin + 3 * GAP, margin + 5 * GAP
-    canvas = Canvas(top + cell_h * len(names) + GAP, left + cell_w * len(names) + GAP)
-    canvas.text((GAP, GAP), 'rows: truth; columns: prediction; % of the row', 12, PALE)
-    for k, name in enumerate(names):
-        canvas.text((left - GAP, top + cell_h * k + cell_h // 2), name, 15, anchor='rm')
-        canvas.upright((left + cell_w * k + cell_w // 2, top - GAP), name, 15)
-    for row, column in np.ndindex(shares.shape):
-        share = shares[row, column]
-        full = np.array(RIGHT if row == column else WRONG)
-        colour = tuple(int(v) for v in 255 + (full - 255) * share**0.7)
-        x, y = left + cell_w * column, top + cell_h * row
-        canvas.draw.rectangle((x, y, x + cell_w - 2, y + cell_h - 2), colour)
-        if totals[row]:
+    names = [elide(name, 15, 200) for name in classes]
+    few = len(names) <= MAX_NUMBERED
+    width, height = (0.6, 0.36) if few else (0.2, 0.2)  # of a cell, in inches
+    margin = 0.9 + max(text_width(name, 15) for name in names) / 100
+    full = np.where(np.eye(len(names), dtype=bool)[..., None], RIGHT, WRONG)
+    with new_figure(margin + max(2.5, width * len(names)), margin + max(1.2, height * len(names))) as figure:
+        axes = figure.add_subplot()
+        axes.imshow(np.uint8(255 + (full - 255) * shares[..., None] ** 0.7), aspect='auto')
+        for row, column in np.argwhere(np.broadcast_to(totals > 0, shares.shape)) if few else ():
+            share = shares[row, column]
             ink = PAPER if share > 0.45 else INK if share >= 0.005 else '#b0b0b0'
-            canvas.text(
-                (x + cell_w // 2 - 1, y + cell_h // 2 - 1), f'{100 * share:.1f}', 13, ink, anchor='mm'
-            )
-    return canvas.pixels()
+            axes.text(column, row, f'{100 * share:.1f}', color=ink, size=10, ha='center', va='center')
+        axes.set_xticks(
+            range(len(names)),
+            names,
+            rotation=45 if few else 90,
+            ha='left',
+            va='center',
+            rotation_mode='anchor',
+        )
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        axes.set_xlabel('predicted class, % of the true class', color=PALE)
+        axes.set_ylabel('true class', color=PALE)
+        borders = np.arange(len(names) - 1) + 0.5
+        axes.set_xticks(borders, minor=True)
+        axes.set_yticks(borders, minor=True)
+        axes.tick_params(which='minor', length=0)
+        axes.grid(which='minor', color=PAPER, linewidth=2)
+        axes.spines[:].set_visible(False)
+        return to_pixels(figure)
 
 
 def draw_curves(panels: dict[str, dict[str, list[tuple[float, float]]]]) -> np.ndarray:
-    """A panel for each title, side by side; in it a line of (epoch, value) points for each name."""
-    return np.concatenate([_draw_panel(title, lines) for title, lines in panels.items()], axis=1)
+    """Draw a panel for each title, side by side, with a line of (epoch, value) points for each name."""
+    with new_figure(5.6 * len(panels), 4) as figure:
+        (row,) = figure.subplots(1, len(panels), squeeze=False)
+        for axes, (title, lines) in zip(row, panels.items(), strict=True):
+            drawn = {name: points for name, points in lines.items() if points}
+            for name, points in drawn.items():
+                axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 40 else '')
+            axes.set_xlim(left=0)
+            axes.set_title(title, loc='left')
+            axes.set_xlabel('epoch', loc='right', color=PALE)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.tick_params(length=0, labelcolor=PALE)
+            axes.grid(color='#e4e4e4')
+            axes.spines[:].set_visible(False)
+            if drawn:
+                axes.legend(ncols=-(-len(drawn) // 8), fontsize='small', frameon=False)
+            else:
+                axes.text(0.5, 0.5, 'nothing recorded', color=PALE, ha='center', transform=axes.transAxes)
+        return to_pixels(figure)
 
 
-def _draw_panel(title: str, lines: dict[str, list[tuple[float, float]]]) -> np.ndarray:
-    scale = 2  # drawn twice as large, then averaged: PIL's lines are jagged
-    width, height, left, top = 560 * scale, 400 * scale, 56 * scale, 40 * scale
-    right, bottom = width - 16 * scale, height - (64 + 18 * ((len(lines) - 1) // 6)) * scale
-    canvas = Canvas(height, width)
-    canvas.text((left, top // 2), title, 16 * scale, anchor='lm')
-    points = [point for line in lines.values() for point in line]
-    if not points:
-        canvas.text((width // 2, height // 2), 'nothing was recorded', 14 * scale, PALE, anchor='mm')
-        return canvas.pixels(scale)
-    x0, x1 = 0, max(1, max(x for x, _ in points))
-    ticks = round_ticks(min(y for _, y in points), max(y for _, y in points))
-    y0, y1 = ticks[0], ticks[-1]
+@contextmanager
+def new_figure(width: float, height: float) -> Iterator['Figure']:
+    """Make a Matplotlib figure of that many inches; $ and _ in names are not markup."""
+    import matplotlib  # slow to import, and few need it
+    from matplotlib.figure import Figure
 
-    def place(x: float, y: float) -> tuple[int, int]:
-        return (
-            round(left + (x - x0) / (x1 - x0) * (right - left)),
-            round(bottom - (y - y0) / (y1 - y0) * (bottom - top)),
-        )
-
-    for y in ticks:
-        canvas.draw.line((place(x0, y), place(x1, y)), '#e4e4e4', scale)
-        canvas.text((left - GAP * scale, place(x0, y)[1]), f'{y:.4g}', 12 * scale, PALE, anchor='rm')
-    for x in sorted({round(x) for x in np.linspace(x0, x1, 6)}):
-        canvas.text((place(x, y0)[0], bottom + 12 * scale), str(x), 12 * scale, PALE, anchor='mm')
-    canvas.text((right, bottom + 28 * scale), 'epoch', 12 * scale, PALE, anchor='rm')
-    for number, (name, line) in enumerate(lines.items()):
-        colour = LINE_COLOURS[number % len(LINE_COLOURS)]
-        for start, end in pairwise(line):
-            canvas.draw.line((place(*start), place(*end)), colour, 2 * scale)
-        for x, y in line if len(line) < 40 else line[-1:]:
-            cx, cy = place(x, y)
-            canvas.draw.circle((cx, cy), 2.5 * scale, colour)
-        x, y = left + number % 6 * 80 * scale, bottom + (46 + number // 6 * 18) * scale
-        canvas.draw.line((x, y, x + 16 * scale, y), colour, 3 * scale)
-        canvas.text((x + 21 * scale, y), name, 12 * scale, anchor='lm')
-    return canvas.pixels(scale)
+    with matplotlib.rc_context({'text.parse_math': False, 'font.size': 11}):
+        yield Figure((width, height), dpi=100, layout='constrained')
 
 
-def round_ticks(low: float, high: float) -> list[float]:
-    """Some five round numbers from below `low` to above `high`."""
-    span = max(high - low, 1e-3)
-    step = 10 ** np.floor(np.log10(span / 4))
-    step = next(step * factor for factor in (1, 2, 5, 10) if step * factor >= span / 5)
-    first = np.floor(low / step + 1e-9)
-    last = max(np.ceil(high / step - 1e-9), first + 1)
-    return [round(float(k * step), 10) for k in np.arange(first, last + 1)]
+def to_pixels(figure: 'Figure') -> np.ndarray:
+    """Render a figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
 
 
-# --- paper and ink ------------------------------------------------------------------------------------------
+# --- canvas -------------------------------------------------------------------------------------------------
 
 
 class Canvas:
-    """A white picture to write and paste on."""
+    """A white picture to write on and to paste pictures onto."""
 
     def __init__(self, height: int, width: int) -> None:
         self.image = Image.new('RGB', (width, height), PAPER)
         self.draw = ImageDraw.Draw(self.image)
 
-    def text(self, place: tuple[int, int], text: str, size: int, ink: str = INK, anchor: str = 'la') -> int:
-        """Writes at (x, y); the width of what was written."""
-        self.draw.text(place, text, ink, font(size), anchor)
+    def text(
+        self, position: tuple[int, int], text: str, size: int, ink: str = INK, anchor: str = 'la'
+    ) -> int:
+        """Write at (x, y) and return the width of the text."""
+        self.draw.text(position, text, ink, font(size), anchor)
         return text_width(text, size)
 
-    def upright(self, foot: tuple[int, int], text: str, size: int) -> None:
-        """Writes from (x, y) upwards, x being the middle of the line."""
-        strip = Canvas(size + 6, text_width(text, size) + 2)
-        strip.text((0, (size + 6) // 2), text, size, anchor='lm')
-        turned = strip.image.transpose(Image.Transpose.ROTATE_90)
-        self.image.paste(turned, (foot[0] - turned.width // 2, foot[1] - turned.height))
+    def paste(self, position: tuple[int, int], picture: np.ndarray) -> None:
+        self.image.paste(Image.fromarray(picture), position)
 
-    def paste(self, place: tuple[int, int], picture: np.ndarray) -> None:
-        self.image.paste(Image.fromarray(picture), place)
-
-    def pixels(self, scale: int = 1) -> np.ndarray:
-        """The picture, made smaller by a whole factor."""
-        return np.array(self.image if scale == 1 else self.image.reduce(scale))
+    def pixels(self) -> np.ndarray:
+        return np.array(self.image)
 
 
 @cache
@@ -272,7 +267,7 @@ def text_width(text: str, size: int) -> int:
 
 
 def elide(text: str, size: int, width: int) -> str:
-    """The text, with dots in place of its beginning where it is wider than `width` pixels."""
+    """Shorten a text that is wider than `width` pixels: dots replace its beginning."""
     if text_width(text, size) <= width:
         return text
     start = next((i for i in range(len(text)) if text_width('...' + text[i:], size) <= width), len(text))

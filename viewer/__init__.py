@@ -1,1 +1,1 @@
-"""The report, the list of label errors and the browser app."""
+"""Show predictions: the report, the list of label errors, the browser app."""

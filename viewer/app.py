@@ -1,8 +1,8 @@
-"""The browser app: how the runs stand, photos with what runs predicted, and sorting. Started by viz.py.
+"""Serve the browser app: runs and their scores, photos with their predictions, and sorting.
 
     python viz.py app --port 8501
 
-page_runs.py, page_photos.py and page_sorting.py are its pages; app_data.py is what they read.
+Its pages are page_runs.py, page_photos.py and page_sorting.py, which read their data through app_data.py.
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         show_error(error)
         return
 
-    def one(page: Callable[..., None], title: str, url_path: str, **options) -> st.Page:
+    def make_page(page: Callable[..., None], title: str, url_path: str, **options) -> st.Page:
         def show() -> None:
             try:
                 page(data, args.output, classes)
@@ -64,8 +64,12 @@ def main(argv: list[str] | None = None) -> None:
         return st.Page(show, title=title, url_path=url_path, **options)
 
     photos = partial(page_photos.page, labels=args.labels)
-    pages = [one(page_runs.page, 'Runs', 'runs', default=True), one(photos, 'Photos', 'photos')]
-    st.navigation([*pages, one(page_sorting.page, 'Sort it for me', 'sort')]).run()
+    pages = [
+        make_page(page_runs.page, 'Runs', 'runs', default=True),
+        make_page(photos, 'Photos', 'photos'),
+        make_page(page_sorting.page, 'Sort it for me', 'sort'),
+    ]
+    st.navigation(pages).run()
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
-"""What the app reads and keeps: photos, CSVs, and what was counted of them. Only what is shown is loaded:
-of a CSV the places of its rows, then the rows.
+"""Read and cache what the app shows: photos, CSVs, and the scores counted from them.
 
-A source is a run's CSVs of one split, by the name that the pages give it.
+Only what is on the page is loaded: of a CSV the positions of its rows, then single rows. A source is the CSVs
+of a run for one split, under the name that the pages give it.
 
 Shapes: N photos of a split, K classes.
 """
@@ -15,27 +15,25 @@ from typing import Any, TypeVar
 import numpy as np
 import streamlit as st
 
+from config import fold_files
 from data.coco import CocoSet, annotation_files, read_coco, read_labels
-from evaluate import Confusions, read_confusions
+from evaluate import read_fold_confusions
 from metrics import mean_of_iou
 from submission import PIXELS, SubmissionReader
 from utils.errors import BadInput
 from voting.hard import member_table, vote
-from voting.members import member_of
 
 T = TypeVar('T')
-KEPT = 64  # results of counting in memory: 4,000 photos of 11 classes are 2 MB
+CACHE_SIZE = 64  # results in memory; for 4,000 photos and 11 classes one is 2 MB
 
 
 def find_sources(output: Path, split: str) -> dict[str, list[Path]]:
-    """The CSVs of a split by what the pages call them: out of fold, a run's folds together."""
-    sources: dict[str, list[Path]] = {}
+    """Find the CSVs of a split by source: out of fold, the folds of a run are one source."""
     if split == 'train':
-        for path in sorted(output.glob('*/fold*/oof.csv')):
-            sources.setdefault(path.parent.parent.name, []).append(path)
-        for path in sorted(output.glob('*/oof.csv')):
-            sources.setdefault(path.parent.name, [path])
-        return dict(sorted(sources.items()))
+        runs = sorted(output.glob('*'))
+        sources = {run.name: fold_files(run, 'oof.csv') or list(run.glob('oof.csv')) for run in runs}
+        return {name: paths for name, paths in sources.items() if paths}
+    sources = {}
     for pattern in ('*.csv', '*/test.csv', '*/*/test.csv'):
         for path in sorted(output.glob(pattern)):
             title = path.relative_to(output) if path.parent == output else path.parent.relative_to(output)
@@ -43,34 +41,30 @@ def find_sources(output: Path, split: str) -> dict[str, list[Path]]:
     return sources
 
 
-def fold_of(path: Path) -> int | None:
-    """The fold of <run>/fold<k>/oof.csv."""
-    return member_of(path).fold
-
-
 def read_prediction(paths: Sequence[Path], image_id: str, num_classes: int) -> np.ndarray | None:
-    """(256, 256) ids of an image, from the first CSV that has it; None where none has. Raises BadInput."""
+    """Read a photo's (256, 256) ids from the first CSV that has it; None if none has. Raises BadInput."""
     path = csv_with(paths, image_id, num_classes)
     return None if path is None else open_csv(path, modified(path), num_classes).read(image_id)
 
 
 def csv_with(paths: Sequence[Path], image_id: str, num_classes: int) -> Path | None:
-    """The first CSV that has a row of an image. Raises BadInput."""
+    """Return the first CSV that has a row for a photo. Raises BadInput."""
     return next((p for p in paths if image_id in open_csv(p, modified(p), num_classes).rows), None)
 
 
 def vote_of(preds: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
-    """The class that most predictions say; a tie goes to the first of them."""
-    said = np.stack(preds)
-    winner = said[0].copy()
-    open_pixels = (said[1:] != said[0]).any(0)  # elsewhere all agree
-    winner[open_pixels] = vote(said[:, open_pixels], member_table([1] * len(said), num_classes))
+    """Vote with equal weights; a tie goes to the first prediction."""
+    stack = np.stack(preds)
+    winner = stack[0].copy()
+    contested = (stack[1:] != stack[0]).any(0)
+    winner[contested] = vote(stack[:, contested], member_table([1] * len(stack), num_classes))
     return winner
 
 
 def load_coco(data: Path, split: str, classes: tuple[str, ...], labels: Path | None = None) -> CocoSet:
-    """A split's photos, kept while its files are the same; test photos with the annotations of
-    `labels`, where that is given. Raises BadInput.
+    """Read the photos of a split, once while its files stay the same. Raises BadInput.
+
+    labels: a COCO file with annotations for the test photos.
     """
     labels = labels if split == 'test' else None
     files = [*annotation_files(data, split), *([labels] if labels else [])]
@@ -86,39 +80,39 @@ def _load_coco(
 
 
 def with_truth(coco: CocoSet, labels: Path, classes: tuple[str, ...]) -> CocoSet:
-    """The photos with the annotations that a file has for them. Raises BadInput where it lacks a photo."""
-    found = read_labels(labels, classes)
-    truths = {(photo.file_name, photo.height, photo.width): photo.annotations for photo in found.photos}
+    """Give photos the annotations of a COCO file. Raises BadInput if the file lacks a photo."""
+    truth = read_labels(labels, classes)
+    annotations = {(photo.file_name, photo.height, photo.width): photo.annotations for photo in truth.photos}
     photos = []
     for photo in coco.photos:
         key = (photo.file_name, photo.height, photo.width)
-        if key not in truths:
-            shown = f'{photo.file_name!r} of {photo.width}x{photo.height}'
-            raise BadInput(f'{labels}: has no image {shown}, which {coco.files[0]} has')
-        photos.append(replace(photo, annotations=truths[key]))
-    return replace(coco, photos=tuple(photos), fingerprint=coco.fingerprint + found.fingerprint)
+        if key not in annotations:
+            size = f'{photo.width}x{photo.height}'
+            raise BadInput(f'{labels}: has no image {photo.file_name!r} of {size}, which {coco.files[0]} has')
+        photos.append(replace(photo, annotations=annotations[key]))
+    return replace(coco, photos=tuple(photos), fingerprint=coco.fingerprint + truth.fingerprint)
 
 
-@st.cache_resource(max_entries=128, show_spinner='Looking for the rows of a CSV')
+@st.cache_resource(max_entries=128, show_spinner='Indexing the rows of a CSV')
 def open_csv(path: Path, time: int, num_classes: int) -> SubmissionReader:
-    """A reader, kept while the file is the same: it holds places of rows, not rows. Raises BadInput."""
+    """Open a CSV and find its rows, once while the file stays the same. Raises BadInput."""
     return SubmissionReader(path, num_classes).__enter__()
 
 
 def modified(path: Path) -> int:
-    """When a file was last written, as part of the key of what is kept of it. Raises BadInput."""
+    """Return when a file was last written, for the keys of caches. Raises BadInput."""
     try:
         return path.stat().st_mtime_ns
     except OSError as error:
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
 
 
-# --- counted over all photos: once, with a bar -------------------------------------------------------------
+# --- counts over all photos: made once, under a progress bar ----------------------------------------------
 
 
 @dataclass(frozen=True)
-class Counted:
-    """A source on photos whose truth is known, in their order; those that it lacks are nan."""
+class SourceScores:
+    """The scores of a source on photos with a known truth, in their order; nan for photos it lacks."""
 
     scores: np.ndarray  # (N,) mean IoU over the classes in truth or prediction
     ious: np.ndarray  # (N, K)
@@ -127,93 +121,92 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Together:
-    """What sources say of the split's photos, in their order; nan and 0 where none has a photo."""
+class Agreement:
+    """How sources agree on the photos of a split, in their order; nan and 0 for a photo that none has."""
 
-    differ: np.ndarray  # (N,) share of the pixels on which not all sources agree
-    pixels: np.ndarray  # (N, K) of the vote
-
-
-def count_source(title: str, paths: Sequence[Path], coco: CocoSet, num_classes: int) -> Counted:
-    """A source's scores. Raises BadInput, also where two CSVs have the same photo."""
-
-    def make(bar: Callable[[Sequence[T], str], Iterator[T]]) -> Counted:
-        places = {photo.file_name: place for place, photo in enumerate(coco.photos)}
-        ious = np.full((len(places), num_classes), np.nan)
-        found: dict[str, Path] = {}
-        every: list[Confusions] = []
-        for number, path in enumerate(paths, start=1):
-            text = f'Counting {title}, {number} of {len(paths)}'
-            one = read_confusions(path, coco, num_classes, lambda ids, text=text: bar(ids, text))
-            for image_id in one.image_ids:
-                if image_id in found:
-                    raise BadInput(f'{path}: image {image_id!r} is out of fold in {found[image_id]} too')
-                found[image_id] = path
-            ious[[places[image_id] for image_id in one.image_ids]] = one.ious()
-            every.append(one)
-        counts = np.concatenate([one.counts() for one in every])
-        confusion = sum(one.matrices.sum(0, dtype=np.int64) for one in every)
-        return Counted(mean_of_iou(ious), ious, counts[counts.any((1, 2))], confusion)
-
-    return remember(('source', *key_of(paths), coco.fingerprint), make)
+    disagreement: np.ndarray  # (N,) share of the pixels on which not all sources agree
+    pixels: np.ndarray  # (N, K) pixels of each class in the vote
 
 
-def count_together(sources: dict[str, list[Path]], coco: CocoSet, num_classes: int) -> Together:
-    """Where the sources differ, and what their vote has. Raises BadInput."""
+def score_source(title: str, paths: Sequence[Path], coco: CocoSet, num_classes: int) -> SourceScores:
+    """Score a source. Raises BadInput, also if two of its CSVs have the same photo."""
 
-    def make(bar: Callable[[Sequence[T], str], Iterator[T]]) -> Together:
-        differ = np.full(len(coco.photos), np.nan)
+    def compute() -> SourceScores:
+        def bar(image_ids: Sequence[str], path: Path) -> Iterator[str]:
+            return progress_bar(image_ids, f'Counting {title}, {paths.index(path) + 1} of {len(paths)}')
+
+        folds = read_fold_confusions(paths, coco, num_classes, bar)
+        rows = {photo.file_name: row for row, photo in enumerate(coco.photos)}
+        ious = np.full((len(rows), num_classes), np.nan)
+        for fold in folds:
+            ious[[rows[image_id] for image_id in fold.image_ids]] = fold.ious()
+        counts = np.concatenate([fold.counts() for fold in folds])
+        confusion = sum(fold.matrices.sum(0, dtype=np.int64) for fold in folds)
+        return SourceScores(mean_of_iou(ious), ious, counts[counts.any((1, 2))], confusion)
+
+    return cached(('source', *key_of(paths), coco.fingerprint), compute)
+
+
+def compare_sources(sources: dict[str, list[Path]], coco: CocoSet, num_classes: int) -> Agreement:
+    """Compare the predictions of sources, and count the pixels of their vote. Raises BadInput."""
+
+    def compute() -> Agreement:
+        disagreement = np.full(len(coco.photos), np.nan)
         pixels = np.zeros((len(coco.photos), num_classes), np.int64)
-        for place, photo in enumerate(bar(coco.photos, f'Comparing {", ".join(sources)}')):
+        for row, photo in enumerate(progress_bar(coco.photos, f'Comparing {", ".join(sources)}')):
             found = (read_prediction(paths, photo.file_name, num_classes) for paths in sources.values())
             preds = [pred for pred in found if pred is not None]
             if preds:
-                differ[place] = np.count_nonzero((np.stack(preds) != preds[0]).any(0)) / PIXELS
-                pixels[place] = np.bincount(vote_of(preds, num_classes).ravel(), minlength=num_classes)
-        return Together(differ, pixels)
+                disagreement[row] = np.count_nonzero((np.stack(preds) != preds[0]).any(0)) / PIXELS
+                pixels[row] = np.bincount(vote_of(preds, num_classes).ravel(), minlength=num_classes)
+        return Agreement(disagreement, pixels)
 
-    paths = [path for own in sources.values() for path in own]
-    return remember(('together', *key_of(paths), coco.fingerprint), make)
+    paths = [path for csvs in sources.values() for path in csvs]
+    return cached(('agreement', *key_of(paths), coco.fingerprint), compute)
 
 
 def key_of(paths: Sequence[Path]) -> tuple[tuple[Path, int], ...]:
     return tuple((path, modified(path)) for path in paths)
 
 
-def remember(key: tuple, make: Callable[..., T]) -> T:
-    """What `make(bar)` makes, or has made before for this key; bar(items, text) is as tqdm, on the page."""
-    kept = _kept()
-    if key not in kept:
-        kept[key] = make(progress_bar)
-        while len(kept) > KEPT:
-            kept.pop(next(iter(kept)))
-    return kept[key]
+def cached(key: tuple, compute: Callable[[], T]) -> T:
+    """Return the result for a key, computed at the first call; the oldest of CACHE_SIZE results is dropped.
+
+    Unlike st.cache_data, it lets `compute` draw a progress bar on the page.
+    """
+    results = _results()
+    if key not in results:
+        results[key] = compute()
+        while len(results) > CACHE_SIZE:
+            results.pop(next(iter(results)))
+    return results[key]
 
 
 @st.cache_resource
-def _kept() -> dict[tuple, Any]:
+def _results() -> dict[tuple, Any]:
     return {}
 
 
 def progress_bar(items: Sequence[T], text: str) -> Iterator[T]:
-    """The items, with a bar on the page that goes when they are done."""
-    place = st.empty()
+    """Yield the items under a progress bar on the page, which disappears at the end."""
+    element = st.empty()
     try:
         for number, item in enumerate(items):
             if number % 50 == 0:
-                place.progress(number / len(items), plain(f'{text}: {number:,} of {len(items):,} photos'))
+                label = f'{text}: {number:,} of {len(items):,} photos'
+                element.progress(number / len(items), escape_markdown(label))
             yield item
     finally:
-        place.empty()
+        element.empty()
 
 
-# --- text --------------------------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------------------
 
 
-def plain(text: str) -> str:
-    """Text for a place that takes Markdown, so that it is shown as it is: a file name may hold anything."""
+def escape_markdown(text: str) -> str:
+    """Escape a text, such as a file name, so that Markdown shows it as it is."""
     return re.sub(r'([\\`*_{}\[\]()<>#+\-.!|~$:&])', r'\\\1', text)
 
 
 def show_error(error: BadInput) -> None:
-    st.error(plain(str(error)))
+    st.error(escape_markdown(str(error)))

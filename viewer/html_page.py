@@ -1,13 +1,15 @@
-"""Pages of HTML that are one file each: tables, pictures, style."""
+"""Write HTML pages that are one file each, with tables, pictures and style in them."""
 
 import base64
 import html
 import io
+import math
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from metrics import Interval
 from utils.files import write_text
 
 STYLE = """
@@ -23,27 +25,39 @@ tr.total td { font-weight: 600; border-top: 2px solid #1c1c1c; }
 
 
 def write_page(path: Path, title: str, parts: list[str]) -> None:
-    """An HTML page of a title and of parts that are HTML already. Raises BadInput."""
+    """Write a page of a title and of parts that are HTML already. Raises BadInput."""
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     body = f'<h1>{html.escape(title)}</h1>{"".join(parts)}'
     write_text(path, f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n')
 
 
 def html_picture(title: str, picture: np.ndarray, photos: bool = False) -> str:
-    """An (H, W, 3) picture under its title, with its bytes in the page: WebP where there are photos in it."""
+    """Embed an (H, W, 3) picture under its title: as WebP if it has photos in it, else as PNG."""
     file = io.BytesIO()
     kind = 'webp' if photos else 'png'
     Image.fromarray(picture).save(file, kind, **({'quality': 82} if photos else {'optimize': True}))
     content = base64.b64encode(file.getvalue()).decode()
-    shown = html.escape(title)
-    return f'<h2>{shown}</h2><img alt="{shown}" src="data:image/{kind};base64,{content}">'
+    heading = html.escape(title)
+    return f'<h2>{heading}</h2><img alt="{heading}" src="data:image/{kind};base64,{content}">'
 
 
 def html_table(lines: list[list[str]], total: str | None = None) -> str:
-    """An HTML table, the first line its headings; that which begins with `total` stands out."""
+    """Make a table; the first line is its header, and the line that begins with `total` is set off."""
     rows = []
     for number, line in enumerate(lines):
         tag = 'td' if number else 'th'
         cells = ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in line)
         rows.append(f'<tr class="total">{cells}</tr>' if line[0] == total else f'<tr>{cells}</tr>')
     return f'<table>{"".join(rows)}</table>'
+
+
+def format_score(value: float) -> str:
+    """Format a score for a table; a dash for nan."""
+    return '-' if math.isnan(value) else f'{value:.4f}'
+
+
+def format_interval(interval: Interval) -> str:
+    """Format the ends of an interval for a table; a dash for nan."""
+    if math.isnan(interval.low):
+        return '-'
+    return f'{format_score(interval.low)} to {format_score(interval.high)}'

@@ -1,4 +1,4 @@
-"""The app's first page: how the runs stand, their scores out of fold, the ensemble, curves, confusion."""
+"""Show the app's first page: the runs with their out-of-fold scores, the ensemble, curves, confusion."""
 
 import math
 from pathlib import Path
@@ -7,130 +7,129 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from config import load_config
+from config import fold_files
 from data.coco import CocoSet
-from engine.runs import FoldRun, best_miou, fold_number, read_metrics
+from engine.runs import FoldRun, best_miou, read_fold
 from metrics import DRAWS, LEVEL, Interval, class_iou, interval
 from utils.errors import BadInput
 from utils.plotting import draw_confusion
 from viewer.app_data import (
-    Counted,
-    count_source,
+    SourceScores,
+    cached,
+    escape_markdown,
     find_sources,
     key_of,
     load_coco,
-    plain,
-    remember,
+    score_source,
     show_error,
 )
-from viewer.html_page import html_table
-from viewer.report import bracket, shown
+from viewer.html_page import format_interval, format_score, html_table
 from voting.recipe import format_weights, read_ensemble, score_ensemble
 
 
 def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
-    """Raises BadInput."""
-    st.title('How the runs stand')
+    """Draw the page. Raises BadInput."""
+    st.title('Runs')
     coco = load_coco(data, 'train', classes)
-    st.caption(plain(f'{len(coco.photos):,} training photos of {data}; runs of {output}'))
+    st.caption(escape_markdown(f'{len(coco.photos):,} training photos of {data}; runs of {output}'))
     runs, errors = find_runs(output)
     sources = find_sources(output, 'train')
-    counted: dict[str, Counted] = {}
+    scored: dict[str, SourceScores] = {}
     for name, paths in sources.items():
         try:
-            counted[name] = count_source(name, paths, coco, len(classes))
+            scored[name] = score_source(name, paths, coco, len(classes))
         except BadInput as error:
             errors.append(error)
     for error in errors:
         show_error(error)
-    if not runs and not counted:
-        st.info(plain(f'No runs under {output} yet: python train.py --cfg configs/demo.yaml --fold 0'))
+    if not runs and not scored:
+        st.info(
+            escape_markdown(f'No runs under {output} yet: python train.py --cfg configs/demo.yaml --fold 0')
+        )
         return
-    scores = {name: score_of(name, sources[name], one, coco) for name, one in counted.items()}
-    show_runs(runs, counted, scores)
+    intervals = {name: interval_of(sources[name], source, coco) for name, source in scored.items()}
+    show_runs(runs, scored, intervals)
     show_ensemble(output / 'ensemble.yaml', data, classes)
     if any(fold.metrics for folds in runs.values() for fold in folds):
         show_curves(runs)
-    if counted:
-        show_classes(counted, scores, classes)
-        show_confusion(counted, scores, classes)
+    if scored:
+        show_classes(scored, intervals, classes)
+        show_confusion(scored, intervals, classes)
 
 
 def find_runs(output: Path) -> tuple[dict[str, list[FoldRun]], list[BadInput]]:
-    """The folds of each run, by its name, and what is wrong with those that cannot be read."""
+    """Return the folds of each run by its name, and the errors of those that cannot be read."""
     runs: dict[str, list[FoldRun]] = {}
     errors = []
-    for path in sorted([*output.glob('*/fold*/config.yaml'), *output.glob('*/all/config.yaml')]):
-        number = fold_number(path.parent)
-        if number is not None:
+    for run in sorted(output.glob('*')):
+        for path in fold_files(run, 'config.yaml', with_all=True):
             try:
-                cfg = load_config(path)
-                fold = FoldRun(number, path.parent, cfg, read_metrics(path.with_name('metrics.csv')))
-                runs.setdefault(path.parent.parent.name, []).append(fold)
+                runs.setdefault(run.name, []).append(read_fold(path.parent))
             except BadInput as error:
                 errors.append(error)
-    return {name: sorted(folds, key=lambda one: one.number) for name, folds in runs.items()}, errors
+    return runs, errors
 
 
-def score_of(name: str, paths: list[Path], counted: Counted, coco: CocoSet) -> Interval:
-    """mIoU out of fold with its interval, drawn once; nan where no pixel of a truth is known."""
+def interval_of(paths: list[Path], source: SourceScores, coco: CocoSet) -> Interval:
+    """Return the out-of-fold mIoU with its interval, computed once; nan if all pixels are IGNORED."""
 
-    def make(_) -> Interval:
-        return interval(counted.counts) if len(counted.counts) else Interval(math.nan, math.nan, math.nan)
+    def compute() -> Interval:
+        return interval(source.counts) if len(source.counts) else Interval(math.nan, math.nan, math.nan)
 
-    return remember(('interval', name, *key_of(paths), coco.fingerprint), make)
+    return cached(('interval', *key_of(paths), coco.fingerprint), compute)
 
 
 def show_runs(
-    runs: dict[str, list[FoldRun]], counted: dict[str, Counted], scores: dict[str, Interval]
+    runs: dict[str, list[FoldRun]], scored: dict[str, SourceScores], intervals: dict[str, Interval]
 ) -> None:
-    """A row a run, the best out of fold first."""
-    nowhere = Interval(-1, -1, -1)
-    names = sorted({*runs, *counted}, key=lambda name: (-scores.get(name, nowhere).value, name))
-    lines = [['run', 'encoder', 'head', 'folds', 'epochs', 'validation mIoU', 'mIoU out of fold',
-              f'{LEVEL:.0%} interval', 'photos']]  # fmt: skip
+    """Draw a table with a row per run, the best out of fold first."""
+    unscored = Interval(-1, -1, -1)
+    names = sorted({*runs, *scored}, key=lambda name: (-intervals.get(name, unscored).value, name))
+    header = 'run|encoder|head|folds|epochs|validation mIoU|out-of-fold mIoU'
+    lines = [[*header.split('|'), f'{LEVEL:.0%} interval', 'photos']]
     for name in names:
         folds = runs.get(name, [])
         first = folds[0].cfg if folds else None
-        trained = ' '.join(str(fold.number) for fold in folds if fold.number >= 0)
-        if any(fold.number < 0 for fold in folds):
+        trained = ' '.join(str(fold.fold) for fold in folds if fold.fold >= 0)
+        if any(fold.fold < 0 for fold in folds):
             trained += ' all'
         epochs = {int(fold.metrics[-1]['epoch']) + 1 for fold in folds if fold.metrics}
-        best = [one for one in (best_miou(fold.metrics) for fold in folds) if not math.isnan(one)]
-        score = scores.get(name)
-        lines.append([
-            name, first.encoder if first else '-', first.head if first else '-',
-            f'{trained} of {first.folds}' if first else '-',
-            ' to '.join(str(epoch) for epoch in sorted({min(epochs), max(epochs)})) if epochs else '-',
-            shown(float(np.mean(best))) if best else '-',
-            shown(score.value) if score else '-',
-            bracket(score) if score else '-',
-            f'{len(counted[name].counts):,}' if name in counted else '-',
-        ])  # fmt: skip
+        best = [miou for miou in (best_miou(fold.metrics) for fold in folds) if not math.isnan(miou)]
+        score = intervals.get(name)
+        cells = [name]
+        cells += [first.encoder, first.head, f'{trained} of {first.folds}'] if first else ['-'] * 3
+        cells.append(
+            ' to '.join(str(epoch) for epoch in sorted({min(epochs), max(epochs)})) if epochs else '-'
+        )
+        cells.append(format_score(float(np.mean(best))) if best else '-')
+        cells += [format_score(score.value), format_interval(score)] if score else ['-'] * 2
+        cells.append(f'{len(scored[name].counts):,}' if name in scored else '-')
+        lines.append(cells)
     st.html(html_table(lines))
     st.caption(
-        'Validation: the mean over the folds of their best epochs. Out of fold: one confusion matrix of all '
-        f'photos, each predicted by the model that had not seen it; {DRAWS:,} draws of the photos.'
+        'Validation: the mean over the folds of the best epoch. Out of fold: one confusion matrix over all '
+        'photos, each predicted by the model that was not trained on it, with a bootstrap interval from '
+        f'{DRAWS:,} draws of the photos.'
     )
     waiting = [
-        f'{name}: fold {fold.number} has no predictions out of fold yet: python infer.py --cfg '
-        f'{fold.folder / "config.yaml"} --fold {fold.number} --split oof'
+        f'{name}: fold {fold.fold} has no out-of-fold predictions yet: python infer.py --cfg '
+        f'{fold.folder / "config.yaml"} --fold {fold.fold} --split oof'
         for name, folds in runs.items()
         for fold in folds
-        if fold.number >= 0 and (fold.folder / 'best.pt').exists() and not (fold.folder / 'oof.csv').exists()
+        if fold.fold >= 0 and (fold.folder / 'best.pt').exists() and not fold.oof_csv.exists()
     ]
     for line in waiting:
-        st.caption(plain(line))
+        st.caption(escape_markdown(line))
 
 
 def show_ensemble(path: Path, data: Path, classes: tuple[str, ...]) -> None:
-    """The recipe that ensemble.py --search chose, and on request what it does out of fold."""
-    st.header('The ensemble')
+    """Draw the recipe that ensemble.py --search chose, and on request its out-of-fold score."""
+    st.header('Ensemble')
     if not path.exists():
+        search = f'python ensemble.py {path.parent}/*/fold*/test.csv --search'
         st.caption(
-            plain(f'{path} is not there yet: python ensemble.py {path.parent}/*/fold*/test.csv --search '
-                  f'--out {path.with_name("submission.csv")}')
-        )  # fmt: skip
+            escape_markdown(f'There is no {path} yet: {search} --out {path.with_name("submission.csv")}')
+        )
         return
     try:
         members, recipe = read_ensemble(path, len(classes))
@@ -142,28 +141,28 @@ def show_ensemble(path: Path, data: Path, classes: tuple[str, ...]) -> None:
         lines.append([str(member.path), format_weights(row), f'{temperature:g}'])
     st.markdown(f'{recipe.rule.capitalize()} of {len(members)} members')
     st.html(html_table(lines))
-    if st.button('What does it do out of fold?', key='score-ensemble'):
+    if st.button('Score it out of fold', key='score-ensemble'):
         try:
             with st.spinner('Voting on every photo out of fold'):
-                found = score_ensemble(path, data, classes)
+                ensemble = score_ensemble(path, data, classes)
         except BadInput as error:
             show_error(error)
             return
-        gain = found.gain()
+        gain = ensemble.gain()
         st.markdown(
-            f'Above its best model: **{gain.value:+.4f}** ({gain.low:+.4f} to {gain.high:+.4f}), on the '
-            'photos that its weights were chosen on'
+            f'Above its best model: **{gain.value:+.4f}** ({gain.low:+.4f} to {gain.high:+.4f}). Its weights '
+            'were chosen on these photos, so this is optimistic.'
         )
-        st.html(html_table(found.lines()) + html_table(found.class_lines(classes)))
+        st.html(html_table(ensemble.lines()) + html_table(ensemble.class_lines(classes)))
 
 
 def show_curves(runs: dict[str, list[FoldRun]]) -> None:
-    """Loss and validation mIoU of all runs, a line a run or a fold."""
+    """Draw the loss and the validation mIoU of all runs, a line per run or per fold."""
     st.header('Curves')
-    each = st.toggle('A line a fold', len(runs) == 1, key='each-fold', persist_state='session')
+    by_fold = st.toggle('One line per fold', len(runs) == 1, key='each-fold', persist_state='session')
     rows = [
         {
-            'run': f'{name} fold {fold.number}' if each else name,
+            'run': f'{name} fold {fold.fold}' if by_fold else name,
             'epoch': int(row['epoch']) + 1,
             'mIoU': row['miou'],
             'loss': row['loss'],
@@ -174,33 +173,37 @@ def show_curves(runs: dict[str, list[FoldRun]]) -> None:
     ]
     table = pd.DataFrame(rows).groupby(['run', 'epoch'], as_index=False).mean()
     for column, key in zip(st.columns(2), ('mIoU', 'loss'), strict=True):
-        own = table.dropna(subset=[key])
+        points = table.dropna(subset=[key])
         column.markdown('**Validation mIoU**' if key == 'mIoU' else '**Training loss**')
-        column.line_chart(own, x='epoch', y=key, color='run', height=320, alt=f'{key} of {", ".join(runs)}')
+        column.line_chart(
+            points, x='epoch', y=key, color='run', height=320, alt=f'{key} of {", ".join(runs)}'
+        )
 
 
-def show_classes(counted: dict[str, Counted], scores: dict[str, Interval], classes: tuple[str, ...]) -> None:
-    """The IoU of each class in each run."""
+def show_classes(
+    scored: dict[str, SourceScores], intervals: dict[str, Interval], classes: tuple[str, ...]
+) -> None:
+    """Draw a table of the IoU of each class in each run."""
     st.header('Classes')
-    ious = {name: class_iou(one.confusion) for name, one in counted.items()}
-    pixels = next(iter(counted.values())).confusion.sum(1)
-    lines = [['IoU out of fold', *counted, 'share of pixels']]
+    ious = {name: class_iou(source.confusion) for name, source in scored.items()}
+    pixels = next(iter(scored.values())).confusion.sum(1)
+    lines = [['out-of-fold IoU', *scored, 'share of pixels']]
     for k, name in enumerate(classes):
         share = f'{pixels[k] / max(1, pixels.sum()):.2%}'
-        lines.append([name, *(shown(own[k]) for own in ious.values()), share])
-    lines.append(['mIoU', *(shown(scores[name].value) for name in counted), ''])
+        lines.append([name, *(format_score(iou[k]) for iou in ious.values()), share])
+    lines.append(['mIoU', *(format_score(intervals[name].value) for name in scored), ''])
     st.html(html_table(lines, total='mIoU'))
 
 
 def show_confusion(
-    counted: dict[str, Counted], scores: dict[str, Interval], classes: tuple[str, ...]
+    scored: dict[str, SourceScores], intervals: dict[str, Interval], classes: tuple[str, ...]
 ) -> None:
-    """What the pixels of each class were taken for, by one run."""
-    st.header('Confusion')
-    names = sorted(counted, key=lambda name: -scores[name].value)
+    """Draw the confusion matrix of one run."""
+    st.header('Confusion matrix')
+    names = sorted(scored, key=lambda name: -intervals[name].value)
     name = st.selectbox('Run', names, key='confusion-run', width=320)
     st.image(
-        draw_confusion(counted[name].confusion, classes),
+        draw_confusion(scored[name].confusion, classes),
         output_format='PNG',
-        alt=f'confusion of {name}: rows are the truth, columns the prediction, in per cent of the row',
+        alt=f'confusion matrix of {name}: rows are true classes, columns predicted ones, in % of the row',
     )

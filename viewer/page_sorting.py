@@ -1,8 +1,8 @@
-"""The app's third page: a photo of anybody's, what each piece in it is, and into which bin it goes.
+"""Show the app's third page: upload a photo, and see what each object in it is and which bin it goes into.
 
-bins.csv has the bins, those of Korea: read it, change it.
+The bins are those of Korea; edit bins.csv to change them.
 
-Shapes: H W the photo's size, K classes.
+Shapes: H W the size of the photo, K classes.
 """
 
 import csv
@@ -19,26 +19,26 @@ import numpy as np
 import streamlit as st
 from PIL import Image, ImageDraw
 
-from config import load_config
-from engine.runs import best_miou, fold_number, read_metrics
+from config import fold_files, fold_of, load_config
+from engine.runs import best_miou, read_metrics
 from utils.errors import BadInput, one_line
 from utils.plotting import PALETTE, font, overlay
-from viewer.app_data import load_coco, modified, plain, show_error
+from viewer.app_data import escape_markdown, load_coco, modified, show_error
 from viewer.uploads import FORMATS, MAX_MEGABYTES, read_upload
 
 if TYPE_CHECKING:
     from engine.checkpoint import Run
 
 BINS = Path(__file__).with_name('bins.csv')
-LEAST = 0.004  # of the photo's pixels: a smaller piece is a speck
-PIECES = 20  # at most
-DOUBT = 0.5  # below this probability a piece is one to look at
-FILE, CAMERA, SAMPLE = 'Drop a photo', 'Take a photo', 'One of the data set'
+MIN_SHARE = 0.004  # of the photo's pixels: a smaller piece is left out
+MAX_PIECES = 20
+DOUBTFUL = 0.5  # below this probability a piece should be checked by a person
+FILE, CAMERA, SAMPLE = 'Upload a photo', 'Take a photo', 'Use a test photo'
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Where a class goes: the bin's name, its Korean name, and what to do first."""
+    """The bin of a class: its name, its Korean name, and what to do first."""
 
     name: str
     korean: str
@@ -47,23 +47,23 @@ class Bin:
 
 @dataclass(frozen=True)
 class Piece:
-    """Connected pixels of a class: their share of the photo, the mean probability of the class on them, and
-    the (x, y) of the pixel that is deepest inside.
-    """
+    """A connected region of a class."""
 
-    category: int
-    share: float
-    sure: float
-    middle: tuple[int, int]
+    class_id: int
+    share: float  # of the photo's pixels
+    prob: float  # mean probability of the class in the region
+    middle: tuple[int, int]  # (x, y) of the pixel that is farthest from the region's edge
 
 
 def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
-    """Raises BadInput."""
+    """Draw the page. Raises BadInput."""
     st.title('Sort it for me')
     models = find_models(output)
     if not models:
         st.info(
-            plain(f'No trained model under {output} yet: python train.py --cfg configs/demo.yaml --fold 0')
+            escape_markdown(
+                f'No trained model under {output} yet: python train.py --cfg configs/demo.yaml --fold 0'
+            )
         )
         return
     scores = np.nan_to_num([best_score(path) for path in models.values()], nan=-1)
@@ -72,30 +72,34 @@ def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
         'Model', list(models), int(np.argmax(scores)), key='model', persist_state='session'
     )
     opacity = side.slider('Opacity', 0.0, 1.0, 0.5, 0.05, key='opacity-sort', persist_state='session')
-    side.caption('What is sorted here stays on this machine, and is not kept.')
+    side.caption('Photos stay on this machine and are not saved.')
     name, image = choose_image(data, classes)
     if image is None:
         return
     run = load_model(models[title], modified(models[title]))
     start = perf_counter()
-    with st.spinner('Looking'):
+    with st.spinner('Predicting'):
         pieces, ids = find_pieces(predict(run, image))
     show_pieces(name, image, ids, pieces, run.cfg.classes, opacity)
-    st.caption(plain(f'{name}, {image.shape[1]} × {image.shape[0]}: {title}, {perf_counter() - start:.1f} s'))
+    st.caption(
+        escape_markdown(
+            f'{name}, {image.shape[1]} × {image.shape[0]}: {title}, {perf_counter() - start:.1f} s'
+        )
+    )
 
 
 # --- the model ---------------------------------------------------------------------------------------------
 
 
 def find_models(output: Path) -> dict[str, Path]:
-    """The checkpoints of trained folds by what the page calls them."""
-    paths = sorted([*output.glob('*/fold*/best.pt'), *output.glob('*/all/best.pt')])
-    known = [p for p in paths if fold_number(p.parent) is not None]
-    return {f'{p.parent.parent.name}, {p.parent.name}': p for p in known}
+    """Find the checkpoints of trained folds, by the titles that the page gives them."""
+    runs = sorted(output.glob('*'))
+    paths = [path for run in runs for path in fold_files(run, 'best.pt', with_all=True)]
+    return {f'{path.parents[1].name}, {path.parent.name}': path for path in paths}
 
 
 def best_score(checkpoint: Path) -> float:
-    """The highest validation mIoU of the run; nan where none is known."""
+    """Return the highest validation mIoU of a run; nan if it is unknown."""
     try:
         return best_miou(read_metrics(checkpoint.with_name('metrics.csv')))
     except BadInput:
@@ -104,18 +108,17 @@ def best_score(checkpoint: Path) -> float:
 
 @st.cache_resource(max_entries=2, show_spinner='Loading the model')
 def load_model(checkpoint: Path, time: int) -> 'Run':
-    """The model of a checkpoint, kept while the file is the same. Raises BadInput."""
-    from engine.checkpoint import load_run  # with torch, which the other pages do without
+    """Load the model of a checkpoint, once while the file stays the same. Raises BadInput."""
+    from engine.checkpoint import load_run  # imports torch, which the other pages do without
     from engine.distributed import start_ranks
 
-    fold = fold_number(checkpoint.parent)
-    places = {'output_dir': checkpoint.parents[2], 'name': checkpoint.parents[1].name, 'device': 'auto'}
-    cfg = load_config(checkpoint.with_name('config.yaml')).model_copy(update=places)
-    return load_run(cfg, fold, start_ranks(cfg).device)
+    changes = {'output_dir': checkpoint.parents[2], 'name': checkpoint.parents[1].name, 'device': 'auto'}
+    cfg = load_config(checkpoint.with_name('config.yaml')).model_copy(update=changes)
+    return load_run(cfg, fold_of(checkpoint.parent), start_ranks(cfg).device)
 
 
 def predict(run: 'Run', image: np.ndarray) -> np.ndarray:
-    """(K, H, W) probabilities of an (H, W, 3) photo, seen once."""
+    """Predict (K, H, W) probabilities of an (H, W, 3) photo, without test-time augmentation."""
     from engine.inference import photo_probs
 
     return photo_probs(run, image, tta=False).float().cpu().numpy()
@@ -125,17 +128,17 @@ def predict(run: 'Run', image: np.ndarray) -> np.ndarray:
 
 
 def choose_image(data: Path, classes: tuple[str, ...]) -> tuple[str, np.ndarray | None]:
-    """The name and the pixels of the photo that is dropped, taken or chosen; None while there is none."""
+    """Return the name and the pixels of the photo that is uploaded, taken or chosen; None if none is yet."""
     how = st.segmented_control(
         'Photo', [FILE, CAMERA, SAMPLE], default=FILE, required=True, key='how', label_visibility='collapsed'
     )
     if how == SAMPLE:
         return choose_sample(data, classes)
-    place = st.columns([3, 2], gap='large')[0]
+    column = st.columns([3, 2], gap='large')[0]
     if how == CAMERA:
-        upload = place.camera_input('Hold it into the camera', key='camera')
+        upload = column.camera_input('Hold the object in front of the camera', key='camera')
     else:
-        upload = place.file_uploader(
+        upload = column.file_uploader(
             f'A photo of up to {MAX_MEGABYTES} MB: {", ".join(FORMATS)}', key='upload',
             type=['jpg', 'jpeg', 'png', 'webp', 'bmp'], max_upload_size=MAX_MEGABYTES,
         )  # fmt: skip
@@ -149,7 +152,7 @@ def choose_image(data: Path, classes: tuple[str, ...]) -> tuple[str, np.ndarray 
 
 
 def choose_sample(data: Path, classes: tuple[str, ...]) -> tuple[str, np.ndarray]:
-    """A test photo. Raises BadInput where there is none."""
+    """Return the test photo that is chosen. Raises BadInput if there is no test photo."""
     coco = load_coco(data, 'test', classes)
     name = st.selectbox('Test photo', [photo.file_name for photo in coco.photos], key='sample')
     path = data / name
@@ -163,81 +166,82 @@ def choose_sample(data: Path, classes: tuple[str, ...]) -> tuple[str, np.ndarray
 
 
 def find_pieces(probs: np.ndarray) -> tuple[list[Piece], np.ndarray]:
-    """The pieces in (K, H, W) probabilities, largest first, and the (H, W) ids of them alone, background
-    elsewhere. Things of a class that touch are one piece.
+    """Find the pieces in (K, H, W) probabilities; objects of one class that touch are one piece.
+
+    Returns the pieces, largest first, and the (H, W) ids of their pixels, background elsewhere.
     """
     ids = probs.argmax(0).astype(np.uint8)
-    places = np.zeros_like(ids)  # of each pixel, its piece's place below, from 1; LEAST leaves room for 250
+    numbers = np.zeros_like(ids)  # number of each pixel's piece, from 1: MIN_SHARE allows 250 pieces
     pieces = []
     for k in np.unique(ids[ids > 0]):
         count, labels, stats, _ = cv2.connectedComponentsWithStats((ids == k).astype(np.uint8))
         for label in range(1, count):
             share = stats[label, cv2.CC_STAT_AREA] / ids.size
-            if share < LEAST:
+            if share < MIN_SHARE:
                 continue
-            own = labels == label
-            depth = cv2.distanceTransform(np.pad(own.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+            region = labels == label
+            depth = cv2.distanceTransform(np.pad(region.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
             y, x = np.unravel_index(depth.argmax(), depth.shape)
-            pieces.append(Piece(int(k), float(share), float(probs[k][own].mean()), (int(x), int(y))))
-            places[own] = len(pieces)
-    order = sorted(range(len(pieces)), key=lambda n: -pieces[n].share)[:PIECES]
-    kept = np.zeros(1 + len(pieces), np.uint8)
-    for n in order:
-        kept[1 + n] = pieces[n].category
-    return [pieces[n] for n in order], kept[places]
+            pieces.append(Piece(int(k), float(share), float(probs[k][region].mean()), (int(x), int(y))))
+            numbers[region] = len(pieces)
+    largest = sorted(range(len(pieces)), key=lambda n: -pieces[n].share)[:MAX_PIECES]
+    class_ids = np.zeros(1 + len(pieces), np.uint8)
+    for n in largest:
+        class_ids[1 + n] = pieces[n].class_id
+    return [pieces[n] for n in largest], class_ids[numbers]
 
 
 def read_bins(path: Path = BINS) -> dict[str, Bin]:
-    """The bin of each class. Raises BadInput."""
+    """Read the bin of each class. Raises BadInput."""
     try:
         with path.open(newline='', encoding='utf-8') as file:
             rows = [[row[key] for key in ('class', 'bin', 'korean', 'how')] for row in csv.DictReader(file)]
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise BadInput(f'{path}: expected lines of class,bin,korean,how: {one_line(error)}') from None
     if short := next((row for row in rows if None in row), None):
-        raise BadInput(f'{path}: expected lines of class,bin,korean,how: {short[0]!r} has fewer')
+        raise BadInput(f'{path}: expected lines of class,bin,korean,how: the line of {short[0]!r} has fewer')
     return {name: Bin(*rest) for name, *rest in rows}
 
 
 def show_pieces(
     name: str, image: np.ndarray, ids: np.ndarray, pieces: list[Piece], classes: Sequence[str], opacity: float
 ) -> None:
-    """The photo with its pieces numbered, beside the bins that they go into."""
+    """Draw the photo with its pieces numbered, beside the bins that they go into."""
     left, right = st.columns([3, 2], gap='large')
     left.image(
         draw_pieces(image, ids, pieces, opacity), width='stretch', output_format='PNG',
         alt=f'{name}, with {len(pieces)} pieces',
     )  # fmt: skip
     if not pieces:
-        right.info('No trash is seen in this photo.')
+        right.info('No trash was found in this photo.')
         return
     bins = read_bins()
-    for k in dict.fromkeys(piece.category for piece in pieces):
-        own = {number: piece for number, piece in enumerate(pieces, start=1) if piece.category == k}
-        right.html(bin_card(classes[k], k, bins.get(classes[k]), own))
+    for k in dict.fromkeys(piece.class_id for piece in pieces):
+        numbered = {number: piece for number, piece in enumerate(pieces, start=1) if piece.class_id == k}
+        right.html(bin_card(classes[k], k, bins.get(classes[k]), numbered))
 
 
 def draw_pieces(image: np.ndarray, ids: np.ndarray, pieces: list[Piece], opacity: float) -> np.ndarray:
-    """The overlay with each piece's number in its middle."""
+    """Draw the overlay with the number of each piece in its middle."""
     picture = Image.fromarray(overlay(image, ids, opacity))
     draw = ImageDraw.Draw(picture)
     radius = max(9, round(max(image.shape[:2]) / 40))
     for number, piece in enumerate(pieces, start=1):
         draw.circle(
-            piece.middle, radius, 'white', tuple(PALETTE[piece.category].tolist()), max(2, radius // 5)
+            piece.middle, radius, 'white', tuple(PALETTE[piece.class_id].tolist()), max(2, radius // 5)
         )
         draw.text(piece.middle, str(number), 'black', font(round(1.2 * radius)), 'mm')
     return np.array(picture)
 
 
 def bin_card(name: str, k: int, bin_: Bin | None, pieces: dict[int, Piece]) -> str:
-    """HTML: a class's bin, and its pieces by number."""
+    """Make the HTML of a class: its bin, and its pieces by number."""
     colour = 'rgb({}, {}, {})'.format(*PALETTE[k])
-    title = 'no bin is known for it' if bin_ is None else f'{bin_.name} · {bin_.korean}'
+    title = 'no bin is listed for it' if bin_ is None else f'{bin_.name} · {bin_.korean}'
     lines = []
     for number, piece in pieces.items():
-        doubt = ': look at it yourself' if piece.sure < DOUBT else ''
-        lines.append(f'<li><b>{number}</b> {html.escape(name)}, {piece.sure:.0%} sure{doubt}</li>')
+        advice = ': please check' if piece.prob < DOUBTFUL else ''
+        lines.append(f'<li><b>{number}</b> {html.escape(name)}, {piece.prob:.0%} sure{advice}</li>')
     how = '' if bin_ is None else f'<p>{html.escape(bin_.how)}</p>'
     return (
         f'<div class="bin" style="border-color: {colour}"><h4>{html.escape(title)}</h4>'

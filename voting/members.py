@@ -6,7 +6,6 @@
 Shapes: M models, K classes.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from config import fold_of
 from data.coco import Photo, draw_mask
 from submission import SubmissionReader, downsample_mask, open_probs
 from utils.errors import BadInput
@@ -61,8 +61,10 @@ def find_members(paths: Sequence[Path], out: Path) -> list[Member]:
 
 
 def member_of(path: Path) -> Member:
-    fold = re.fullmatch(r'fold(\d+)', path.parent.name)
-    return Member(path, path.parent.parent if fold else path.parent, int(fold[1]) if fold else None)
+    fold = fold_of(path.parent)
+    if fold is None or fold < 0:
+        return Member(path, path.parent, None)
+    return Member(path, path.parent.parent, fold)
 
 
 def by_model(members: Iterable[Member]) -> dict[Path, list[Member]]:

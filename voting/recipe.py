@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import yaml
 
-from config import read_yaml
+from config import fold_files, read_yaml
 from data.coco import training_photos
 from metrics import (
     DRAWS,
@@ -149,7 +149,7 @@ def format_gain(
 
 def calibrate_model(folder: Path, data: Path, classes: tuple[str, ...]) -> str:
     """Fit a model's temperature on its oof_probs.npy and write it into its folder. Raises BadInput."""
-    members = [member_of(path) for path in sorted(folder.glob('fold*/oof.csv')) or [folder / 'oof.csv']]
+    members = [member_of(path) for path in fold_files(folder, 'oof.csv') or [folder / 'oof.csv']]
     samples = read_samples([members], training_photos(data, classes), data, len(classes), soft=True)
     (calibration,) = calibrate(samples, 1)
     path = write_calibration(folder, calibration, [oof_hash(member) for member in members])

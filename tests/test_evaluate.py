@@ -1,0 +1,186 @@
+"""Scoring against labels, comparing two predictions, calibrating, and the names of fold folders."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_csv, write_rectangles
+
+import evaluate
+from config import CLASSES, fold_dir, fold_files, fold_of
+from data.coco import draw_mask, read_coco, read_labels
+from metrics import image_counts
+from utils.errors import BadInput
+from voting.calibration import read_temperature
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def truths(shapes) -> dict[str, np.ndarray]:
+    """The masks of the test photos by file name."""
+    photos = read_labels(shapes / 'test_labels.json', CLASSES).photos
+    return {photo.file_name: draw_mask(photo) for photo in photos}
+
+
+# --- score --------------------------------------------------------------------------------------------------
+
+
+def test_score_by_hand(tmp_path, capsys):
+    polygon = [0, 0, 256, 0, 256, 512, 0, 512]  # the left half of a photo of 512x512 is paper
+    labels = {
+        'images': [{'id': 7, 'file_name': 'a.jpg', 'height': 512, 'width': 512}],
+        'categories': [{'id': k, 'name': name} for k, name in enumerate(CLASSES) if k],
+        'annotations': [{'id': 1, 'image_id': 7, 'category_id': 2, 'area': 1, 'segmentation': [polygon]}],
+    }
+    (tmp_path / 'labels.json').write_text(json.dumps(labels))
+    pred = np.zeros((256, 256), np.uint8)
+    pred[:, :64] = 2  # half of the 128 columns of paper
+    half = write_csv(tmp_path / 'half.csv', {'a.jpg': pred})
+    pred[:, :128] = 2
+    right = write_csv(tmp_path / 'right.csv', {'a.jpg': pred})
+    for _ in range(2):  # counted, then read from beside the CSV
+        evaluate.command(['score', str(half), str(right), '--labels', str(tmp_path / 'labels.json')])
+        head, _, first, second = capsys.readouterr().out.splitlines()
+        assert head.split() == ['mIoU', '95%', *(name.split()[0] for name in CLASSES)]
+        # background 128 of 192 columns, paper 64 of 128: (2/3 + 1/2) / 2
+        assert first.split() == [str(half), '58.33', '58.3-58.3', '66.7', '-', '50.0', *'--------']
+        assert second.split() == [str(right), '100.00*', '100.0-100.0', '100.0', '-', '100.0', *'--------']
+
+
+def test_rows_in_any_order(shapes, truths, tmp_path):
+    """A CSV's rows are taken in the order of the labels, so that intervals are drawn on the same photos."""
+    empty = {name: np.where(np.arange(256) < 128, mask, 0) for name, mask in truths.items()}
+    first = write_csv(tmp_path / 'a.csv', empty)
+    second = write_csv(tmp_path / 'b.csv', dict(reversed(empty.items())))
+    counts = evaluate.score_csvs([first, second], shapes / 'test_labels.json', CLASSES)
+    assert np.array_equal(*counts) and not np.array_equal(counts[0], counts[0][::-1])
+
+
+@pytest.mark.parametrize(
+    ('harm', 'message'),
+    [
+        (lambda masks: masks.pop('batch_01/0025.jpg'), "has no row of image 'batch_01/0025.jpg'"),
+        (lambda masks: masks.update({'b.jpg': np.zeros((256, 256), np.uint8)}), "has a row of image 'b.jpg'"),
+    ],
+)
+def test_score_of_other_images(shapes, truths, tmp_path, harm, message):
+    masks = dict(truths)
+    harm(masks)
+    csv = write_csv(tmp_path / 'a.csv', masks)
+    with pytest.raises(BadInput, match=message):
+        evaluate.command(['score', str(csv), '--labels', str(shapes / 'test_labels.json')])
+
+
+def test_score_without_truth(shapes, truths, tmp_path):
+    csv = write_csv(tmp_path / 'a.csv', truths)
+    with pytest.raises(BadInput, match='has no annotations'):
+        evaluate.command(['score', str(csv), '--labels', str(shapes / 'test.json')])
+    with pytest.raises(BadInput, match='No such file'):
+        evaluate.command(['score', str(csv), '--labels', str(shapes / 'none.json')])
+
+
+# --- compare and calibrate ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rectangles(tmp_path):
+    """A data root of 12 photos, and their masks."""
+    boxes = {f'{n}.jpg': (10 + 5 * n, 20, 60, 80, 1 + n % 3) for n in range(12)}
+    return tmp_path / 'data', write_rectangles(tmp_path / 'data', 256, 256, boxes)
+
+
+def test_compare_says_which_is_better(rectangles, tmp_path, capsys):
+    data, masks = rectangles
+    good = write_csv(tmp_path / 'good.csv', masks)
+    bad = write_csv(tmp_path / 'bad.csv', {name: np.roll(mask, 9, 1) for name, mask in masks.items()})
+    options = ['--data', str(data)]
+    assert evaluate.command(['compare', str(good), str(bad), *options]) == 0
+    printed = capsys.readouterr().out
+    assert f'{good}: mIoU 1.0000 [1.0000, 1.0000]\n' in printed and '95% bootstrap interval' in printed
+    assert printed.endswith('the first is better, a significant difference on 12 photos\n')
+    evaluate.command(['compare', str(bad), str(good), *options])
+    assert 'the second is better, a significant difference on 12 photos' in capsys.readouterr().out
+    evaluate.command(['compare', str(good), str(good), *options])
+    assert 'no significant difference on 12 photos' in capsys.readouterr().out
+    some = write_csv(tmp_path / 'some.csv', dict(list(masks.items())[:-1]))
+    with pytest.raises(BadInput, match="some.csv: has no row of image '11.jpg', which .*good.csv has"):
+        evaluate.command(['compare', str(good), str(some), *options])
+    other = write_csv(tmp_path / 'other.csv', {'x.jpg': masks['0.jpg']})
+    with pytest.raises(BadInput, match="image 'x.jpg' is not among the training photos of"):
+        evaluate.command(['compare', str(other), str(other), *options])
+
+
+def test_calibrate_keeps_a_temperature_for_pseudo_labels(rectangles, tmp_path, capsys):
+    data, masks = rectangles
+    rng = np.random.default_rng(0)
+    folder = tmp_path / 'output/b'
+    probs = []
+    for mask in masks.values():  # overconfident: sure everywhere, right on nine pixels of ten
+        wrong = rng.random(mask.shape) < 0.1
+        ids = np.where(wrong, (mask + 1) % 11, mask)
+        probs.append(np.where(np.arange(11)[:, None, None] == ids, 245, 1).astype(np.uint8))
+    write_csv(folder / 'oof.csv', {name: p.argmax(0) for name, p in zip(masks, probs, strict=True)})
+    np.save(folder / 'oof_probs.npy', np.stack(probs))
+    assert evaluate.command(['calibrate', str(folder), '--data', str(data)]) == 0
+    assert 'expected calibration error' in capsys.readouterr().out
+    assert read_temperature(folder) > 1.1
+    with pytest.raises(BadInput, match='no such file'):
+        evaluate.command(['calibrate', str(tmp_path / 'none'), '--data', str(data)])
+
+
+# --- the confusions of each photo ---------------------------------------------------------------------------
+
+
+def test_folds_with_the_same_photo_are_refused(rectangles, tmp_path):
+    data, masks = rectangles
+    coco = read_coco(data, 'train', CLASSES)
+    paths = [write_csv(tmp_path / f'{fold}.csv', dict(list(masks.items())[fold::2])) for fold in (0, 1)]
+    folds = evaluate.read_fold_confusions(paths, coco, len(CLASSES))
+    assert [fold.image_ids for fold in folds] == [tuple(masks)[0::2], tuple(masks)[1::2]]
+    assert np.array_equal(folds[0].counts()[2], image_counts(folds[0].matrices[2]))
+    with pytest.raises(BadInput, match=r"b.csv: image '0.jpg' is out of fold in .*0.csv too"):
+        again = write_csv(tmp_path / 'b.csv', {'0.jpg': masks['0.jpg']})
+        evaluate.read_fold_confusions([*paths, again], coco, len(CLASSES))
+
+
+def test_a_folder_that_is_read_only_is_counted_again(rectangles, tmp_path, monkeypatch):
+    data, masks = rectangles
+    coco = read_coco(data, 'train', CLASSES)
+    path = write_csv(tmp_path / 'a.csv', masks)
+
+    def refuse(path):
+        raise BadInput(f'{path}: cannot be written')
+
+    monkeypatch.setattr(evaluate, 'write_whole', refuse)
+    assert evaluate.read_confusions(path, coco, len(CLASSES)).matrices.sum() == 12 * 256 * 256
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['a.csv', 'data']
+
+
+# --- fold folders -------------------------------------------------------------------------------------------
+
+
+def test_fold_folders_are_named_and_found(tmp_path):
+    for fold in (-1, 0, 3, 12):
+        assert fold_of(tmp_path / fold_dir(fold)) == fold
+    for name in ('3', 'fold', 'fold-1', 'foldx', 'fold3x', 'fold٣', 'run'):
+        assert fold_of(tmp_path / name) is None
+    names = ('fold10', 'fold2', 'all', 'foldx', 'fold0')
+    for name in names:
+        (tmp_path / name).mkdir()
+        if name != 'fold0':
+            (tmp_path / name / 'oof.csv').touch()
+    found = [path.parent.name for path in fold_files(tmp_path, 'oof.csv')]
+    assert found == ['fold2', 'fold10']
+    assert fold_files(tmp_path, 'oof.csv', with_all=True)[2:] == [tmp_path / 'all/oof.csv']
+    assert fold_files(tmp_path / 'none', 'oof.csv') == []
+
+
+@pytest.mark.parametrize('script', ['evaluate', 'viz'])
+def test_help_imports_nothing_slow(script):
+    slow = "{'torch', 'scipy', 'streamlit', 'matplotlib', 'pandas'}"
+    code = f'import sys, {script}; assert not {slow} & set(sys.modules), {slow} & set(sys.modules)'
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
