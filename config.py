@@ -36,6 +36,7 @@ LossTerm = Literal['ce', 'ohem', 'dice', 'lovasz', 'focal']
 Positive = Annotated[float, Field(gt=0)]
 Scale = Annotated[float, Field(gt=0, le=16)]
 Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
+FORMER_KEYS = {'schedule': 'lr_schedule'}  # older configs and checkpoints have these names
 
 
 class Config(BaseModel):
@@ -365,6 +366,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def make_config(values: dict[str, Any], where: str) -> Config:
     """Make a Config of plain values. Raises BadInput, which names their source: `where`."""
+    values = {FORMER_KEYS.get(key, key): value for key, value in values.items()}
     for key in values:
         if key not in Config.model_fields:
             name = str(key)[:60]

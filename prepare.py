@@ -194,12 +194,10 @@ def print_folds(args: Namespace) -> None:
 
 def add_demo(commands: Any) -> None:
     parser = add_command(commands, make_demo, 'demo', 'draw a demo set, with test labels')
-    parser.add_argument(
-        '--out', type=Path, default=Path('input/demo'), help='data root to make; default input/demo'
-    )
+    parser.add_argument('--out', type=Path, default=Path('input/demo'), help='data root to make')
     photos = at_least(1, MAX_PHOTOS)
-    parser.add_argument('--train', type=photos, default=120, help='training photos; default 120')
-    parser.add_argument('--test', type=photos, default=40, help='test photos; default 40')
+    parser.add_argument('--train', type=photos, default=120, help='training photos')
+    parser.add_argument('--test', type=photos, default=40, help='test photos')
     parser.add_argument('--seed', type=at_least(0, MAX_SEED), default=0, help='seed of the drawings')
 
 
@@ -229,8 +227,8 @@ def add_taco(commands: Any) -> None:
     parser.add_argument(
         '--photos', type=Path, help='folder of the original photos; by default they are downloaded'
     )
-    parser.add_argument('--workers', type=at_least(1), default=8, help='parallel downloads; default 8')
-    parser.add_argument('--retries', type=at_least(0), default=5, help='retries of a download; default 5')
+    parser.add_argument('--workers', type=at_least(1), default=8, help='parallel downloads')
+    parser.add_argument('--retries', type=at_least(0), default=5, help='retries of a download')
     add_overwrite(parser)
 
 

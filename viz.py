@@ -52,7 +52,7 @@ def add_pictures(commands: argparse._SubParsersAction) -> None:
     parser.add_argument('--csv', type=Path, required=True, help='the predictions')
     parser.add_argument('--out', type=Path, required=True, metavar='PNG', help='the picture to write')
     parser.add_argument('--data', type=Path, help='data root; by default input/data')
-    parser.add_argument('--split', choices=['test', 'train'], default='test', help='by default test')
+    parser.add_argument('--split', choices=['test', 'train'], default='test', help='which photos')
     add_labels_argument(parser)
     add_draw_arguments(parser)
     add_config_arguments(parser, required=False)
@@ -77,7 +77,7 @@ def add_suspects(commands: argparse._SubParsersAction) -> None:
 def add_augment(commands: argparse._SubParsersAction) -> None:
     parser = add_command(commands, 'augment', 'Draw a sheet of training photos and their augmented samples.')
     add_config_arguments(parser)
-    parser.add_argument('--fold', type=int, default=0, help='its training photos are drawn; by default 0')
+    parser.add_argument('--fold', type=int, default=0, help='its training photos are drawn')
     parser.add_argument('--out', type=Path, required=True, metavar='PNG', help='the picture to write')
     add_draw_arguments(parser)
 
@@ -86,7 +86,7 @@ def add_app(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands, 'app', 'Show runs, photos with truth and predictions, and sorting, in a browser.'
     )
-    parser.add_argument('--port', type=int, default=8501, help='port on this machine; by default 8501')
+    parser.add_argument('--port', type=int, default=8501, help='port on this machine')
     parser.add_argument('--data', type=Path, help='data root; by default input/data')
     add_labels_argument(parser)
     add_output_argument(parser)
@@ -100,9 +100,7 @@ def add_run_arguments(parser: ArgumentParser) -> None:
 
 
 def add_output_argument(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        '--output', type=Path, default=Path('output'), help='the folder of the runs; by default output'
-    )
+    parser.add_argument('--output', type=Path, default=Path('output'), help='the folder of the runs')
 
 
 def add_labels_argument(parser: ArgumentParser) -> None:
@@ -115,10 +113,8 @@ def add_labels_argument(parser: ArgumentParser) -> None:
 
 
 def add_draw_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument('--count', type=at_least(1), default=6, help='photos drawn at random; by default 6')
-    parser.add_argument(
-        '--seed', type=at_least(0, MAX_SEED), default=0, help='seed of the choice of photos; by default 0'
-    )
+    parser.add_argument('--count', type=at_least(1), default=6, help='photos drawn at random')
+    parser.add_argument('--seed', type=at_least(0, MAX_SEED), default=0, help='seed of the choice of photos')
 
 
 # --- commands: slow libraries are imported by the command that needs them ---------------------------------

@@ -43,11 +43,14 @@ def write(tmp_path, text):
     return path
 
 
+def test_former_name_of_a_key_is_taken(tmp_path):
+    assert load_config(write(tmp_path, 'schedule: poly')).lr_schedule == 'poly'
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
         ('epoch: 1', "unknown key 'epoch'; did you mean 'epochs'"),
-        ('schedule: poly', "unknown key 'schedule'; did you mean 'lr_schedule'"),
         ('lr: fast', "key 'lr'.*found 'fast'"),
         ('lr: -1', "key 'lr'.*greater than 0.*found -1"),
         ('lr: true', "key 'lr': found True"),

@@ -77,7 +77,7 @@ def test_thirteen_files_at_the_root():
 # arguments with which a script reads its config
 ARGUMENTS = {
     'ensemble.py': ['a.csv', '--out', 'b.csv'],
-    'evaluate.py': ['score', 'a.csv'],
+    'evaluate.py': ['score', 'a.csv', '--labels', 'b.json'],
     'infer.py': ['--fold', '0', '--split', 'oof'],
     'models.py': [],
     'prepare.py': ['folds'],

@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from config import load_config
 from utils.cli import ArgumentParser, at_least, parse_early, run_script
 from utils.files import write_text
 
@@ -44,7 +45,10 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes of the config'
     )
     parser.add_argument('--json', type=Path, help='also write the table to this file; by default to none')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.cfg:
+        load_config(args.cfg, args.set)  # a mistake in it ends the run here
+    return args
 
 
 if __name__ == '__main__':
