@@ -214,7 +214,7 @@ def test_the_real_run_runs(commands, shapes, tmp_path, monkeypatch, capsys):
         run.add(script)
     assert run == {
         'prepare.py', 'train.py', 'infer.py', 'pseudo.py', 'ensemble.py', 'evaluate.py', 'submission.py',
-        'viz.py', '-m tools.postprocess',
+        'viz.py', '-m tools.export_onnx', '-m tools.postprocess',
     }  # fmt: skip
     for path in ('convnext_knet/fold1/best.pt', 'convnext_knet-pseudo/fold0/test.csv', 'submission.csv'):
         assert (tmp_path / 'output' / path).is_file(), path
