@@ -4,8 +4,7 @@
 
 A scene depends only on (seed, split, index), so a larger set starts with the photos of a smaller one. Its
 mask is exact: pycocotools rasterises each outline before the object is drawn, and the objects are drawn in
-the order in which masks are painted. objects.py draws the objects; this module places, lights and photographs
-them.
+the order in which masks are painted.
 """
 
 import json
@@ -73,14 +72,15 @@ def make_demo_set(out: Path, train: int = 120, test: int = 40, seed: int = 0) ->
     with ProcessPoolExecutor(min(PROCESSES, max(len(jobs), 1)), get_context('spawn')) as pool:
         drawn = pool.map(partial(write_scene, out, seed), jobs, chunksize=4)
         scenes = list(progress(drawn, 'demo set', 'photo', len(jobs)))
-    files = (('train', 'train_all', False), ('test', 'test_labels', False), ('test', 'test', True))
-    for split, name, hidden in files:
+    size = {'height': SIDE, 'width': SIDE}
+    for split, name in (('train', 'train_all'), ('test', 'test_labels'), ('test', 'test')):
         images, annotations = [], []
         for image_id, (job, records) in enumerate(zip(jobs, scenes, strict=True)):
             if job[0] != split:
                 continue
-            images.append(image_record(image_id, file_name(*job)))
-            for record in [] if hidden else records:
+            image = {'license': 0, 'url': None, 'file_name': file_name(*job), **size, 'date_captured': None}
+            images.append({**image, 'id': image_id})
+            for record in records if name != 'test' else []:
                 annotations.append({'id': len(annotations), 'image_id': image_id, **record})
         write_json(out / f'{name}.json', images, annotations)
 
@@ -99,18 +99,10 @@ def file_name(split: str, index: int) -> str:
     return f'batch_{1 + SPLITS.index(split):02d}/{index:04d}.jpg'
 
 
-def image_record(image_id: int, name: str) -> dict[str, Any]:
-    size = {'height': SIDE, 'width': SIDE}
-    return {'license': 0, 'url': None, 'file_name': name, **size, 'date_captured': None, 'id': image_id}
-
-
 def write_json(path: Path, images: list[dict], annotations: list[dict]) -> None:
+    description = 'drawn scenes of trash, for a demo of the whole job'
     content = {
-        'info': {
-            'year': 2025,
-            'version': '1',
-            'description': 'drawn scenes of trash, for a demo of the whole job',
-        },
+        'info': {'year': 2025, 'version': '1', 'description': description},
         'licenses': [{'id': 0, 'name': 'as the code that drew them', 'url': None}],
         'images': images,
         'categories': [{'id': k, 'name': name, 'supercategory': name} for k, name in enumerate(CLASSES) if k],
@@ -246,9 +238,7 @@ def paint(picture: Array, item: PlacedObject) -> None:
     mask = cv2.GaussianBlur(item.mask[part].astype(np.float32), (0, 0), 0.6)
     matrix = item.matrix - np.array([[0, 0, part[1].start], [0, 0, part[0].start]])
     image, opacity = (
-        cv2.warpAffine(
-            np.float32(a), matrix, mask.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
+        cv2.warpAffine(a, matrix, mask.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
         for a in (cutout.image, cutout.opacity)
     )
     behind = picture[part]
@@ -270,10 +260,8 @@ def photograph(rng: Rng, picture: Array, light: Array) -> Array:
     picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.35, 0.95))
     picture = np.clip(picture, 0, 1) ** np.float32(rng.uniform(0.85, 1.15))
     level = np.float32(rng.uniform(0.006, 0.025))
-    picture = picture + level * (
-        grain(rng, (SIDE, SIDE))[..., None] + 0.4 * rng.standard_normal(picture.shape, np.float32)
-    )
-    return np.uint8(np.clip(picture, 0, 1) * 255 + 0.5)
+    sensor = grain(rng, (SIDE, SIDE))[..., None] + 0.4 * rng.standard_normal(picture.shape, np.float32)
+    return np.uint8(np.clip(picture + level * sensor, 0, 1) * 255 + 0.5)
 
 
 def annotate(item: PlacedObject) -> dict[str, Any]:
