@@ -101,9 +101,9 @@ def test_compare_says_which_is_better(rectangles, tmp_path, capsys):
     assert evaluate.command(['compare', str(good), str(bad), *options]) == 0
     printed = capsys.readouterr().out
     assert f'{good}: mIoU 1.0000 [1.0000, 1.0000]\n' in printed and '95% bootstrap interval' in printed
-    assert printed.endswith('the first is better, a significant difference on 12 photos\n')
+    assert printed.endswith('the first is better: a significant difference on 12 photos\n')
     evaluate.command(['compare', str(bad), str(good), *options])
-    assert 'the second is better, a significant difference on 12 photos' in capsys.readouterr().out
+    assert 'the second is better: a significant difference on 12 photos' in capsys.readouterr().out
     evaluate.command(['compare', str(good), str(good), *options])
     assert 'no significant difference on 12 photos' in capsys.readouterr().out
     some = write_csv(tmp_path / 'some.csv', dict(list(masks.items())[:-1]))
