@@ -23,18 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+import metrics
 from data.coco import CocoSet, draw_mask, read_coco, read_labels
-from metrics import (
-    LEVEL,
-    confusion_matrix,
-    interval,
-    iou_of_counts,
-    mean_of_iou,
-    miou_of_counts,
-    paired_by_class,
-    paired_interval,
-    verdict,
-)
 from submission import SubmissionReader, classes_and_data, downsample_mask, require_same_images
 from utils.cli import ArgumentParser, add_config_arguments, run_script
 from utils.errors import DONE, BadInput
@@ -88,9 +78,6 @@ def add_data_arguments(parser: ArgumentParser) -> None:
     add_config_arguments(parser, required=False)
 
 
-# --- the confusion matrix of each photo
-
-
 @dataclass(frozen=True)
 class Confusions:
     """Photos of a CSV and the confusion matrix of each."""
@@ -105,11 +92,11 @@ class Confusions:
 
     def ious(self) -> np.ndarray:
         """Return the (n, K) IoU of each class in each photo; nan if neither truth nor prediction has it."""
-        return iou_of_counts(*np.moveaxis(self.counts(), 1, 0))
+        return metrics.iou_of_counts(*np.moveaxis(self.counts(), 1, 0))
 
     def scores(self) -> np.ndarray:
         """Return the (n,) mean IoU over the classes in each photo; nan if all its pixels are IGNORED."""
-        return mean_of_iou(self.ious())
+        return metrics.mean_of_iou(self.ious())
 
 
 def read_confusions(path: Path, coco: CocoSet, num_classes: int, progress: Bar = iter) -> Confusions:
@@ -142,7 +129,7 @@ def count_confusions(path: Path, coco: CocoSet, num_classes: int, progress: Bar)
         matrices = np.zeros((len(reader.image_ids), num_classes, num_classes), np.int32)
         for row, image_id in enumerate(progress(reader.image_ids)):
             truth = downsample_mask(draw_mask(photos[image_id]))
-            matrices[row] = confusion_matrix(truth, reader.read(image_id), num_classes)
+            matrices[row] = metrics.confusion_matrix(truth, reader.read(image_id), num_classes)
         return Confusions(tuple(reader.image_ids), matrices)
 
 
@@ -180,10 +167,7 @@ def _write_cache(cache: Path, stamp: str, confusions: Confusions) -> None:
 def read_counts(
     csvs: Sequence[Path], coco: CocoSet, num_classes: int, image_ids: Sequence[str], source: Path
 ) -> list[np.ndarray]:
-    """Return the (n, 3, K) metrics.image_counts of each CSV, in the order of `image_ids`.
-
-    Raises BadInput if a CSV has other images than `source`, the file that the ids come from.
-    """
+    """Return the (n, 3, K) image_counts of each CSV, with the `image_ids` of `source`. Raises BadInput."""
     for path in csvs:
         with SubmissionReader(path, num_classes) as reader:
             require_same_images(image_ids, source, reader)
@@ -193,9 +177,6 @@ def read_counts(
         rows = {image_id: row for row, image_id in enumerate(confusions.image_ids)}
         counts.append(confusions.counts()[[rows[image_id] for image_id in image_ids]])
     return counts
-
-
-# --- score
 
 
 def score_csvs(csvs: Sequence[Path], labels: Path, classes: Sequence[str]) -> list[np.ndarray]:
@@ -214,14 +195,14 @@ def read_truth(labels: Path, classes: Sequence[str]) -> CocoSet:
 
 def format_scores(csvs: Sequence[Path], counts: Sequence[np.ndarray], classes: Sequence[str]) -> str:
     """Format a line per CSV from its (n, 3, K) counts: mIoU, interval, IoU per class in %; * is the best."""
-    scores = [*map(interval, counts)]
+    scores = [*map(metrics.interval, counts)]
     best = max(score.value for score in scores)
-    names = ('mIoU', f'{LEVEL:.0%} interval', *classes)
+    names = ('mIoU', f'{metrics.LEVEL:.0%} interval', *classes)
     table = [['', *(name.partition(' ')[0] for name in names)]]
     table.append(['', *(name.partition(' ')[2] for name in names)])
     for csv, score, csv_counts in zip(csvs, scores, counts, strict=True):
         star = '*' if len(csvs) > 1 and score.value == best else ' '
-        ious = iou_of_counts(*csv_counts.sum(0))
+        ious = metrics.iou_of_counts(*csv_counts.sum(0))
         cells = ('-' if np.isnan(iou) else f'{100 * iou:.1f}' for iou in ious)
         bounds = f'{100 * score.low:.1f}-{100 * score.high:.1f}'
         table.append([str(csv), f'{100 * score.value:.2f}{star}', bounds, *cells])
@@ -233,26 +214,21 @@ def format_scores(csvs: Sequence[Path], counts: Sequence[np.ndarray], classes: S
     return '\n'.join(lines)
 
 
-# --- compare and choose
-
-
 def compare_scores(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> str:
-    """Format the scores of two CSVs and their difference, by class too, with paired bootstrap intervals.
-
-    Raises BadInput if the two have other photos, or one that is not a training photo.
-    """
+    """Format the scores of two CSVs and their difference, by class too, with intervals. Raises BadInput."""
     coco = read_coco(data, 'train', classes)
     with SubmissionReader(csvs[0], len(classes)) as reader:
         image_ids = reader.image_ids
     first, second = read_counts(csvs, coco, len(classes), image_ids, csvs[0])
     width = max(map(len, classes))
-    lines = [f'{path}: mIoU {interval(counts)}' for path, counts in zip(csvs, (first, second), strict=True)]
-    lines.append(f'{"first - second":<{width}}           {LEVEL:.0%} bootstrap interval')
-    total = paired_interval(first, second)
-    for name, gain in zip([*classes, 'mIoU'], [*paired_by_class(first, second), total], strict=True):
+    totals = map(metrics.interval, (first, second))
+    lines = [f'{path}: mIoU {score}' for path, score in zip(csvs, totals, strict=True)]
+    lines.append(f'{"first - second":<{width}}           {metrics.LEVEL:.0%} bootstrap interval')
+    total = metrics.paired_interval(first, second)
+    for name, gain in zip([*classes, 'mIoU'], [*metrics.paired_by_class(first, second), total], strict=True):
         if not np.isnan(gain.value):
             lines.append(f'{name:<{width}}  {gain.value:+.4f}  [{gain.low:+.4f}, {gain.high:+.4f}]')
-    lines.append(verdict(total, len(image_ids)))
+    lines.append(metrics.verdict(total, len(image_ids)))
     return '\n'.join(lines)
 
 
@@ -266,8 +242,8 @@ def cross_fit(totals: np.ndarray) -> tuple[int, np.ndarray]:
         fault = 'found fewer than 2 photos out of fold'
         raise BadInput(f'{fault}; expected 2 or more, to choose on some for others')
     everything = totals.sum(0)
-    without = [miou_of_counts(everything - part).argmax() for part in totals]
-    return int(miou_of_counts(everything).argmax()), np.array(without)
+    without = [metrics.miou_of_counts(everything - part).argmax() for part in totals]
+    return int(metrics.miou_of_counts(everything).argmax()), np.array(without)
 
 
 if __name__ == '__main__':

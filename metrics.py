@@ -133,10 +133,7 @@ def paired_by_class(ours: np.ndarray, theirs: np.ndarray) -> list[Interval]:
 
 
 def draw(counts: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Add up the counts of images drawn with replacement: (n, 3, K) → (B, 3, K) float64.
-
-    The draws depend on n and the seed alone, so that two predictions of the same images can be compared.
-    """
+    """Add up the counts of images drawn with replacement, alike for the same n: → (B, 3, K) float64."""
     n = len(counts)
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws)  # (B, n)
     return (times @ counts.reshape(n, -1).astype(np.float64)).reshape(draws, *counts.shape[1:])

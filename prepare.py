@@ -94,9 +94,6 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     return parser.parse_args(argv)
 
 
-# --- check
-
-
 def check(args: Namespace) -> None:
     """Read every record, decode every photo, and print a summary. Raises BadInput with the first fault."""
     classes, data = classes_and_data(args)
@@ -163,9 +160,6 @@ def print_duplicates(splits: list[CocoSet], thumbnails: list[np.ndarray]) -> Non
         print('  ' + ', '.join(names[row] for row in rows))
 
 
-# --- masks
-
-
 def write_masks(args: Namespace) -> None:
     """Write the masks of the training photos at their own size as PNG ids, out/<file_name>.png."""
     (classes, data), out = classes_and_data(args), args.out
@@ -178,9 +172,6 @@ def write_masks(args: Namespace) -> None:
                 Image.fromarray(draw_mask(photo)).save(file, 'PNG', compress_level=1)
     print(f'wrote {len(coco.photos)} masks under {out}')
     print_next(classes, data, args.cfg, args.set)
-
-
-# --- folds
 
 
 def print_folds(args: Namespace) -> None:
@@ -200,9 +191,6 @@ def print_folds(args: Namespace) -> None:
             print(f'{name:<16}' + ''.join(f'{n:>8}' for n in counts[:, k]))
     resume = ['--resume'] if (cfg.run_dir(0) / 'last.pt').exists() else []
     print(next_line('train.py', '--fold', 0, *resume, cfg=args.cfg, changes=args.set))
-
-
-# --- the demo set and TACO
 
 
 def make_demo(args: Namespace) -> None:
@@ -229,9 +217,6 @@ def make_taco_set(args: Namespace) -> None:
     print_next(CLASSES, args.out)
 
 
-# --- imports
-
-
 def import_yolo_set(args: Namespace) -> None:
     print_config(import_yolo(args.yaml, args.out, args.overwrite), args.out)
 
@@ -240,9 +225,6 @@ def import_mask_set(args: Namespace) -> None:
     classes, _ = classes_and_data(args)
     import_masks(args.photos, args.masks, classes, args.out, args.test, args.overwrite)
     print_config(classes, args.out, args.cfg, args.set)
-
-
-# --- the next command
 
 
 def print_config(

@@ -66,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     image_ids = read_test_ids(data)
     pixels = check_submission(args.csv, image_ids, len(classes))
     print(f'{args.csv}: {len(image_ids)} images')
-    print(format_shares(pixels, classes))
+    width = max(map(len, classes))
+    for name, share in zip(classes, pixels / pixels.sum(), strict=True):
+        print(f'{name:<{width}}  {share:>7.3%}')
     if args.against is not None:
         print(compare_masks(args.csv, args.against, classes))
     print('ok')
@@ -128,13 +130,6 @@ def check_submission(path: Path, image_ids: Sequence[str], num_classes: int = le
             wrong = f'line {line}: found image {image_id!r}, expected {expected!r} as in test.json'
             raise BadInput(f'{path}: {wrong}')
     return pixels
-
-
-def format_shares(pixels: np.ndarray, classes: Sequence[str]) -> str:
-    """Format one line a class: the share of the pixels that it covers."""
-    width = max(map(len, classes))
-    shares = zip(classes, pixels / pixels.sum(), strict=True)
-    return '\n'.join(f'{name:<{width}}  {share:>7.3%}' for name, share in shares)
 
 
 def compare_masks(path: Path, other: Path, classes: Sequence[str], worst: int = 5) -> str:
@@ -223,9 +218,6 @@ def _block_side(shape: tuple[int, ...]) -> int:
     return shape[-1] // SIDE
 
 
-# --- writing
-
-
 class SubmissionWriter(ExitStack):
     """Write a submission row by row, whole or not at all. Raises BadInput.
 
@@ -271,9 +263,6 @@ def encode_mask(mask: np.ndarray) -> bytes:
     # pairs of bytes: a digit and a space; ':' comes after '9', and stands for 10 until it is replaced
     text = (mask.astype('<u2') + PAIR).tobytes()[:-1]
     return text.replace(b':', b'10') if high == 10 else text
-
-
-# --- reading
 
 
 def read_rows(path: str | Path, num_classes: int = len(CLASSES)) -> Iterator[tuple[str, np.ndarray]]:

@@ -43,10 +43,9 @@ class Augment:
         cfg = self.cfg
         focus = object_pixel(mask, rng) if chance(cfg.crop_balance, rng) else None
         image, mask = scale_and_crop(photo, mask, rng, cfg, self.fill, focus)
-        if rng.random() < cfg.hflip:
-            image, mask = cv2.flip(image, 1), cv2.flip(mask, 1)
-        if rng.random() < cfg.vflip:
-            image, mask = cv2.flip(image, 0), cv2.flip(mask, 0)
+        for axis, probability in ((1, cfg.hflip), (0, cfg.vflip)):
+            if rng.random() < probability:
+                image, mask = cv2.flip(image, axis), cv2.flip(mask, axis)
         if rng.random() < cfg.rot90:
             turn = QUARTER_TURNS[int(rng.integers(3))]
             image, mask = cv2.rotate(image, turn), cv2.rotate(mask, turn)

@@ -127,6 +127,4 @@ def resize_image(image: np.ndarray, side: int) -> np.ndarray:
 
 def resize_mask(mask: np.ndarray, side: int) -> np.ndarray:
     """Resize (H, W) to (side, side), nearest neighbour: class ids must not be mixed."""
-    if mask.shape == (side, side):
-        return mask
     return cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST)

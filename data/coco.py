@@ -65,10 +65,9 @@ class CocoSet:
 
 
 def read_coco(root: str | Path, split: str, classes: tuple[str, ...]) -> CocoSet:
-    """Read the photos and annotations of a split ('train' or 'test') from a data root.
+    """Read the photos and annotations of a split ('train' or 'test') from a data root. Raises BadInput.
 
-    Train is train_all.json, or train.json and val.json together with new image ids. Raises BadInput with the
-    file and the record of the first fault.
+    Train is train_all.json, or train.json and val.json together with new image ids.
     """
     root = Path(root)
     files = annotation_files(root, split)
@@ -168,16 +167,12 @@ def _read_file(path: Path, content: bytes, classes: tuple[str, ...], first_id: i
     records = _read_images(path, images)
     listed = _require(f'{path}: the file', data, 'annotations', list)
     annotations = _read_annotations(path, listed, records, len(classes))
-    return [
-        Photo(
-            image_id if first_id is None else first_id + position,
-            record['file_name'],
-            record['height'],
-            record['width'],
-            tuple(annotations[image_id]),
-        )
-        for position, (image_id, record) in enumerate(records.items())
-    ]
+    photos = []
+    for position, (image_id, record) in enumerate(records.items()):
+        number = image_id if first_id is None else first_id + position
+        name, size = record['file_name'], (record['height'], record['width'])
+        photos.append(Photo(number, name, *size, tuple(annotations[image_id])))
+    return photos
 
 
 def _read_images(path: Path, images: list[Any]) -> dict[int, dict[str, Any]]:
@@ -188,7 +183,16 @@ def _read_images(path: Path, images: list[Any]) -> dict[int, dict[str, Any]]:
         image_id = _require(where, record, 'id', int)
         if image_id in records:
             raise BadInput(f'{where}: id {image_id} appears twice')
-        _check_image(where, record)
+        name = _require(where, record, 'file_name', str)
+        if not name or not is_plain(name):
+            raise BadInput(f'{where}: file_name {name[:80]!r} is not a file name')
+        for key in ('height', 'width'):
+            side = _require(where, record, key, int)
+            if not 1 <= side <= MAX_SIDE:
+                raise BadInput(f'{where}: {key} is {str(side)[:60]}, expected 1 to {MAX_SIDE}')
+        pixels = record['height'] * record['width']
+        if pixels > MAX_PIXELS:
+            raise BadInput(f'{where}: has {pixels:,} pixels, expected at most {MAX_PIXELS:,}')
         records[image_id] = record
     return records
 
@@ -241,19 +245,6 @@ def _check_categories(path: Path, categories: list[Any], classes: tuple[str, ...
             found, there = names.get(category_id), expected.get(category_id)
             fault = f'category {category_id} is {found!r}, but the config key classes has {there!r} there'
             raise BadInput(f'{path}: {fault}')
-
-
-def _check_image(where: str, record: dict[str, Any]) -> None:
-    name = _require(where, record, 'file_name', str)
-    if not name or not is_plain(name):
-        raise BadInput(f'{where}: file_name {name[:80]!r} is not a file name')
-    for key in ('height', 'width'):
-        side = _require(where, record, key, int)
-        if not 1 <= side <= MAX_SIDE:
-            raise BadInput(f'{where}: {key} is {str(side)[:60]}, expected 1 to {MAX_SIDE}')
-    pixels = record['height'] * record['width']
-    if pixels > MAX_PIXELS:
-        raise BadInput(f'{where}: has {pixels:,} pixels, expected at most {MAX_PIXELS:,}')
 
 
 def _read_annotation(

@@ -29,7 +29,12 @@ def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
             raise BadInput(f'{path}: no such file (folds_csv)')
         with lock(cfg.cache_dir / '.folds.lock', 'assigning folds', wait=True):
             if not path.exists():
-                write_folds(path, cache, make_folds(cfg, cache))
+                text = io.StringIO()
+                writer = csv.writer(text, lineterminator='\n')
+                writer.writerow(['image_id', 'file_name', 'fold'])
+                for photo, fold in zip(cache.coco.photos, make_folds(cfg, cache), strict=True):
+                    writer.writerow((photo.image_id, photo.file_name, fold))
+                write_text(path, text.getvalue())
     try:
         rows = list(csv.DictReader(path.read_text(encoding='utf-8').splitlines()))
         fold_of = {row['file_name']: int(row['fold']) for row in rows}
@@ -45,15 +50,6 @@ def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
     if numbers != list(range(cfg.folds)):
         raise BadInput(f'{path}: has the folds {numbers}, but the config key folds is {cfg.folds}')
     return np.array([fold_of[name] for name in names])
-
-
-def write_folds(path: Path, cache: Cache, folds: np.ndarray) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['image_id', 'file_name', 'fold'])
-    rows = zip(cache.coco.photos, folds, strict=True)
-    writer.writerows((photo.image_id, photo.file_name, fold) for photo, fold in rows)
-    write_text(path, text.getvalue())
 
 
 def make_folds(cfg: Config, cache: Cache) -> np.ndarray:

@@ -33,9 +33,6 @@ Size = tuple[int, int]  # (H, W)
 Annotate = Callable[[Path, Size], list[dict[str, Any]]]  # takes a photo's path and size
 
 
-# --- YOLO
-
-
 def import_yolo(data_yaml: Path, out: Path, overwrite: bool) -> tuple[str, ...]:
     """Import a YOLO segmentation set and return its classes, the background first. Raises BadInput.
 
@@ -161,9 +158,6 @@ def polygon_annotation(category_id: int, points: np.ndarray, size: Size) -> dict
     }
 
 
-# --- masks
-
-
 def import_masks(
     photos: Path, masks: Path, classes: Sequence[str], out: Path, test: Path | None, overwrite: bool
 ) -> None:
@@ -223,9 +217,6 @@ def rle_annotation(k: int, drawn: np.ndarray) -> dict[str, Any]:
         'area': int(drawn.sum()),
         'bbox': rle_codec.toBbox(rle).tolist(),
     }
-
-
-# --- both
 
 
 def read_lines(path: Path) -> list[str]:

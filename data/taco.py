@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,15 @@ def make_taco(
         raise BadInput(f'{path}: already exists; give another --out, or --overwrite')
     records = read_records(annotations, data, out)
     content = convert(annotations, data, read_table(TABLE))
-    pool = urllib3.PoolManager(maxsize=workers, timeout=TIMEOUT, retries=retry_policy(retries))
+    retry = urllib3.Retry(
+        total=retries,
+        status_forcelist=TEMPORARY,
+        backoff_factor=BACKOFF,
+        backoff_jitter=BACKOFF,
+        retry_after_max=60,  # seconds of a server's Retry-After
+        raise_on_status=False,
+    )
+    pool = urllib3.PoolManager(maxsize=workers, timeout=TIMEOUT, retries=retry)
 
     def fetch(record: Record) -> bytes:
         return download(pool, record.url) if photos is None else read_original(photos / record.file_name)
@@ -79,13 +88,9 @@ def make_taco(
         coco = read_coco(out, 'train', CLASSES)
         print(f'wrote {path}: {len(coco.photos)} photos, {len(content["annotations"])} annotations')
     if missing:
-        raise CheckFailed(
-            f'{out}: {len(missing)} of {len(records)} photos are missing and left out of {path.name}; '
-            'missing.csv says why; run the same command again to retry them'
-        )
-
-
-# --- annotations
+        fault = f'{len(missing)} of {len(records)} photos are missing and left out of {path.name}'
+        advice = 'missing.csv says why; run the same command again to retry them'
+        raise CheckFailed(f'{out}: {fault}; {advice}')
 
 
 def read_annotations(path: Path) -> dict[str, Any]:
@@ -94,10 +99,9 @@ def read_annotations(path: Path) -> dict[str, Any]:
 
 def is_made_here(path: Path) -> bool:
     """Return True if an earlier run wrote this train_all.json."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         return json.loads(path.read_bytes())['info']['description'] == DESCRIPTION
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return False
 
 
 def read_records(path: Path, data: dict[str, Any], out: Path) -> list[Record]:
@@ -174,9 +178,6 @@ def scale_annotation(number: int, annotation: dict, size: tuple[int, int], categ
     }
 
 
-# --- photos
-
-
 def get_photos(
     records: list[Record], out: Path, fetch: Callable[[Record], bytes], workers: int
 ) -> dict[str, tuple[str, str]]:
@@ -184,10 +185,12 @@ def get_photos(
 
     def get(record: Record) -> None:
         path = out / record.file_name
-        if not is_done(path):
-            photo = decode(fetch(record), record.size)
-            with write_whole(path) as file:
-                Image.fromarray(photo).save(file, format='jpeg', quality=95)
+        with suppress(BadInput):
+            read_rgb(path, expected=(SIDE, SIDE))
+            return  # an earlier run has completed it
+        photo = decode(fetch(record), record.size)
+        with write_whole(path) as file:
+            Image.fromarray(photo).save(file, format='jpeg', quality=95)
 
     make_folder(out)
     for folder in {(out / record.file_name).parent for record in records}:
@@ -205,27 +208,6 @@ def get_photos(
     finally:
         pool.shutdown(cancel_futures=True)  # start no more downloads after Ctrl-C or on a full disk
     return {name: missing[name] for name in sorted(missing)}
-
-
-def is_done(path: Path) -> bool:
-    """Return True if an earlier run has completed this photo."""
-    try:
-        read_rgb(path, expected=(SIDE, SIDE))
-    except BadInput:
-        return False
-    return True
-
-
-def retry_policy(retries: int) -> urllib3.Retry:
-    """Retry broken connections, truncated bodies and TEMPORARY statuses with growing delays."""
-    return urllib3.Retry(
-        total=retries,
-        status_forcelist=TEMPORARY,
-        backoff_factor=BACKOFF,
-        backoff_jitter=BACKOFF,
-        retry_after_max=60,  # seconds of a server's Retry-After
-        raise_on_status=False,
-    )
 
 
 def download(pool: urllib3.PoolManager, url: str) -> bytes:

@@ -1,7 +1,6 @@
 """Draw the objects of the demo set. DRAWERS maps a category id to the functions that draw its objects.
 
-Every drawer takes rng, size (pixels) and light, and returns a Cutout; h w are the size of its canvas. Round
-objects are drawn first: cups, cans, bottles, jars, batteries.
+Every drawer takes rng, size (pixels) and light, and returns a Cutout; h w are the size of its canvas.
 """
 
 from collections.abc import Sequence
