@@ -7,10 +7,8 @@
 
 score prints the IoU of each class and the mIoU of each CSV. compare says whether one of two predictions of
 the same training photos is significantly better. calibrate fits the temperature of a model's probabilities
-out of fold and writes calibration.yaml, which pseudo.py reads.
-
-The confusion matrix of each photo is kept beside its CSV, in .<name>.confusions.npz, and used again as long
-as the CSV and the annotations stay the same.
+out of fold and writes calibration.yaml, which pseudo.py reads. The confusion matrices of a CSV are kept
+beside it, in .<name>.confusions.npz, as long as the CSV and the annotations stay the same.
 
 Shapes: n photos, K classes.
 """
@@ -18,37 +16,26 @@ Shapes: n photos, K classes.
 import argparse
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+import metrics
 from data.coco import CocoSet, draw_mask, read_coco, read_labels
-from metrics import (
-    LEVEL,
-    confusion_matrix,
-    interval,
-    iou_of_counts,
-    mean_of_iou,
-    miou_of_counts,
-    paired_by_class,
-    paired_interval,
-    verdict,
-)
 from submission import SubmissionReader, classes_and_data, downsample_mask, require_same_images
 from utils.cli import ArgumentParser, add_config_arguments, run_script
 from utils.errors import DONE, BadInput
 from utils.files import write_whole
 from utils.progress import progress
 
+Bar = Callable[..., Iterable[str]]  # takes image ids and yields them; with the path of their CSV for folds
+
 
 def command(argv: list[str] | None = None) -> int:
-    parser = ArgumentParser(__doc__)
-    commands = parser.add_subparsers(dest='command', required=True)
-    add_score(commands)
-    add_compare(commands)
-    add_calibrate(commands)
-    args = parser.parse_args(argv)
+    args = read_arguments(argv)
     classes, data = classes_and_data(args)
     if args.command == 'score':
         print(format_scores(args.csvs, score_csvs(args.csvs, args.labels, classes), classes))
@@ -61,48 +48,34 @@ def command(argv: list[str] | None = None) -> int:
     return DONE
 
 
-def add_score(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(commands, 'score', 'Print the IoU per class and the mIoU of CSVs against labels.')
-    parser.add_argument('csvs', nargs='+', type=Path, metavar='CSV', help='predictions of the same photos')
-    parser.add_argument(
-        '--labels',
-        type=Path,
-        required=True,
-        metavar='JSON',
-        help='a COCO file with the truth of these photos',
-    )
-    add_config_arguments(parser, required=False)
-
-
-def add_compare(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands, 'compare', 'Say which of two out-of-fold predictions is better, by class too.'
-    )
-    parser.add_argument('csvs', nargs=2, type=Path, metavar='CSV', help='two oof.csv of the same photos')
-    add_data_arguments(parser)
-
-
-def add_calibrate(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands, 'calibrate', "Fit the temperature of a model's probabilities on its photos out of fold."
-    )
-    parser.add_argument(
-        'folder', type=Path, help='output/<name>, with the oof_probs.npy of infer.py --save-probs'
-    )
-    add_data_arguments(parser)
+def read_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    commands = parser.add_subparsers(dest='command', required=True)
+    score = add_command(commands, 'score', 'Print the IoU per class and the mIoU of CSVs against labels.')
+    score.add_argument('csvs', nargs='+', type=Path, metavar='CSV', help='predictions of the same photos')
+    truth = 'a COCO file with the truth of these photos'
+    score.add_argument('--labels', type=Path, required=True, metavar='JSON', help=truth)
+    add_config_arguments(score, required=False)
+    doc = 'Say which of two out-of-fold predictions is better, by class too.'
+    compare = add_command(commands, 'compare', doc)
+    compare.add_argument('csvs', nargs=2, type=Path, metavar='CSV', help='two oof.csv of the same photos')
+    add_data_arguments(compare)
+    doc = "Fit the temperature of a model's probabilities on its photos out of fold."
+    calibrate = add_command(commands, 'calibrate', doc)
+    folder = 'output/<name>, with the oof_probs.npy of infer.py --save-probs'
+    calibrate.add_argument('folder', type=Path, help=folder)
+    add_data_arguments(calibrate)
+    return parser.parse_args(argv)
 
 
 def add_command(commands: argparse._SubParsersAction, name: str, doc: str) -> ArgumentParser:
     """Add a command whose one line is shown by the script's --help and by its own."""
-    return commands.add_parser(name, doc=doc, help=doc)
+    return commands.add_parser(name, doc)
 
 
 def add_data_arguments(parser: ArgumentParser) -> None:
     parser.add_argument('--data', type=Path, help='data root; by default input/data')
     add_config_arguments(parser, required=False)
-
-
-# --- the confusion matrix of each photo -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -119,26 +92,25 @@ class Confusions:
 
     def ious(self) -> np.ndarray:
         """Return the (n, K) IoU of each class in each photo; nan if neither truth nor prediction has it."""
-        return iou_of_counts(*np.moveaxis(self.counts(), 1, 0))
+        return metrics.iou_of_counts(*np.moveaxis(self.counts(), 1, 0))
 
     def scores(self) -> np.ndarray:
         """Return the (n,) mean IoU over the classes in each photo; nan if all its pixels are IGNORED."""
-        return mean_of_iou(self.ious())
+        return metrics.mean_of_iou(self.ious())
 
 
-def read_confusions(
-    path: Path,
-    coco: CocoSet,
-    num_classes: int,
-    progress: Callable[[Sequence[str]], Iterable[str]] = lambda image_ids: image_ids,
-) -> Confusions:
+def read_confusions(path: Path, coco: CocoSet, num_classes: int, progress: Bar = iter) -> Confusions:
     """Count the confusions of a CSV, or read the file that an earlier call left beside it.
 
     `progress` wraps the image ids as tqdm does. Raises BadInput if the CSV is broken or has an image that is
     not among the photos.
     """
     cache = path.with_name(f'.{path.name}.confusions.npz')
-    stamp = stamp_of(path, coco, num_classes)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
+    stamp = f'{status.st_size} {status.st_mtime_ns} {num_classes} {coco.fingerprint}'
     confusions = _read_cache(cache, stamp)
     if confusions is None:
         confusions = count_confusions(path, coco, num_classes, progress)
@@ -146,9 +118,7 @@ def read_confusions(
     return confusions
 
 
-def count_confusions(
-    path: Path, coco: CocoSet, num_classes: int, progress: Callable[[Sequence[str]], Iterable[str]]
-) -> Confusions:
+def count_confusions(path: Path, coco: CocoSet, num_classes: int, progress: Bar) -> Confusions:
     """Draw the truth of each row of a CSV, read its prediction and count. Raises BadInput."""
     photos = {photo.file_name: photo for photo in coco.photos}
     split = 'training' if coco.split == 'train' else coco.split
@@ -159,23 +129,18 @@ def count_confusions(
         matrices = np.zeros((len(reader.image_ids), num_classes, num_classes), np.int32)
         for row, image_id in enumerate(progress(reader.image_ids)):
             truth = downsample_mask(draw_mask(photos[image_id]))
-            matrices[row] = confusion_matrix(truth, reader.read(image_id), num_classes)
+            matrices[row] = metrics.confusion_matrix(truth, reader.read(image_id), num_classes)
         return Confusions(tuple(reader.image_ids), matrices)
 
 
 def read_fold_confusions(
-    paths: Sequence[Path],
-    coco: CocoSet,
-    num_classes: int,
-    progress: Callable[[Sequence[str], Path], Iterable[str]] = lambda image_ids, path: image_ids,
+    paths: Sequence[Path], coco: CocoSet, num_classes: int, progress: Bar = lambda image_ids, path: image_ids
 ) -> list[Confusions]:
     """Read the confusions of a model's oof.csv files. Raises BadInput if two of them have the same photo."""
     seen: dict[str, Path] = {}
     folds = []
     for path in paths:
-        fold = read_confusions(
-            path, coco, num_classes, lambda image_ids, path=path: progress(image_ids, path)
-        )
+        fold = read_confusions(path, coco, num_classes, partial(progress, path=path))
         for image_id in fold.image_ids:
             if image_id in seen:
                 raise BadInput(f'{path}: image {image_id!r} is out of fold in {seen[image_id]} too')
@@ -184,43 +149,25 @@ def read_fold_confusions(
     return folds
 
 
-def stamp_of(path: Path, coco: CocoSet, num_classes: int) -> str:
-    """Return a text that changes when the CSV is written again or an annotation changes. Raises BadInput."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
-    return f'{status.st_size} {status.st_mtime_ns} {num_classes} {coco.fingerprint}'
-
-
 def _read_cache(cache: Path, stamp: str) -> Confusions | None:
     """Return the confusions in the cache; None if it is missing, broken, or made from other files."""
-    try:
-        with np.load(cache) as file:
-            if str(file['stamp']) == stamp:
-                return Confusions(tuple(file['image_ids'].tolist()), file['matrices'])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(cache) as file:
+        if str(file['stamp']) == stamp:
+            return Confusions(tuple(file['image_ids'].tolist()), file['matrices'])
     return None
 
 
 def _write_cache(cache: Path, stamp: str, confusions: Confusions) -> None:
     """Write the cache; in a folder that is read-only, leave it out."""
-    arrays = {'image_ids': np.array(confusions.image_ids), 'matrices': confusions.matrices}
-    try:
-        with write_whole(cache) as file:
-            np.savez_compressed(file, stamp=np.array(stamp), **arrays)
-    except BadInput:
-        pass
+    with suppress(BadInput), write_whole(cache) as file:
+        image_ids = np.array(confusions.image_ids)
+        np.savez_compressed(file, stamp=np.array(stamp), image_ids=image_ids, matrices=confusions.matrices)
 
 
 def read_counts(
     csvs: Sequence[Path], coco: CocoSet, num_classes: int, image_ids: Sequence[str], source: Path
 ) -> list[np.ndarray]:
-    """Return the (n, 3, K) metrics.image_counts of each CSV, in the order of `image_ids`.
-
-    Raises BadInput if a CSV has other images than `source`, the file that the ids come from.
-    """
+    """Return the (n, 3, K) image_counts of each CSV, with the `image_ids` of `source`. Raises BadInput."""
     for path in csvs:
         with SubmissionReader(path, num_classes) as reader:
             require_same_images(image_ids, source, reader)
@@ -230,9 +177,6 @@ def read_counts(
         rows = {image_id: row for row, image_id in enumerate(confusions.image_ids)}
         counts.append(confusions.counts()[[rows[image_id] for image_id in image_ids]])
     return counts
-
-
-# --- score ------------------------------------------------------------------------------------------------
 
 
 def score_csvs(csvs: Sequence[Path], labels: Path, classes: Sequence[str]) -> list[np.ndarray]:
@@ -250,18 +194,15 @@ def read_truth(labels: Path, classes: Sequence[str]) -> CocoSet:
 
 
 def format_scores(csvs: Sequence[Path], counts: Sequence[np.ndarray], classes: Sequence[str]) -> str:
-    """Format a line per CSV from its (n, 3, K) counts: mIoU, its bootstrap interval, the IoU of each class.
-
-    All are percentages; a star marks the best mIoU.
-    """
-    scores = [interval(csv_counts) for csv_counts in counts]
+    """Format a line per CSV from its (n, 3, K) counts: mIoU, interval, IoU per class in %; * is the best."""
+    scores = [*map(metrics.interval, counts)]
     best = max(score.value for score in scores)
-    names = ('mIoU', f'{LEVEL:.0%} interval', *classes)
+    names = ('mIoU', f'{metrics.LEVEL:.0%} interval', *classes)
     table = [['', *(name.partition(' ')[0] for name in names)]]
     table.append(['', *(name.partition(' ')[2] for name in names)])
     for csv, score, csv_counts in zip(csvs, scores, counts, strict=True):
         star = '*' if len(csvs) > 1 and score.value == best else ' '
-        ious = iou_of_counts(*csv_counts.sum(0))
+        ious = metrics.iou_of_counts(*csv_counts.sum(0))
         cells = ('-' if np.isnan(iou) else f'{100 * iou:.1f}' for iou in ious)
         bounds = f'{100 * score.low:.1f}-{100 * score.high:.1f}'
         table.append([str(csv), f'{100 * score.value:.2f}{star}', bounds, *cells])
@@ -273,42 +214,36 @@ def format_scores(csvs: Sequence[Path], counts: Sequence[np.ndarray], classes: S
     return '\n'.join(lines)
 
 
-# --- compare and choose -----------------------------------------------------------------------------------
-
-
 def compare_scores(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> str:
-    """Format the scores of two CSVs and their difference, by class too, with paired bootstrap intervals.
-
-    Raises BadInput if the two have other photos, or one that is not a training photo.
-    """
+    """Format the scores of two CSVs and their difference, by class too, with intervals. Raises BadInput."""
     coco = read_coco(data, 'train', classes)
     with SubmissionReader(csvs[0], len(classes)) as reader:
         image_ids = reader.image_ids
     first, second = read_counts(csvs, coco, len(classes), image_ids, csvs[0])
     width = max(map(len, classes))
-    lines = [f'{path}: mIoU {interval(counts)}' for path, counts in zip(csvs, (first, second), strict=True)]
-    lines.append(f'{"first - second":<{width}}           {LEVEL:.0%} bootstrap interval')
-    total = paired_interval(first, second)
-    for name, gain in zip([*classes, 'mIoU'], [*paired_by_class(first, second), total], strict=True):
+    totals = map(metrics.interval, (first, second))
+    lines = [f'{path}: mIoU {score}' for path, score in zip(csvs, totals, strict=True)]
+    lines.append(f'{"first - second":<{width}}           {metrics.LEVEL:.0%} bootstrap interval')
+    total = metrics.paired_interval(first, second)
+    for name, gain in zip([*classes, 'mIoU'], [*metrics.paired_by_class(first, second), total], strict=True):
         if not np.isnan(gain.value):
             lines.append(f'{name:<{width}}  {gain.value:+.4f}  [{gain.low:+.4f}, {gain.high:+.4f}]')
-    lines.append(verdict(total, len(image_ids)))
+    lines.append(metrics.verdict(total, len(image_ids)))
     return '\n'.join(lines)
 
 
 def cross_fit(totals: np.ndarray) -> tuple[int, np.ndarray]:
     """Choose among C candidates by their (parts, C, 3, K) counts, and for each part on the other parts alone.
 
-    Returns the candidate that is best on all parts, and the (parts,) candidates that are best without each
-    part; the first of equal ones. Raises BadInput for a single part.
+    Returns the best candidate on all parts, and the (parts,) best ones without each part; the first of equal
+    ones. Raises BadInput for a single part.
     """
     if len(totals) < 2:
-        raise BadInput(
-            'found fewer than 2 photos out of fold; expected 2 or more, to choose on some for others'
-        )
+        fault = 'found fewer than 2 photos out of fold'
+        raise BadInput(f'{fault}; expected 2 or more, to choose on some for others')
     everything = totals.sum(0)
-    without = [miou_of_counts(everything - part).argmax() for part in totals]
-    return int(miou_of_counts(everything).argmax()), np.array(without)
+    without = [metrics.miou_of_counts(everything - part).argmax() for part in totals]
+    return int(metrics.miou_of_counts(everything).argmax()), np.array(without)
 
 
 if __name__ == '__main__':

@@ -1,14 +1,11 @@
 """Score masks: confusion matrix → IoU of each class → mIoU, as the organiser computes them, with intervals.
 
 A confusion matrix (K, K) has true classes as rows and predicted ones as columns. The counts of images are
-added up, not averaged: the score is that of all pixels together. `image_counts` (3, K) of each image are all
-that a score needs.
+added up, not averaged: the score is that of all pixels together.
 
-Intervals come from a bootstrap over images: the images are drawn with replacement as often as there are
-images, the score is computed again, and the interval holds the middle 95% of these scores (the percentile
-interval of Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Two predictions are
-compared on the same draws. An interval says how much a score depends on the choice of the images; it does not
-contain what differs between trainings, such as the seed.
+Intervals come from a bootstrap over images (the percentile interval of Efron and Tibshirani, An Introduction
+to the Bootstrap, 1993, chapter 13). They show how much a score depends on the choice of the images, not how
+much it changes with the seed of a training.
 
 Shapes: n images, K classes, B draws.
 """
@@ -30,21 +27,20 @@ def confusion_matrix(truth: np.ndarray, pred: np.ndarray, num_classes: int) -> n
     if truth.shape != pred.shape:
         raise ValueError(f'truth is {truth.shape}, pred is {pred.shape}; expected one shape')
     known = truth != IGNORED
-    truth = _check_class_ids(truth[known], num_classes, 'truth')
+    truth = truth[known]
+    _check_class_ids(truth, num_classes, 'truth')
     _check_class_ids(pred, num_classes, 'pred')
     codes = truth.astype(np.int64) * num_classes + pred[known]
     return np.bincount(codes, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def _check_class_ids(mask: np.ndarray, num_classes: int, name: str) -> np.ndarray:
-    """Return a mask all of whose values are classes. Raises ValueError."""
+def _check_class_ids(mask: np.ndarray, num_classes: int, name: str) -> None:
     if not np.issubdtype(mask.dtype, np.integer):
         raise ValueError(f'{name} is {mask.dtype}, expected class ids of an integer type')
     if mask.size and (mask.min() < 0 or mask.max() >= num_classes):
         wrong = mask.min() if mask.min() < 0 else mask.max()
         allowed = f'0 to {num_classes - 1}, or {IGNORED} in the truth'
         raise ValueError(f'{name} has the class id {wrong}, expected {allowed}')
-    return mask
 
 
 def image_counts(confusion: np.ndarray) -> np.ndarray:
@@ -54,7 +50,7 @@ def image_counts(confusion: np.ndarray) -> np.ndarray:
 
 def class_iou(confusion: np.ndarray) -> np.ndarray:
     """Compute the (K,) intersection over union; nan for a class that is in neither truth nor prediction."""
-    return iou_of_counts(np.diag(confusion), confusion.sum(0), confusion.sum(1))
+    return iou_of_counts(*image_counts(confusion))
 
 
 def iou_of_counts(hits: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -124,10 +120,7 @@ def by_class(counts: np.ndarray) -> list[Interval]:
 
 
 def paired_interval(ours: np.ndarray, theirs: np.ndarray) -> Interval:
-    """Compute the mIoU of `ours` minus that of `theirs`, both (n, 3, K), and the interval of the difference.
-
-    Both are drawn alike, so that images which are difficult for both do not widen the interval.
-    """
+    """Compute the mIoU of `ours` minus that of `theirs`, both (n, 3, K), and its interval."""
     draws = miou_of_counts(draw(ours)) - miou_of_counts(draw(theirs))
     return _interval(miou_of_counts(ours.sum(0)) - miou_of_counts(theirs.sum(0)), draws)
 
@@ -140,10 +133,7 @@ def paired_by_class(ours: np.ndarray, theirs: np.ndarray) -> list[Interval]:
 
 
 def draw(counts: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Add up the counts of images that are drawn with replacement: (n, 3, K) → (B, 3, K) float64.
-
-    The draws depend on n and the seed alone, so that two predictions of the same images can be compared.
-    """
+    """Add up the counts of images drawn with replacement, alike for the same n: → (B, 3, K) float64."""
     n = len(counts)
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws)  # (B, n)
     return (times @ counts.reshape(n, -1).astype(np.float64)).reshape(draws, *counts.shape[1:])
@@ -151,11 +141,10 @@ def draw(counts: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
 
 def verdict(difference: Interval, images: int) -> str:
     """Say in plain words which of two is better, given their paired difference on so many images."""
-    if difference.low > 0:
-        return f'the first is better: a significant difference on {images} photos'
-    if difference.high < 0:
-        return f'the second is better: a significant difference on {images} photos'
-    return f'no significant difference on {images} photos'
+    if not (difference.low > 0 or difference.high < 0):
+        return f'no significant difference on {images} photos'
+    better = 'first' if difference.low > 0 else 'second'
+    return f'the {better} is better: a significant difference on {images} photos'
 
 
 def _iou(counts: np.ndarray) -> np.ndarray:
@@ -166,7 +155,5 @@ def _iou(counts: np.ndarray) -> np.ndarray:
 def _interval(value: float, draws: np.ndarray) -> Interval:
     """Build the interval of a value from its (B,) draws; draws without any class, nan, do not count."""
     draws = draws[~np.isnan(draws)]
-    if not len(draws):
-        return Interval(float(value), float('nan'), float('nan'))
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(draws) else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))

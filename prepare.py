@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -42,28 +41,57 @@ def command(argv: list[str] | None = None) -> None:
     args.run(args)
 
 
-def read_arguments(argv: list[str] | None = None) -> Namespace:
+def read_arguments(argv: list[str] | None) -> Namespace:
     parser = ArgumentParser(__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
-    for add in (add_check, add_masks, add_folds, add_demo, add_taco, add_yolo, add_from_masks):
-        add(commands)
+
+    def add(name: str, run: Callable[[Namespace], None], doc: str) -> ArgumentParser:
+        command = commands.add_parser(name, doc)
+        command.set_defaults(run=run)
+        return command
+
+    command = add('check', check, 'check the records, photos and masks of a data set')
+    command.add_argument('--data', type=Path, help='data root; default input/data')
+    add_config_arguments(command, required=False)
+
+    command = add('masks', write_masks, 'write the masks that a model learns from, as PNG ids')
+    command.add_argument('--data', type=Path, help='data root; default input/data')
+    command.add_argument('--out', type=Path, required=True, help='folder for <file_name>.png')
+    add_config_arguments(command, required=False)
+
+    command = add('folds', print_folds, 'make the cache and the folds of a config, print the folds')
+    add_config_arguments(command)
+
+    command = add('demo', make_demo, 'draw a demo set, with test labels')
+    command.add_argument('--out', type=Path, default=Path('input/demo'), help='data root to make')
+    command.add_argument('--train', type=at_least(1, MAX_PHOTOS), default=120, help='training photos')
+    command.add_argument('--test', type=at_least(1, MAX_PHOTOS), default=40, help='test photos')
+    command.add_argument('--seed', type=at_least(0, MAX_SEED), default=0, help='seed of the drawings')
+
+    overwrite = {'action': 'store_true', 'help': 'replace a train_all.json that exists in --out'}
+    command = add('taco', make_taco_set, 'download TACO and make a training set of it')
+    command.add_argument('--annotations', type=Path, required=True, help="TACO's annotations.json")
+    command.add_argument('--out', type=Path, required=True, help='data root to make or to complete')
+    originals = 'folder of the original photos; by default they are downloaded'
+    command.add_argument('--photos', type=Path, help=originals)
+    command.add_argument('--workers', type=at_least(1), default=8, help='parallel downloads')
+    command.add_argument('--retries', type=at_least(0), default=5, help='retries of a download')
+    command.add_argument('--overwrite', **overwrite)
+
+    command = add('yolo', import_yolo_set, 'import a YOLO segmentation set')
+    command.add_argument('--yaml', type=Path, required=True, help='data.yaml: names, train, val, test')
+    command.add_argument('--out', type=Path, required=True, help='data root to make')
+    command.add_argument('--overwrite', **overwrite)
+
+    command = add('from-masks', import_mask_set, 'import photos and PNG masks of ids')
+    command.add_argument('--photos', type=Path, required=True, help='folder of the training photos')
+    command.add_argument('--masks', type=Path, required=True, help='folder of <photo>.png: ids, 255 ignored')
+    unlabelled = 'folder of photos without masks, for test.json; by default none'
+    command.add_argument('--test', type=Path, help=unlabelled)
+    command.add_argument('--out', type=Path, required=True, help='data root to make')
+    command.add_argument('--overwrite', **overwrite)
+    add_config_arguments(command, required=False)
     return parser.parse_args(argv)
-
-
-def add_command(commands: Any, run: Callable[[Namespace], None], name: str, doc: str) -> ArgumentParser:
-    """Add the parser of a command that is carried out by `run`."""
-    parser = commands.add_parser(name, doc=doc, help=doc)
-    parser.set_defaults(run=run)
-    return parser
-
-
-# --- check
-
-
-def add_check(commands: Any) -> None:
-    parser = add_command(commands, check, 'check', 'check the records, photos and masks of a data set')
-    parser.add_argument('--data', type=Path, help='data root; default input/data')
-    add_config_arguments(parser, required=False)
 
 
 def check(args: Namespace) -> None:
@@ -85,9 +113,7 @@ def check(args: Namespace) -> None:
 
 
 def decode_photos(coco: CocoSet) -> list[np.ndarray]:
-    """Decode every photo, draw its mask, and return the thumbnails. Raises BadInput with the first fault and
-    the number of faulty photos.
-    """
+    """Decode every photo, draw its mask, and return the thumbnails. Raises BadInput with the first fault."""
     faults: list[str] = []
 
     def decode(photo: Photo) -> np.ndarray | None:
@@ -134,18 +160,6 @@ def print_duplicates(splits: list[CocoSet], thumbnails: list[np.ndarray]) -> Non
         print('  ' + ', '.join(names[row] for row in rows))
 
 
-# --- masks
-
-
-def add_masks(commands: Any) -> None:
-    parser = add_command(
-        commands, write_masks, 'masks', 'write the masks that a model learns from, as PNG ids'
-    )
-    parser.add_argument('--data', type=Path, help='data root; default input/data')
-    parser.add_argument('--out', type=Path, required=True, help='folder for <file_name>.png')
-    add_config_arguments(parser, required=False)
-
-
 def write_masks(args: Namespace) -> None:
     """Write the masks of the training photos at their own size as PNG ids, out/<file_name>.png."""
     (classes, data), out = classes_and_data(args), args.out
@@ -158,16 +172,6 @@ def write_masks(args: Namespace) -> None:
                 Image.fromarray(draw_mask(photo)).save(file, 'PNG', compress_level=1)
     print(f'wrote {len(coco.photos)} masks under {out}')
     print_next(classes, data, args.cfg, args.set)
-
-
-# --- folds
-
-
-def add_folds(commands: Any) -> None:
-    parser = add_command(
-        commands, print_folds, 'folds', 'make the cache and the folds of a config, print the folds'
-    )
-    add_config_arguments(parser)
 
 
 def print_folds(args: Namespace) -> None:
@@ -189,18 +193,6 @@ def print_folds(args: Namespace) -> None:
     print(next_line('train.py', '--fold', 0, *resume, cfg=args.cfg, changes=args.set))
 
 
-# --- the demo set and TACO
-
-
-def add_demo(commands: Any) -> None:
-    parser = add_command(commands, make_demo, 'demo', 'draw a demo set, with test labels')
-    parser.add_argument('--out', type=Path, default=Path('input/demo'), help='data root to make')
-    photos = at_least(1, MAX_PHOTOS)
-    parser.add_argument('--train', type=photos, default=120, help='training photos')
-    parser.add_argument('--test', type=photos, default=40, help='test photos')
-    parser.add_argument('--seed', type=at_least(0, MAX_SEED), default=0, help='seed of the drawings')
-
-
 def make_demo(args: Namespace) -> None:
     """Draw the demo set; raise BadInput if the folder holds anything else."""
     from data.demo.scenes import make_demo_set  # slow to import
@@ -213,23 +205,9 @@ def make_demo(args: Namespace) -> None:
         for name in ('train_all.json', 'test.json', 'test_labels.json'):
             (args.out / name).unlink(missing_ok=True)  # they describe the photos that are replaced now
         make_demo_set(args.out, args.train, args.test, args.seed)
-    print(
-        f'wrote {args.train} training and {args.test} test photos under {args.out}; the test labels '
-        'are in test_labels.json'
-    )
+    counts = f'{args.train} training and {args.test} test photos'
+    print(f'wrote {counts} under {args.out}; the test labels are in test_labels.json')
     print_next(CLASSES, args.out, Path('configs/demo.yaml'))
-
-
-def add_taco(commands: Any) -> None:
-    parser = add_command(commands, make_taco_set, 'taco', 'download TACO and make a training set of it')
-    parser.add_argument('--annotations', type=Path, required=True, help="TACO's annotations.json")
-    parser.add_argument('--out', type=Path, required=True, help='data root to make or to complete')
-    parser.add_argument(
-        '--photos', type=Path, help='folder of the original photos; by default they are downloaded'
-    )
-    parser.add_argument('--workers', type=at_least(1), default=8, help='parallel downloads')
-    parser.add_argument('--retries', type=at_least(0), default=5, help='retries of a download')
-    add_overwrite(parser)
 
 
 def make_taco_set(args: Namespace) -> None:
@@ -239,45 +217,14 @@ def make_taco_set(args: Namespace) -> None:
     print_next(CLASSES, args.out)
 
 
-# --- imports
-
-
-def add_yolo(commands: Any) -> None:
-    parser = add_command(commands, import_yolo_set, 'yolo', 'import a YOLO segmentation set')
-    parser.add_argument('--yaml', type=Path, required=True, help='data.yaml: names, train, val, test')
-    parser.add_argument('--out', type=Path, required=True, help='data root to make')
-    add_overwrite(parser)
-
-
 def import_yolo_set(args: Namespace) -> None:
     print_config(import_yolo(args.yaml, args.out, args.overwrite), args.out)
-
-
-def add_from_masks(commands: Any) -> None:
-    parser = add_command(commands, import_mask_set, 'from-masks', 'import photos and PNG masks of ids')
-    parser.add_argument('--photos', type=Path, required=True, help='folder of the training photos')
-    parser.add_argument('--masks', type=Path, required=True, help='folder of <photo>.png: ids, 255 ignored')
-    parser.add_argument(
-        '--test', type=Path, help='folder of photos without masks, for test.json; by default none'
-    )
-    parser.add_argument('--out', type=Path, required=True, help='data root to make')
-    add_overwrite(parser)
-    add_config_arguments(parser, required=False)
 
 
 def import_mask_set(args: Namespace) -> None:
     classes, _ = classes_and_data(args)
     import_masks(args.photos, args.masks, classes, args.out, args.test, args.overwrite)
     print_config(classes, args.out, args.cfg, args.set)
-
-
-def add_overwrite(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        '--overwrite', action='store_true', help='replace a train_all.json that exists in --out'
-    )
-
-
-# --- the next command
 
 
 def print_config(

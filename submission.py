@@ -19,16 +19,14 @@ from utils.cli import ArgumentParser, add_config_arguments, parse_early, run_scr
 
 
 def read_arguments(argv: list[str] | None = None) -> Namespace:
-    """Read the command line."""
     parser = ArgumentParser(__doc__)
     commands = parser.add_subparsers(title='commands', dest='command', required=True)
     summary = 'check every rule of the format, and show what share each class covers'
     check = commands.add_parser('check', help=summary, doc=f'{summary.capitalize()}.')
     check.add_argument('csv', type=Path, help='the submission')
     check.add_argument('--data', type=Path, help='the folder of test.json; by default input/data')
-    check.add_argument(
-        '--against', type=Path, metavar='CSV', help='another submission to compare with; by default none'
-    )
+    against = 'another submission to compare with; by default none'
+    check.add_argument('--against', type=Path, metavar='CSV', help=against)
     add_config_arguments(check, required=False)
     return parser.parse_args(argv)
 
@@ -41,7 +39,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO
 
 import cv2
 import numpy as np
@@ -68,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     image_ids = read_test_ids(data)
     pixels = check_submission(args.csv, image_ids, len(classes))
     print(f'{args.csv}: {len(image_ids)} images')
-    print(format_shares(pixels, classes))
+    width = max(map(len, classes))
+    for name, share in zip(classes, pixels / pixels.sum(), strict=True):
+        print(f'{name:<{width}}  {share:>7.3%}')
     if args.against is not None:
         print(compare_masks(args.csv, args.against, classes))
     print('ok')
@@ -76,10 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def classes_and_data(args: Namespace) -> tuple[tuple[str, ...], Path]:
-    """Return the class names and the data root of --cfg and --set, or the competition's without --cfg.
-
-    --data replaces the data root in commands that have it. Raises BadInput.
-    """
+    """Return the classes and the data root of the arguments --cfg, --set and --data. Raises BadInput."""
     if args.cfg is None and args.set:
         raise BadInput(f'--set {args.set[0]}: changes a config, but none is given; expected --cfg too')
     config = Config() if args.cfg is None else load_config(args.cfg, args.set)
@@ -114,10 +111,7 @@ def read_test_ids(data: Path) -> list[str]:
 
 
 def check_submission(path: Path, image_ids: Sequence[str], num_classes: int = len(CLASSES)) -> np.ndarray:
-    """Check every rule of a submission of these images; return the (K,) pixels of each class.
-
-    Raises BadInput for the first rule that is broken.
-    """
+    """Check every rule of a submission of these images; return the (K,) pixels per class. Raises BadInput."""
     known = set(image_ids)
     pixels = np.zeros(num_classes, np.int64)
     row_ids: list[str] = []
@@ -133,25 +127,13 @@ def check_submission(path: Path, image_ids: Sequence[str], num_classes: int = le
         raise BadInput(f'{path}: {len(missing)} of {len(known)} test images have no row, such as {first!r}')
     for line, (image_id, expected) in enumerate(zip(row_ids, image_ids, strict=True), start=2):
         if image_id != expected:
-            raise BadInput(
-                f'{path}: line {line}: found image {image_id!r}, expected {expected!r} as in test.json'
-            )
+            wrong = f'line {line}: found image {image_id!r}, expected {expected!r} as in test.json'
+            raise BadInput(f'{path}: {wrong}')
     return pixels
 
 
-def format_shares(pixels: np.ndarray, classes: Sequence[str]) -> str:
-    """Format one line a class: the share of the pixels that it covers."""
-    width = max(map(len, classes))
-    shares = zip(classes, pixels / pixels.sum(), strict=True)
-    return '\n'.join(f'{name:<{width}}  {share:>7.3%}' for name, share in shares)
-
-
 def compare_masks(path: Path, other: Path, classes: Sequence[str], worst: int = 5) -> str:
-    """Describe how two submissions differ: overall, by class, and the images that differ most.
-
-    The difference of a class is the pixels where one submission has it and the other has not, as a share of
-    those where either has it. Raises BadInput.
-    """
+    """Describe how two submissions differ: overall, by class (1 - IoU), at worst. Raises BadInput."""
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     shares: dict[str, float] = {}
     with SubmissionReader(path, len(classes)) as ours, SubmissionReader(other, len(classes)) as theirs:
@@ -181,16 +163,11 @@ def require_same_images(image_ids: Sequence[str], source: Path | str, reader: 'S
             raise BadInput(f'{reader.path}: has a row of image {image_id!r}, which {source} does not have')
 
 
-# --- from a prediction's size to the scored size ------------------------------------------------------------
+# --- from a prediction's size to the scored size: s times 256 → 256, by the config's `downsample`
 #
-# Photos and predictions are 512x512, and the score is taken on masks of 256x256. The organiser's truth is
-# mask[::2, ::2]. A prediction gets there by one of three rules, which the config's `downsample` names:
-#
-#   nearest     every second pixel, as in the truth
-#   prob_mean   the mean probabilities of each 2x2 block, then the most probable class
-#   block_max   the most probable class of each pixel, then the highest class id of each 2x2 block
-#
-# Predictions of s times 256 have blocks of s x s. Every script that needs the scored size uses this section.
+#   nearest     every s-th pixel, as the organiser takes the truth
+#   prob_mean   the mean probabilities of each s x s block, then the most probable class
+#   block_max   the most probable class of each pixel, then the highest class id of each s x s block
 
 
 def downsample_mask(mask: np.ndarray) -> np.ndarray:
@@ -201,8 +178,7 @@ def downsample_mask(mask: np.ndarray) -> np.ndarray:
 def downsample_probs(probs: 'Tensor', rule: str) -> 'Tensor':
     """Reduce probabilities to what probs_to_ids needs: (N, K, S, S) → (N, K, B, B); S is a multiple of 256.
 
-    Results of several views, folds or models can be averaged. block_max needs every pixel, so that B is S.
-    Raises ValueError for another size or rule.
+    Results of several views, folds or models can be averaged. Raises ValueError for another size or rule.
     """
     step = _block_side(probs.shape)
     if rule == 'nearest':
@@ -242,24 +218,19 @@ def _block_side(shape: tuple[int, ...]) -> int:
     return shape[-1] // SIDE
 
 
-# --- writing ------------------------------------------------------------------------------------------------
+class SubmissionWriter(ExitStack):
+    """Write a submission row by row, whole or not at all. Raises BadInput.
 
-
-class SubmissionWriter:
-    """Write a submission row by row, into a temporary file that is renamed at the end.
-
-        with SubmissionWriter(path) as writer:
-            writer.write(image_id, mask)
-
-    After an error the file that was there before is unchanged, and no other is left. Raises BadInput.
+    with SubmissionWriter(path) as writer:
+        writer.write(image_id, mask)
     """
 
     def __init__(self, path: str | Path) -> None:
+        super().__init__()
         self.path = Path(path)
-        self.stack = ExitStack()
 
     def __enter__(self) -> 'SubmissionWriter':
-        self.file = self.stack.enter_context(write_whole(self.path))
+        self.file = self.enter_context(write_whole(self.path))
         self.file.write(HEADER)
         return self
 
@@ -267,15 +238,9 @@ class SubmissionWriter:
         """Write the row of an image; mask is (256, 256) integer class ids. Raises BadInput and ValueError."""
         self.file.write(encode_image_id(image_id, self.path) + b',' + encode_mask(mask) + b'\n')
 
-    def __exit__(self, *error) -> None:
-        self.stack.__exit__(*error)
-
 
 def encode_image_id(image_id: str, path: Path) -> bytes:
-    """Encode the first field of a row, quoted as in RFC 4180 if needed.
-
-    Raises BadInput for an id that a row cannot hold.
-    """
+    """Encode the first field of a row, quoted as in RFC 4180 if needed. Raises BadInput."""
     try:
         field = image_id.encode()
     except UnicodeEncodeError:
@@ -287,10 +252,7 @@ def encode_image_id(image_id: str, path: Path) -> bytes:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """Encode the second field of a row: (256, 256) class ids from 0 to 254.
-
-    Raises ValueError for other arrays.
-    """
+    """Encode the second field of a row, (256, 256) class ids from 0 to 254. Raises ValueError."""
     if mask.shape != (SIDE, SIDE) or not np.issubdtype(mask.dtype, np.integer):
         raise ValueError(f'a mask is {mask.dtype} {mask.shape}, expected integers ({SIDE}, {SIDE})')
     low, high = mask.min(), mask.max()
@@ -303,28 +265,17 @@ def encode_mask(mask: np.ndarray) -> bytes:
     return text.replace(b':', b'10') if high == 10 else text
 
 
-# --- reading ------------------------------------------------------------------------------------------------
-
-
 def read_rows(path: str | Path, num_classes: int = len(CLASSES)) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (image_id, (256, 256) uint8 mask) of each row, one in memory at a time. Raises BadInput."""
     path = Path(path)
     with _open(path) as file:
-        for image_id, row, text in _read_file(file, path):
-            yield image_id, decode_mask(text, num_classes, f'{path}: line {row.number}: image {image_id!r}')
+        for image_id, (number, _, _), text in _read_file(file, path):
+            yield image_id, decode_mask(text, num_classes, f'{path}: line {number}: image {image_id!r}')
 
 
 def read_masks(path: str | Path, num_classes: int = len(CLASSES)) -> dict[str, np.ndarray]:
     """Read the (256, 256) uint8 mask of each image, in the file's order. Raises BadInput."""
     return dict(read_rows(path, num_classes))
-
-
-class Row(NamedTuple):
-    """The place of a row in the file: line number, offset and length in bytes."""
-
-    number: int
-    offset: int
-    length: int
 
 
 class SubmissionReader:
@@ -357,14 +308,14 @@ class SubmissionReader:
 
     def read(self, image_id: str) -> np.ndarray:
         """Read the (256, 256) uint8 mask of one of image_ids. Raises BadInput."""
-        row = self.rows[image_id]
+        number, offset, length = self.rows[image_id]
         try:
-            line = os.pread(self.file.fileno(), row.length, row.offset)
+            line = os.pread(self.file.fileno(), length, offset)
         except OSError as error:
             raise BadInput(f'{self.path}: cannot be read: {error.strerror}') from None
-        where = f'{self.path}: line {row.number}: image {image_id!r}'
-        if len(line) == row.length and line[-1:] == b'\n':
-            image_id_now, text = _split_line(line, self.path, row.number)
+        where = f'{self.path}: line {number}: image {image_id!r}'
+        if len(line) == length and line[-1:] == b'\n':
+            image_id_now, text = _split_line(line, self.path, number)
             if image_id_now == image_id:
                 return decode_mask(text, self.num_classes, where)
         raise BadInput(f'{where}: the file changed while it was read')
@@ -379,10 +330,7 @@ def open_probs(reader: SubmissionReader, num_classes: int) -> np.ndarray:
 
 
 def decode_mask(text: bytes, num_classes: int, where: str) -> np.ndarray:
-    """Decode the second field of a row into a (256, 256) uint8 mask; `where` begins the message of an error.
-
-    Raises BadInput.
-    """
+    """Decode the second field of a row into a (256, 256) uint8 mask. Raises BadInput(where ...)."""
     pred = _decode_pairs(text) if num_classes <= 11 else _decode_tokens(text, num_classes)
     if pred is None or pred.size != PIXELS or pred.max() >= num_classes:
         raise BadInput(f'{where}: {find_fault(text, num_classes)}')
@@ -404,9 +352,8 @@ def _decode_pairs(text: bytes) -> np.ndarray | None:
         text = codes[:1].tobytes() + codes[1:][~tens].tobytes()
     if len(text) != 2 * PIXELS - 1:
         return None
-    pairs = (
-        np.frombuffer(text + b' ', '<u2') - PAIR
-    )  # modulo 65536: above 10 unless it is a digit and a space
+    # modulo 65536: above 10 unless it is a digit and a space
+    pairs = np.frombuffer(text + b' ', '<u2') - PAIR
     return pairs.astype(np.uint8) if pairs.max() <= 10 else None
 
 
@@ -447,18 +394,16 @@ def _open(path: Path) -> BinaryIO:
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
 
 
-def _read_file(file: BinaryIO, path: Path) -> Iterator[tuple[str, Row, bytes]]:
-    """Yield (image id, place of the row, text of its class ids). The text is not checked. Raises BadInput."""
+def _read_file(file: BinaryIO, path: Path) -> Iterator[tuple[str, tuple[int, int, int], bytes]]:
+    """Yield (image id, (line number, offset, length), unchecked text of the class ids). Raises BadInput."""
     lines: dict[str, int] = {}
     for number, offset, line in _read_lines(file, path):
         image_id, text = _split_line(line, path, number)
-        if image_id in lines:
-            first = lines[image_id]
-            raise BadInput(
-                f'{path}: line {number}: image {image_id!r} is listed twice, first in line {first}'
-            )
-        lines[image_id] = number
-        yield image_id, Row(number, offset, len(line)), text
+        first = lines.setdefault(image_id, number)
+        if first != number:
+            twice = f'image {image_id!r} is listed twice, first in line {first}'
+            raise BadInput(f'{path}: line {number}: {twice}')
+        yield image_id, (number, offset, len(line)), text
     if not lines:
         raise BadInput(f'{path}: no rows after the header')
 
@@ -529,9 +474,8 @@ def _split_line(line: bytes, path: Path, number: int) -> tuple[str, bytes]:
     if any(character < ' ' for character in image_id):
         raise BadInput(f'{path}: line {number}: the image id {image_id[:40]!r} has a control character')
     if len(image_id) > MAX_IMAGE_ID:
-        raise BadInput(
-            f'{path}: line {number}: the image id has {len(image_id):,} characters, at most {MAX_IMAGE_ID}'
-        )
+        fault = f'the image id has {len(image_id):,} characters, at most {MAX_IMAGE_ID}'
+        raise BadInput(f'{path}: line {number}: {fault}')
     return image_id, line[end:-1]
 
 

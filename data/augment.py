@@ -1,12 +1,11 @@
-"""Augment one training sample: scale and crop, flips, photometric distortion, and the heavier distortions of
-albumentations; mix samples: copy-paste, mosaic, CutMix.
+"""Augment a training sample: crop, flips, colours, albumentations; mix samples: copy-paste, mosaic, CutMix.
 
     augment = Augment(cfg, fill=(124, 116, 104))
     image, mask = augment(photo, mask, np.random.default_rng((seed, epoch, index)))
 
-Shapes: photo (S, S, 3) and mask (S, S) uint8 as cached, C the crop's side. Every random number comes from
-the generator passed in. The standard chain is that of mmsegmentation's ADE20K configs: RandomResize,
-RandomCrop(cat_max_ratio), RandomFlip, PhotoMetricDistortion. Only the pixels of the crop are resampled.
+Shapes: photo (S, S, 3) and mask (S, S) uint8 as cached, C the crop's side. The standard chain is that of
+mmsegmentation's ADE20K configs: RandomResize, RandomCrop(cat_max_ratio), RandomFlip, PhotoMetricDistortion.
+Only the pixels of the crop are resampled.
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,9 @@ QUARTER_TURNS = (cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_C
 PASTE_AREA = 64  # pixels; smaller objects are not pasted
 PASTE_SCALES = (0.5, 1.5)
 
+Rng = np.random.Generator
 Sample = tuple[np.ndarray, np.ndarray]  # a photo (S, S, 3) and its mask (S, S), both uint8
+Point = tuple[float, float]  # (y, x)
 
 
 class Augment:
@@ -37,15 +38,14 @@ class Augment:
         self.fill = fill
         self.heavy = heavy_transforms(cfg, fill)
 
-    def __call__(self, photo: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Sample:
+    def __call__(self, photo: np.ndarray, mask: np.ndarray, rng: Rng) -> Sample:
         """Return a (C, C, 3) image and its (C, C) mask, both uint8, contiguous and writable."""
         cfg = self.cfg
         focus = object_pixel(mask, rng) if chance(cfg.crop_balance, rng) else None
         image, mask = scale_and_crop(photo, mask, rng, cfg, self.fill, focus)
-        if rng.random() < cfg.hflip:
-            image, mask = cv2.flip(image, 1), cv2.flip(mask, 1)
-        if rng.random() < cfg.vflip:
-            image, mask = cv2.flip(image, 0), cv2.flip(mask, 0)
+        for axis, probability in ((1, cfg.hflip), (0, cfg.vflip)):
+            if rng.random() < probability:
+                image, mask = cv2.flip(image, axis), cv2.flip(mask, axis)
         if rng.random() < cfg.rot90:
             turn = QUARTER_TURNS[int(rng.integers(3))]
             image, mask = cv2.rotate(image, turn), cv2.rotate(mask, turn)
@@ -61,24 +61,17 @@ class Augment:
         return image, mask
 
 
-def chance(probability: float, rng: np.random.Generator) -> bool:
+def chance(probability: float, rng: Rng) -> bool:
     """Return True with a probability; draw no number if it is 0."""
     return probability > 0 and rng.random() < probability
 
 
 def paste_object(
-    photo: np.ndarray,
-    mask: np.ndarray,
-    donor: np.ndarray,
-    donor_mask: np.ndarray,
-    category: int,
-    rng: np.random.Generator,
+    photo: np.ndarray, mask: np.ndarray, donor: np.ndarray, donor_mask: np.ndarray, category: int, rng: Rng
 ) -> Sample:
-    """Paste one object of `category` from a donor's photo (S, S, 3) and mask (S, S) into another photo and
-    its mask, at a random scale and place, mirrored or not (simple copy-paste, arXiv:2012.07177).
+    """Paste a connected component of a class from a donor at a random scale and place, mirrored or not.
 
-    An object is a connected component of the mask. Returns the photo and the mask unchanged if the donor has
-    no object of at least PASTE_AREA pixels.
+    Simple copy-paste, arXiv:2012.07177. Changes nothing if the donor has none of at least PASTE_AREA pixels.
     """
     _, labels, stats, _ = cv2.connectedComponentsWithStats((donor_mask == category).astype(np.uint8))
     large = np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= PASTE_AREA) + 1
@@ -105,10 +98,8 @@ def paste_object(
     return photo, mask
 
 
-def mosaic(parts: Sequence[Sample], rng: np.random.Generator) -> Sample:
-    """Combine four photos (S, S, 3) and their masks: each fills one quarter around a random point with a
-    random crop of itself (YOLOv4, arXiv:2004.10934).
-    """
+def mosaic(parts: Sequence[Sample], rng: Rng) -> Sample:
+    """Fill the quarters around a random point with random crops of four photos (YOLOv4, arXiv:2004.10934)."""
     side = len(parts[0][1])
     photo, mask = np.empty_like(parts[0][0]), np.empty_like(parts[0][1])
     y, x = (int(v) for v in rng.integers(side // 4, side - side // 4, 2))
@@ -123,11 +114,9 @@ def mosaic(parts: Sequence[Sample], rng: np.random.Generator) -> Sample:
 
 
 def cutmix(
-    photo: np.ndarray, mask: np.ndarray, other: np.ndarray, other_mask: np.ndarray, rng: np.random.Generator
+    photo: np.ndarray, mask: np.ndarray, other: np.ndarray, other_mask: np.ndarray, rng: Rng
 ) -> Sample:
-    """Copy a random square of another photo and its mask to the same place in this one; its area is uniform
-    between 0 and the whole photo (CutMix, arXiv:1905.04899, with alpha 1).
-    """
+    """Copy a random square of another photo to the same place (CutMix, arXiv:1905.04899, with alpha 1)."""
     side = len(mask)
     length = round(side * np.sqrt(rng.random()))
     y, x = (int(v) for v in rng.integers(side, size=2))
@@ -137,10 +126,8 @@ def cutmix(
     return photo, mask
 
 
-def object_pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[float, float] | None:
-    """Pick a random class of the mask, not the background, and a random pixel (y, x) of it, both from 0 to 1;
-    None if the mask has no object.
-    """
+def object_pixel(mask: np.ndarray, rng: Rng) -> Point | None:
+    """Pick a random object class and a random pixel (y, x) of it, from 0 to 1; None without an object."""
     counts = np.bincount(mask.ravel(), minlength=IGNORED + 1)[:IGNORED]
     present = np.flatnonzero(counts[1:]) + 1
     if not len(present):
@@ -153,16 +140,15 @@ def object_pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[float, flo
 def scale_and_crop(
     photo: np.ndarray,
     mask: np.ndarray,
-    rng: np.random.Generator,
+    rng: Rng,
     cfg: Config,
-    fill: tuple[int, int, int],
-    focus: tuple[float, float] | None = None,
+    fill: Sequence[int],
+    focus: Point | None = None,
 ) -> Sample:
-    """Scale the photo by a random factor of `scale_range` and cut out `crop_size`; outside the photo the
-    image is `fill` and the mask IGNORED.
+    """Scale the photo by a random factor of `scale_range` and cut out `crop_size`; IGNORED outside the photo.
 
     The position is drawn again while one class fills more than `crop_max_share` of the labelled pixels. The
-    crop contains `focus`, a point (y, x) from 0 to 1, if one is given.
+    crop contains `focus`, if one is given.
     """
     scaled = max(1, round(cfg.image_size * rng.uniform(*cfg.scale_range)))
     crop_size, max_share = cfg.crop_size, cfg.crop_max_share
@@ -193,12 +179,7 @@ def window(side: int, y: int, x: int, crop: int, scaled: int) -> tuple[slice, sl
 
 
 def resample(
-    source: np.ndarray,
-    corner: tuple[int, int],
-    crop: int,
-    scaled: int,
-    interpolation: int,
-    fill: Sequence[int],
+    source: np.ndarray, corner: Point, crop: int, scaled: int, interpolation: int, fill: Sequence[int]
 ) -> np.ndarray:
     """Cut a crop at the corner (y, x) out of `source` as if it had been resized to scaled x scaled first."""
     y, x = corner
@@ -220,10 +201,10 @@ def largest_share(mask: np.ndarray) -> float:
     return counts.max() / max(1, counts.sum())
 
 
-def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Change brightness (+-32), contrast (0.5 to 1.5), saturation (0.5 to 1.5) and hue (+-18 of 180), each
-    with probability 0.5; contrast comes before or after the colours (SSD, arXiv:1512.02325, as in
-    mmsegmentation).
+def photometric_distortion(image: np.ndarray, rng: Rng) -> np.ndarray:
+    """Change brightness, contrast, saturation and hue, each with probability 0.5.
+
+    Contrast comes before or after the colours (SSD, arXiv:1512.02325, as in mmsegmentation).
     """
     brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0
     contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0

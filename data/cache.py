@@ -24,14 +24,12 @@ CACHE_VERSION = 1  # raise it when photos or masks come out differently
 
 @dataclass(frozen=True)
 class Cache:
-    """Hold the photos of a split at one size, memory-mapped: `photos` (n, S, S, 3) RGB and `masks` (n, S, S),
-    both uint8. Pseudo-labels may have a `confidence` (n, S, S), from 0 to 255.
-    """
+    """Hold the photos and masks of a split at one size S, memory-mapped uint8."""
 
     coco: CocoSet
-    photos: np.ndarray
-    masks: np.ndarray
-    confidence: np.ndarray | None = None
+    photos: np.ndarray  # (n, S, S, 3) RGB
+    masks: np.ndarray  # (n, S, S)
+    confidence: np.ndarray | None = None  # (n, S, S) of pseudo-labels
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -56,8 +54,7 @@ def _open_mapped(coco: CocoSet, *paths: str | Path | None) -> Cache:
 def open_cache(cfg: Config, split: str) -> Cache:
     """Open the cache of a split ('train' or 'test'); build it if it does not exist. Raises BadInput.
 
-    Its folder is named by the size and a hash of the annotations, so a changed data set gets a new cache. If
-    two processes open it at once, the second waits until the first has built it.
+    Its folder is named by the size and a hash of the annotations, so a changed data set gets a new cache.
     """
     coco = read_coco(cfg.data_root, split, cfg.classes)
     key = hashlib.sha256(f'{CACHE_VERSION} {cfg.cache_size} {coco.fingerprint}'.encode()).hexdigest()[:16]
@@ -73,11 +70,7 @@ def open_cache(cfg: Config, split: str) -> Cache:
 
 
 def check_photos(coco: CocoSet, folder: Path) -> None:
-    """Raise BadInput if a photo has changed since it was cached, for training would silently use the old one.
-
-    The folder's name depends on the annotations alone, so only this notices a photo that was replaced. A
-    photo is read again only if its time of modification has changed; one that was deleted is not needed.
-    """
+    """Raise BadInput if a photo was replaced since it was cached; one that was deleted is not needed."""
     try:
         files = json.loads((folder / 'meta.json').read_text())['files']
     except (OSError, ValueError, KeyError) as error:
@@ -87,12 +80,9 @@ def check_photos(coco: CocoSet, folder: Path) -> None:
         if not path.exists():
             continue
         stat = path.stat()
-        if stat.st_size == size and (stat.st_mtime_ns == modified or crc32(path.read_bytes()) == checksum):
-            continue
-        raise BadInput(
-            f'{path}: is not the photo that was cached ({size:,} bytes, now {stat.st_size:,}); '
-            f'remove {folder} to cache it again'
-        )
+        if stat.st_size != size or (stat.st_mtime_ns != modified and crc32(path.read_bytes()) != checksum):
+            fault = f'is not the photo that was cached ({size:,} bytes, now {stat.st_size:,})'
+            raise BadInput(f'{path}: {fault}; remove {folder} to cache it again')
 
 
 def describe_file(path: Path) -> tuple[int, int, int]:
@@ -103,9 +93,8 @@ def describe_file(path: Path) -> tuple[int, int, int]:
 
 def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
     """Decode every photo and draw every mask at side x side; `folder` appears only when it is complete."""
-    partial = folder.with_name(f'.{folder.name}.partial')
+    partial, count = folder.with_name(f'.{folder.name}.partial'), len(coco.photos)
     shutil.rmtree(partial, ignore_errors=True)
-    count = len(coco.photos)
     partial.mkdir()
 
     def fill(row: int) -> None:
@@ -117,9 +106,7 @@ def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
         photos = allocate_array(partial / 'photos.npy', np.uint8, (count, side, side, 3))
         masks = allocate_array(partial / 'masks.npy', np.uint8, (count, side, side))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            jobs = pool.map(fill, range(count))
-            for _ in progress(jobs, f'cache {coco.split}', 'photo', count):
-                pass
+            list(progress(pool.map(fill, range(count)), f'cache {coco.split}', 'photo', count))
         photos.flush()
         masks.flush()
         files = {photo.file_name: describe_file(coco.path(photo)) for photo in coco.photos}
@@ -140,6 +127,4 @@ def resize_image(image: np.ndarray, side: int) -> np.ndarray:
 
 def resize_mask(mask: np.ndarray, side: int) -> np.ndarray:
     """Resize (H, W) to (side, side), nearest neighbour: class ids must not be mixed."""
-    if mask.shape == (side, side):
-        return mask
     return cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST)

@@ -25,24 +25,20 @@ MAX_OUTLINE = 1_000_000  # length of a polygon in pixels; drawing it takes about
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """Hold one object: its polygons ([[x0, y0, x1, y1, ...], ...] in pixels), or the run lengths of its mask
-    (column by column, zeros first).
-    """
+    """Hold one object: its polygons in pixels, or the run lengths of its mask by column, zeros first."""
 
     category_id: int
     area: float
     iscrowd: bool
-    polygons: tuple[tuple[float, ...], ...] = ()
+    polygons: tuple[tuple[float, ...], ...] = ()  # (x0, y0, x1, y1, ...) each
     counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """Hold one photo's record and its annotations in the order of the file. `image_id` is unique across
-    train.json and val.json.
-    """
+    """Hold one photo's record and its annotations in the order of the file."""
 
-    image_id: int
+    image_id: int  # unique across train.json and val.json
     file_name: str
     height: int
     width: int
@@ -69,10 +65,9 @@ class CocoSet:
 
 
 def read_coco(root: str | Path, split: str, classes: tuple[str, ...]) -> CocoSet:
-    """Read the photos and annotations of a split ('train' or 'test') from a data root.
+    """Read the photos and annotations of a split ('train' or 'test') from a data root. Raises BadInput.
 
-    Train is train_all.json, or train.json and val.json together with new image ids. Raises BadInput with the
-    file and the record of the first fault.
+    Train is train_all.json, or train.json and val.json together with new image ids.
     """
     root = Path(root)
     files = annotation_files(root, split)
@@ -80,7 +75,7 @@ def read_coco(root: str | Path, split: str, classes: tuple[str, ...]) -> CocoSet
     photos: dict[str, Photo] = {}
     origins: dict[str, Path] = {}
     for path in files:
-        content = _read_bytes(path)
+        content = read_bytes(path)
         digest.update(len(content).to_bytes(8, 'little') + content)
         for photo in _read_file(path, content, classes, first_id=len(photos) if len(files) > 1 else None):
             name = photo.file_name
@@ -98,7 +93,7 @@ def read_coco(root: str | Path, split: str, classes: tuple[str, ...]) -> CocoSet
 def read_labels(path: str | Path, classes: tuple[str, ...]) -> CocoSet:
     """Read one COCO file of any name, such as hidden labels; its folder is the root. Raises BadInput."""
     path = Path(path)
-    content = _read_bytes(path)
+    content = read_bytes(path)
     photos = tuple(_read_file(path, content, classes, first_id=None))
     if not photos:
         raise BadInput(f'{path}: no images')
@@ -111,10 +106,8 @@ def annotation_files(root: Path, split: str) -> tuple[Path, ...]:
     """Return the JSON files of a split; raise BadInput if they do not exist."""
     if not root.is_dir():
         raise BadInput(f'{root}: no such folder (data_root)')
-    if split == 'test':
-        choices = [('test.json',)]
-    else:
-        choices = [('train_all.json',), ('train.json', 'val.json')]
+    train = [('train_all.json',), ('train.json', 'val.json')]
+    choices = [('test.json',)] if split == 'test' else train
     for names in choices:
         if all((root / name).is_file() for name in names):
             return tuple(root / name for name in names)
@@ -131,9 +124,7 @@ def inside(root: Path, file_name: str) -> bool:
 
 
 def draw_mask(photo: Photo) -> np.ndarray:
-    """Draw the (H, W) uint8 mask of a photo: largest area first, ties in the order of the file; iscrowd
-    regions are IGNORED.
-    """
+    """Draw the (H, W) uint8 mask of a photo: largest area first, ties in the order of the file."""
     mask = np.zeros((photo.width, photo.height), np.uint8)  # transposed: RLE runs down the columns
     for annotation in sorted(photo.annotations, key=lambda a: -a.area):
         drawn = _draw(annotation, photo.height, photo.width)
@@ -146,7 +137,8 @@ def read_photo(coco: CocoSet, photo: Photo) -> np.ndarray:
     return read_rgb(coco.path(photo), expected=(photo.height, photo.width))
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Read a file. Raises BadInput."""
     try:
         refuse_device(path)
         return path.read_bytes()
@@ -168,35 +160,39 @@ def load_json(path: Path, content: bytes) -> dict[str, Any]:
 def _read_file(path: Path, content: bytes, classes: tuple[str, ...], first_id: int | None) -> list[Photo]:
     """Read the photos of one file; number them from `first_id`, or keep their ids if it is None."""
     data = load_json(path, content)
-    for key in ('images', 'categories'):
-        _require(path, 'the file', data, key, list)
-    _check_categories(path, data['categories'], classes)
-    records = _read_images(path, data['images'])
     if path.name == 'test.json':
         data.setdefault('annotations', [])
-    listed = _require(path, 'the file', data, 'annotations', list)
+    images, categories = (_require(f'{path}: the file', data, key, list) for key in ('images', 'categories'))
+    _check_categories(path, categories, classes)
+    records = _read_images(path, images)
+    listed = _require(f'{path}: the file', data, 'annotations', list)
     annotations = _read_annotations(path, listed, records, len(classes))
-    return [
-        Photo(
-            image_id if first_id is None else first_id + position,
-            record['file_name'],
-            record['height'],
-            record['width'],
-            tuple(annotations[image_id]),
-        )
-        for position, (image_id, record) in enumerate(records.items())
-    ]
+    photos = []
+    for position, (image_id, record) in enumerate(records.items()):
+        number = image_id if first_id is None else first_id + position
+        name, size = record['file_name'], (record['height'], record['width'])
+        photos.append(Photo(number, name, *size, tuple(annotations[image_id])))
+    return photos
 
 
 def _read_images(path: Path, images: list[Any]) -> dict[int, dict[str, Any]]:
     """Check the image records and return them by id."""
     records: dict[int, dict[str, Any]] = {}
     for position, record in enumerate(images):
-        where = f'images[{position}]'
-        image_id = _require(path, where, record, 'id', int)
+        where = f'{path}: images[{position}]'
+        image_id = _require(where, record, 'id', int)
         if image_id in records:
-            raise BadInput(f'{path}: {where}: id {image_id} appears twice')
-        _check_image(path, where, record)
+            raise BadInput(f'{where}: id {image_id} appears twice')
+        name = _require(where, record, 'file_name', str)
+        if not name or not is_plain(name):
+            raise BadInput(f'{where}: file_name {name[:80]!r} is not a file name')
+        for key in ('height', 'width'):
+            side = _require(where, record, key, int)
+            if not 1 <= side <= MAX_SIDE:
+                raise BadInput(f'{where}: {key} is {str(side)[:60]}, expected 1 to {MAX_SIDE}')
+        pixels = record['height'] * record['width']
+        if pixels > MAX_PIXELS:
+            raise BadInput(f'{where}: has {pixels:,} pixels, expected at most {MAX_PIXELS:,}')
         records[image_id] = record
     return records
 
@@ -208,28 +204,28 @@ def _read_annotations(
     annotations: dict[int, list[Annotation]] = {image_id: [] for image_id in images}
     ids: set[int] = set()
     for position, record in enumerate(listed):
-        annotation_id = _require(path, f'annotations[{position}]', record, 'id', int)
-        where = f'annotation {annotation_id}'
+        annotation_id = _require(f'{path}: annotations[{position}]', record, 'id', int)
+        where = f'{path}: annotation {annotation_id}'
         if annotation_id in ids:
-            raise BadInput(f'{path}: {where}: the id appears twice')
+            raise BadInput(f'{where}: the id appears twice')
         ids.add(annotation_id)
-        image_id = _require(path, where, record, 'image_id', int)
+        image_id = _require(where, record, 'image_id', int)
         if image_id not in images:
-            raise BadInput(f'{path}: {where}: image_id {image_id} is not among the images')
-        annotations[image_id].append(_read_annotation(path, where, record, images[image_id], num_classes))
+            raise BadInput(f'{where}: image_id {image_id} is not among the images')
+        annotations[image_id].append(_read_annotation(where, record, images[image_id], num_classes))
     return annotations
 
 
-def _require(path: Path, where: str, record: Any, key: str, kind: type | tuple[type, ...]) -> Any:
+def _require(where: str, record: Any, key: str, kind: type | tuple[type, ...]) -> Any:
     """Return record[key]; raise BadInput if it is missing or of another type."""
     if not isinstance(record, dict):
-        raise BadInput(f'{path}: {where}: found {type(record).__name__}, expected an object')
+        raise BadInput(f'{where}: found {type(record).__name__}, expected an object')
     if key not in record:
-        raise BadInput(f'{path}: {where} lacks the key {key!r}')
+        raise BadInput(f'{where} lacks the key {key!r}')
     value = record[key]
     if not isinstance(value, kind) or isinstance(value, bool):
         names = ' or '.join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise BadInput(f'{path}: {where}: {key} is {str(value)[:60]!r}, expected {names}')
+        raise BadInput(f'{where}: {key} is {str(value)[:60]!r}, expected {names}')
     return value
 
 
@@ -237,127 +233,97 @@ def _check_categories(path: Path, categories: list[Any], classes: tuple[str, ...
     """Check that the categories of a file are the classes of the config."""
     names: dict[int, str] = {}
     for position, category in enumerate(categories):
-        category_id = _require(path, f'categories[{position}]', category, 'id', int)
+        category_id = _require(f'{path}: categories[{position}]', category, 'id', int)
         if category_id in names:
             raise BadInput(f'{path}: category id {category_id} appears twice')
-        names[category_id] = _require(path, f'categories[{position}]', category, 'name', str)
+        names[category_id] = _require(f'{path}: categories[{position}]', category, 'name', str)
     expected = dict(enumerate(classes))
     if 0 not in names:
         expected.pop(0)  # a file may leave the background out
     for category_id in sorted(names.keys() | expected.keys()):
         if names.get(category_id) != expected.get(category_id):
-            raise BadInput(
-                f'{path}: category {category_id} is {names.get(category_id)!r}, '
-                f'but the config key classes has {expected.get(category_id)!r} there'
-            )
-
-
-def _check_image(path: Path, where: str, record: dict[str, Any]) -> None:
-    name = _require(path, where, record, 'file_name', str)
-    if not name or not is_plain(name):
-        raise BadInput(f'{path}: {where}: file_name {name[:80]!r} is not a file name')
-    for key in ('height', 'width'):
-        side = _require(path, where, record, key, int)
-        if not 1 <= side <= MAX_SIDE:
-            raise BadInput(f'{path}: {where}: {key} is {str(side)[:60]}, expected 1 to {MAX_SIDE}')
-    pixels = record['height'] * record['width']
-    if pixels > MAX_PIXELS:
-        raise BadInput(f'{path}: {where}: has {pixels:,} pixels, expected at most {MAX_PIXELS:,}')
+            found, there = names.get(category_id), expected.get(category_id)
+            fault = f'category {category_id} is {found!r}, but the config key classes has {there!r} there'
+            raise BadInput(f'{path}: {fault}')
 
 
 def _read_annotation(
-    path: Path, where: str, record: dict[str, Any], image: dict[str, Any], num_classes: int
+    where: str, record: dict[str, Any], image: dict[str, Any], num_classes: int
 ) -> Annotation:
-    category_id = _require(path, where, record, 'category_id', int)
+    category_id = _require(where, record, 'category_id', int)
     if not 1 <= category_id < num_classes:
-        raise BadInput(
-            f'{path}: {where}: category_id {category_id} is not among the categories, 1 to {num_classes - 1}'
-        )
-    area = _require(path, where, record, 'area', (int, float))
+        allowed = f'the categories, 1 to {num_classes - 1}'
+        raise BadInput(f'{where}: category_id {category_id} is not among {allowed}')
+    area = _require(where, record, 'area', (int, float))
     if not 0 <= area < 1e18:  # refuses NaN too
-        raise BadInput(f'{path}: {where}: area is {str(area)[:60]}, expected a number of at least 0')
+        raise BadInput(f'{where}: area is {str(area)[:60]}, expected a number of at least 0')
     iscrowd = record.get('iscrowd', 0)
     if iscrowd not in (0, 1):
-        raise BadInput(f'{path}: {where}: iscrowd is {str(iscrowd)[:60]!r}, expected 0 or 1')
-    segmentation = _require(path, where, record, 'segmentation', (list, dict))
+        raise BadInput(f'{where}: iscrowd is {str(iscrowd)[:60]!r}, expected 0 or 1')
+    segmentation = _require(where, record, 'segmentation', (list, dict))
     height, width = image['height'], image['width']
     if isinstance(segmentation, list):
-        polygons = _check_polygons(path, where, segmentation, height, width)
+        polygons = _check_polygons(where, segmentation, height, width)
         return Annotation(category_id, float(area), bool(iscrowd), polygons=polygons)
-    counts = _check_rle(path, where, segmentation, height, width)
+    counts = _check_rle(where, segmentation, height, width)
     return Annotation(category_id, float(area), bool(iscrowd), counts=counts)
 
 
 def _check_polygons(
-    path: Path, where: str, polygons: list[Any], height: int, width: int
+    where: str, polygons: list[Any], height: int, width: int
 ) -> tuple[tuple[float, ...], ...]:
     if not polygons:
-        raise BadInput(f'{path}: {where}: segmentation has no polygon')
+        raise BadInput(f'{where}: segmentation has no polygon')
     for polygon in polygons:
         if not isinstance(polygon, list) or not all(type(v) in (int, float) for v in polygon):
-            raise BadInput(f'{path}: {where}: a polygon is {str(polygon)[:60]!r}, expected a list of numbers')
+            raise BadInput(f'{where}: a polygon is {str(polygon)[:60]!r}, expected a list of numbers')
         if len(polygon) < 6 or len(polygon) % 2:
-            raise BadInput(
-                f'{path}: {where}: a polygon has {len(polygon)} coordinates, expected x, y of at '
-                'least 3 points'
-            )
+            count = f'a polygon has {len(polygon)} coordinates'
+            raise BadInput(f'{where}: {count}, expected x, y of at least 3 points')
         for value, side in zip(polygon, (width, height) * (len(polygon) // 2), strict=True):
             if not -side <= value <= 2 * side:  # refuses NaN too; drawing far outside needs too much memory
-                raise BadInput(
-                    f'{path}: {where}: a polygon has the coordinate {str(value)[:60]}, '
-                    f'expected one near 0 to {side}'
-                )
+                fault = f'a polygon has the coordinate {str(value)[:60]}'
+                raise BadInput(f'{where}: {fault}, expected one near 0 to {side}')
         steps = np.abs(np.diff(np.reshape(polygon + polygon[:2], (-1, 2)), axis=0))
         if (length := steps.max(1).sum()) > MAX_OUTLINE:
-            raise BadInput(
-                f'{path}: {where}: a polygon is {length:,.0f} pixels long, expected at most {MAX_OUTLINE:,}'
-            )
+            fault = f'a polygon is {length:,.0f} pixels long'
+            raise BadInput(f'{where}: {fault}, expected at most {MAX_OUTLINE:,}')
     return tuple(tuple(map(float, polygon)) for polygon in polygons)
 
 
-def _check_rle(path: Path, where: str, rle: dict[str, Any], height: int, width: int) -> tuple[int, ...]:
-    """Return the run lengths of either RLE form after checking that they fill the image exactly.
-
-    pycocotools cannot do this: it reads beyond the end of a string that is cut off, and accepts too few
-    pixels.
-    """
-    size = _require(path, where, rle, 'size', list)
+def _check_rle(where: str, rle: dict[str, Any], height: int, width: int) -> tuple[int, ...]:
+    """Return the run lengths of either RLE form if they fill the image exactly, which pycocotools ignores."""
+    size = _require(where, rle, 'size', list)
     if size != [height, width]:
-        raise BadInput(f'{path}: {where}: RLE size is {str(size)[:60]}, the image is [{height}, {width}]')
-    counts = _require(path, where, rle, 'counts', (list, str))
+        raise BadInput(f'{where}: RLE size is {str(size)[:60]}, the image is [{height}, {width}]')
+    counts = _require(where, rle, 'counts', (list, str))
     if isinstance(counts, str):
-        counts = _decompress(path, where, counts)
+        counts = _decompress(where, counts)
     if not all(type(c) is int and c >= 0 for c in counts):
-        raise BadInput(f'{path}: {where}: RLE counts must be whole numbers of at least 0')
+        raise BadInput(f'{where}: RLE counts must be whole numbers of at least 0')
     if sum(counts) != height * width:
-        raise BadInput(
-            f'{path}: {where}: RLE counts add up to {str(sum(counts))[:60]}, '
-            f'the image has {height * width} pixels'
-        )
+        total = str(sum(counts))[:60]
+        raise BadInput(f'{where}: RLE counts add up to {total}, the image has {height * width} pixels')
     return tuple(counts)
 
 
-def _decompress(path: Path, where: str, text: str) -> list[int]:
-    """Decode COCO's compressed run lengths: 5 bits a character from '0' on, low bits first; from the fourth
-    number on, differences to the number before the last.
-    """
+def _decompress(where: str, text: str) -> list[int]:
+    """Decode COCO's compressed run lengths: 5 bits a character from '0' on, low bits first."""
     counts: list[int] = []
     value = shift = 0
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > 50:
-            raise BadInput(
-                f'{path}: {where}: compressed RLE has the character {character!r} in a wrong place'
-            )
+            raise BadInput(f'{where}: compressed RLE has the character {character!r} in a wrong place')
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:  # the last character of a number; its bit 16 is the sign
             if bits & 16:
                 value -= 1 << shift
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))  # from the fourth on, differences
             value = shift = 0
     if shift:
-        raise BadInput(f'{path}: {where}: compressed RLE is cut off')
+        raise BadInput(f'{where}: compressed RLE is cut off')
     return counts
 
 

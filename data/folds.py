@@ -22,16 +22,19 @@ def folds_path(cfg: Config) -> Path:
 
 
 def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
-    """Return the (n,) int64 fold of each training photo; write folds.csv if it does not exist. Raises
-    BadInput.
-    """
+    """Return the (n,) int64 fold of each training photo; write folds.csv if needed. Raises BadInput."""
     path = folds_path(cfg)
     if not path.exists():
         if cfg.folds_csv is not None:
             raise BadInput(f'{path}: no such file (folds_csv)')
         with lock(cfg.cache_dir / '.folds.lock', 'assigning folds', wait=True):
             if not path.exists():
-                write_folds(path, cache, make_folds(cfg, cache))
+                text = io.StringIO()
+                writer = csv.writer(text, lineterminator='\n')
+                writer.writerow(['image_id', 'file_name', 'fold'])
+                for photo, fold in zip(cache.coco.photos, make_folds(cfg, cache), strict=True):
+                    writer.writerow((photo.image_id, photo.file_name, fold))
+                write_text(path, text.getvalue())
     try:
         rows = list(csv.DictReader(path.read_text(encoding='utf-8').splitlines()))
         fold_of = {row['file_name']: int(row['fold']) for row in rows}
@@ -41,49 +44,31 @@ def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
     if len(rows) != len(fold_of) or set(fold_of) != set(names):
         missing = next((name for name in names if name not in fold_of), None)
         fault = f'lacks {missing!r}' if missing else 'lists other images, or an image twice'
-        raise BadInput(
-            f'{path}: {fault}, expected the photos of {cfg.data_root}; use another cache_dir or folds_csv'
-        )
-    folds = np.array([fold_of[name] for name in names])
-    if set(folds.tolist()) != set(range(cfg.folds)):
-        raise BadInput(
-            f'{path}: has the folds {sorted(set(folds.tolist()))}, but the config key folds is {cfg.folds}'
-        )
-    return folds
-
-
-def write_folds(path: Path, cache: Cache, folds: np.ndarray) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['image_id', 'file_name', 'fold'])
-    writer.writerows(
-        (photo.image_id, photo.file_name, fold) for photo, fold in zip(cache.coco.photos, folds, strict=True)
-    )
-    write_text(path, text.getvalue())
+        expected = f'expected the photos of {cfg.data_root}'
+        raise BadInput(f'{path}: {fault}, {expected}; use another cache_dir or folds_csv')
+    numbers = sorted(set(fold_of.values()))
+    if numbers != list(range(cfg.folds)):
+        raise BadInput(f'{path}: has the folds {numbers}, but the config key folds is {cfg.folds}')
+    return np.array([fold_of[name] for name in names])
 
 
 def make_folds(cfg: Config, cache: Cache) -> np.ndarray:
-    """Assign (n,) folds from the seed: stratified over the classes in each photo, near-duplicates together.
-    Raises BadInput if there are fewer scenes than folds.
-    """
+    """Assign (n,) folds from the seed. Raises BadInput if there are fewer scenes than folds."""
     labels = np.zeros((len(cache), len(cfg.classes)), bool)
     for row, photo in enumerate(cache.coco.photos):
         labels[row, list(photo.classes)] = True
     groups = near_duplicates(np.stack([thumbnail(photo) for photo in cache.photos]))
     if groups.max() + 1 < cfg.folds:
-        raise BadInput(
-            f'{cfg.data_root}: found {len(cache)} photos of {groups.max() + 1} scenes, '
-            f'expected at least one scene for each of {cfg.folds} folds'
-        )
+        count = f'{len(cache)} photos of {groups.max() + 1} scenes'
+        expected = f'expected at least one scene for each of {cfg.folds} folds'
+        raise BadInput(f'{cfg.data_root}: found {count}, {expected}')
     return stratify(labels, groups, cfg.folds, cfg.seed)
 
 
 def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Assign (n,) folds for (n, K) labels by iterative stratification (Sechidis et al., ECML PKDD 2011);
-    photos of a group share a fold.
+    """Assign (n,) folds for (n, K) labels by iterative stratification (Sechidis et al., ECML PKDD 2011).
 
-    The rarest remaining label comes first and its largest groups first, each into the fold that needs it
-    most.
+    The rarest remaining label comes first, its largest groups first, each into the fold that needs it most.
     """
     rng = np.random.default_rng(seed)
     members = np.zeros((groups.max() + 1, labels.shape[1] + 1))  # photos with each label, and all photos
@@ -93,11 +78,10 @@ def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> n
     order = rng.permutation(len(members))
     while (left := order[fold_of[order] < 0]).size:
         remaining = members[left, :-1].sum(0)
+        label = -1
         if remaining.any():
             label = int(np.argmin(np.where(remaining > 0, remaining, np.inf)))
             left = left[members[left, label] > 0]
-        else:
-            label = -1
         for group in left[np.argsort(-members[left, label], kind='stable')]:
             ties = rng.random(folds)
             best = max(range(folds), key=lambda k: (demand[k, label], demand[k, -1], ties[k]))
@@ -107,10 +91,7 @@ def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> n
 
 
 def thumbnail(photo: np.ndarray) -> np.ndarray:
-    """Shrink an (H, W, 3) photo to 24x24 and return it as a vector of mean 0 and length 1.
-
-    A photo and its copy in the cache have the same thumbnail up to rounding.
-    """
+    """Shrink an (H, W, 3) photo to 24x24 and return it as a vector of mean 0 and length 1."""
     small = cv2.resize(photo, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
     small -= small.mean()
     return small / max(np.linalg.norm(small), 1e-6)
@@ -124,13 +105,10 @@ def near_duplicates(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def split_fold(folds: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows to train on and the rows to validate on; fold -1 trains on all of them. Raises
-    BadInput.
-    """
+    """Return the rows to train on and those to validate on; fold -1 trains on all. Raises BadInput."""
     if not -1 <= fold <= folds.max():
-        raise BadInput(
-            f'--fold {fold}: found no such fold, expected 0 to {folds.max()}, or -1 to train on all photos'
-        )
+        expected = f'expected 0 to {folds.max()}, or -1 to train on all photos'
+        raise BadInput(f'--fold {fold}: found no such fold, {expected}')
     return np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
 
 

@@ -3,8 +3,8 @@
     import_yolo(Path('set/data.yaml'), Path('input/mine'))
     import_masks(Path('photos'), Path('masks'), classes, Path('input/mine'))
 
-Photos are copied byte for byte. A photo that is not RGB, or has an EXIF orientation, is saved again upright,
-as the labelling tools show it. The JSON files are written last: an import that was interrupted has none.
+Photos that are not RGB, or have an EXIF orientation, are saved again upright, as labelling tools show them.
+The JSON files are written last: an import that was interrupted has none.
 """
 
 import json
@@ -29,13 +29,11 @@ from utils.progress import progress
 PHOTO_SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff'}
 TOLERANCE = 0.01  # YOLO coordinates may lie this far outside 0 to 1, as in its own tools; they are clipped
 
-Annotate = Callable[[Path, tuple[int, int]], list[dict[str, Any]]]  # a photo's path and (H, W) → annotations
+Size = tuple[int, int]  # (H, W)
+Annotate = Callable[[Path, Size], list[dict[str, Any]]]  # takes a photo's path and size
 
 
-# --- YOLO
-
-
-def import_yolo(data_yaml: Path, out: Path, overwrite: bool = False) -> tuple[str, ...]:
+def import_yolo(data_yaml: Path, out: Path, overwrite: bool) -> tuple[str, ...]:
     """Import a YOLO segmentation set and return its classes, the background first. Raises BadInput.
 
     Its train and val become train_all.json, its test becomes test.json and test_labels.json.
@@ -46,8 +44,8 @@ def import_yolo(data_yaml: Path, out: Path, overwrite: bool = False) -> tuple[st
     classes = read_names(data_yaml, settings)
     root = data_yaml.parent / str(settings.get('path') or '')
     root = root if root.is_dir() else data_yaml.parent  # `path` may be a folder on its author's machine
-    train = [path for split in ('train', 'val') for path in list_yolo(data_yaml, root, settings, split)]
-    test = list_yolo(data_yaml, root, settings, 'test')
+    train, val, test = (list_yolo(data_yaml, root, settings, split) for split in ('train', 'val', 'test'))
+    train += val
     if not train:
         raise BadInput(f'{data_yaml}: lists no photos under train or val')
     repeated = [path for path, count in Counter(train + test).items() if count > 1]
@@ -55,9 +53,8 @@ def import_yolo(data_yaml: Path, out: Path, overwrite: bool = False) -> tuple[st
         raise BadInput(f'{data_yaml}: {repeated[0]} is listed twice in train, val and test')
     refuse_existing(out, overwrite)
 
-    def annotate(path: Path, size: tuple[int, int]) -> list[dict[str, Any]]:
-        objects = read_yolo_label(path, len(classes))
-        return [polygon_annotation(category_id, points, size) for category_id, points in objects]
+    def annotate(path: Path, size: Size) -> list[dict[str, Any]]:
+        return [polygon_annotation(*item, size) for item in read_yolo_label(path, len(classes))]
 
     names = {path: photo_name(root, path) for path in train + test}
     splits = {'train_all.json': train, 'test.json': test, 'test_labels.json': test}
@@ -74,9 +71,8 @@ def read_names(path: Path, settings: dict[str, Any]) -> tuple[str, ...]:
         raise BadInput(f'{path}: names is {str(names)[:80]!r}, expected a list of names, or 0: name, 1: ...')
     classes = ('Background', *names)
     if len(set(classes)) < len(classes) or len(classes) > IGNORED:
-        raise BadInput(
-            f'{path}: names must be unique, without Background, and at most {IGNORED - 1}: {names}'
-        )
+        rule = f'must be unique, without Background, and at most {IGNORED - 1}'
+        raise BadInput(f'{path}: names {rule}: {names}')
     return classes
 
 
@@ -118,13 +114,12 @@ def read_yolo_label(photo: Path, num_classes: int) -> list[tuple[int, np.ndarray
     A photo without a label file has no objects, as in YOLO's own tools.
     """
     path = label_path(photo)
-    lines = read_lines(path) if path.exists() else []
     objects = []
-    for number, line in enumerate(lines, start=1):
-        first, *rest = line.split() or ['']
-        where = f'{path}: line {number}'
-        if not first:
+    for number, line in enumerate(read_lines(path) if path.exists() else [], start=1):
+        if not line.strip():
             continue
+        first, *rest = line.split()
+        where = f'{path}: line {number}'
         if not re.fullmatch(r'\d{1,3}', first, re.ASCII) or int(first) >= num_classes - 1:
             raise BadInput(f'{where}: found the class {first!r}, expected 0 to {num_classes - 2}')
         if len(rest) == 4:
@@ -140,18 +135,16 @@ def read_points(words: list[str], where: str) -> np.ndarray:
     values = []
     for word in words:
         try:
-            value = float(word)
+            values.append(float(word))
         except ValueError:
-            value = math.nan
-        if not -TOLERANCE <= value <= 1 + TOLERANCE:  # refuses NaN too
-            raise BadInput(
-                f"{where}: found the coordinate {word!r}, expected 0 to 1, a fraction of the photo's side"
-            )
-        values.append(value)
+            values.append(math.nan)
+        if not -TOLERANCE <= values[-1] <= 1 + TOLERANCE:  # refuses NaN too
+            allowed = "0 to 1, a fraction of the photo's side"
+            raise BadInput(f'{where}: found the coordinate {word!r}, expected {allowed}')
     return np.clip(np.array(values).reshape(-1, 2), 0, 1)
 
 
-def polygon_annotation(category_id: int, points: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+def polygon_annotation(category_id: int, points: np.ndarray, size: Size) -> dict[str, Any]:
     """Make an annotation of a polygon, (M, 2) x y from 0 to 1, in a photo of (H, W)."""
     pixels = points * (size[1], size[0])
     x, y = pixels.T
@@ -165,21 +158,12 @@ def polygon_annotation(category_id: int, points: np.ndarray, size: tuple[int, in
     }
 
 
-# --- masks
-
-
 def import_masks(
-    photos: Path,
-    masks: Path,
-    classes: Sequence[str],
-    out: Path,
-    test: Path | None = None,
-    overwrite: bool = False,
+    photos: Path, masks: Path, classes: Sequence[str], out: Path, test: Path | None, overwrite: bool
 ) -> None:
     """Import photos and their masks, PNG files of class ids at the photos' own size. Raises BadInput.
 
-    The mask of a/b.jpg is masks/a/b.jpg.png, as `prepare.py masks` writes it, or masks/a/b.png. Photos under
-    `test` have no masks.
+    The mask of a/b.jpg is masks/a/b.jpg.png, as `prepare.py masks` writes it, or masks/a/b.png.
     """
     train, tests = list_photos(photos), list_photos(test) if test else []
     mask_paths = {path: find_mask(photos, masks, path) for path in train}
@@ -188,7 +172,7 @@ def import_masks(
         raise BadInput(f'{min(unused)}: no photo under {photos} has this mask (unused masks: {len(unused)})')
     refuse_existing(out, overwrite)
 
-    def annotate(path: Path, size: tuple[int, int]) -> list[dict[str, Any]]:
+    def annotate(path: Path, size: Size) -> list[dict[str, Any]]:
         mask = read_mask(mask_paths[path], len(classes))
         if mask.shape != size:
             (height, width), expected = mask.shape, f'{size[0]}x{size[1]}'
@@ -235,9 +219,6 @@ def rle_annotation(k: int, drawn: np.ndarray) -> dict[str, Any]:
     }
 
 
-# --- both
-
-
 def read_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding='utf-8').splitlines()
@@ -269,10 +250,7 @@ def write_set(
     names: dict[Path, str],
     annotate: Annotate,
 ) -> None:
-    """Write a data root: the photos under their names and one JSON file per split. Raises BadInput.
-
-    Everything is read and checked before anything is written.
-    """
+    """Read and check everything, then write a data root: photos, a JSON file per split. Raises BadInput."""
     photos = list(dict.fromkeys(path for paths in splits.values() for path in paths))
     if len(set(names.values())) < len(names):
         raise BadInput(f'{out}: two photos would have the same name there')
@@ -295,7 +273,7 @@ def write_set(
 def make_content(
     file_name: str,
     classes: Sequence[str],
-    sizes: dict[Path, tuple[int, int]],
+    sizes: dict[Path, Size],
     names: dict[Path, str],
     annotate: Annotate,
 ) -> dict[str, Any]:

@@ -1,11 +1,4 @@
-"""Read and copy photos within limits of format and size; report a broken file in one line.
-
-    photo = read_rgb(path, expected=(512, 512))   # (H, W, 3) uint8
-    with open_photo(path) as image:               # Pillow's own image
-        ...
-
-Photos come from anybody. Their headers are checked before a pixel is decoded.
-"""
+"""Read and copy photos within limits of format and size, which are checked before a pixel is decoded."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -34,9 +27,7 @@ def open_photo(
     formats: Sequence[str] = FORMATS,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Image.Image]:
-    """Open an image file for a `with` block; raise BadInput if it is missing, broken, too large, or of
-    another format, also if that shows only when it is decoded inside the block. The error begins with `name`.
-    """
+    """Open an image file and decode it in a `with` block. Raises BadInput, which begins with `name`."""
     name = source if name is None else name
     limits = f'expected at most {MAX_SIDE:,} a side and {max_pixels // 10**6} million in all'
     if isinstance(source, Path):
@@ -61,9 +52,8 @@ def read_rgb(path: Path, expected: tuple[int, int] | None = None) -> np.ndarray:
     with open_photo(path) as image:
         size = (image.height, image.width)
         if expected is not None and size != expected:
-            raise BadInput(
-                f'{path}: found {size[0]}x{size[1]} pixels, its record says {expected[0]}x{expected[1]}'
-            )
+            recorded = f'its record says {expected[0]}x{expected[1]}'
+            raise BadInput(f'{path}: found {size[0]}x{size[1]} pixels, {recorded}')
         if image.mode != 'RGB':
             raise BadInput(f'{path}: found mode {image.mode}, expected a photo in RGB (3 channels, 8 bits)')
         return np.asarray(image)

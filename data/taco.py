@@ -1,8 +1,7 @@
 """Make a training set of TACO: download its photos, check them, resize them to 512x512, and map its 60
 categories to the classes of the competition with taco.csv.
 
-A photo gets its final name only when it is complete, so a run that was killed continues. TACO's records and
-polygons describe a photo after its EXIF orientation is applied.
+A photo gets its final name only when it is complete, so a run that was killed continues.
 """
 
 import csv
@@ -10,6 +9,7 @@ import io
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from config import CLASSES
 from data.cache import resize_image
-from data.coco import inside, load_json, read_coco
+from data.coco import inside, load_json, read_bytes, read_coco
 from data.photos import SWAPPED, open_photo, orientation, read_rgb
 from utils.errors import BadInput, CheckFailed, one_line
 from utils.files import lock, make_folder, remove_partials, write_text, write_whole
@@ -50,14 +50,10 @@ class Record:
 
 
 def make_taco(
-    annotations: Path,
-    out: Path,
-    photos: Path | None = None,
-    workers: int = 8,
-    retries: int = 5,
-    overwrite: bool = False,
+    annotations: Path, out: Path, photos: Path | None, workers: int, retries: int, overwrite: bool
 ) -> None:
     """Download the photos that `out` lacks, or read them from the folder `photos`, and write train_all.json.
+
     Raises BadInput, and CheckFailed if photos are missing in the end.
     """
     data = read_annotations(annotations)
@@ -66,76 +62,63 @@ def make_taco(
         raise BadInput(f'{path}: already exists; give another --out, or --overwrite')
     records = read_records(annotations, data, out)
     content = convert(annotations, data, read_table(TABLE))
+    retry = urllib3.Retry(
+        total=retries,
+        status_forcelist=TEMPORARY,
+        backoff_factor=BACKOFF,
+        backoff_jitter=BACKOFF,
+        retry_after_max=60,  # seconds of a server's Retry-After
+        raise_on_status=False,
+    )
+    pool = urllib3.PoolManager(maxsize=workers, timeout=TIMEOUT, retries=retry)
+
+    def fetch(record: Record) -> bytes:
+        return download(pool, record.url) if photos is None else read_original(photos / record.file_name)
+
     with lock(out / '.lock', 'making TACO'):
-        make_set(path, records, content, photos, workers, retries)
-
-
-def make_set(
-    path: Path, records: list[Record], content: dict, photos: Path | None, workers: int, retries: int
-) -> None:
-    """Get the missing photos and write train_all.json of all that are complete. Raises CheckFailed if photos
-    are missing in the end.
-    """
-    out = path.parent
-    if photos is None:
-        pool = urllib3.PoolManager(maxsize=workers, timeout=TIMEOUT, retries=retry_policy(retries))
-        missing = get_photos(records, out, lambda record: download(pool, record.url), workers)
-    else:
-        missing = get_photos(records, out, lambda record: read_original(photos / record.file_name), workers)
-    write_missing(out / 'missing.csv', missing)
-    if len(missing) == len(records):
-        raise CheckFailed(
-            f'{out}: all {len(records)} photos are missing, so {path.name} is not written; see missing.csv'
-        )
-    image_ids = {image['id'] for image in content['images'] if image['file_name'] not in missing}
-    content['images'] = [image for image in content['images'] if image['id'] in image_ids]
-    content['annotations'] = [a for a in content['annotations'] if a['image_id'] in image_ids]
-    write_text(path, json.dumps(content))
-    coco = read_coco(out, 'train', CLASSES)
-    print(f'wrote {path}: {len(coco.photos)} photos, {len(content["annotations"])} annotations')
+        missing = get_photos(records, out, fetch, workers)
+        write_missing(out / 'missing.csv', missing)
+        if len(missing) == len(records):
+            fault = f'all {len(records)} photos are missing, so {path.name} is not written'
+            raise CheckFailed(f'{out}: {fault}; see missing.csv')
+        content['images'] = [image for image in content['images'] if image['file_name'] not in missing]
+        image_ids = {image['id'] for image in content['images']}
+        content['annotations'] = [a for a in content['annotations'] if a['image_id'] in image_ids]
+        write_text(path, json.dumps(content))
+        coco = read_coco(out, 'train', CLASSES)
+        print(f'wrote {path}: {len(coco.photos)} photos, {len(content["annotations"])} annotations')
     if missing:
-        raise CheckFailed(
-            f'{out}: {len(missing)} of {len(records)} photos are missing and left out of {path.name}; '
-            'missing.csv says why; run the same command again to retry them'
-        )
-
-
-# --- annotations
+        fault = f'{len(missing)} of {len(records)} photos are missing and left out of {path.name}'
+        advice = 'missing.csv says why; run the same command again to retry them'
+        raise CheckFailed(f'{out}: {fault}; {advice}')
 
 
 def read_annotations(path: Path) -> dict[str, Any]:
-    try:
-        return load_json(path, path.read_bytes())
-    except OSError as error:
-        raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
+    return load_json(path, read_bytes(path))
 
 
 def is_made_here(path: Path) -> bool:
     """Return True if an earlier run wrote this train_all.json."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         return json.loads(path.read_bytes())['info']['description'] == DESCRIPTION
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return False
 
 
 def read_records(path: Path, data: dict[str, Any], out: Path) -> list[Record]:
-    """Read the images of TACO's annotations; raise BadInput for one that cannot be downloaded or that would
-    be written outside `out`.
-    """
+    """Read the images of TACO's annotations. Raises BadInput."""
     try:
         records = [
             Record(image['file_name'], (image['width'], image['height']), image['flickr_url'])
             for image in data['images']
         ]
         for record in records:
+            where = f'{path}: image {record.file_name!r}'
             if not record.url.startswith(('http://', 'https://')):
-                raise BadInput(
-                    f'{path}: image {record.file_name!r}: flickr_url is {record.url!r}, expected http(s)://'
-                )
+                raise BadInput(f'{where}: flickr_url is {record.url!r}, expected http(s)://')
             if not record.file_name.lower().endswith(('.jpg', '.jpeg')):
-                raise BadInput(f'{path}: image {record.file_name!r}: expected a file_name that ends in .jpg')
+                raise BadInput(f'{where}: expected a file_name that ends in .jpg')
             if not inside(out, record.file_name):
-                raise BadInput(f'{path}: image {record.file_name!r} leads out of {out}')
+                raise BadInput(f'{where} leads out of {out}')
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f'{path}: not the annotations of TACO: {error!r}') from None
     if not records:
@@ -147,16 +130,12 @@ def read_records(path: Path, data: dict[str, Any], out: Path) -> list[Record]:
 
 def read_table(path: Path) -> dict[str, int]:
     """Read a table category,class and return the class id of each category. Raises BadInput."""
-    try:
-        rows = list(csv.DictReader(path.read_text(encoding='utf-8').splitlines()))
-    except OSError as error:
-        raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
+    rows = list(csv.DictReader(read_bytes(path).decode().splitlines()))
     for number, row in enumerate(rows, start=2):
-        if row.get('category') is None or row.get('class') not in CLASSES[1:]:
-            raise BadInput(
-                f'{path}: line {number}: category {row.get("category")!r} has the class '
-                f'{row.get("class")!r}, expected one of {CLASSES[1:]}'
-            )
+        category, name = row.get('category'), row.get('class')
+        if category is None or name not in CLASSES[1:]:
+            fault = f'category {category!r} has the class {name!r}, expected one of {CLASSES[1:]}'
+            raise BadInput(f'{path}: line {number}: {fault}')
     return {row['category']: CLASSES.index(row['class']) for row in rows}
 
 
@@ -187,21 +166,16 @@ def scale_annotation(number: int, annotation: dict, size: tuple[int, int], categ
     """Scale a polygon annotation from a (width, height) image to 512x512."""
     fx, fy = SIDE / size[0], SIDE / size[1]
     x, y, w, h = annotation['bbox']
-    polygons = [
-        [round(v * (fy if i % 2 else fx), 3) for i, v in enumerate(p)] for p in annotation['segmentation']
-    ]
+    polygons = annotation['segmentation']
     return {
         'id': number,
         'image_id': annotation['image_id'],
         'category_id': category_id,
         'iscrowd': annotation['iscrowd'],
-        'segmentation': polygons,
+        'segmentation': [[round(v * (fy if i % 2 else fx), 3) for i, v in enumerate(p)] for p in polygons],
         'area': annotation['area'] * fx * fy,
         'bbox': [x * fx, y * fy, w * fx, h * fy],
     }
-
-
-# --- photos
 
 
 def get_photos(
@@ -211,10 +185,12 @@ def get_photos(
 
     def get(record: Record) -> None:
         path = out / record.file_name
-        if not is_done(path):
-            photo = decode(fetch(record), record.size)
-            with write_whole(path) as file:
-                Image.fromarray(photo).save(file, format='jpeg', quality=95)
+        with suppress(BadInput):
+            read_rgb(path, expected=(SIDE, SIDE))
+            return  # an earlier run has completed it
+        photo = decode(fetch(record), record.size)
+        with write_whole(path) as file:
+            Image.fromarray(photo).save(file, format='jpeg', quality=95)
 
     make_folder(out)
     for folder in {(out / record.file_name).parent for record in records}:
@@ -232,29 +208,6 @@ def get_photos(
     finally:
         pool.shutdown(cancel_futures=True)  # start no more downloads after Ctrl-C or on a full disk
     return {name: missing[name] for name in sorted(missing)}
-
-
-def is_done(path: Path) -> bool:
-    """Return True if an earlier run has completed this photo."""
-    try:
-        read_rgb(path, expected=(SIDE, SIDE))
-    except BadInput:
-        return False
-    return True
-
-
-def retry_policy(retries: int) -> urllib3.Retry:
-    """Retry broken connections, truncated bodies and TEMPORARY statuses with growing delays; respect
-    Retry-After up to a minute.
-    """
-    return urllib3.Retry(
-        total=retries,
-        status_forcelist=TEMPORARY,
-        backoff_factor=BACKOFF,
-        backoff_jitter=BACKOFF,
-        retry_after_max=60,
-        raise_on_status=False,
-    )
 
 
 def download(pool: urllib3.PoolManager, url: str) -> bytes:
@@ -277,8 +230,7 @@ def read_original(path: Path) -> bytes:
 
 
 def decode(content: bytes, size: tuple[int, int]) -> np.ndarray:
-    """Decode a photo and resize it to (512, 512, 3) uint8; raise Missing if it is broken or not of the
-    (width, height) of its record.
+    """Decode a photo of a recorded (width, height) and resize it to (512, 512, 3) uint8. Raises Missing.
 
     The record describes the photo after its EXIF orientation is applied, as in TACO's own code. A photo that
     has the recorded size without it was turned before it was uploaded, and its orientation is out of date.

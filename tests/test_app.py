@@ -314,11 +314,11 @@ def test_confusions_are_counted_once_and_again_when_something_changed(output, tr
         raise AssertionError('counted again')
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, 'confusion_matrix', never)
+        patch.setattr(evaluate.metrics, 'confusion_matrix', never)
         again = read_confusions(path, train, len(CLASSES))
         assert again.image_ids == found.image_ids and np.array_equal(again.matrices, found.matrices)
     other = CocoSet(train.root, 'train', train.files, train.photos, 'other')
-    monkeypatch.setattr(evaluate, 'confusion_matrix', never)
+    monkeypatch.setattr(evaluate.metrics, 'confusion_matrix', never)
     with pytest.raises(AssertionError):
         read_confusions(path, other, len(CLASSES))
     os.utime(path, (1, 1))

@@ -4,8 +4,7 @@
 
 A scene depends only on (seed, split, index), so a larger set starts with the photos of a smaller one. Its
 mask is exact: pycocotools rasterises each outline before the object is drawn, and the objects are drawn in
-the order in which masks are painted. objects.py draws the objects; this module places, lights and photographs
-them.
+the order in which masks are painted.
 """
 
 import json
@@ -38,6 +37,7 @@ FIRST_CLASSES = (9, 8, 10, 3, 5, 2, 4, 9, 10, 7, 5, 3)
 CLASS_SCALES = {1: 0.85, 2: 1.0, 3: 0.95, 4: 0.8, 5: 1.15, 6: 1.0, 7: 0.95, 8: 1.1, 9: 0.65, 10: 1.25}
 # the weight of each number of objects in a scene
 OBJECT_COUNTS = {1: 0.16, 2: 0.16, 3: 0.16, 4: 0.14, 5: 0.12, 6: 0.09, 8: 0.08, 10: 0.05, 13: 0.04}
+DESCRIPTION = 'drawn scenes of trash, for a demo of the whole job'
 MIN_VISIBLE = 0.3  # an object is left out if a smaller share of it is visible
 PROCESSES = 2
 
@@ -62,9 +62,7 @@ class Scene(NamedTuple):
 
 
 def make_demo_set(out: Path, train: int = 120, test: int = 40, seed: int = 0) -> None:
-    """Write photos to out/batch_01 (train) and out/batch_02 (test), and train_all.json, test.json and
-    test_labels.json, which is test.json with annotations. Replaces files of the same names.
-    """
+    """Write train_all.json, test.json, test_labels.json, and the photos to out/batch_01 and out/batch_02."""
     jobs = [('train', index) for index in range(train)] + [('test', index) for index in range(test)]
     for folder in ('batch_01', 'batch_02'):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -73,16 +71,25 @@ def make_demo_set(out: Path, train: int = 120, test: int = 40, seed: int = 0) ->
     with ProcessPoolExecutor(min(PROCESSES, max(len(jobs), 1)), get_context('spawn')) as pool:
         drawn = pool.map(partial(write_scene, out, seed), jobs, chunksize=4)
         scenes = list(progress(drawn, 'demo set', 'photo', len(jobs)))
-    files = (('train', 'train_all', False), ('test', 'test_labels', False), ('test', 'test', True))
-    for split, name, hidden in files:
+    size = {'height': SIDE, 'width': SIDE}
+    categories = [{'id': k, 'name': name, 'supercategory': name} for k, name in enumerate(CLASSES) if k]
+    for split, name in (('train', 'train_all'), ('test', 'test_labels'), ('test', 'test')):
         images, annotations = [], []
         for image_id, (job, records) in enumerate(zip(jobs, scenes, strict=True)):
             if job[0] != split:
                 continue
-            images.append(image_record(image_id, file_name(*job)))
-            for record in [] if hidden else records:
+            image = {'license': 0, 'url': None, 'file_name': file_name(*job), **size, 'date_captured': None}
+            images.append({**image, 'id': image_id})
+            for record in records if name != 'test' else []:
                 annotations.append({'id': len(annotations), 'image_id': image_id, **record})
-        write_json(out / f'{name}.json', images, annotations)
+        content = {
+            'info': {'year': 2025, 'version': '1', 'description': DESCRIPTION},
+            'licenses': [{'id': 0, 'name': 'as the code that drew them', 'url': None}],
+            'images': images,
+            'categories': categories,
+            'annotations': annotations,
+        }
+        write_text(out / f'{name}.json', json.dumps(content))
 
 
 def write_scene(out: Path, seed: int, job: tuple[str, int]) -> list[dict[str, Any]]:
@@ -99,30 +106,11 @@ def file_name(split: str, index: int) -> str:
     return f'batch_{1 + SPLITS.index(split):02d}/{index:04d}.jpg'
 
 
-def image_record(image_id: int, name: str) -> dict[str, Any]:
-    size = {'height': SIDE, 'width': SIDE}
-    return {'license': 0, 'url': None, 'file_name': name, **size, 'date_captured': None, 'id': image_id}
-
-
-def write_json(path: Path, images: list[dict], annotations: list[dict]) -> None:
-    content = {
-        'info': {
-            'year': 2025,
-            'version': '1',
-            'description': 'drawn scenes of trash, for a demo of the whole job',
-        },
-        'licenses': [{'id': 0, 'name': 'as the code that drew them', 'url': None}],
-        'images': images,
-        'categories': [{'id': k, 'name': name, 'supercategory': name} for k, name in enumerate(CLASSES) if k],
-        'annotations': annotations,
-    }
-    write_text(path, json.dumps(content))
-
-
 def draw_scene(seed: int, split: str, index: int) -> Scene:
     """Draw the scene of a seed, a split ('train' or 'test') and an index in that split."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    light = draw_light(rng)
+    side, high = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.2)  # of the light: 35 to 70 degrees high
+    light = np.array([np.cos(side) * np.cos(high), np.sin(side) * np.cos(high), np.sin(high)])
     picture = draw_ground(rng)
     objects = lay_out(rng, light, first=FIRST_CLASSES[index % len(FIRST_CLASSES)])
     for item in objects:
@@ -132,12 +120,6 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     for item in objects:
         mask[item.mask] = item.category_id
     return Scene(photograph(rng, picture, light), mask, [annotate(item) for item in objects])
-
-
-def draw_light(rng: Rng) -> Array:
-    """Draw a unit vector to the light: from any side, 35 to 70 degrees high."""
-    side, high = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.2)
-    return np.array([np.cos(side) * np.cos(high), np.sin(side) * np.cos(high), np.sin(high)])
 
 
 def draw_ground(rng: Rng) -> Array:
@@ -152,7 +134,7 @@ def draw_ground(rng: Rng) -> Array:
 
 
 def lay_out(rng: Rng, light: Array, first: int) -> list[PlacedObject]:
-    """Place the objects of a scene; return them largest first, as masks are painted."""
+    """Place the objects of a scene; return the visible ones largest first, as masks are painted."""
     weights = np.array(list(OBJECT_COUNTS.values()))
     count = int(rng.choice(list(OBJECT_COUNTS), p=weights / sum(OBJECT_COUNTS.values())))
     ids = [first, *rng.choice(list(CLASS_SHARES), count - 1, p=list(CLASS_SHARES.values()))]
@@ -167,7 +149,10 @@ def lay_out(rng: Rng, light: Array, first: int) -> list[PlacedObject]:
         if item.mask.sum() >= 150:
             objects.append(item)
     objects.sort(key=lambda item: -item.mask.sum())
-    return drop_hidden(objects)
+    owner = np.full((SIDE, SIDE), -1, np.int32)  # the object that is visible
+    for k, item in enumerate(objects):
+        owner[item.mask] = k
+    return [item for k, item in enumerate(objects) if (owner == k).sum() >= MIN_VISIBLE * item.mask.sum()]
 
 
 def place_object(
@@ -212,14 +197,6 @@ def rasterise(polygon: Array) -> Array:
     return rle_codec.decode(rle)[..., 0].astype(bool)
 
 
-def drop_hidden(objects: list[PlacedObject]) -> list[PlacedObject]:
-    """Drop the objects that later ones hide."""
-    owner = np.full((SIDE, SIDE), -1, np.int32)
-    for k, item in enumerate(objects):
-        owner[item.mask] = k
-    return [item for k, item in enumerate(objects) if (owner == k).sum() >= MIN_VISIBLE * item.mask.sum()]
-
-
 def crop_around(mask: Array, margin: int) -> tuple[slice, slice]:
     """Return the rows and columns of a mask's box with a margin in pixels."""
     x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
@@ -246,9 +223,7 @@ def paint(picture: Array, item: PlacedObject) -> None:
     mask = cv2.GaussianBlur(item.mask[part].astype(np.float32), (0, 0), 0.6)
     matrix = item.matrix - np.array([[0, 0, part[1].start], [0, 0, part[0].start]])
     image, opacity = (
-        cv2.warpAffine(
-            np.float32(a), matrix, mask.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
+        cv2.warpAffine(a, matrix, mask.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
         for a in (cutout.image, cutout.opacity)
     )
     behind = picture[part]
@@ -270,10 +245,8 @@ def photograph(rng: Rng, picture: Array, light: Array) -> Array:
     picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.35, 0.95))
     picture = np.clip(picture, 0, 1) ** np.float32(rng.uniform(0.85, 1.15))
     level = np.float32(rng.uniform(0.006, 0.025))
-    picture = picture + level * (
-        grain(rng, (SIDE, SIDE))[..., None] + 0.4 * rng.standard_normal(picture.shape, np.float32)
-    )
-    return np.uint8(np.clip(picture, 0, 1) * 255 + 0.5)
+    sensor = grain(rng, (SIDE, SIDE))[..., None] + 0.4 * rng.standard_normal(picture.shape, np.float32)
+    return np.uint8(np.clip(picture + level * sensor, 0, 1) * 255 + 0.5)
 
 
 def annotate(item: PlacedObject) -> dict[str, Any]:

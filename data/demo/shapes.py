@@ -29,13 +29,11 @@ class Cutout:
 Drawer = Callable[[Rng, float, Array], Cutout]  # rng, size, light
 
 
-def opaque(outline: Array, image: Array, height: float = 0.15) -> Cutout:
-    """Make an opaque cutout."""
+def opaque(outline: Array, image: Array, height: float) -> Cutout:
     return Cutout(outline, np.float32(image), np.ones(image.shape[:2], np.float32), height)
 
 
 def translucent(outline: Array, image: Array, opacity: Array, height: float, haze: float) -> Cutout:
-    """Make a cutout that the ground shows through."""
     return Cutout(outline, np.float32(image), np.float32(np.clip(opacity, 0, 1)), height, haze)
 
 
@@ -134,11 +132,9 @@ class RoundBody:
 
     def wrap(self, label: Array, top: float, bottom: float) -> Array:
         """Wrap a label around it between two heights: (h, w, 3), the label's edges repeated beyond."""
-        x = (np.arcsin(self.u) / np.pi + 0.5) * (label.shape[1] - 1)
-        y = (self.v - top) / (bottom - top) * (label.shape[0] - 1)
-        return cv2.remap(
-            label, np.float32(x), np.float32(y), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
+        x = np.float32((np.arcsin(self.u) / np.pi + 0.5) * (label.shape[1] - 1))
+        y = np.float32((self.v - top) / (bottom - top) * (label.shape[0] - 1))
+        return cv2.remap(label, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def revolve(profile: Sequence[tuple[float, float]], size: float, tilt: float, light: Array) -> RoundBody:
@@ -150,31 +146,23 @@ def revolve(profile: Sequence[tuple[float, float]], size: float, tilt: float, li
     x, y = grid(shape)
     table = np.float32(np.interp(np.linspace(0, 1, 512), position, radius) * size)
     v = (y - top) / size
-    for _ in range(
-        3
-    ):  # fixed point: the height of a pixel depends on the radius there, which depends on the height
+    for _ in range(3):  # fixed point: a pixel's height depends on the radius there, and that on the height
         around = table[np.int32(np.clip(v, 0, 1) * 511)]
         u = np.clip((x - middle) / np.maximum(around, 1), -1, 1)
         v = (y - top - tilt * around * np.sqrt(1 - u * u)) / size
     axis, arc = np.linspace(0, 1, 40), np.linspace(0, np.pi, 24)
     side = np.interp(axis, position, radius) * size
-    outline = np.concatenate(
-        [
-            np.stack([middle + side, top + axis * size], 1),
-            np.stack([middle + last * np.cos(arc), top + size + tilt * last * np.sin(arc)], 1),
-            np.stack([middle - side, top + axis * size], 1)[::-1],
-            np.stack([middle - first * np.cos(arc), top - tilt * first * np.sin(arc)], 1),
-        ]
-    )
+    right, left = (np.stack([middle + s, top + axis * size], 1) for s in (side, -side))
+    lower = np.stack([middle + last * np.cos(arc), top + size + tilt * last * np.sin(arc)], 1)
+    upper = np.stack([middle - first * np.cos(arc), top - tilt * first * np.sin(arc)], 1)
+    outline = np.concatenate([right, lower, left[::-1], upper])
     lid = np.hypot((x - middle) / first, (y - top) / max(tilt * first, 1))
     shade = 0.4 + 0.75 * np.clip(u * light[0] + np.sqrt(1 - u * u) * light[2], 0, 1)
     return RoundBody(np.float32(outline), u, v, lid, np.float32(shade))
 
 
 def box(width: float, height: float, depth: float) -> list[Array]:
-    """Return six faces, (4, 3) each: front, back, left, right, top, bottom. The longest side should be about
-    1.
-    """
+    """Return six faces, (4, 3) each: front, back, left, right, top, bottom; the longest side is about 1."""
     x, y, z = width / 2, height / 2, depth / 2
     a, b, c, d = (-x, -y, z), (x, -y, z), (x, y, z), (-x, y, z)
     e, f, g, h = (-x, -y, -z), (x, -y, -z), (x, y, -z), (-x, y, -z)
@@ -185,9 +173,7 @@ def box(width: float, height: float, depth: float) -> list[Array]:
 def polyhedron(
     rng: Rng, faces: Sequence[Array], pictures: Sequence[Array], size: float, light: Array
 ) -> Cutout:
-    """Draw F faces of (4, 3) corners with their (h, w, 3) pictures, seen from a random side above. The solid
-    should be about convex.
-    """
+    """Draw an about convex solid of F faces (4, 3) with their (h, w, 3) pictures from a random side above."""
     yaw, pitch = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 1.2)
     cy, sy, cp, sp = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
     view = np.array([[1, 0, 0], [0, cp, sp], [0, -sp, cp]]) @ np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])

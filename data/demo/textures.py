@@ -1,12 +1,10 @@
 """Draw the surfaces of the demo set from noise: grounds, prints, creases, and their shading.
 
 Shapes: h w a picture's own height and width. Pictures are float32 RGB from 0 to 1; `light` is a unit vector
-to the light (x right, y down, z to the viewer). Every random choice comes from the generator that is passed
-in.
+to the light (x right, y down, z to the viewer). A function that takes `rng` draws all its numbers from it.
 """
 
 import colorsys
-from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -14,22 +12,9 @@ import numpy as np
 Array = np.ndarray
 Rng = np.random.Generator
 Shape = tuple[int, int]
-WORDS = (
-    'FRESH',
-    'SODA',
-    'COLA',
-    'MILK',
-    'JUICE',
-    'GREEN',
-    'EXTRA',
-    'SUN',
-    'DAILY',
-    'MAX',
-    'PURE',
-    'SNACK',
-    'ORANGE',
-    'ECO',
-)
+Amount = float | tuple[float, float]  # a number, or a range to draw from
+FONT = cv2.FONT_HERSHEY_DUPLEX
+WORDS = 'FRESH SODA COLA MILK JUICE GREEN EXTRA SUN DAILY MAX PURE SNACK ORANGE ECO'
 
 
 def noise(rng: Rng, shape: Shape, cell: float, octaves: int = 3) -> Array:
@@ -55,9 +40,7 @@ def grid(shape: Shape) -> tuple[Array, Array]:
 
 
 def creases(rng: Rng, shape: Shape, count: int, warp: float = 0.0, slope: float = 0.35) -> Array:
-    """Draw the (h, w) height in pixels of a crumpled sheet: `count` pleats along random lines, bent by
-    `warp`.
-    """
+    """Draw the (h, w) height in pixels of a crumpled sheet: `count` pleats in random directions, bent."""
     size = max(shape)
     x, y = grid(shape)
     if warp:
@@ -86,18 +69,15 @@ def diffuse(height: Array, light: Array, ambient: float = 0.45) -> Array:
 
 def specular(height: Array, light: Array, power: float = 30) -> Array:
     """Return the (h, w) highlights of a shiny height field, 0 to 1."""
+    x, y, z = normals(height)
     half = light + np.array([0, 0, 1])
     half = half / np.linalg.norm(half)
-    x, y, z = normals(height)
     return np.clip(x * half[0] + y * half[1] + z * half[2], 0, 1) ** power
 
 
 def hsv(hue: float, saturation: float, value: float) -> Array:
     """Convert a colour to (3,) RGB."""
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), np.float32)
-
-
-Amount = float | tuple[float, float]  # a number, or a range to draw from
 
 
 def tint(rng: Rng, hue: Amount, saturation: Amount, value: Amount) -> Array:
@@ -121,24 +101,16 @@ def blend(first: Array, second: Array, weight: Array | float) -> Array:
     return (first * (1 - weight) + second * weight).astype(np.float32)
 
 
-def text_lines(
-    canvas: Array, rng: Rng, box: tuple[int, int, int, int], pitch: int, colour: tuple[int, ...]
-) -> None:
-    """Draw words too small to read in a box (x0, y0, x1, y1) of a uint8 picture, `pitch` pixels a line."""
-    x0, y0, x1, y1 = box
-    part = canvas[y0:y1, x0:x1]
+def text_lines(part: Array, rng: Rng, pitch: int, colour: tuple[int, ...]) -> None:
+    """Fill a part of a uint8 picture with words too small to read, `pitch` pixels a line."""
     x, y = (a.astype(int) for a in grid(part.shape[:2]))
     lines, letter = part.shape[0] // pitch + 1, max(pitch // 4, 1)
     words = rng.random((lines, part.shape[1] // (2 * pitch) + 2)) < 0.82
     starts = rng.integers(0, 2 * pitch, lines)[:, None]
     strokes = rng.random((part.shape[0], part.shape[1] // letter + 1)) < 0.68
     line = y // pitch
-    inked = (
-        (y % pitch < max(round(0.55 * pitch), 1))
-        & words[line, (x + starts[line[:, 0]]) // (2 * pitch)]
-        & strokes[y, x // letter]
-    )
-    part[inked] = colour
+    inked = words[line, (x + starts[line[:, 0]]) // (2 * pitch)] & strokes[y, x // letter]
+    part[inked & (y % pitch < max(round(0.55 * pitch), 1))] = colour
 
 
 def lettering(picture: Array, text: str, at: tuple[float, float], scale: float, colour: Array) -> Array:
@@ -146,9 +118,7 @@ def lettering(picture: Array, text: str, at: tuple[float, float], scale: float, 
     canvas = np.uint8(np.clip(picture, 0, 1) * 255)
     corner = (int(at[0] * canvas.shape[1]), int(at[1] * canvas.shape[0]))
     paint = tuple(int(255 * v) for v in colour)
-    cv2.putText(
-        canvas, text, corner, cv2.FONT_HERSHEY_DUPLEX, scale, paint, max(round(2 * scale), 1), cv2.LINE_AA
-    )
+    cv2.putText(canvas, text, corner, FONT, scale, paint, max(round(2 * scale), 1), cv2.LINE_AA)
     return np.float32(canvas) / 255
 
 
@@ -165,37 +135,33 @@ def package_print(rng: Rng, shape: Shape, base: Array | None = None) -> Array:
     for k in range(rng.integers(1, 4)):
         at = (int((0.25 + 0.5 * (k % 2) + rng.normal(0, 0.06)) * w), int(rng.uniform(0.25, 0.7) * h))
         axes = (max(int(rng.uniform(0.08, 0.2) * w), 2), max(int(rng.uniform(0.08, 0.25) * h), 2))
-        cv2.ellipse(
-            canvas, at, axes, float(rng.uniform(0, 180)), 0, 360, colours[rng.integers(5)], -1, cv2.LINE_AA
-        )
+        turn, colour = rng.uniform(0, 180), colours[rng.integers(5)]
+        cv2.ellipse(canvas, at, axes, turn, 0, 360, colour, -1, cv2.LINE_AA)
+    words = WORDS.split()
     for k in range(2):
         scale = w / 220 * rng.uniform(0.7, 1.5)
         at = (int((0.08 + 0.5 * k) * w), int(rng.uniform(0.3, 0.75) * h))
-        word, style = WORDS[rng.integers(len(WORDS))], colours[rng.integers(5)]
-        cv2.putText(
-            canvas, word, at, cv2.FONT_HERSHEY_DUPLEX, scale, style, max(int(2.5 * scale), 1), cv2.LINE_AA
-        )
-    text_lines(
-        canvas, rng, (int(0.1 * w), int(0.78 * h), int(0.45 * w), int(0.92 * h)), max(h // 36, 3), colours[4]
-    )
+        word, style = words[rng.integers(len(words))], colours[rng.integers(5)]
+        cv2.putText(canvas, word, at, FONT, scale, style, max(int(2.5 * scale), 1), cv2.LINE_AA)
+    part = canvas[int(0.78 * h) : int(0.92 * h), int(0.1 * w) : int(0.45 * w)]
+    text_lines(part, rng, max(h // 36, 3), colours[4])
     if rng.random() < 0.5 and w > 40:
         x, y = int(0.7 * w), int(0.75 * h)
-        canvas[y : y + h // 7, x : x + w // 6] = 245
-        canvas[y : y + h // 7, x : x + w // 6][:, rng.random(len(canvas[0, x : x + w // 6])) < 0.5] = 20
+        bars = canvas[y : y + h // 7, x : x + w // 6]
+        bars[:] = np.where(rng.random(bars.shape[1]) < 0.5, 20, 245)[:, None]
     return np.float32(canvas) / 255
 
 
 def newsprint(rng: Rng, shape: Shape) -> Array:
     """Draw (h, w, 3) of a newspaper page: headline, columns of text, grey pictures."""
     h, w = shape
-    paper = hsv(0.11, rng.uniform(0.03, 0.2), rng.uniform(0.75, 0.92))
-    canvas = np.uint8(flat(shape, paper) * 255)
+    canvas = np.uint8(flat(shape, hsv(0.11, rng.uniform(0.03, 0.2), rng.uniform(0.75, 0.92))) * 255)
     dark = (int(rng.integers(40, 80)),) * 3
     pitch, columns = max(h // int(rng.integers(38, 60)), 3), int(rng.integers(2, 6))
-    text_lines(canvas, rng, (w // 20, h // 20, w - w // 20, h // 7), max(h // 14, 4), dark)
+    text_lines(canvas[h // 20 : h // 7, w // 20 : w - w // 20], rng, max(h // 14, 4), dark)
     for k in range(columns):
         x0, x1 = int(w * (0.05 + 0.9 * k / columns)), int(w * (0.05 + 0.9 * (k + 0.88) / columns))
-        text_lines(canvas, rng, (x0, h // 6, x1, h - h // 20), pitch, dark)
+        text_lines(canvas[h // 6 : h - h // 20, x0:x1], rng, pitch, dark)
     for _ in range(rng.integers(0, 4)):
         x, y = int(rng.uniform(0.05, 0.6) * w), int(rng.uniform(0.15, 0.7) * h)
         part = canvas[y : y + int(rng.uniform(0.1, 0.3) * h), x : x + int(rng.uniform(0.2, 0.4) * w)]
@@ -215,15 +181,10 @@ def fabric(rng: Rng, shape: Shape) -> Array:
     elif style == 1:
         image = blend(base, other, 0.5 * (x % period < 0.45 * period) + 0.5 * (y % period < 0.45 * period))
     elif style == 2:
-        image = blend(
-            base,
-            other,
-            np.float32(np.hypot(x % period - period / 2, y % period - period / 2) < 0.22 * period),
-        )
-    else:
-        image = flat(
-            shape, hsv(rng.uniform(0.56, 0.65), 0.55, rng.uniform(0.25, 0.6)) if style == 3 else base
-        )
+        far = np.hypot(x % period - period / 2, y % period - period / 2)
+        image = blend(base, other, np.float32(far < 0.22 * period))
+    else:  # plain; half of them are blue jeans
+        image = base if style == 4 else hsv(rng.uniform(0.56, 0.65), 0.55, rng.uniform(0.25, 0.6))
     weave = np.sin(x * 1.9) * np.sin(y * 1.9)
     return image * (1 + 0.05 * weave + 0.05 * grain(rng, shape))[..., None]
 
@@ -233,7 +194,7 @@ def beads(rng: Rng, shape: Shape, cell: float) -> Array:
     points = np.uint8(rng.random(shape) > 1 / cell**2)
     far = cv2.distanceTransform(points, cv2.DIST_L2, 3) / cell
     tint = hsv(rng.choice([0.1, 0.55]), rng.uniform(0, 0.06), rng.uniform(0.8, 0.92))
-    return flat(shape, tint) * (1.03 - 0.16 * np.clip(far, 0, 1.3) ** 2 + 0.02 * grain(rng, shape))[..., None]
+    return tint * (1.03 - 0.16 * np.clip(far, 0, 1.3) ** 2 + 0.02 * grain(rng, shape))[..., None]
 
 
 def kraft(rng: Rng, shape: Shape) -> Array:
@@ -241,10 +202,7 @@ def kraft(rng: Rng, shape: Shape) -> Array:
     x, _ = grid(shape)
     colour = hsv(rng.uniform(0.07, 0.1), rng.uniform(0.3, 0.5), rng.uniform(0.55, 0.8))
     flutes = 0.018 * np.sin(x * 2 * np.pi / rng.uniform(4, 7))
-    return (
-        flat(shape, colour)
-        * (1 + flutes + 0.05 * noise(rng, shape, 40) + 0.03 * grain(rng, shape))[..., None]
-    )
+    return colour * (1 + flutes + 0.05 * noise(rng, shape, 40) + 0.03 * grain(rng, shape))[..., None]
 
 
 def wood(rng: Rng, shape: Shape) -> Array:
@@ -258,7 +216,7 @@ def wood(rng: Rng, shape: Shape) -> Array:
     fibre = cv2.blur(grain(rng, shape), (41, 1))
     colour = hsv(rng.uniform(0.05, 0.1), rng.uniform(0.25, 0.6), rng.uniform(0.35, 0.8))
     seam = np.float32(y % plank < 2.5)
-    return flat(shape, colour) * (1 + tone + 0.07 * rings + 0.35 * fibre - 0.5 * seam)[..., None]
+    return colour * (1 + tone + 0.07 * rings + 0.35 * fibre - 0.5 * seam)[..., None]
 
 
 def tiles(rng: Rng, shape: Shape) -> Array:
@@ -272,9 +230,7 @@ def tiles(rng: Rng, shape: Shape) -> Array:
     tone = rng.normal(0, 0.05, (row.max() + 1, column.max() + 1))[row, column]
     joint = np.minimum.reduce([x % wide, wide - x % wide, y % tall, tall - y % tall])
     colour = hsv(rng.choice([0.03, 0.1, 0.12, 0.55]), rng.uniform(0.02, 0.3), rng.uniform(0.5, 0.92))
-    image = (
-        flat(shape, colour) * (1 + tone + 0.06 * noise(rng, shape, 70) + 0.02 * grain(rng, shape))[..., None]
-    )
+    image = colour * (1 + tone + 0.06 * noise(rng, shape, 70) + 0.02 * grain(rng, shape))[..., None]
     return blend(image, colour * rng.uniform(0.5, 0.8), np.float32(joint < rng.uniform(1.5, 5)))
 
 
@@ -284,14 +240,12 @@ def asphalt(rng: Rng, shape: Shape) -> Array:
     colour = hsv(rng.choice([0.1, 0.6]), rng.uniform(0, 0.12), rng.uniform(0.25, 0.7))
     tone = 1 + rng.uniform(0.15, 0.4) * grit + 0.1 * noise(rng, shape, 150)
     crack = np.abs(noise(rng, shape, 300, 5)) < rng.choice([0, 0.008])
-    return flat(shape, colour) * (tone - 0.45 * crack)[..., None]
+    return colour * (tone - 0.45 * crack)[..., None]
 
 
 def grass(rng: Rng, shape: Shape) -> Array:
     """Draw a lawn, or dry ground between tufts."""
-    blades = sum(
-        cv2.blur(grain(rng, shape), size) * size[0] * size[1] / 9 for size in ((1, 9), (3, 7), (7, 3))
-    )
+    blades = sum(cv2.blur(grain(rng, shape), (w, h)) * w * h / 9 for w, h in ((1, 9), (3, 7), (7, 3)))
     patches = noise(rng, shape, 120, 6)
     green = hsv(rng.uniform(0.2, 0.32), rng.uniform(0.35, 0.7), rng.uniform(0.3, 0.6))
     soil = hsv(rng.uniform(0.09, 0.13), rng.uniform(0.25, 0.45), rng.uniform(0.4, 0.6))
@@ -306,24 +260,21 @@ def gravel(rng: Rng, shape: Shape) -> Array:
     tone = rng.normal(1, 0.16, stone.max() + 1)[stone]
     shade = np.clip(1.1 - 0.04 * far**1.3 + 0.15 * noise(rng, shape, 90), 0.45, 1.3) * tone
     colour = hsv(rng.uniform(0.06, 0.13), rng.uniform(0.05, 0.35), rng.uniform(0.4, 0.7))
-    return flat(shape, colour) * (shade + 0.06 * grain(rng, shape))[..., None]
+    return colour * (shade + 0.06 * grain(rng, shape))[..., None]
 
 
 def table(rng: Rng, shape: Shape) -> Array:
     """Draw a smooth table or wall: painted, laminate, or marbled."""
     colour = hsv(rng.uniform(), rng.uniform(0, 0.25), rng.uniform(0.45, 0.97))
     veins = np.exp(-np.abs(noise(rng, shape, 160, 5)) / 0.05) * rng.choice([0, 0.12])
-    return (
-        flat(shape, colour)
-        * (1 + 0.03 * noise(rng, shape, 90) + 0.012 * grain(rng, shape) - veins)[..., None]
-    )
+    return colour * (1 + 0.03 * noise(rng, shape, 90) + 0.012 * grain(rng, shape) - veins)[..., None]
 
 
 def carpet(rng: Rng, shape: Shape) -> Array:
     """Draw a carpet: woven, soft, speckled."""
     colour = hsv(rng.uniform(), rng.uniform(0.1, 0.5), rng.uniform(0.25, 0.65))
     pile = cv2.GaussianBlur(grain(rng, shape), (0, 0), 1.2)
-    return flat(shape, colour) * (1 + 0.35 * pile + 0.08 * noise(rng, shape, 60))[..., None]
+    return colour * (1 + 0.35 * pile + 0.08 * noise(rng, shape, 60))[..., None]
 
 
 def crate(rng: Rng, shape: Shape) -> Array:
@@ -333,19 +284,7 @@ def crate(rng: Rng, shape: Shape) -> Array:
     pitch = rng.uniform(30, 70)
     ribs = np.maximum(np.abs(x % pitch - pitch / 2), np.abs(y % pitch - pitch / 2)) > pitch * 0.44
     ribs = cv2.GaussianBlur(np.float32(ribs), (0, 0), 2)
-    return (
-        flat(shape, colour)
-        * (1 + 0.22 * ribs + 0.06 * noise(rng, shape, 80) + 0.02 * grain(rng, shape))[..., None]
-    )
+    return colour * (1 + 0.22 * ribs + 0.06 * noise(rng, shape, 80) + 0.02 * grain(rng, shape))[..., None]
 
 
-GROUNDS: tuple[Callable[[Rng, Shape], Array], ...] = (
-    wood,
-    tiles,
-    asphalt,
-    grass,
-    gravel,
-    table,
-    carpet,
-    crate,
-)
+GROUNDS = (wood, tiles, asphalt, grass, gravel, table, carpet, crate)
