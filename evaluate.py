@@ -74,7 +74,7 @@ def add_command(commands: argparse._SubParsersAction, name: str, doc: str) -> Ar
 
 
 def add_data_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument('--data', type=Path, help='data root; by default input/data')
+    parser.add_argument('--data', type=Path, help='data root; by default that of --cfg, or input/data')
     add_config_arguments(parser, required=False)
 
 

@@ -51,11 +51,11 @@ def read_arguments(argv: list[str] | None) -> Namespace:
         return command
 
     command = add('check', check, 'check the records, photos and masks of a data set')
-    command.add_argument('--data', type=Path, help='data root; default input/data')
+    command.add_argument('--data', type=Path, help='data root; by default that of --cfg, or input/data')
     add_config_arguments(command, required=False)
 
     command = add('masks', write_masks, 'write the masks that a model learns from, as PNG ids')
-    command.add_argument('--data', type=Path, help='data root; default input/data')
+    command.add_argument('--data', type=Path, help='data root; by default that of --cfg, or input/data')
     command.add_argument('--out', type=Path, required=True, help='folder for <file_name>.png')
     add_config_arguments(command, required=False)
 

@@ -24,7 +24,9 @@ def read_arguments(argv: list[str] | None = None) -> Namespace:
     summary = 'check every rule of the format, and show what share each class covers'
     check = commands.add_parser('check', help=summary, doc=f'{summary.capitalize()}.')
     check.add_argument('csv', type=Path, help='the submission')
-    check.add_argument('--data', type=Path, help='the folder of test.json; by default input/data')
+    check.add_argument(
+        '--data', type=Path, help='data root with test.json; by default that of --cfg, or input/data'
+    )
     against = 'another submission to compare with; by default none'
     check.add_argument('--against', type=Path, metavar='CSV', help=against)
     add_config_arguments(check, required=False)
@@ -63,6 +65,8 @@ PAIR = np.uint16(ord('0') + 256 * ord(' '))  # the bytes '0 ' as one little-endi
 def main(argv: list[str] | None = None) -> int:
     args = read_arguments(argv)
     classes, data = classes_and_data(args)
+    if not args.csv.exists():
+        raise BadInput(f'{args.csv}: no such file')
     image_ids = read_test_ids(data)
     pixels = check_submission(args.csv, image_ids, len(classes))
     print(f'{args.csv}: {len(image_ids)} images')

@@ -51,7 +51,7 @@ def add_pictures(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument('--csv', type=Path, required=True, help='the predictions')
     parser.add_argument('--out', type=Path, required=True, metavar='PNG', help='the picture to write')
-    parser.add_argument('--data', type=Path, help='data root; by default input/data')
+    parser.add_argument('--data', type=Path, help='data root; by default that of --cfg, or input/data')
     parser.add_argument('--split', choices=['test', 'train'], default='test', help='which photos')
     add_labels_argument(parser)
     add_draw_arguments(parser)
@@ -87,7 +87,7 @@ def add_app(commands: argparse._SubParsersAction) -> None:
         commands, 'app', 'Show runs, photos with truth and predictions, and sorting, in a browser.'
     )
     parser.add_argument('--port', type=int, default=8501, help='port on this machine')
-    parser.add_argument('--data', type=Path, help='data root; by default input/data')
+    parser.add_argument('--data', type=Path, help='data root; by default that of --cfg, or input/data')
     add_labels_argument(parser)
     add_output_argument(parser)
     add_config_arguments(parser, required=False)
