@@ -106,7 +106,7 @@ def annotation_files(root: Path, split: str) -> tuple[Path, ...]:
     """Return the JSON files of a split; raise BadInput if they do not exist."""
     if not root.is_dir():
         raise BadInput(
-            f'{root}: no such folder; put the photos and their JSON files there (docs/data.md), or name another '
+            f'{root}: no such folder; put the photos and JSON files there (docs/data.md), or name another '
             'with --data DIR or --set data_root=DIR'
         )
     train = [('train_all.json',), ('train.json', 'val.json')]
