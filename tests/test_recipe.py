@@ -22,7 +22,7 @@ from voting.calibration import (
     read_temperature,
     write_calibration,
 )
-from voting.hard import ClassWeightSearch, count_votes, search_weights, vote
+from voting.hard import ClassWeightSearch, class_sums, count_votes, search_weights, vote
 from voting.members import OofSample
 from voting.recipe import calibrate_model
 from voting.soft import calibrated_probs, mean_probs, search_soft, soft_grid
@@ -67,7 +67,7 @@ def test_class_weights_are_scored_as_the_vote_is(seed):
                     other[model, category] = start[model] * halves
                     assert score(truth[keep], preds[keep], other, 4) <= reached
     for part in range(3):
-        sums = search.part_sums(table, part)
+        sums = class_sums(search.pixels[part], vote(search.votes.T, table))
         confusion = confusion_matrix(
             truth[parts == part], vote(preds[parts == part].swapaxes(0, 1), table), 4
         )

@@ -90,10 +90,7 @@ def main(cfg: Config, fold: int) -> None:
 
 
 def export_onnx(run: Run, cache: Cache, rows: np.ndarray, folder: Path) -> None:
-    """Write model.onnx and model.md into the run's folder.
-
-    Raises BadInput, and CheckFailed if ONNX Runtime and torch disagree on the photos of these rows.
-    """
+    """Write model.onnx and model.md. Raises BadInput, and CheckFailed if ONNX Runtime and torch disagree."""
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
         raise BadInput(f'ONNX export: found no {", ".join(missing)}; pip install {" ".join(missing)}')

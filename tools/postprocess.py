@@ -5,9 +5,8 @@
 
 An island is a connected piece (8 neighbours) of an object class, a hole is a connected piece (4 neighbours)
 of the background. One that is smaller than the given size, in pixels of the 256x256 mask, gets the class that
-most pixels along its edge have. search chooses both sizes by cross-fitting: for each fold (or each fifth of
-the photos of a single fold) on the other folds. It recommends them only if the interval of the gain out of
-sample is above 0.
+most pixels along its edge have. search chooses both sizes for each fold (or fifth of a single fold) on the
+others, and recommends them only if the interval of the gain out of sample is above 0.
 
 Shapes: H W the size of a mask, n photos, P pieces of a mask, C pairs of sizes, K classes.
 """
@@ -22,10 +21,10 @@ import cv2
 import numpy as np
 
 from data.coco import training_photos
-from evaluate import add_command, add_data_arguments, cross_fit
+from evaluate import add_data_arguments, cross_fit
 from metrics import LEVEL, Interval, confusion_matrix, image_counts, interval, paired_interval
 from submission import PIXELS, SubmissionReader, SubmissionWriter, classes_and_data, read_test_ids
-from utils.cli import ArgumentParser, next_line, run_script
+from utils.cli import ArgumentParser, at_least, next_line, run_script
 from utils.errors import DONE, BadInput
 from utils.progress import progress
 from voting.members import member_of, read_samples
@@ -88,9 +87,8 @@ def search(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> tuple[
     print(f'chosen on the other parts, out of sample: {interval(out_of_sample)}')
     print(f'gain {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], {LEVEL:.0%} bootstrap interval')
     if gain.low > 0:
-        print(
-            f'it helps: python -m tools.postprocess apply CSV --islands {islands} --holes {holes} --out CSV'
-        )
+        sizes = f'--islands {islands} --holes {holes}'
+        print(f'it helps: python -m tools.postprocess apply CSV {sizes} --out CSV')
     else:
         print('no significant gain: leave the masks as they are')
     return (islands, holes), gain
@@ -111,43 +109,30 @@ def apply(csv: Path, out: Path, islands: int, holes: int, num_classes: int) -> l
     return reader.image_ids
 
 
-def pixels(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or int(text) > PIXELS:
-        raise argparse.ArgumentTypeError(f'found {text!r}, expected pixels from 0 to {PIXELS}')
-    return int(text)
-
-
-def add_search(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(commands, 'search', 'Choose the sizes of islands and holes out of fold.')
-    parser.add_argument(
-        'csvs', nargs='+', type=Path, metavar='CSV', help='the oof.csv of one model, of any folds'
-    )
-    add_data_arguments(parser)
-
-
-def add_apply(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(commands, 'apply', 'Write a CSV without islands and holes below the given sizes.')
-    parser.add_argument('csv', type=Path, metavar='CSV', help='the predictions')
-    parser.add_argument('--islands', type=pixels, default=0, help='pixels; 0 removes none')
-    parser.add_argument('--holes', type=pixels, default=0, help='pixels; 0 removes none')
-    parser.add_argument('--out', type=Path, required=True, metavar='CSV', help='the CSV to write')
-    add_data_arguments(parser)
+def read_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(__doc__, prog='python -m tools.postprocess')
+    commands = parser.add_subparsers(dest='command', required=True)
+    search = commands.add_parser('search', 'Choose the sizes of islands and holes out of fold.')
+    search.add_argument('csvs', nargs='+', type=Path, metavar='CSV', help='oof.csv files of a model')
+    add_data_arguments(search)
+    apply = commands.add_parser('apply', 'Write a CSV without islands and holes below the given sizes.')
+    apply.add_argument('csv', type=Path, metavar='CSV', help='the predictions')
+    apply.add_argument('--islands', type=at_least(0, PIXELS), default=0, help='pixels; 0 removes none')
+    apply.add_argument('--holes', type=at_least(0, PIXELS), default=0, help='pixels; 0 removes none')
+    apply.add_argument('--out', type=Path, required=True, metavar='CSV', help='the CSV to write')
+    add_data_arguments(apply)
+    return parser.parse_args(argv)
 
 
 def command(argv: list[str] | None = None) -> int:
-    parser = ArgumentParser(__doc__, prog='python -m tools.postprocess')
-    commands = parser.add_subparsers(dest='command', required=True)
-    add_search(commands)
-    add_apply(commands)
-    args = parser.parse_args(argv)
+    args = read_arguments(argv)
     classes, data = classes_and_data(args)
     if args.command == 'search':
         (islands, holes), gain = search(args.csvs, data, classes)
         predicted = args.csvs[0].with_name('test.csv')
         if gain.low > 0 and predicted.exists():
-            words = ('apply', predicted, '--islands', islands, '--holes', holes)
             out = predicted.with_name('test_cleaned.csv')
-            words += ('--out', out, '--data', data)
+            words = ('apply', predicted, '--islands', islands, '--holes', holes, '--out', out, '--data', data)
             print(next_line('-m', 'tools.postprocess', *words, cfg=args.cfg, changes=args.set))
         return DONE
     image_ids = apply(args.csv, args.out, args.islands, args.holes, len(classes))

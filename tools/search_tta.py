@@ -4,9 +4,8 @@
     python -m tools.search_tta --cfg configs/convnext.yaml --fold 0 --flips h --rotations --scales 0.75 1 1.25
 
 Each photo is predicted once in every view, by the model that never saw it. A set of views is a choice of
-flips, rotations and scales; its prediction is the mean of its views. The set is cross-fitted: the one for a
-fold (with one fold, for each fifth of its photos) is chosen on the others. All sets are compared with the
-plain view, the photo alone.
+flips, rotations and scales; its prediction is the mean of its views. The set for a fold (or for a fifth of a
+single fold) is chosen on the others, and compared with the plain view, the photo alone.
 
 Shapes: n photos, V views, C sets of views, K classes, P pixels, B as in submission.downsample_probs.
 """
@@ -24,15 +23,10 @@ def read_arguments(argv: list[str] | None = None) -> tuple[Config, Namespace]:
     parser = ArgumentParser(__doc__, prog='python -m tools.search_tta')
     add_config_arguments(parser)
     parser.add_argument('--fold', type=parse_fold, required=True, metavar='K|all', help='a fold, or all')
-    parser.add_argument(
-        '--flips', nargs='*', choices=['h', 'v', 'hv'], default=['h', 'v'], help='flips to try'
-    )
-    parser.add_argument(
-        '--rotations', nargs='*', type=int, choices=[90, 180, 270], default=[90], help='degrees to try'
-    )
-    parser.add_argument(
-        '--scales', nargs='*', type=float, default=[0.75, 1.0, 1.25, 1.5], help='scales to try beside 1'
-    )
+    flips, degrees, scales = ['h', 'v', 'hv'], [90, 180, 270], [0.75, 1.0, 1.25, 1.5]
+    parser.add_argument('--flips', nargs='*', choices=flips, default=['h', 'v'], help='flips to try')
+    parser.add_argument('--rotations', nargs='*', type=int, choices=degrees, default=[90], help='to try')
+    parser.add_argument('--scales', nargs='*', type=float, default=scales, help='scales to try beside 1')
     args = parser.parse_args(argv)
     scales = sorted({1.0, *args.scales})
     views = {'tta_flips': args.flips, 'tta_rotations': args.rotations, 'tta_scales': scales}
@@ -74,9 +68,7 @@ CHUNK = 64  # sets in one matrix product
 
 @dataclass(frozen=True)
 class ViewSet:
-    """The flips, rotations and scales that a config would ask for; `views` are the numbers of their views in
-    make_views of all.
-    """
+    """A choice of flips, rotations and scales; `views` are its numbers in the list of all views."""
 
     flips: tuple[str, ...]
     rotations: tuple[int, ...]
@@ -105,10 +97,8 @@ class Tally:
 
 
 def main(cfg: Config, fold: int | None) -> ViewSet:
-    """Try all views of the config on one fold, or on all of them (None), and print the table.
-
-    Returns the best set in sample, or the plain view if the choice is not significantly better out of sample.
-    Raises BadInput.
+    """Try all views of the config on one fold, or on all (None), and print the table. Return the best set, or
+    the plain view if the choice is not significantly better out of sample. Raises BadInput.
     """
     start_log(None)
     sets = list_sets(cfg)
@@ -170,10 +160,8 @@ def predict_views(
 
 
 def count_sets(probs: torch.Tensor, sets: Sequence[ViewSet], truth: np.ndarray, cfg: Config) -> np.ndarray:
-    """Count the pixels of a photo under each set: (V, K, B, B) probabilities → (C, 3, K) image_counts.
-
-    If all views agree on the most probable class of a pixel, so does every mean of them: only the pixels on
-    which they disagree are averaged, for all sets in one matrix product.
+    """Count the pixels of a photo under each set: (V, K, B, B) probabilities → (C, 3, K) image_counts. Only
+    the pixels on which the views disagree are averaged: elsewhere every mean has the same likeliest class.
     """
     view_preds = probs.argmax(1)  # (V, B, B)
     contested = (view_preds != view_preds[0]).any(0)
@@ -181,13 +169,9 @@ def count_sets(probs: torch.Tensor, sets: Sequence[ViewSet], truth: np.ndarray, 
     counts = []
     for start in range(0, len(sets), CHUNK):
         chunk = sets[start : start + CHUNK]
-        members = probs.new_tensor(
-            [[view in view_set.views for view in range(len(probs))] for view_set in chunk]
-        )
-        sums = (members @ contested_probs.flatten(1)).view(
-            len(chunk), *contested_probs.shape[1:]
-        )  # (C, K, P)
-        for class_ids in sums.argmax(1):
+        rows = [[view in view_set.views for view in range(len(probs))] for view_set in chunk]
+        sums = probs.new_tensor(rows) @ contested_probs.flatten(1)
+        for class_ids in sums.view(len(chunk), *contested_probs.shape[1:]).argmax(1):  # of (C, K, P)
             pred = view_preds[0].clone()
             pred[contested] = class_ids
             mask = downsample_ids(pred[None], cfg.downsample)[0].to(torch.uint8).cpu().numpy()
@@ -196,10 +180,7 @@ def count_sets(probs: torch.Tensor, sets: Sequence[ViewSet], truth: np.ndarray, 
 
 
 def list_sets(cfg: Config) -> list[ViewSet]:
-    """List every choice of the config's flips, of its rotations, and of one or more of its scales.
-
-    Raises BadInput if there are too many.
-    """
+    """List all choices of the config's flips, rotations and scales. Raises BadInput if they are too many."""
     flips, rotations, scales = cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales
     total = 2 ** (len(flips) + len(rotations)) * (2 ** len(scales) - 1)
     if total > MAX_SETS:
@@ -231,9 +212,8 @@ def format_table(sets: Sequence[ViewSet], tally: Tally, plain: int, numbers: Seq
         gain = paired_interval(tally.counts[:, number], tally.counts[:, plain])
         score = miou_of_counts(tally.counts[:, number].sum(0))
         times = f'{cost[number] / cost[plain]:.1f}x'
-        lines.append(
-            f'{times:>6}  {score:.4f}  {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]  {sets[number]}'
-        )
+        gain_text = f'{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]'
+        lines.append(f'{times:>6}  {score:.4f}  {gain_text}  {sets[number]}')
     lines.append(f'{len(sets)} sets of views, {1000 * cost[plain]:.0f} ms a photo alone; scores in sample')
     return '\n'.join(lines)
 

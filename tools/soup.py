@@ -7,8 +7,7 @@ and last.pt of one training. Starting from the best, each one joins if the mean 
 validation photos of the fold (Wortsman et al., arXiv:2203.05482, recipe 1). The BatchNorm statistics of a
 mean are computed anew over an epoch of training photos.
 
-Writes output/<name>/fold<k>/best.pt for infer.py, and provenance.yaml, which names the checkpoints that it is
-made of. A soup predicts as fast as a single model.
+Writes output/<name>/fold<k>/best.pt for infer.py, and provenance.yaml, which names its checkpoints.
 """
 # ruff: noqa: E402 - the arguments are read before torch is imported
 
@@ -27,9 +26,7 @@ def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, C
     parser.add_argument('checkpoints', nargs='+', type=Path, metavar='PT', help='two or more, of one fold')
     add_config_arguments(parser)
     parser.add_argument('--fold', type=int, required=True, help='the fold that they were validated on')
-    parser.add_argument(
-        '--overwrite', action='store_true', help='replace the model that the folder of the soup holds'
-    )
+    parser.add_argument('--overwrite', action='store_true', help='replace the model that the folder holds')
     args = parser.parse_args(argv)
     if len(args.checkpoints) < 2:
         parser.error('one checkpoint makes no soup: give two or more')
@@ -108,15 +105,11 @@ class FoldScorer:
     model: SegModel
     ranks: Ranks
 
-    def score(self, state: State, path: Path) -> np.ndarray:
-        """Load the weights of a checkpoint and return their (n, 3, K) image_counts."""
-        load_model_state(self.model, state, path)
-        return evaluate(self.model, self.cache, self.valid_rows, self.cfg, self.ranks)
-
-    def score_mean(self, states: list[State], path: Path) -> np.ndarray:
-        """Load the mean of weights, renew its BatchNorm statistics and return its (n, 3, K) image_counts."""
-        load_model_state(self.model, mean_state(states), path)
-        renew_norms(self.model, self.cfg, self.cache, self.train_rows, self.ranks)
+    def score(self, states: list[State], path: Path) -> np.ndarray:
+        """Load weights, of several the mean with new BatchNorm statistics; return their (n, 3, K) counts."""
+        load_model_state(self.model, mean_state(states) if len(states) > 1 else states[0], path)
+        if len(states) > 1:
+            renew_norms(self.model, self.cfg, self.cache, self.train_rows, self.ranks)
         return evaluate(self.model, self.cache, self.valid_rows, self.cfg, self.ranks)
 
 
@@ -133,12 +126,12 @@ def make_soup(paths: list[Path], states: list[State], scorer: FoldScorer) -> Sou
     """Score each checkpoint, then add them one by one, the best first, as long as the score does not fall."""
     single_counts = []
     for path, state in zip(paths, states, strict=True):
-        single_counts.append(scorer.score(state, path))
+        single_counts.append(scorer.score([state], path))
         log.info(f'{path}: mIoU {interval(single_counts[-1])}')
     best, *others = sorted(range(len(paths)), key=lambda n: -interval(single_counts[n]).value)
     chosen, state, counts = [best], states[best], single_counts[best]
     for n in others:
-        mean_counts = scorer.score_mean([states[m] for m in (*chosen, n)], paths[n])
+        mean_counts = scorer.score([states[m] for m in (*chosen, n)], paths[n])
         joins = interval(mean_counts).value >= interval(counts).value
         log.info(f'with {paths[n]}: mIoU {interval(mean_counts)}: {"taken" if joins else "left out"}')
         if joins:
@@ -154,17 +147,14 @@ def make_soup(paths: list[Path], states: list[State], scorer: FoldScorer) -> Sou
 
 
 def read_checkpoint_weights(path: Path, held_out: str) -> State:
-    """Read the weights of a checkpoint that did not train on the validation photos, or its EMA if it is a
-    last.pt that has one. Raises BadInput.
-    """
+    """Read the weights, or the EMA, of a checkpoint that never saw the validation photos. Raises BadInput."""
     checkpoint = load_checkpoint(path)
     if checkpoint['held_out'] != held_out:
         raise BadInput(
             f'{path}: is of another fold, or was trained on validation photos of this one; '
             'expected a checkpoint of --fold'
         )
-    average = checkpoint.get('resume', {}).get('ema')
-    return average or checkpoint['model']
+    return checkpoint.get('resume', {}).get('ema') or checkpoint['model']
 
 
 def mean_state(states: list[State]) -> State:

@@ -9,39 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.errors import (
-    BAD_INPUT,
-    CHECK_FAILED,
-    DONE,
-    INTERRUPTED,
-    NO_ROOM,
-    BadInput,
-    CheckFailed,
-    Interrupted,
-    one_line,
-)
+from utils.errors import BAD_INPUT, DONE, INTERRUPTED, NO_ROOM, BadInput, CheckFailed, Interrupted, one_line
 from utils.log import say
 from utils.signals import interrupt_on_signals
 
-# --- how a script starts and ends --------------------------------------------------------------------------
-
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:
-    """Run a script's main and exit with its status: 0 done, 1 a check failed, 2 bad input, 75 interrupted and
-    resumable. SIGTERM and SIGUSR1 interrupt as Ctrl-C does.
-    """
+    """Run main and exit with its status: 0 done, 1 a check failed, 2 bad input, 75 interrupted, resumable."""
     sys.exit(exit_status(main))
 
 
 def parse_early(parse: Callable[[], object]) -> None:
-    """Read the arguments and the config before torch is imported, so that --help and a typo answer at once.
+    """Read the arguments and the config, so that --help and a typo answer before torch is imported.
 
-    A script that needs torch calls it between its light imports and its heavy ones:
-
-        if __name__ == '__main__':
-            parse_early(read_arguments)
-
-        import torch
+    A script calls it under `if __name__ == '__main__':`, between its light imports and its heavy ones.
     """
 
     def check() -> None:
@@ -59,7 +40,7 @@ def exit_status(main: Callable[[], int | None]) -> int:
         return main() or DONE
     except (BadInput, CheckFailed) as error:
         say(f'{script_name()}: error: {one_line(error)}', sys.stderr)
-        return BAD_INPUT if isinstance(error, BadInput) else CHECK_FAILED
+        return error.status
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f'{script_name()}: {one_line(stop) or "interrupted"}', file=sys.stderr)
         return INTERRUPTED
@@ -78,33 +59,25 @@ def script_name() -> str:
     return Path(sys.argv[0]).name
 
 
-# --- options and help --------------------------------------------------------------------------------------
-
-
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Keep the layout of the description, and show the default of each option."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Parse arguments; the help shows the script's docstring, defaults and examples; an error is one line.
-
-    An option whose default is None says in its own help what happens by default.
-    """
+    """Parse arguments; the help shows the script's docstring, defaults and examples; an error is one line."""
 
     def __init__(self, doc: str, examples: str = '', **kwargs: Any) -> None:
         """Show those lines of `examples` that call this command."""
-        super().__init__(
-            **{'prog': script_name(), 'description': doc, 'formatter_class': HelpFormatter, **kwargs}
-        )
+        options = {'prog': script_name(), 'description': doc, 'formatter_class': HelpFormatter}
+        super().__init__(**options | kwargs)
         calls = [line.strip() for line in examples.splitlines() if f'{self.prog} ' in line]
         self.epilog = '\n    '.join(['examples:', *calls]) if calls else None
 
     def add_subparsers(self, **kwargs: Any) -> 'Commands':
         """Add commands; each shows those lines of the script's own docstring that call it."""
         parser_class = partial(ArgumentParser, examples=self.description)
-        return Commands(
-            super().add_subparsers(**{'metavar': 'COMMAND', 'parser_class': parser_class, **kwargs})
-        )
+        options = {'metavar': 'COMMAND', 'parser_class': parser_class, **kwargs}
+        return Commands(super().add_subparsers(**options))
 
     def format_help(self) -> str:
         return re.sub(r'\s*\(default:\s+(None|False|\[\])\)', '', super().format_help())
@@ -129,14 +102,8 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True)
     another = "config of another data set, for its classes and data_root; by default the competition's"
     config = 'config of the run, a file of configs/' if required else another
     parser.add_argument('--cfg', required=required, type=Path, metavar='YAML', help=config)
-    parser.add_argument(
-        '--set',
-        nargs='+',
-        action='extend',
-        default=[],
-        metavar='KEY=VALUE',
-        help='keys of the config to change',
-    )
+    change = {'nargs': '+', 'action': 'extend', 'default': [], 'metavar': 'KEY=VALUE'}
+    parser.add_argument('--set', **change, help='keys of the config to change')
 
 
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one, and none below 0
@@ -156,15 +123,11 @@ def at_least(least: int, most: int = 10_000) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not re.fullmatch(r'\d{1,12}', text, re.ASCII) or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(
-                f'found {text[:40]!r}, expected a whole number from {least} to {most}'
-            )
+            problem = f'found {text[:40]!r}, expected a whole number from {least} to {most}'
+            raise argparse.ArgumentTypeError(problem)
         return int(text)
 
     return parse
-
-
-# --- the next command --------------------------------------------------------------------------------------
 
 
 def next_line(*words: object, cfg: Path | None = None, changes: Sequence[str] = ()) -> str:

@@ -9,9 +9,9 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of writing that a 
 
 
 class BadInput(Exception):
-    """The user gave something wrong. The message is one line that names the file, key or id, what was found
-    and what is allowed.
-    """
+    """The user gave something wrong. The message is one line: where, what was found, what is allowed."""
+
+    status = BAD_INPUT
 
 
 class Interrupted(Exception):
@@ -20,6 +20,8 @@ class Interrupted(Exception):
 
 class CheckFailed(Exception):
     """The input was right, but the result is not. The message is one line that says what failed."""
+
+    status = CHECK_FAILED
 
 
 def one_line(error: object) -> str:

@@ -16,18 +16,12 @@ import numpy as np
 
 from utils.errors import NO_ROOM, BadInput, Interrupted, one_line
 
-# --- whole files -------------------------------------------------------------------------------------------
-
 
 @contextmanager
 def write_whole(path: str | Path) -> Iterator[BinaryIO]:
     """Write a binary file that gets its name when all of it is on the disk; the old file stays until then.
 
-        with write_whole(path) as file:
-            file.write(content)
-
-    Makes the file's folder. After any error, the temporary file beside it is removed. Raises BadInput if the
-    file cannot be written, and Interrupted if there is no room for it.
+    Makes the file's folder. Raises BadInput if the file cannot be written, Interrupted if there is no room.
     """
     path = Path(path)
     if not path.name:
@@ -71,13 +65,9 @@ def cannot_write(path: str | Path, error: OSError) -> BadInput | Interrupted:
     """Return the error to raise when a file cannot be written: Interrupted if a person can make room."""
     message = f'{path}: cannot be written: {error.strerror or one_line(error)}'
     if error.errno in NO_ROOM:
-        return Interrupted(
-            f'{message}; the old file, if any, is unchanged; make room, and run it again (train.py: --resume)'
-        )
+        rescue = 'the old file, if any, is unchanged; make room, and run it again (train.py: --resume)'
+        return Interrupted(f'{message}; {rescue}')
     return BadInput(message)
-
-
-# --- reading -----------------------------------------------------------------------------------------------
 
 
 def refuse_device(path: Path) -> None:
@@ -95,14 +85,8 @@ def file_hash(path: Path) -> str:
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
 
 
-# --- arrays ------------------------------------------------------------------------------------------------
-
-
 def map_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """Map the uint8 array of a .npy file into memory; nothing is allocated, whatever its header says.
-
-    Raises BadInput if it is cut off, or has another shape or type.
-    """
+    """Map the uint8 array of a .npy file into memory. Raises BadInput for a bad file, shape or type."""
     refuse_device(path)
     try:
         array = np.load(path, mmap_mode='r', allow_pickle=False)
@@ -115,22 +99,16 @@ def map_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
 
 
 def allocate_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    """Make a .npy file of zeros and map it into memory. Raises BadInput, or Interrupted if there is no room.
-
-    Takes its room on the disk at once: a disk that fills up later would kill the process without a message.
-    """
+    """Make and map a .npy file of zeros. Raises BadInput, or Interrupted if there is no room."""
     try:
         array = np.lib.format.open_memmap(path, 'w+', dtype, shape)
-        with path.open('r+b') as file:
+        with path.open('r+b') as file:  # a disk that fills up later would kill the process without a message
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
         path.unlink(missing_ok=True)
         size = np.dtype(dtype).itemsize * int(np.prod(shape)) / 2**30
         raise cannot_write(f'{path.parent}: {size:.2f} GiB', error) from None
     return array
-
-
-# --- folders -----------------------------------------------------------------------------------------------
 
 
 def make_folder(path: Path) -> None:
@@ -145,10 +123,9 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def lock(path: Path | None, doing: str, wait: bool = False) -> Iterator[None]:
-    """Lock a file, and make its folder; the lock ends with this process, and no child inherits it.
+    """Lock a file (None: nothing), and make its folder; the lock ends with this process.
 
-    If another process holds the lock, says which one and what it is `doing`, and waits for it or raises
-    BadInput. Raises BadInput also if the file system has no locks. A path of None locks nothing.
+    If another process holds the lock, says what it is `doing`, and waits for it or raises BadInput.
     """
     if path is None:
         yield

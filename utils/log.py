@@ -18,10 +18,7 @@ log = logging.getLogger('trash')
 
 
 def start_log(folder: Path | None, quiet: bool = False) -> None:
-    """Write log lines to standard output, and to log.txt in a folder if there is one. Raises BadInput.
-
-    quiet, for ranks above 0, writes errors alone.
-    """
+    """Write log lines to standard output, and to log.txt in a folder if given; if quiet, errors alone."""
     for handler in log.handlers[:]:
         handler.close()
         log.removeHandler(handler)
@@ -58,10 +55,7 @@ class LogFile(logging.FileHandler):
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print text above a progress bar, on standard output by default.
-
-    It is coloured on a terminal alone, and never if NO_COLOR is set (no-color.org).
-    """
+    """Print text above a progress bar; in colours on a terminal, unless NO_COLOR is set (no-color.org)."""
     stream = stream or sys.stdout
     if stream.isatty() and not os.environ.get('NO_COLOR') and os.environ.get('TERM') != 'dumb':
         for pattern, code in COLOURS.items():

@@ -69,10 +69,7 @@ def highlight(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 def write_png(path: str | Path, image: np.ndarray, step: int = 1) -> None:
-    """Write an RGB picture, whole or not at all, its values rounded to multiples of `step`. Raises BadInput.
-
-    A step of 8 halves the file size of photos, is invisible, and keeps the contest's colours exact.
-    """
+    """Write an RGB picture, whole or not at all; a `step` of 8 rounds it, which halves the size of photos."""
     rounded = image if step == 1 else ((image.astype(int) + step // 2) // step * step).clip(max=255)
     file = io.BytesIO()
     Image.fromarray(rounded.astype(np.uint8)).save(file, 'PNG', optimize=True)
@@ -101,12 +98,9 @@ def comparison_row(name: str, image: np.ndarray, truth: np.ndarray | None, pred:
     if truth is not None:
         num_classes = int(max(pred.max(), truth[truth != IGNORED].max(initial=0))) + 1
         score = mean_iou(confusion_matrix(truth, pred, num_classes))
-    return Row(
-        name,
-        '' if np.isnan(score) else f'mIoU {score:.2f}',
-        (view, *(overlay(view, mask) for mask in masks)),
-        frozenset(np.unique(masks).tolist()),
-    )
+    note = '' if np.isnan(score) else f'mIoU {score:.2f}'
+    views = (view, *(overlay(view, mask) for mask in masks))
+    return Row(name, note, views, frozenset(np.unique(masks).tolist()))
 
 
 def sheet(
@@ -119,19 +113,23 @@ def sheet(
     legend = draw_legend({k for row in rows for k in row.ids}, classes, groups * (wide + 3 * GAP) - GAP)
     top = 2 * GAP + 20
     lines = [rows[start : start + groups] for start in range(0, len(rows), groups)]
-    canvas = Canvas(top + len(lines) * tall + legend.shape[0] + GAP, groups * (wide + 3 * GAP) - GAP)
+    height = top + len(lines) * tall + legend.shape[0] + GAP
+    canvas = Image.new('RGB', (groups * (wide + 3 * GAP) - GAP, height), PAPER)
+    draw = ImageDraw.Draw(canvas)
     for column in range(groups):
         left = GAP + column * (wide + 3 * GAP)
         for number, heading in enumerate(headings):
-            canvas.text((left + number * (VIEW + GAP // 2) + VIEW // 2, GAP + 10), heading, 15, anchor='mm')
+            middle = left + number * (VIEW + GAP // 2) + VIEW // 2
+            draw.text((middle, GAP + 10), heading, INK, font(15), 'mm')
         for line, row in enumerate(line[column] for line in lines if column < len(line)):
             y = top + line * tall
-            note = canvas.text((left + wide, y + 10), row.note, 13, PALE, anchor='rm')
-            canvas.text((left, y + 10), elide(row.title, 13, wide - note - GAP), 13, PALE, anchor='lm')
+            draw.text((left + wide, y + 10), row.note, PALE, font(13), 'rm')
+            title = elide(row.title, 13, wide - text_width(row.note, 13) - GAP)
+            draw.text((left, y + 10), title, PALE, font(13), 'lm')
             for number, view in enumerate(row.views):
-                canvas.paste((left + number * (VIEW + GAP // 2), y + 22), view)
-    canvas.paste((0, top + len(lines) * tall), legend)
-    return canvas.pixels()
+                canvas.paste(Image.fromarray(view), (left + number * (VIEW + GAP // 2), y + 22))
+    canvas.paste(Image.fromarray(legend), (0, top + len(lines) * tall))
+    return np.array(canvas)
 
 
 def draw_legend(ids: Iterable[int], classes: Sequence[str], width: int) -> np.ndarray:
@@ -145,11 +143,12 @@ def draw_legend(ids: Iterable[int], classes: Sequence[str], width: int) -> np.nd
             x, y = GAP, y + 24
         entries.append((x, y, k, name))
         x += needed
-    canvas = Canvas(y + 24, width)
+    canvas = Image.new('RGB', (width, y + 24), PAPER)
+    draw = ImageDraw.Draw(canvas)
     for x, y, k, name in entries:
-        canvas.draw.rectangle((x, y + 2, x + 15, y + 17), tuple(PALETTE[k].tolist()), PALE)
-        canvas.text((x + 22, y + 10), name, 14, anchor='lm')
-    return canvas.pixels()
+        draw.rectangle((x, y + 2, x + 15, y + 17), tuple(PALETTE[k].tolist()), PALE)
+        draw.text((x + 22, y + 10), name, INK, font(14), 'lm')
+    return np.array(canvas)
 
 
 # --- charts -------------------------------------------------------------------------------------------------
@@ -171,14 +170,8 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> np.ndarray:
             share = shares[row, column]
             ink = PAPER if share > 0.45 else INK if share >= 0.005 else '#b0b0b0'
             axes.text(column, row, f'{100 * share:.1f}', color=ink, size=10, ha='center', va='center')
-        axes.set_xticks(
-            range(len(names)),
-            names,
-            rotation=45 if few else 90,
-            ha='left',
-            va='center',
-            rotation_mode='anchor',
-        )
+        style = {'rotation': 45 if few else 90, 'rotation_mode': 'anchor', 'ha': 'left', 'va': 'center'}
+        axes.set_xticks(range(len(names)), names, **style)
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(length=0, labeltop=True, labelbottom=False)
         axes.set_xlabel('predicted class, % of the true class', color=PALE)
@@ -233,28 +226,7 @@ def to_pixels(figure: 'Figure') -> np.ndarray:
     return np.array(canvas.buffer_rgba())[..., :3]
 
 
-# --- canvas -------------------------------------------------------------------------------------------------
-
-
-class Canvas:
-    """A white picture to write on and to paste pictures onto."""
-
-    def __init__(self, height: int, width: int) -> None:
-        self.image = Image.new('RGB', (width, height), PAPER)
-        self.draw = ImageDraw.Draw(self.image)
-
-    def text(
-        self, position: tuple[int, int], text: str, size: int, ink: str = INK, anchor: str = 'la'
-    ) -> int:
-        """Write at (x, y) and return the width of the text."""
-        self.draw.text(position, text, ink, font(size), anchor)
-        return text_width(text, size)
-
-    def paste(self, position: tuple[int, int], picture: np.ndarray) -> None:
-        self.image.paste(Image.fromarray(picture), position)
-
-    def pixels(self) -> np.ndarray:
-        return np.array(self.image)
+# --- text ---------------------------------------------------------------------------------------------------
 
 
 @cache

@@ -1,11 +1,4 @@
-"""Progress bars on standard error; in a log file, a line a minute at most. Works without torch.
-
-for photo in progress(photos, 'check', 'photo'):
-    ...
-with Bar(desc='train', unit='step', total=900) as bar:
-    bar.set_postfix(loss='0.512', refresh=False)
-    bar.update()
-"""
+"""Progress bars on standard error; in a log file, a line a minute at most."""
 
 import io
 import sys
@@ -20,9 +13,7 @@ T = TypeVar('T')
 
 
 class Bar(tqdm):
-    """tqdm with the settings that all stages share: the time left is at the mean rate so far, and the GPU
-    memory is shown; `quiet` shows nothing.
-    """
+    """tqdm with the time left at the mean rate so far, and the GPU memory; `quiet` shows nothing."""
 
     monitor_interval = 0  # no thread: each update looks at the clock
 

@@ -1,7 +1,4 @@
-"""Read files of tensors. A hostile file may cost memory, but runs no code.
-
-state = read_tensors('best.pt')  # or .pth, .bin, .safetensors
-"""
+"""Read .pt, .pth, .bin or .safetensors files. A hostile one may cost memory, but runs no code."""
 
 import struct
 import zipfile
@@ -26,10 +23,7 @@ LOAD_ERRORS = (
 
 
 def read_tensors(path: Path) -> Any:
-    """Return what torch.save or safetensors wrote, on the CPU; numbers are read when they are needed.
-
-    Raises BadInput for any other file, for one that is cut off, and for a torch that is not safe.
-    """
+    """Return what torch.save or safetensors wrote, on the CPU. Raises BadInput, also for an unsafe torch."""
     if torch.__version__ < SAFE_TORCH:
         raise BadInput(f'torch {torch.__version__}: loading with it may run code in the file; expected 2.6')
     if not path.is_file():

@@ -1,9 +1,4 @@
-"""Signals: SIGTERM, SIGINT and SIGUSR1 ask a run to stop. Works without torch.
-
-with stop_requests() as stop:
-    while not stop.asked:
-        ...
-"""
+"""Signals: SIGTERM, SIGINT and SIGUSR1 ask a run to stop."""
 
 import signal
 import threading
@@ -28,12 +23,9 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Note the first signal instead of ending the process; a second one ends it as usual.
-
-    Outside the main thread, where Python handles no signals, nothing is noted.
-    """
+    """Note the first signal instead of ending the process; a second one ends it as usual."""
     stop = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():  # it cannot handle signals
         yield stop
         return
 
@@ -59,9 +51,7 @@ def interrupt_on_signals() -> None:
 
 
 def leave_to_parent() -> None:
-    """Let a worker ignore signals to its process group, such as Ctrl-C: the parent handles them and still
-    needs its workers. A second SIGTERM ends the worker.
-    """
+    """Let a worker ignore signals, which its parent handles; a second SIGTERM ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

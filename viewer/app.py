@@ -1,9 +1,4 @@
-"""Serve the browser app: runs and their scores, photos with their predictions, and sorting.
-
-    python viz.py app --port 8501
-
-Its pages are page_runs.py, page_photos.py and page_sorting.py, which read their data through app_data.py.
-"""
+"""Serve the browser app, which viz.py app starts: runs, photos with their predictions, and sorting."""
 
 from collections.abc import Callable
 from functools import partial

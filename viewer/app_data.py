@@ -1,7 +1,6 @@
 """Read and cache what the app shows: photos, CSVs, and the scores counted from them.
 
-Only what is on the page is loaded: of a CSV the positions of its rows, then single rows. A source is the CSVs
-of a run for one split, under the name that the pages give it.
+A source is the CSVs of a run for one split, under the name that the pages give it.
 
 Shapes: N photos of a split, K classes.
 """
@@ -62,10 +61,7 @@ def vote_of(preds: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
 
 
 def load_coco(data: Path, split: str, classes: tuple[str, ...], labels: Path | None = None) -> CocoSet:
-    """Read the photos of a split, once while its files stay the same. Raises BadInput.
-
-    labels: a COCO file with annotations for the test photos.
-    """
+    """Read the photos of a split, once while its files stay the same; labels: the truth of test photos."""
     labels = labels if split == 'test' else None
     files = [*annotation_files(data, split), *([labels] if labels else [])]
     return _load_coco(data, split, classes, labels, tuple(modified(path) for path in files))
@@ -107,9 +103,6 @@ def modified(path: Path) -> int:
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
 
 
-# --- counts over all photos: made once, under a progress bar ----------------------------------------------
-
-
 @dataclass(frozen=True)
 class SourceScores:
     """The scores of a source on photos with a known truth, in their order; nan for photos it lacks."""
@@ -118,14 +111,6 @@ class SourceScores:
     ious: np.ndarray  # (N, K)
     counts: np.ndarray  # (n, 3, K) metrics.image_counts of the n photos that it has
     confusion: np.ndarray  # (K, K)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How sources agree on the photos of a split, in their order; nan and 0 for a photo that none has."""
-
-    disagreement: np.ndarray  # (N,) share of the pixels on which not all sources agree
-    pixels: np.ndarray  # (N, K) pixels of each class in the vote
 
 
 def score_source(title: str, paths: Sequence[Path], coco: CocoSet, num_classes: int) -> SourceScores:
@@ -147,10 +132,14 @@ def score_source(title: str, paths: Sequence[Path], coco: CocoSet, num_classes: 
     return cached(('source', *key_of(paths), coco.fingerprint), compute)
 
 
-def compare_sources(sources: dict[str, list[Path]], coco: CocoSet, num_classes: int) -> Agreement:
-    """Compare the predictions of sources, and count the pixels of their vote. Raises BadInput."""
+def compare_sources(
+    sources: dict[str, list[Path]], coco: CocoSet, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (N,) share of each photo's pixels on which the sources differ, nan for a photo that none
+    has, and the (N, K) pixels of each class in their vote. Raises BadInput.
+    """
 
-    def compute() -> Agreement:
+    def compute() -> tuple[np.ndarray, np.ndarray]:
         disagreement = np.full(len(coco.photos), np.nan)
         pixels = np.zeros((len(coco.photos), num_classes), np.int64)
         for row, photo in enumerate(progress_bar(coco.photos, f'Comparing {", ".join(sources)}')):
@@ -159,7 +148,7 @@ def compare_sources(sources: dict[str, list[Path]], coco: CocoSet, num_classes: 
             if preds:
                 disagreement[row] = np.count_nonzero((np.stack(preds) != preds[0]).any(0)) / PIXELS
                 pixels[row] = np.bincount(vote_of(preds, num_classes).ravel(), minlength=num_classes)
-        return Agreement(disagreement, pixels)
+        return disagreement, pixels
 
     paths = [path for csvs in sources.values() for path in csvs]
     return cached(('agreement', *key_of(paths), coco.fingerprint), compute)
@@ -170,10 +159,7 @@ def key_of(paths: Sequence[Path]) -> tuple[tuple[Path, int], ...]:
 
 
 def cached(key: tuple, compute: Callable[[], T]) -> T:
-    """Return the result for a key, computed at the first call; the oldest of CACHE_SIZE results is dropped.
-
-    Unlike st.cache_data, it lets `compute` draw a progress bar on the page.
-    """
+    """Return the result for a key, computed once; unlike st.cache_data, `compute` may draw a progress bar."""
     results = _results()
     if key not in results:
         results[key] = compute()
@@ -198,9 +184,6 @@ def progress_bar(items: Sequence[T], text: str) -> Iterator[T]:
             yield item
     finally:
         element.empty()
-
-
-# --- text -------------------------------------------------------------------------------------------------
 
 
 def escape_markdown(text: str) -> str:

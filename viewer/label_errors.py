@@ -2,11 +2,7 @@
 
     python viz.py suspects --name convnext      # output/convnext/suspects/index.html, and suspects.csv
 
-It covers the folds that have an oof.csv. A suspect is a class in a photo. It is 'missing' if the model sees
-the class on labelled background (a hole in the annotation), and 'doubtful' if the class is labelled and the
-model sees something else. Its strength is the number of such pixels of the 256x256 mask. If infer.py
---save-probs has written an oof_probs.npy, each pixel counts by the probability of the prediction minus that
-of the label.
+It covers the folds that have an oof.csv. A suspect is a class in a photo; EXPLANATION, below, says which.
 
 Shapes: K classes.
 """
@@ -102,23 +98,16 @@ def disagreements(confusion: np.ndarray) -> list[tuple[Kind, int, int]]:
 def weigh(
     found: list[tuple[Kind, int, int]], truth: np.ndarray, pred: np.ndarray, probs: np.ndarray
 ) -> list[float]:
-    """Sum, for each disagreement, the margin of the prediction over its pixels; probs (K, 256, 256) uint8."""
-    excess = margin(probs, pred, truth)
-    wrong = (pred != truth) & (truth != IGNORED)
-    masks = (
-        wrong & ((truth == 0) & (pred == k) if kind == 'missing' else truth == k) for kind, k, _ in found
-    )
-    return [float(excess[mask].sum()) for mask in masks]
-
-
-def margin(probs: np.ndarray, pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return the (256, 256) probability of the prediction minus that of the label, at least 0.
-
-    probs: (K, 256, 256) uint8.
-    """
+    """Sum, for each disagreement, how much likelier than the label the prediction is; probs (K, 256, 256)."""
     label = np.where(truth == IGNORED, 0, truth)
     of_pred, of_label = (np.take_along_axis(probs, ids[None].astype(np.intp), 0)[0] for ids in (pred, label))
-    return np.clip(of_pred.astype(float) - of_label, 0, None) / 255
+    excess = np.clip(of_pred.astype(float) - of_label, 0, None) / 255
+    wrong = (pred != truth) & (truth != IGNORED)
+    strengths = []
+    for kind, k, _ in found:
+        pixels = (truth == 0) & (pred == k) if kind == 'missing' else truth == k
+        strengths.append(float(excess[wrong & pixels].sum()))
+    return strengths
 
 
 def write_csv(path: Path, suspects: list[Suspect], classes: tuple[str, ...]) -> None:

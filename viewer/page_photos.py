@@ -1,8 +1,5 @@
 """Show the app's second page: one photo at a time with its truth, the predictions of runs, and their vote.
 
-The photos can be filtered by name, class and fold, and ordered by score or by disagreement of the runs; the
-left and right arrow keys go to the previous and the next one.
-
 Shapes: H W the size of a photo, K classes; a row is the index of a photo in its split.
 """
 
@@ -20,37 +17,25 @@ from data.coco import CocoSet, Photo, draw_mask, read_photo
 from metrics import class_iou, confusion_matrix, mean_iou
 from submission import downsample_mask
 from utils.plotting import PALETTE, highlight, overlay
-from viewer.app_data import (
-    compare_sources,
-    csv_with,
-    escape_markdown,
-    find_sources,
-    load_coco,
-    modified,
-    open_csv,
-    read_prediction,
-    score_source,
-    vote_of,
-)
+from viewer import app_data
+from viewer.app_data import escape_markdown, modified, open_csv, read_prediction, vote_of
 from viewer.html_page import format_score, html_table
 
 SIDE = 640  # pixels: the longer side of a photo on the page is at most this
 VIEWS = 4  # per line
 ANY = 'any'
+Sources = dict[str, list[Path]]  # CSVs by the source's name
 FILE, NAME, WORST, BEST, DIFFER = 'as in the file', 'name', 'lowest score', 'highest score', 'disagreement'
 
 
 def page(data: Path, output: Path, classes: tuple[str, ...], labels: Path | None = None) -> None:
-    """Draw the page: the choices in the side bar, one photo in the middle. Raises BadInput.
-
-    labels: a COCO file with the truth of the test photos.
-    """
+    """Draw the page; labels: a COCO file with the truth of the test photos. Raises BadInput."""
     side = st.sidebar
     split = side.segmented_control(
         'Photos', ['train', 'test'], default='train', required=True, key='split', persist_state='session'
     )
-    coco = load_coco(data, split, classes, labels)
-    sources = find_sources(output, split)
+    coco = app_data.load_coco(data, split, classes, labels)
+    sources = app_data.find_sources(output, split)
     titles = side.multiselect(
         'Predictions out of fold' if split == 'train' else 'Predictions', list(sources),
         default=list(sources)[:2], key=f'chosen-{split}', persist_state='session',
@@ -83,19 +68,10 @@ def page(data: Path, output: Path, classes: tuple[str, ...], labels: Path | None
         show_legend({int(k) for mask in masks for k in np.unique(mask)}, classes)
 
 
-# --- which photos, and in which order ----------------------------------------------------------------------
-
-
 def choose_rows(
-    coco: CocoSet,
-    sources: dict[str, list[Path]],
-    chosen: dict[str, list[Path]],
-    classes: tuple[str, ...],
+    coco: CocoSet, sources: Sources, chosen: Sources, classes: tuple[str, ...]
 ) -> tuple[list[int], dict[int, str]]:
-    """Return the rows that the side bar selects, in its order, with a note on each row's sort value.
-
-    Raises BadInput.
-    """
+    """Return the rows that the side bar selects, in order, and a note on each. Raises BadInput."""
     side, split = st.sidebar, coco.split
     text = side.text_input('Name contains', key=f'part-{split}', persist_state='session')
     category = side.selectbox(
@@ -117,14 +93,14 @@ def choose_rows(
     if order == NAME:
         return sorted(rows, key=lambda row: coco.photos[row].file_name), {}
     if order == DIFFER:
-        shares = compare_sources(chosen, coco, len(classes)).disagreement
+        shares, _ = app_data.compare_sources(chosen, coco, len(classes))
         notes = {row: f'the runs differ on {shares[row]:.2%} of the pixels' for row in rows}
         return sort_rows(rows, -shares), notes
     if order in (WORST, BEST):
         title = next(iter(chosen))
         if len(chosen) > 1:
             title = side.selectbox('Score of', list(chosen), key='score-of')
-        source = score_source(title, chosen[title], coco, len(classes))
+        source = app_data.score_source(title, chosen[title], coco, len(classes))
         values = source.ious[:, k] if k else source.scores
         metric = f'IoU of {category}' if k else 'mIoU'
         notes = {row: f'{metric} of {title} {format_score(values[row])}' for row in rows}
@@ -137,28 +113,23 @@ def has_truth(coco: CocoSet) -> bool:
     return coco.split == 'train' or any(photo.annotations for photo in coco.photos)
 
 
-def rows_with(coco: CocoSet, chosen: dict[str, list[Path]], k: int, num_classes: int) -> set[int]:
+def rows_with(coco: CocoSet, chosen: Sources, k: int, num_classes: int) -> set[int]:
     """Return the rows that have a class: in the truth if it is known, else in the vote."""
     if has_truth(coco):
         return {row for row, p in enumerate(coco.photos) if any(a.category_id == k for a in p.annotations)}
-    return set(np.flatnonzero(compare_sources(chosen, coco, num_classes).pixels[:, k]).tolist())
+    _, pixels = app_data.compare_sources(chosen, coco, num_classes)
+    return set(np.flatnonzero(pixels[:, k]).tolist())
 
 
-def choose_fold(
-    coco: CocoSet, sources: dict[str, list[Path]], rows: list[int], num_classes: int
-) -> list[int]:
+def choose_fold(coco: CocoSet, sources: Sources, rows: list[int], num_classes: int) -> list[int]:
     """Return the rows of the fold that the side bar selects, whose photos are those of the oof.csv files."""
     paths = {path: fold_of(path.parent) for csvs in sources.values() for path in csvs}
     folds = sorted({fold for fold in paths.values() if fold is not None})
     fold = st.sidebar.selectbox('Fold', [ANY, *folds], key='fold', persist_state='session')
     if fold == ANY:
         return rows
-    names = {
-        image_id
-        for path, path_fold in paths.items()
-        if path_fold == fold
-        for image_id in open_csv(path, modified(path), num_classes).rows
-    }
+    csvs = [path for path, path_fold in paths.items() if path_fold == fold]
+    names = set().union(*(open_csv(path, modified(path), num_classes).rows for path in csvs))
     return [row for row in rows if coco.photos[row].file_name in names]
 
 
@@ -168,10 +139,7 @@ def sort_rows(rows: list[int], values: np.ndarray) -> list[int]:
 
 
 def choose_photo(names: Sequence[str], split: str) -> int:
-    """Draw the buttons Previous and Next and the fields for number and name; return the index to show.
-
-    All four stay in step.
-    """
+    """Draw Previous, Next and the fields for number and name, all in step; return the index to show."""
     state = st.session_state
     current, listed, number, name = (f'{key}-{split}' for key in ('current', 'listed', 'number', 'name'))
     indices = {file_name: index for index, file_name in enumerate(names)}
@@ -201,20 +169,13 @@ def choose_photo(names: Sequence[str], split: str) -> int:
     return index
 
 
-# --- one photo ---------------------------------------------------------------------------------------------
-
-
 def describe(
-    photo: Photo,
-    row: int,
-    chosen: dict[str, list[Path]],
-    notes: dict[int, str],
-    classes: tuple[str, ...],
+    photo: Photo, row: int, chosen: Sources, notes: dict[int, str], classes: tuple[str, ...]
 ) -> list[str]:
     """List the size of a photo, its fold in the first source, and the note on its sort value."""
     facts = [f'{photo.width} × {photo.height}']
     for paths in list(chosen.values())[:1]:
-        path = csv_with(paths, photo.file_name, len(classes))
+        path = app_data.csv_with(paths, photo.file_name, len(classes))
         fold = None if path is None else fold_of(path.parent)
         if fold is not None and fold >= 0:
             facts.append(f'fold {fold}')
@@ -250,10 +211,8 @@ def show_views(
     for start in range(0, len(views), per_line):
         line = views[start : start + per_line]
         for column, (title, view) in zip(st.columns(per_line), line, strict=False):
-            column.image(
-                view, caption=escape_markdown(title), width='stretch', output_format='PNG',
-                alt=f'{photo.file_name}: {title}',
-            )  # fmt: skip
+            texts = {'caption': escape_markdown(title), 'alt': f'{photo.file_name}: {title}'}
+            column.image(view, width='stretch', output_format='PNG', **texts)
 
 
 def show_scores(truth: np.ndarray, preds: dict[str, np.ndarray], classes: tuple[str, ...]) -> None:

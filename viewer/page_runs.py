@@ -13,16 +13,8 @@ from engine.runs import FoldRun, best_miou, read_fold
 from metrics import DRAWS, LEVEL, Interval, class_iou, interval
 from utils.errors import BadInput
 from utils.plotting import draw_confusion
-from viewer.app_data import (
-    SourceScores,
-    cached,
-    escape_markdown,
-    find_sources,
-    key_of,
-    load_coco,
-    score_source,
-    show_error,
-)
+from viewer import app_data
+from viewer.app_data import SourceScores, escape_markdown, show_error
 from viewer.html_page import format_interval, format_score, html_table
 from voting.recipe import format_weights, read_ensemble, score_ensemble
 
@@ -30,26 +22,28 @@ from voting.recipe import format_weights, read_ensemble, score_ensemble
 def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
     """Draw the page. Raises BadInput."""
     st.title('Runs')
-    coco = load_coco(data, 'train', classes)
+    coco = app_data.load_coco(data, 'train', classes)
     st.caption(escape_markdown(f'{len(coco.photos):,} training photos of {data}; runs of {output}'))
     runs, errors = find_runs(output)
-    sources = find_sources(output, 'train')
+    sources = app_data.find_sources(output, 'train')
     scored: dict[str, SourceScores] = {}
     for name, paths in sources.items():
         try:
-            scored[name] = score_source(name, paths, coco, len(classes))
+            scored[name] = app_data.score_source(name, paths, coco, len(classes))
         except BadInput as error:
             errors.append(error)
     for error in errors:
         show_error(error)
     if not runs and not scored:
-        st.info(
-            escape_markdown(f'No runs under {output} yet: python train.py --cfg configs/demo.yaml --fold 0')
-        )
+        train = 'python train.py --cfg configs/demo.yaml --fold 0'
+        st.info(escape_markdown(f'No runs under {output} yet: {train}'))
         return
     intervals = {name: interval_of(sources[name], source, coco) for name, source in scored.items()}
     show_runs(runs, scored, intervals)
-    show_ensemble(output / 'ensemble.yaml', data, classes)
+    try:
+        show_ensemble(output / 'ensemble.yaml', data, classes)
+    except BadInput as error:
+        show_error(error)
     if any(fold.metrics for folds in runs.values() for fold in folds):
         show_curves(runs)
     if scored:
@@ -72,11 +66,9 @@ def find_runs(output: Path) -> tuple[dict[str, list[FoldRun]], list[BadInput]]:
 
 def interval_of(paths: list[Path], source: SourceScores, coco: CocoSet) -> Interval:
     """Return the out-of-fold mIoU with its interval, computed once; nan if all pixels are IGNORED."""
-
-    def compute() -> Interval:
-        return interval(source.counts) if len(source.counts) else Interval(math.nan, math.nan, math.nan)
-
-    return cached(('interval', *key_of(paths), coco.fingerprint), compute)
+    nan, counts = Interval(math.nan, math.nan, math.nan), source.counts
+    key = ('interval', *app_data.key_of(paths), coco.fingerprint)
+    return app_data.cached(key, lambda: interval(counts) if len(counts) else nan)
 
 
 def show_runs(
@@ -93,14 +85,12 @@ def show_runs(
         trained = ' '.join(str(fold.fold) for fold in folds if fold.fold >= 0)
         if any(fold.fold < 0 for fold in folds):
             trained += ' all'
-        epochs = {int(fold.metrics[-1]['epoch']) + 1 for fold in folds if fold.metrics}
+        epochs = sorted({int(fold.metrics[-1]['epoch']) + 1 for fold in folds if fold.metrics})
         best = [miou for miou in (best_miou(fold.metrics) for fold in folds) if not math.isnan(miou)]
         score = intervals.get(name)
         cells = [name]
         cells += [first.encoder, first.head, f'{trained} of {first.folds}'] if first else ['-'] * 3
-        cells.append(
-            ' to '.join(str(epoch) for epoch in sorted({min(epochs), max(epochs)})) if epochs else '-'
-        )
+        cells.append(' to '.join(map(str, dict.fromkeys([*epochs[:1], *epochs[-1:]]))) or '-')
         cells.append(format_score(float(np.mean(best))) if best else '-')
         cells += [format_score(score.value), format_interval(score)] if score else ['-'] * 2
         cells.append(f'{len(scored[name].counts):,}' if name in scored else '-')
@@ -111,43 +101,31 @@ def show_runs(
         'photos, each predicted by the model that was not trained on it, with a bootstrap interval from '
         f'{DRAWS:,} draws of the photos.'
     )
-    waiting = [
-        f'{name}: fold {fold.fold} has no out-of-fold predictions yet: python infer.py --cfg '
-        f'{fold.folder / "config.yaml"} --fold {fold.fold} --split oof'
-        for name, folds in runs.items()
-        for fold in folds
-        if fold.fold >= 0 and (fold.folder / 'best.pt').exists() and not fold.oof_csv.exists()
-    ]
-    for line in waiting:
-        st.caption(escape_markdown(line))
+    for name, folds in runs.items():
+        for fold in folds:
+            if fold.fold >= 0 and (fold.folder / 'best.pt').exists() and not fold.oof_csv.exists():
+                infer = f'python infer.py --cfg {fold.folder / "config.yaml"} --fold {fold.fold} --split oof'
+                line = f'{name}: fold {fold.fold} has no out-of-fold predictions yet: {infer}'
+                st.caption(escape_markdown(line))
 
 
 def show_ensemble(path: Path, data: Path, classes: tuple[str, ...]) -> None:
-    """Draw the recipe that ensemble.py --search chose, and on request its out-of-fold score."""
+    """Draw the recipe that ensemble.py --search chose, on request with its score. Raises BadInput."""
     st.header('Ensemble')
     if not path.exists():
         search = f'python ensemble.py {path.parent}/*/fold*/test.csv --search'
-        st.caption(
-            escape_markdown(f'There is no {path} yet: {search} --out {path.with_name("submission.csv")}')
-        )
+        out = path.with_name('submission.csv')
+        st.caption(escape_markdown(f'There is no {path} yet: {search} --out {out}'))
         return
-    try:
-        members, recipe = read_ensemble(path, len(classes))
-    except BadInput as error:
-        show_error(error)
-        return
+    members, recipe = read_ensemble(path, len(classes))
     lines = [['member', 'weight', 'temperature']]
     for member, row, temperature in zip(members, recipe.table, recipe.temperatures, strict=True):
         lines.append([str(member.path), format_weights(row), f'{temperature:g}'])
     st.markdown(f'{recipe.rule.capitalize()} of {len(members)} members')
     st.html(html_table(lines))
     if st.button('Score it out of fold', key='score-ensemble'):
-        try:
-            with st.spinner('Voting on every photo out of fold'):
-                ensemble = score_ensemble(path, data, classes)
-        except BadInput as error:
-            show_error(error)
-            return
+        with st.spinner('Voting on every photo out of fold'):
+            ensemble = score_ensemble(path, data, classes)
         gain = ensemble.gain()
         st.markdown(
             f'Above its best model: **{gain.value:+.4f}** ({gain.low:+.4f} to {gain.high:+.4f}). Its weights '
@@ -161,17 +139,13 @@ def show_curves(runs: dict[str, list[FoldRun]]) -> None:
     st.header('Curves')
     by_fold = st.toggle('One line per fold', len(runs) == 1, key='each-fold', persist_state='session')
     rows = [
-        {
-            'run': f'{name} fold {fold.fold}' if by_fold else name,
-            'epoch': int(row['epoch']) + 1,
-            'mIoU': row['miou'],
-            'loss': row['loss'],
-        }
+        (f'{name} fold {fold.fold}' if by_fold else name, int(row['epoch']) + 1, row['miou'], row['loss'])
         for name, folds in runs.items()
         for fold in folds
         for row in fold.metrics
     ]
-    table = pd.DataFrame(rows).groupby(['run', 'epoch'], as_index=False).mean()
+    table = pd.DataFrame(rows, columns=['run', 'epoch', 'mIoU', 'loss'])
+    table = table.groupby(['run', 'epoch'], as_index=False).mean()
     for column, key in zip(st.columns(2), ('mIoU', 'loss'), strict=True):
         points = table.dropna(subset=[key])
         column.markdown('**Validation mIoU**' if key == 'mIoU' else '**Training loss**')

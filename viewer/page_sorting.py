@@ -7,7 +7,6 @@ Shapes: H W the size of the photo, K classes.
 
 import csv
 import html
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,35 +59,26 @@ def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
     st.title('Sort it for me')
     models = find_models(output)
     if not models:
-        st.info(
-            escape_markdown(
-                f'No trained model under {output} yet: python train.py --cfg configs/demo.yaml --fold 0'
-            )
-        )
+        train = 'python train.py --cfg configs/demo.yaml --fold 0'
+        st.info(escape_markdown(f'No trained model under {output} yet: {train}'))
         return
-    scores = np.nan_to_num([best_score(path) for path in models.values()], nan=-1)
     side = st.sidebar
-    title = side.selectbox(
-        'Model', list(models), int(np.argmax(scores)), key='model', persist_state='session'
-    )
+    best = int(np.argmax([best_score(path) for path in models.values()]))
+    title = side.selectbox('Model', list(models), best, key='model', persist_state='session')
     opacity = side.slider('Opacity', 0.0, 1.0, 0.5, 0.05, key='opacity-sort', persist_state='session')
     side.caption('Photos stay on this machine and are not saved.')
     name, image = choose_image(data, classes)
     if image is None:
         return
+    from engine.inference import photo_probs  # imports torch, which the other pages do without
+
     run = load_model(models[title], modified(models[title]))
     start = perf_counter()
     with st.spinner('Predicting'):
-        pieces, ids = find_pieces(predict(run, image))
+        pieces, ids = find_pieces(photo_probs(run, image, tta=False).float().cpu().numpy())
     show_pieces(name, image, ids, pieces, run.cfg.classes, opacity)
-    st.caption(
-        escape_markdown(
-            f'{name}, {image.shape[1]} × {image.shape[0]}: {title}, {perf_counter() - start:.1f} s'
-        )
-    )
-
-
-# --- the model ---------------------------------------------------------------------------------------------
+    size = f'{image.shape[1]} × {image.shape[0]}'
+    st.caption(escape_markdown(f'{name}, {size}: {title}, {perf_counter() - start:.1f} s'))
 
 
 def find_models(output: Path) -> dict[str, Path]:
@@ -99,32 +89,22 @@ def find_models(output: Path) -> dict[str, Path]:
 
 
 def best_score(checkpoint: Path) -> float:
-    """Return the highest validation mIoU of a run; nan if it is unknown."""
+    """Return the highest validation mIoU of a run; -1 if it is unknown."""
     try:
-        return best_miou(read_metrics(checkpoint.with_name('metrics.csv')))
+        return float(np.nan_to_num(best_miou(read_metrics(checkpoint.with_name('metrics.csv'))), nan=-1))
     except BadInput:
-        return math.nan
+        return -1
 
 
 @st.cache_resource(max_entries=2, show_spinner='Loading the model')
 def load_model(checkpoint: Path, time: int) -> 'Run':
     """Load the model of a checkpoint, once while the file stays the same. Raises BadInput."""
-    from engine.checkpoint import load_run  # imports torch, which the other pages do without
+    from engine.checkpoint import load_run
     from engine.distributed import start_ranks
 
     changes = {'output_dir': checkpoint.parents[2], 'name': checkpoint.parents[1].name, 'device': 'auto'}
     cfg = load_config(checkpoint.with_name('config.yaml')).model_copy(update=changes)
     return load_run(cfg, fold_of(checkpoint.parent), start_ranks(cfg).device)
-
-
-def predict(run: 'Run', image: np.ndarray) -> np.ndarray:
-    """Predict (K, H, W) probabilities of an (H, W, 3) photo, without test-time augmentation."""
-    from engine.inference import photo_probs
-
-    return photo_probs(run, image, tta=False).float().cpu().numpy()
-
-
-# --- the photo ---------------------------------------------------------------------------------------------
 
 
 def choose_image(data: Path, classes: tuple[str, ...]) -> tuple[str, np.ndarray | None]:
@@ -162,14 +142,8 @@ def choose_sample(data: Path, classes: tuple[str, ...]) -> tuple[str, np.ndarray
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
 
 
-# --- its pieces --------------------------------------------------------------------------------------------
-
-
 def find_pieces(probs: np.ndarray) -> tuple[list[Piece], np.ndarray]:
-    """Find the pieces in (K, H, W) probabilities; objects of one class that touch are one piece.
-
-    Returns the pieces, largest first, and the (H, W) ids of their pixels, background elsewhere.
-    """
+    """Find the pieces in (K, H, W) probabilities; return them, largest first, and the (H, W) ids of them."""
     ids = probs.argmax(0).astype(np.uint8)
     numbers = np.zeros_like(ids)  # number of each pixel's piece, from 1: MIN_SHARE allows 250 pieces
     pieces = []
@@ -227,9 +201,8 @@ def draw_pieces(image: np.ndarray, ids: np.ndarray, pieces: list[Piece], opacity
     draw = ImageDraw.Draw(picture)
     radius = max(9, round(max(image.shape[:2]) / 40))
     for number, piece in enumerate(pieces, start=1):
-        draw.circle(
-            piece.middle, radius, 'white', tuple(PALETTE[piece.class_id].tolist()), max(2, radius // 5)
-        )
+        colour = tuple(PALETTE[piece.class_id].tolist())
+        draw.circle(piece.middle, radius, 'white', colour, max(2, radius // 5))
         draw.text(piece.middle, str(number), 'black', font(round(1.2 * radius)), 'mm')
     return np.array(picture)
 

@@ -69,9 +69,6 @@ def main(name: str, output: Path, data: Path | None = None) -> Path:
     return path
 
 
-# --- the photos and their scores --------------------------------------------------------------------------
-
-
 def read_confusions_of(runs: list[FoldRun], coco: CocoSet, num_classes: int) -> list[Confusions]:
     """Read or count the confusions of each fold, under a progress bar. Raises BadInput."""
     return read_fold_confusions(
@@ -130,9 +127,6 @@ def curve(runs: list[FoldRun], key: str) -> dict[str, list[tuple[float, float]]]
     }
 
 
-# --- sheets of photos -------------------------------------------------------------------------------------
-
-
 def photo_row(coco: CocoSet, photo: Photo, csv: Path, num_classes: int) -> Row:
     """Make the row of a sheet with a photo, its truth, and its prediction in a CSV. Raises BadInput."""
     with SubmissionReader(csv, num_classes) as reader:
@@ -174,9 +168,6 @@ def gallery_parts(scored: list[ScoredPhoto], coco: CocoSet, classes: tuple[str, 
             title = f'{name}: {len(chosen)} of {len(photos)} photos, from the lowest IoU to the highest'
             parts.append(html_picture(title, draw_photos(chosen, coco, classes, k), photos=True))
     return parts
-
-
-# --- the ensemble -----------------------------------------------------------------------------------------
 
 
 def ensemble_parts(path: Path, data: Path, classes: tuple[str, ...]) -> list[str]:

@@ -1,9 +1,4 @@
-"""Draw what a model sees in training: photos with their masks, and their augmented samples.
-
-    python viz.py augment --cfg configs/convnext.yaml --out augment.png
-
-The samples are those of training itself: from the cache, with the same seed, epoch and position.
-"""
+"""Draw photos with their masks, and the augmented samples that a model sees of them in training."""
 
 from pathlib import Path
 

@@ -1,6 +1,4 @@
-"""Read uploaded photos: refuse what is too large before a pixel is decoded, turn the rest upright and make
-it small enough to show.
-"""
+"""Read uploaded photos, upright and small enough to show; refuse large ones before a pixel is decoded."""
 
 import io
 
@@ -17,12 +15,9 @@ MAX_SIDE = 1600  # longer side of the photo that is predicted and shown
 
 
 def read_upload(name: str, content: bytes) -> np.ndarray:
-    """Return (H, W, 3) uint8 RGB of an image file, upright, its longer side at most MAX_SIDE.
-
-    Raises BadInput.
-    """
-    if len(content) > MAX_MEGABYTES * 2**20:
-        size = len(content) / 2**20
+    """Return (H, W, 3) uint8 RGB of an image file, its longer side at most MAX_SIDE. Raises BadInput."""
+    size = len(content) / 2**20
+    if size > MAX_MEGABYTES:
         raise BadInput(f'{name}: found {size:.1f} MB, at most {MAX_MEGABYTES} MB are read')
     with open_photo(io.BytesIO(content), name, FORMATS, MAX_PIXELS) as image:
         image.draft('RGB', (MAX_SIDE, MAX_SIDE))  # decodes a JPEG at a half, a quarter or an eighth

@@ -3,8 +3,8 @@
     python evaluate.py calibrate output/convnext       # fits it on oof_probs.npy, writes calibration.yaml
 
 A temperature T replaces each probability p by p^(1/T) and scales them to the sum 1: above 1 the model becomes
-less confident, below 1 more (Guo et al., arXiv:1706.04599). It is fitted on photos out of fold and judged on
-parts of them that it was not fitted on.
+less confident, below 1 more (Guo et al., arXiv:1706.04599). Each part of the photos out of fold is judged at
+the temperature that was fitted on the others.
 
 Shapes: N pixels, K classes.
 """
@@ -31,9 +31,7 @@ FILE = 'calibration.yaml'
 
 
 def apply_temperature(probs: Any, temperature: float, axis: int) -> Any:
-    """Apply a temperature to probabilities that sum to 1 over `axis`, in NumPy or torch; at temperature 1
-    return `probs` itself.
-    """
+    """Apply a temperature to NumPy or torch probabilities that sum to 1 over `axis`; 1 returns `probs`."""
     if temperature == 1:
         return probs
     powers = probs.clip(FLOOR) ** (1 / temperature)
@@ -41,9 +39,7 @@ def apply_temperature(probs: Any, temperature: float, axis: int) -> Any:
 
 
 def calibration_error(probs: np.ndarray, truth: np.ndarray) -> float:
-    """Compute the expected calibration error of (N, K) probabilities against (N,) true classes: the gap
-    between confidence and accuracy, averaged over BINS of equal width, each weighted by its pixels.
-    """
+    """Compute the expected calibration error of (N, K) probabilities against (N,) true classes, in BINS."""
     confidence, correct = probs.max(1), probs.argmax(1) == truth
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gaps = np.bincount(bins, confidence, BINS) - np.bincount(bins, correct, BINS)
@@ -70,9 +66,7 @@ def fit_temperature(probs: np.ndarray, truth: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The temperature of one model, and its calibration errors out of sample: each part of the photos at the
-    temperature that was fitted on the others.
-    """
+    """The temperature of one model, and its calibration errors out of sample."""
 
     temperature: float
     part_temperatures: tuple[float, ...]
@@ -97,12 +91,8 @@ class Calibration:
 
 
 def calibrate(samples: Iterable[OofSample], num_models: int) -> list[Calibration]:
-    """Fit the temperature of each model on samples with probabilities. Raises BadInput for fewer than 2 parts
-    of the photos.
-    """
-    parts: list[np.ndarray] = []
-    truths: list[np.ndarray] = []
-    probs: list[list[np.ndarray]] = [[] for _ in range(num_models)]
+    """Fit the temperature of each model on samples with probabilities. Raises BadInput for one part only."""
+    parts, truths, probs = [], [], [[] for _ in range(num_models)]
     for sample in samples:
         truth = sample.truth[::STEP, ::STEP]
         labelled = truth != IGNORED
@@ -126,15 +116,9 @@ def calibrate_pixels(stored: np.ndarray, truth: np.ndarray, part: np.ndarray) ->
         inside = part == number
         temperatures.append(fit_temperature(probs[~inside], truth[~inside]))
         calibrated[inside] = apply_temperature(probs[inside], temperatures[-1], 1)
-    error_before, error_after = calibration_error(probs, truth), calibration_error(calibrated, truth)
-    lowers_loss = log_loss(calibrated, truth) < log_loss(probs, truth)
-    return Calibration(
-        fit_temperature(probs, truth),
-        tuple(temperatures),
-        error_before,
-        error_after,
-        error_after < error_before and lowers_loss,
-    )
+    before, after = calibration_error(probs, truth), calibration_error(calibrated, truth)
+    helps = after < before and log_loss(calibrated, truth) < log_loss(probs, truth)
+    return Calibration(fit_temperature(probs, truth), tuple(temperatures), before, after, helps)
 
 
 def write_calibration(folder: Path, calibration: Calibration, hashes: Sequence[str]) -> Path:

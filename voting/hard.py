@@ -1,12 +1,9 @@
 """Vote over class ids, and search the weights of the vote exactly.
 
-The pixels are counted once; after that any number of candidates is scored by arithmetic.
+    result = search_weights(count_votes(samples, num_models, num_classes))
 
-    counts = count_votes(samples, num_models, num_classes)
-    result = search_weights(counts)
-
-A choice is scored on photos that it was not made on: each part of the photos, as a rule a fold, is left out
-in turn.
+The pixels are counted once; after that any number of candidates is scored by arithmetic. A choice is scored
+on photos that it was not made on: each part of the photos, usually a fold, is left out in turn.
 
 Shapes: M models, K classes, U distinct votes with their truth, V distinct votes, G groupings (the ways in
 which models can agree with each other), n candidates.
@@ -34,12 +31,9 @@ MAX_PENDING = 1 << 20  # codes that are collected before they are merged into th
 
 
 def vote(preds: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Find the ids with the highest sum of weights, (M, ...) uint8 → (...).
-
-    table[m, k] is the weight of a vote of member m for class k.
-
-    A tie goes to the tied class of the earliest member. A vote of weight 0 does not count, not even in a tie;
-    if all votes have weight 0, the first member's class wins.
+    """Find the ids with the highest sum of weights, (M, ...) uint8 → (...); table[m, k] is the weight of a
+    vote of member m for class k. A tie goes to the tied class of the earliest member. A vote of weight 0 does
+    not count, not even in a tie; if all votes have weight 0, the first member's class wins.
     """
     weights = [row[pred] for row, pred in zip(table, preds, strict=True)]
     winner = preds[0].copy()
@@ -60,10 +54,7 @@ def member_table(weights: Sequence[int], num_classes: int) -> np.ndarray:
 
 
 def weight_table(exact: Sequence[Sequence[Fraction]]) -> np.ndarray:
-    """Scale weights by member and class to (M, K) whole numbers, so that their sums are exact.
-
-    Raises BadInput if all are 0, or if sums would not fit into 63 bits.
-    """
+    """Scale (M, K) weights to whole numbers, which add exactly. Raises BadInput if all are 0 or too long."""
     scale = lcm(*(weight.denominator for row in exact for weight in row))
     whole = [[int(weight * scale) for weight in row] for row in exact]
     common = gcd(*(weight for row in whole for weight in row))
@@ -90,9 +81,7 @@ class VoteCounts:
 
 
 def count_votes(samples: Iterable[OofSample], num_models: int, num_classes: int) -> VoteCounts:
-    """Count the votes of samples, without the pixels whose truth is IGNORED. Raises BadInput for too many
-    models.
-    """
+    """Count the votes of samples where the truth is not IGNORED. Raises BadInput for too many models."""
     if 2**10 * num_classes ** (num_models + 1) >= 2**63:  # 1024 parts
         raise BadInput(
             f'--search: found {num_models} models, too many to count with {num_classes} classes; '
@@ -132,9 +121,8 @@ def merge_counts(counts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nd
 class WeightScorer:
     """The mIoU of any weights by model, exact, without looking at the pixels again.
 
-    The model whose vote wins a pixel depends only on which models agree there; 5 models have 52 such
-    groupings. `table` has a row for each grouping and model: the pixels of that grouping by the class that
-    the model votes for, correct and predicted. A score is the sum of G of these rows.
+    The winner of a pixel depends only on which models agree there; 5 models have 52 such groupings. `table`
+    has the correct and predicted pixels of each grouping and model by class; a score sums G of its rows.
     """
 
     def __init__(self, counts: VoteCounts) -> None:
@@ -170,11 +158,11 @@ class WeightScorer:
         return total.argmax(2)
 
     def sums(self, winners: np.ndarray) -> np.ndarray:
-        """Sum the correct, then the predicted pixels by class, (n, G) → (parts, n, 2K)."""
+        """Sum the correct, then the predicted pixels by class, (n, G) → (parts, n, 2, K)."""
         groups, models = self.agree.shape[:2]
         rows = np.zeros((len(winners), groups * models))
         np.put_along_axis(rows, winners + np.arange(groups) * models, 1.0, 1)
-        return rows @ self.table
+        return (rows @ self.table).reshape(self.num_parts, len(winners), 2, -1)
 
     def scores(self, weights: np.ndarray) -> np.ndarray:
         """Score (n, M) whole weights → (n, 1 + parts) mIoU: of all parts, then of all without each one."""
@@ -197,22 +185,19 @@ class WeightScorer:
         """Score (n, G) winners → (n, 1 + parts), as in `scores`."""
         part_sums, true = self.sums(winners), self.true.sum(0)
         total = part_sums.sum(0)
-        without = [
-            self.miou(total - part, true - part_true)
-            for part, part_true in zip(part_sums, self.true, strict=True)
-        ]
-        return np.stack([self.miou(total, true), *without], 1)
+        parts = zip(part_sums, self.true, strict=True)
+        without = [miou_of_sums(total - sums, true - part_true) for sums, part_true in parts]
+        return np.stack([miou_of_sums(total, true), *without], 1)
 
     def out_of_sample(self, part_weights: Sequence[np.ndarray]) -> float:
         """Score (M,) weights of each part on that part; the mIoU of all parts together."""
         sums = sum(self.sums(self.winners(weights[None]))[part] for part, weights in enumerate(part_weights))
-        return float(self.miou(sums, self.true.sum(0))[0])
+        return float(miou_of_sums(sums, self.true.sum(0))[0])
 
-    @staticmethod
-    def miou(sums: np.ndarray, true: np.ndarray) -> np.ndarray:
-        """Compute the mIoU of (n, 2K) sums and (K,) pixels of each true class → (n,)."""
-        correct, predicted = np.split(sums, 2, axis=1)
-        return mean_of_iou(iou_of_counts(correct, predicted, true))
+
+def miou_of_sums(sums: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Compute the mIoU of (..., 2, K) correct and predicted pixels and (K,) pixels of each true class."""
+    return mean_of_iou(iou_of_counts(sums[..., 0, :], sums[..., 1, :], true))
 
 
 def weight_grid(num_models: int, top: int = TOP_WEIGHT) -> np.ndarray:
@@ -256,9 +241,7 @@ def coordinate_ascent(scorer: WeightScorer, weights: np.ndarray, column: int) ->
 
 
 class ClassWeightSearch:
-    """The search for weights by model and class. Here the winner depends on the classes voted for too, so it
-    works on the distinct votes and the pixels of each true class under them.
-    """
+    """The search for weights by model and class, on the distinct votes and the pixels of each true class."""
 
     def __init__(self, counts: VoteCounts) -> None:
         self.votes, row = np.unique(counts.votes, axis=0, return_inverse=True)  # (V, M)
@@ -272,22 +255,18 @@ class ClassWeightSearch:
         ]
 
     def best_table(self, weights: np.ndarray, left_out: int | None) -> np.ndarray:
-        """Find (M, K) whole weights for all parts but the one left out: ascend from (M,) member weights and
-        from equal ones, and return the better end.
-        """
+        """Ascend from (M,) weights and from equal ones, without a part; return the better (M, K) end."""
         starts = (weights, np.ones_like(weights))
         return max((self.ascend(start, left_out) for start in starts), key=lambda end: end[0])[1]
 
     def ascend(self, weights: np.ndarray, left_out: int | None) -> tuple[float, np.ndarray]:
-        """Change the weight of one model for one class after another, to one of CLASS_HALVES, as long as that
-        raises the mIoU; return the mIoU and the (M, K) table.
-        """
+        """Change one weight of the (M, K) table after another while that raises the mIoU; return both."""
         pixels = self.pixels[[part for part in range(self.num_parts) if part != left_out]].sum(0)
         true = pixels.sum(0)
         table = member_table(weights * 2, true.size)
         winner = vote(self.votes.T, table)
         sums = class_sums(pixels, winner)
-        best = float(mean_of_iou(iou_of_counts(*sums, true)))
+        best = float(miou_of_sums(sums, true))
         while True:
             before = best
             for model, category in product(np.flatnonzero(weights), range(true.size)):
@@ -300,22 +279,16 @@ class ClassWeightSearch:
                     moved = rows[changed]
                     trial_sums = sums + class_sums(pixels[moved], trial_winner[changed])
                     trial_sums -= class_sums(pixels[moved], winner[moved])
-                    score = float(mean_of_iou(iou_of_counts(*trial_sums, true)))
+                    score = float(miou_of_sums(trial_sums, true))
                     if score > best:
                         best, table, sums = score, trial, trial_sums
                         winner[rows] = trial_winner
             if best == before:
                 return best, table
 
-    def part_sums(self, table: np.ndarray, part: int) -> np.ndarray:
-        """Sum the correct and the predicted pixels of a part by class, for (M, K) weights → (2, K)."""
-        return class_sums(self.pixels[part], vote(self.votes.T, table))
-
 
 def class_sums(pixels: np.ndarray, winner: np.ndarray) -> np.ndarray:
-    """Sum the correct and the predicted pixels by class → (2, K), from (v, K) pixels of each true class and
-    the (v,) classes that win them.
-    """
+    """Sum correct and predicted pixels → (2, K), from (v, K) pixels by true class and (v,) winners."""
     sums = np.zeros((2, pixels.shape[1]), np.int64)
     np.add.at(sums[0], winner, pixels[np.arange(len(winner)), winner])
     np.add.at(sums[1], winner, pixels.sum(1))
@@ -336,9 +309,7 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The result of a search. Scores are mIoU; out of sample means that the choice for a part of the photos
-    was made on the other parts.
-    """
+    """The result of a search. Scores are mIoU; out of sample: a part's choice was made on the other parts."""
 
     num_classes: int
     singles: tuple[float, ...]  # each model alone
@@ -351,10 +322,6 @@ class SearchResult:
     part_weights: tuple[tuple[int, ...], ...]  # the best, chosen without each part
     part_singles: tuple[tuple[int, ...], ...]  # the best single model, chosen without each part
     by_class: ClassResult | None = None  # if weights by class were searched
-
-    @property
-    def num_parts(self) -> int:
-        return len(self.part_weights)
 
     @property
     def model_weights_out_of_sample(self) -> float:
@@ -375,24 +342,16 @@ class SearchResult:
         """Return the (M, K) weights to use."""
         return self.by_class.table if self.uses_classes else member_table(self.weights, self.num_classes)
 
-    def part_table(self, part: int) -> np.ndarray:
-        """Return the (M, K) weights chosen without a part, by class if those are the ones to use."""
-        if self.uses_classes:
-            return self.by_class.part_tables[part]
-        return member_table(self.part_weights[part], self.num_classes)
-
     def predict(self, sample: OofSample) -> np.ndarray:
         """Vote with the weights chosen without the part of the sample; return ids."""
-        return vote(sample.preds, self.part_table(sample.part))
+        if self.uses_classes:
+            return vote(sample.preds, self.by_class.part_tables[sample.part])
+        return vote(sample.preds, member_table(self.part_weights[sample.part], self.num_classes))
 
 
 def search_weights(counts: VoteCounts, by_class: bool = False) -> SearchResult:
-    """Search the weights with the highest mIoU, and decide whether to use them. Raises BadInput for fewer
-    than 2 parts.
-
-    They are used only if they score higher out of sample than the best single model, chosen in the same way,
-    and than equal weights. With by_class, weights by class are searched too, and used only if they score
-    higher still.
+    """Search the weights with the highest mIoU; use those that score best out of sample, in a tie the
+    simplest: one model, equal weights, others, those by class. Raises BadInput for fewer than 2 parts.
     """
     scorer = WeightScorer(counts)
     if scorer.num_parts < 2:
@@ -424,8 +383,9 @@ def search_classes(counts: VoteCounts, best: np.ndarray, part_weights: Sequence[
     """Search weights by class, starting from the best member weights, for all parts and without each one."""
     search = ClassWeightSearch(counts)
     tables = tuple(search.best_table(weights, part) for part, weights in enumerate(part_weights))
-    sums = sum(search.part_sums(table, part) for part, table in enumerate(tables))
-    out_of_sample = float(mean_of_iou(iou_of_counts(*sums, search.pixels.sum((0, 1)))))
+    winners = (vote(search.votes.T, table) for table in tables)
+    sums = sum(class_sums(pixels, winner) for pixels, winner in zip(search.pixels, winners, strict=True))
+    out_of_sample = float(miou_of_sums(sums, search.pixels.sum((0, 1))))
     return ClassResult(search.best_table(best, None), out_of_sample, tables)
 
 
@@ -434,21 +394,17 @@ def format_search(result: SearchResult, names: Sequence[str]) -> str:
     width = max(len('equal weights'), *map(len, names))
     weights = ' '.join(map(str, result.best_weights))
     scores = [*zip(names, result.singles, strict=True), ('equal weights', result.equal)]
-    chosen = [
-        ('best weights', result.best_out_of_sample),
-        ('best model', result.single_out_of_sample),
-    ]
+    chosen = [('best weights', result.best_out_of_sample), ('best model', result.single_out_of_sample)]
     if result.by_class is not None:
         chosen.append(('weights by class', result.by_class.out_of_sample))
-    lines = ['mIoU on the photos out of fold:']
-    lines += [f'  {name:<{width}}  {score:.4f}' for name, score in scores]
-    lines.append(
-        f'  weights {weights}: {result.best:.4f}, too high: chosen on the photos that it is scored on'
-    )
-    lines.append(
-        f'mIoU out of sample: chosen without each of {result.num_parts} parts of the photos, scored on it:'
-    )
-    lines += [f'  {name:<16}  {score:.4f}' for name, score in chosen]
+    parts = len(result.part_weights)
+    lines = [
+        'mIoU on the photos out of fold:',
+        *(f'  {name:<{width}}  {score:.4f}' for name, score in scores),
+        f'  weights {weights}: {result.best:.4f}, too high: chosen on the photos that it is scored on',
+        f'mIoU out of sample: chosen without each of {parts} parts of the photos, scored on it:',
+        *(f'  {name:<16}  {score:.4f}' for name, score in chosen),
+    ]
     if result.uses_classes:
         lines.append('use the vote with weights by class')
     elif np.count_nonzero(result.weights) == 1:

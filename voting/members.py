@@ -42,22 +42,22 @@ class Member:
     fold: int | None
 
 
+Models = Sequence[Sequence[Member]]
+
+
 def find_members(paths: Sequence[Path], out: Path) -> list[Member]:
-    """Return the members in the order given. Raises BadInput if a CSV is given twice or is also the output,
-    or if `out` is a folder.
+    """Return the members in the order given. Raises BadInput for a CSV that is given twice or is the output,
+    and if `out` is a folder.
     """
     if out.is_dir():
         raise BadInput(f'{out}: cannot be written: it is a folder')
-    seen: set[Path] = set()
-    members = []
-    for path in paths:
-        if path.resolve() == out.resolve():
+    resolved = [path.resolve() for path in paths]
+    for number, path in enumerate(paths):
+        if resolved[number] == out.resolve():
             raise BadInput(f'{out}: is both the --out and one of the CSVs that vote; give another --out')
-        if path.resolve() in seen:
+        if resolved[number] in resolved[:number]:
             raise BadInput(f'{path}: is given twice; to count a CSV more than once, use --weights')
-        seen.add(path.resolve())
-        members.append(member_of(path))
-    return members
+    return [member_of(path) for path in paths]
 
 
 def member_of(path: Path) -> Member:
@@ -80,9 +80,6 @@ def oof_hash(member: Member) -> str:
     return file_hash(member.path.with_name('oof.csv'))
 
 
-# --- photos out of fold -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class OofFile:
     """An open oof.csv, its fold, and the probabilities beside it if asked for, with the same rows."""
@@ -94,17 +91,9 @@ class OofFile:
 
 
 def read_samples(
-    models: Sequence[Sequence[Member]],
-    photos: dict[str, Photo],
-    data: Path,
-    num_classes: int,
-    soft: bool = False,
+    models: Models, photos: dict[str, Photo], data: Path, num_classes: int, soft: bool = False
 ) -> Iterator[OofSample]:
-    """Yield each photo out of fold, with probabilities if `soft`; `photos` are by file name. Raises BadInput.
-
-    The part of a photo is its fold. If the CSVs are of one fold only, its photos are split into PARTS in the
-    order of the CSV.
-    """
+    """Yield each photo out of fold, with probabilities if `soft`; `photos` are by name. Raises BadInput."""
     with ExitStack() as stack:
         sources = [open_oof_files(stack, model, num_classes, soft) for model in models]
         check_photos(models, sources, photos, data)
@@ -139,10 +128,7 @@ def open_oof_files(
 
 
 def check_photos(
-    models: Sequence[Sequence[Member]],
-    sources: Sequence[dict[str, OofFile]],
-    photos: dict[str, Photo],
-    data: Path,
+    models: Models, sources: Sequence[dict[str, OofFile]], photos: dict[str, Photo], data: Path
 ) -> None:
     """Raise BadInput unless all models have the same photos, all of them training photos."""
     for model, source in zip(models, sources, strict=True):
@@ -155,7 +141,7 @@ def check_photos(
 
 
 def split_parts(files: dict[str, OofFile]) -> dict[str, int]:
-    """Assign each image id its part, from 0: the folds in ascending order, or PARTS of a single fold."""
+    """Assign each image id its part, from 0: its fold, or one of PARTS in the order of a single CSV."""
     parts = {image_id: -1 if file.fold is None else file.fold for image_id, file in files.items()}
     if len(set(parts.values())) < 2:
         parts = {image_id: position * PARTS // len(parts) for position, image_id in enumerate(parts)}

@@ -52,15 +52,10 @@ class Recipe:
     temperatures: list[float]
 
 
-# --- the search -------------------------------------------------------------------------------------------
-
-
 def search_recipe(
     members: Sequence[Member], data: Path, classes: tuple[str, ...], soft: bool, by_class: bool
 ) -> Recipe:
-    """Search the recipe that scores best out of sample, among hard votes and with `soft` also soft votes, and
-    print the scores. Raises BadInput.
-    """
+    """Search the hard vote, or with `soft` any, that scores best out of sample; print it. Raises BadInput."""
     models = by_model(members)
     names, num_classes = [str(folder) for folder in models], len(classes)
     read = partial(read_samples, list(models.values()), training_photos(data, classes), data, num_classes)
@@ -85,16 +80,11 @@ def recipe_of(result: SearchResult | SoftResult, num_classes: int) -> Recipe:
 
 
 def share_weights(recipe: Recipe, members: Sequence[Member]) -> Recipe:
-    """Turn a recipe by model into one by member: the CSVs of a model share its weight, so that a model with
-    more folds does not weigh more.
-    """
+    """Turn a recipe by model into one by member: the CSVs of a model share its weight."""
     models = by_model(members)
     numbers = [list(models).index(member.folder) for member in members]
     counts = [len(models[member.folder]) for member in members]
-    table = [
-        [weight / count for weight in recipe.table[number]]
-        for number, count in zip(numbers, counts, strict=True)
-    ]
+    table = [[w / count for w in recipe.table[n]] for n, count in zip(numbers, counts, strict=True)]
     return Recipe(recipe.rule, table, [recipe.temperatures[number] for number in numbers])
 
 
@@ -105,29 +95,23 @@ def format_soft(
     width = max(map(len, names))
     weights = ' '.join(map(str, result.weights))
     temperatures = ' '.join(f'{temperature:g}' for temperature in result.temperatures)
-    lines = ['soft vote, the mean of probabilities:']
-    lines += [f'  {name:<{width}}  {line}' for name, line in zip(names, calibrations, strict=True)]
-    lines.append(
+    outcome = f'use the soft vote with weights {weights}: it scores' if used else 'no soft vote scores'
+    lines = [
+        'soft vote, the mean of probabilities:',
+        *(f'  {name:<{width}}  {line}' for name, line in zip(names, calibrations, strict=True)),
         f'  weights {weights}, temperatures {temperatures}: mIoU {result.best:.4f}, too high: chosen on the '
-        'photos that it is scored on'
-    )
-    lines.append(
+        'photos that it is scored on',
         f'  mIoU out of sample: {result.out_of_sample:.4f}; '
-        f'without temperatures {result.uncalibrated_out_of_sample:.4f}'
-    )
-    if used:
-        lines.append(f'use the soft vote with weights {weights}: it scores higher out of sample')
-    else:
-        lines.append('no soft vote scores higher out of sample')
+        f'without temperatures {result.uncalibrated_out_of_sample:.4f}',
+        f'{outcome} higher out of sample',
+    ]
     return '\n'.join(lines)
 
 
 def format_gain(
     samples: Iterable[OofSample], best: SearchResult | SoftResult, hard: SearchResult, names: Sequence[str]
 ) -> str:
-    """Say whether the vote beats the best model, with a paired interval over the photos; both are chosen
-    without the part that they are scored on.
-    """
+    """Say whether the vote beats the best model, both chosen out of sample, with a paired interval."""
     vote_counts, single_counts = [], []
     for sample in samples:
         single = sample.preds[np.argmax(hard.part_singles[sample.part])]
@@ -154,9 +138,6 @@ def calibrate_model(folder: Path, data: Path, classes: tuple[str, ...]) -> str:
     (calibration,) = calibrate(samples, 1)
     path = write_calibration(folder, calibration, [oof_hash(member) for member in members])
     return f'{folder}: {calibration}; wrote {path}'
-
-
-# --- ensemble.yaml ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -222,9 +203,6 @@ def parse_entry(entry: Any, num_classes: int) -> RecipeEntry:
     return RecipeEntry(str(entry['csv']), str(entry['oof']), list(map(Fraction, texts)), temperature)
 
 
-# --- the score of a recipe --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class EnsembleScore:
     """An ensemble and its models on the photos out of fold: pixel counts, and what the ensemble changed."""
@@ -267,9 +245,7 @@ class EnsembleScore:
 
 
 def read_ensemble(path: Path, num_classes: int) -> tuple[list[Member], Recipe]:
-    """Read the members that ensemble.yaml lists, and the recipe. Raises BadInput, also for a changed
-    member.
-    """
+    """Read the members that ensemble.yaml lists, and the recipe. Raises BadInput if a member has changed."""
     members = [member_of(Path(entry.csv)) for entry in read_entries(path, num_classes)[1]]
     return members, read_recipe(path, members, num_classes)
 
@@ -281,8 +257,7 @@ def score_ensemble(path: Path, data: Path, classes: tuple[str, ...]) -> Ensemble
     weights, temperatures = merge_members(recipe, members, len(classes))
     table = weight_table(weights)
     soft = recipe.rule == 'soft vote'
-    counts: list[list[np.ndarray]] = []
-    changed: list[list[np.ndarray]] = []
+    counts, changed = [], []
     photos = training_photos(data, classes)
     for sample in read_samples(list(models.values()), photos, data, len(classes), soft):
         if soft:

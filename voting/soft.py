@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from metrics import IGNORED, iou_of_counts, mean_of_iou
+from metrics import IGNORED
 from voting.calibration import Calibration, apply_temperature
-from voting.hard import member_table, weight_grid
+from voting.hard import member_table, miou_of_sums, weight_grid
 from voting.members import OofSample
 
 TOP_WEIGHTS = {2: 3, 3: 3, 4: 2}  # the highest whole weight tried, by the number of models; 1 with more
@@ -42,9 +42,7 @@ def calibrated_probs(probs: np.ndarray, temperature: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SoftResult:
-    """The best soft vote. Scores are mIoU; out of sample means that the weights and temperatures for a part
-    of the photos were chosen on the other parts.
-    """
+    """The best soft vote. Scores are mIoU; out of sample: a part's choice was made on the other parts."""
 
     weights: tuple[int, ...]
     temperatures: tuple[float, ...]
@@ -63,12 +61,10 @@ class SoftResult:
 def search_soft(
     samples: Iterable[OofSample], num_models: int, num_classes: int, calibrations: Sequence[Calibration]
 ) -> SoftResult:
-    """Search the weights with the highest mIoU; use temperatures if they score higher out of sample.
-
-    Each part is scored at temperatures that were fitted without it and with weights chosen without it.
-    """
+    """Search the weights with the highest mIoU; use temperatures if they score higher out of sample."""
     candidates = soft_grid(num_models)
-    modes = (False, True) if any(c.helps for c in calibrations) else (False,)  # without, with temperatures
+    modes = [[replace(calibration, helps=False) for calibration in calibrations]]  # without temperatures
+    modes += [calibrations] if any(calibration.helps for calibration in calibrations) else []
     part_sums: list[list[np.ndarray]] = [[] for _ in modes]  # per mode and part: (n, 2, K)
     part_true: list[np.ndarray] = []  # per part: (K,)
     for sample in samples:
@@ -85,11 +81,11 @@ def search_soft(
         agreed_sums = class_sums(likeliest[0][agreed], truth[agreed], num_classes)
         contested = [model_probs[:, ~agreed] for model_probs in probs]
         for mode, sums in zip(modes, part_sums, strict=True):
-            temperatures = [c.used_for(sample.part) if mode else 1.0 for c in calibrations]
+            temperatures = [calibration.used_for(sample.part) for calibration in mode]
             sums[sample.part] += agreed_sums
             sums[sample.part] += contested_sums(contested, truth[~agreed], candidates, temperatures)
     results = [
-        choose_weights(np.stack(sums), np.stack(part_true), candidates, mode, calibrations)
+        choose_weights(np.stack(sums), np.stack(part_true), candidates, mode)
         for mode, sums in zip(modes, part_sums, strict=True)
     ]
     best = max(results, key=lambda result: result.out_of_sample)  # in a tie the one without temperatures
@@ -117,39 +113,24 @@ def contested_sums(
 
 
 def choose_weights(
-    part_sums: np.ndarray,
-    part_true: np.ndarray,
-    candidates: np.ndarray,
-    calibrated: bool,
-    calibrations: Sequence[Calibration],
+    part_sums: np.ndarray, part_true: np.ndarray, candidates: np.ndarray, calibrations: Sequence[Calibration]
 ) -> SoftResult:
-    """Choose the best candidate for all parts and for all but each one.
-
-    part_sums: (parts, n, 2, K) class_sums; part_true: (parts, K) pixels of each true class.
+    """Choose the best candidate for all parts and for all but each one, from (parts, n, 2, K) class_sums and
+    (parts, K) pixels of each true class.
     """
     sums, true = part_sums.sum(0), part_true.sum(0)
     scores = miou_of_sums(sums, true)
-    chosen = [
-        int(miou_of_sums(sums - excluded, true - excluded_true).argmax())
-        for excluded, excluded_true in zip(part_sums, part_true, strict=True)
-    ]
+    parts = zip(part_sums, part_true, strict=True)
+    chosen = [miou_of_sums(sums - part, true - one_true).argmax() for part, one_true in parts]
     out_sums = sum(part[candidate] for part, candidate in zip(part_sums, chosen, strict=True))
-    part_temperatures = [
-        tuple(c.used_for(part) if calibrated else 1.0 for c in calibrations) for part in range(len(chosen))
-    ]
     return SoftResult(
         weights=tuple(candidates[scores.argmax()].tolist()),
-        temperatures=tuple(c.used if calibrated else 1.0 for c in calibrations),
+        temperatures=tuple(c.used for c in calibrations),
         best=float(scores.max()),
         out_of_sample=float(miou_of_sums(out_sums, true)),
         part_weights=tuple(tuple(candidates[candidate].tolist()) for candidate in chosen),
-        part_temperatures=tuple(part_temperatures),
+        part_temperatures=tuple(tuple(c.used_for(part) for c in calibrations) for part in range(len(chosen))),
     )
-
-
-def miou_of_sums(sums: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Compute the mIoU of (..., 2, K) class_sums and (K,) pixels of each true class."""
-    return mean_of_iou(iou_of_counts(sums[..., 0, :], sums[..., 1, :], true))
 
 
 def soft_grid(num_models: int) -> np.ndarray:

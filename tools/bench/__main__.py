@@ -4,9 +4,9 @@
     python -m tools.bench all --json output/bench.json
     python -m tools.bench train --device cuda --cfg configs/convnext_knet.yaml
 
-A row of the table has the median in seconds, the spread (slowest over fastest), the ratio to our median, and
-the ratio that is aimed at, with a star if it is reached. The times depend on this machine and its load; the
-ratio carries over. A way that would take minutes does a share of the work, and its time is scaled up.
+Without --cfg, train and infer take configs/demo.yaml, data and cache configs/convnext.yaml. A row has the
+median in seconds, the spread (slowest over fastest), the ratio to our median, and the ratio aimed at, with a
+star if it is reached. A way that would take minutes does a share of the work, and its time is scaled up.
 docs/benchmarks.md has the tables of one machine.
 """
 # ruff: noqa: E402 - the arguments are read before torch is imported
@@ -31,19 +31,11 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__, prog='python -m tools.bench')
     parser.add_argument('name', choices=[*NAMES, 'all'], help='the benchmark to run')
     parser.add_argument('--repeats', type=at_least(1), default=3, help='runs of each way')
-    parser.add_argument(
-        '--rows', type=at_least(1), default=624, help='rows of a CSV, and photos of a search for weights'
-    )
-    parser.add_argument(
-        '--photos', type=at_least(1), default=16, help='photos of the demo set for data and cache'
-    )
+    parser.add_argument('--rows', type=at_least(1), default=624, help='rows of a CSV, photos of a search')
+    parser.add_argument('--photos', type=at_least(1), default=16, help='photos of data and cache')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='device of train and infer')
-    parser.add_argument(
-        '--cfg', type=Path, help='config; by default demo for train and infer, convnext for data and cache'
-    )
-    parser.add_argument(
-        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes of the config'
-    )
+    parser.add_argument('--cfg', type=Path, help='config; by default demo or convnext, as said above')
+    parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='its keys')
     parser.add_argument('--json', type=Path, help='also write the table to this file; by default to none')
     args = parser.parse_args(argv)
     if args.cfg:
@@ -59,7 +51,7 @@ import numpy as np
 import torch
 
 from tools.bench.csv_votes import bench_csv, bench_memory, bench_metric, bench_search, bench_vote
-from tools.bench.fixtures import Benchmark
+from tools.bench.fixtures import Way
 from tools.bench.samples import bench_cache, bench_data
 from tools.bench.steps import bench_infer, bench_train
 
@@ -75,30 +67,29 @@ BENCHMARKS = {
     'memory': bench_memory,
 }
 assert tuple(BENCHMARKS) == NAMES
-HEADINGS = f'{"work":<38}{"way":<34}{"median":>10}{"spread":>8}{"ratio":>10}{"target":>9}'
 
 
 def command(argv: list[str] | None = None) -> None:
     args = read_arguments(argv)
     cv2.setNumThreads(1)
     print(describe_machine())
-    print(HEADINGS)
+    print(f'{"work":<38}{"way":<34}{"median":>10}{"spread":>8}{"ratio":>10}{"target":>9}')
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         args.folder = Path(folder)
         for name in NAMES if args.name == 'all' else [args.name]:
-            for benchmark in BENCHMARKS[name](args):
-                rows += measure(benchmark, args.repeats)
+            for work, ways in BENCHMARKS[name](args):
+                rows += measure(work, ways, args.repeats)
     if args.json:
         write_text(args.json, json.dumps({'machine': describe_machine(), 'rows': rows}, indent=1))
         print(f'wrote {args.json}')
 
 
-def measure(benchmark: Benchmark, repeats: int) -> list[dict]:
+def measure(work: str, ways: dict[str, Way], repeats: int) -> list[dict]:
     """Run all ways in turn, once to warm up and then `repeats` times; print and return a row for each."""
-    times: dict[str, list[float]] = {name: [] for name in benchmark.ways}
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
-        for name, way in benchmark.ways.items():
+        for name, way in ways.items():
             start = time.perf_counter()
             way.run()
             if repeat:
@@ -106,9 +97,9 @@ def measure(benchmark: Benchmark, repeats: int) -> list[dict]:
     rows = []
     our_median = statistics.median(times[next(iter(times))])
     for name, seconds in times.items():
-        way, median = benchmark.ways[name], statistics.median(seconds)
+        way, median = ways[name], statistics.median(seconds)
         spread = max(seconds) / min(seconds)
-        row = {'work': benchmark.work, 'way': name, 'seconds': median, 'spread': spread}
+        row = {'work': work, 'way': name, 'seconds': median, 'spread': spread}
         row |= {'ratio': median / our_median, 'target': way.target, 'share': way.share}
         print(format_row(row), flush=True)
         rows.append(row)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,32 +42,24 @@ def bench_csv(args: Namespace) -> list[Benchmark]:
         for mask in masks:
             ' '.join(map(str, mask.ravel()))
 
+    read_ways = {
+        'ours': Way(lambda: sum(1 for _ in read_rows(path))),
+        'pandas, np.array(s.split())': Way(pandas_split, 12),
+        'pandas, np.fromstring': Way(pandas_fromstring, 4),
+        'the bytes alone': Way(path.read_bytes),
+    }
+    ours = Way(lambda: [encode_mask(mask) for mask in masks])
+    write_ways = {'ours': ours, "' '.join(map(str, mask.ravel()))": Way(join, 25)}
     return [
-        Benchmark(
-            f'read {args.rows} rows, validated',
-            {
-                'ours': Way(lambda: sum(1 for _ in read_rows(path))),
-                'pandas, np.array(s.split())': Way(pandas_split, 12),
-                'pandas, np.fromstring': Way(pandas_fromstring, 4),
-                'the bytes alone': Way(path.read_bytes),
-            },
-        ),
-        Benchmark(
-            f'write {args.rows} rows',
-            {
-                'ours': Way(lambda: [encode_mask(mask) for mask in masks]),
-                "' '.join(map(str, mask.ravel()))": Way(join, 25),
-            },
-        ),
+        (f'read {args.rows} rows, validated', read_ways),
+        (f'write {args.rows} rows', write_ways),
     ]
 
 
 def bench_vote(args: Namespace) -> list[Benchmark]:
     """Vote over five CSVs and write the result."""
     masks = list(random_masks(args.rows, 256, seed=0))
-    paths = [
-        write_masks(args.folder / f'{seed}.csv', list(perturb_masks(masks, seed))) for seed in range(MODELS)
-    ]
+    paths = [write_masks(args.folder / f'{n}.csv', list(perturb_masks(masks, n))) for n in range(MODELS)]
     short_paths = [write_masks(args.folder / f'short{n}.csv', masks[:FEW_ROWS]) for n in range(MODELS)]
     out = args.folder / 'out.csv'
 
@@ -81,52 +74,40 @@ def bench_vote(args: Namespace) -> list[Benchmark]:
         voted = pd.DataFrame({'image_id': frames[0]['image_id'], 'PredictionString': rows})
         voted.to_csv(args.folder / 'p.csv', index=False)
 
-    def with_dictionaries() -> None:
-        """Vote as many teams do, with a dictionary for each pixel."""
+    def pixel_by_pixel(winner: Callable[[tuple[str, ...]], object]) -> None:
         frames = [pd.read_csv(path) for path in short_paths]
         rows = []
         for texts in zip(*(frame['PredictionString'] for frame in frames), strict=True):
-            columns = [text.split() for text in texts]
-            winners = []
-            for pixel in zip(*columns, strict=True):
-                votes: dict[str, int] = {}
-                for category in pixel:
-                    votes[category] = votes.get(category, 0) + 1
-                winners.append(max(votes, key=votes.get))
-            rows.append(' '.join(winners))
+            pixels = zip(*(text.split() for text in texts), strict=True)
+            rows.append(' '.join(str(winner(pixel)) for pixel in pixels))
         pd.DataFrame({'PredictionString': rows}).to_csv(args.folder / 'd.csv', index=False)
 
-    def with_arrays() -> None:
-        """Vote as published after the contest, with an array of counts for each pixel."""
-        frames = [pd.read_csv(path) for path in short_paths]
-        rows = []
-        for texts in zip(*(frame['PredictionString'] for frame in frames), strict=True):
-            columns = [text.split() for text in texts]
-            result = ''
-            for pixel in zip(*columns, strict=True):
-                votes = np.zeros(11)
-                for category in pixel:
-                    votes[int(category)] += 1
-                result += f'{votes.argmax()} '
-            rows.append(result.strip())
-        pd.DataFrame({'PredictionString': rows}).to_csv(args.folder / 'n.csv', index=False)
+    def winner_by_dictionary(pixel: tuple[str, ...]) -> str:
+        """Vote as many teams do."""
+        votes: dict[str, int] = {}
+        for category in pixel:
+            votes[category] = votes.get(category, 0) + 1
+        return max(votes, key=votes.get)
+
+    def winner_by_array(pixel: tuple[str, ...]) -> int:
+        """Vote as published after the contest."""
+        votes = np.zeros(11)
+        for category in pixel:
+            votes[int(category)] += 1
+        return votes.argmax()
 
     def ours() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             ensemble.main([*map(str, paths), '--out', str(out)])
 
     share = min(1, FEW_ROWS / args.rows)
-    return [
-        Benchmark(
-            f'vote of {MODELS} x {args.rows} rows, validated',
-            {
-                'ours': Way(ours),
-                'pandas, np.bincount': Way(with_pandas, 6),
-                'pandas, a dictionary a pixel': Way(with_dictionaries, 300, share),
-                'pandas, an array a pixel': Way(with_arrays, 300, share),
-            },
-        )
-    ]
+    ways = {
+        'ours': Way(ours),
+        'pandas, np.bincount': Way(with_pandas, 6),
+        'pandas, a dictionary a pixel': Way(lambda: pixel_by_pixel(winner_by_dictionary), 300, share),
+        'pandas, an array a pixel': Way(lambda: pixel_by_pixel(winner_by_array), 300, share),
+    }
+    return [(f'vote of {MODELS} x {args.rows} rows, validated', ways)]
 
 
 def bench_search(args: Namespace) -> list[Benchmark]:
@@ -143,18 +124,14 @@ def bench_search(args: Namespace) -> list[Benchmark]:
         assert total.any()
 
     share = FEW_ROWS / (OOF_MASKS * CANDIDATES)
+    search_ways = {
+        'ours, counted already': Way(lambda: WeightScorer(counts).scores(weights)),
+        'a vote and a confusion each': Way(by_voting, 10_000, share),
+    }
+    count_ways = {'ours': Way(lambda: count_votes(samples, MODELS, 11))}
     return [
-        Benchmark(
-            f'{CANDIDATES:,} weightings of {MODELS}, {OOF_MASKS:,} masks',
-            {
-                'ours, counted already': Way(lambda: WeightScorer(counts).scores(weights)),
-                'a vote and a confusion each': Way(by_voting, 10_000, share),
-            },
-        ),
-        Benchmark(
-            f'count the votes of {MODELS}, {args.rows} masks',
-            {'ours': Way(lambda: count_votes(samples, MODELS, 11))},
-        ),
+        (f'{CANDIDATES:,} weightings of {MODELS}, {OOF_MASKS:,} masks', search_ways),
+        (f'count the votes of {MODELS}, {args.rows} masks', count_ways),
     ]
 
 
@@ -174,7 +151,7 @@ def bench_metric(args: Namespace) -> list[Benchmark]:
                 multiclass_confusion_matrix(torch.from_numpy(pred), torch.from_numpy(true), 11)
 
         ways['torchmetrics'] = Way(torchmetrics, 4)
-    return [Benchmark(f'confusion of {args.rows} masks', ways)]
+    return [(f'confusion of {args.rows} masks', ways)]
 
 
 def bench_memory(args: Namespace) -> list[Benchmark]:

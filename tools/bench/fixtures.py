@@ -18,12 +18,7 @@ class Way:
     share: float = 1.0  # the part of the work that `run` does; times are scaled up
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """Some work and the ways of doing it, ours first."""
-
-    work: str
-    ways: dict[str, Way]
+Benchmark = tuple[str, dict[str, Way]]  # some work and the ways of doing it, ours first
 
 
 def random_masks(count: int, side: int, seed: int) -> Iterator[np.ndarray]:

@@ -32,22 +32,13 @@ def bench_data(args: Namespace) -> list[Benchmark]:
     """Make training samples for a batch, with the standard augmentation and with a config's heavy one."""
     cfg = demo_config(args)
     standard = cfg.model_copy(update=STANDARD)
+    ways = {'ours, from the cache': Way(our_loader(standard)), **mmseg_ways(standard)}
+    ways['organiser, albumentations'] = Way(organiser_loader(standard, None), 8)
+    organiser = Way(organiser_loader(cfg, heavy_transforms(cfg, FILL)), 3)
+    heavy_ways = {'ours, from the cache': Way(our_loader(cfg)), 'organiser, albumentations': organiser}
     return [
-        Benchmark(
-            f'{args.photos} samples, standard chain',
-            {
-                'ours, from the cache': Way(our_loader(standard)),
-                **mmseg_ways(standard),
-                'organiser, albumentations': Way(organiser_loader(standard, None), 8),
-            },
-        ),
-        Benchmark(
-            f'{args.photos} samples, heavy chain',
-            {
-                'ours, from the cache': Way(our_loader(cfg)),
-                'organiser, albumentations': Way(organiser_loader(cfg, heavy_transforms(cfg, FILL)), 3),
-            },
-        ),
+        (f'{args.photos} samples, standard chain', ways),
+        (f'{args.photos} samples, heavy chain', heavy_ways),
     ]
 
 
@@ -66,7 +57,7 @@ def bench_cache(args: Namespace) -> list[Benchmark]:
             organiser_mask(coco, image_id)
 
     ways = {'ours, on all cores': Way(ours), 'annToMask, one by one': Way(one_by_one, 1.8)}
-    return [Benchmark(f'masks of {4 * args.photos} photos', ways)]
+    return [(f'masks of {4 * args.photos} photos', ways)]
 
 
 def demo_config(args: Namespace) -> Config:
@@ -94,18 +85,14 @@ def our_loader(cfg: Config) -> Callable[[], None]:
 
 
 def organiser_loader(cfg: Config, heavy: A.Compose | None) -> Callable[[], None]:
-    """Return a function that reads all samples as the organiser's dataset class does: photo and annotations
-    anew for every sample, the photo as floats from 0 to 1, through albumentations.
-    """
+    """Return a function that reads all samples from the files, as the organiser's dataset class does."""
     coco = quiet_coco(cfg.data_root / 'train_all.json')
     low, high = cfg.scale_range
-    side = cfg.crop_size
+    side, fill = cfg.crop_size, [value / 255 for value in FILL]
     chain = A.Compose(
         [
             A.RandomScale((low - 1, high - 1), p=1),
-            A.PadIfNeeded(
-                side, side, border_mode=cv2.BORDER_CONSTANT, fill=[v / 255 for v in FILL], fill_mask=255
-            ),
+            A.PadIfNeeded(side, side, border_mode=cv2.BORDER_CONSTANT, fill=fill, fill_mask=255),
             A.RandomCrop(side, side),
             A.HorizontalFlip(p=0.5),
             A.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05, p=1),
@@ -138,12 +125,7 @@ def mmseg_ways(cfg: Config) -> dict[str, Way]:
     sys.modules.setdefault('mmcv._ext', NoOperators('mmcv._ext'))
     with contextlib.suppress(ImportError):
         from mmcv.transforms import Compose, LoadImageFromFile, RandomFlip, RandomResize
-        from mmseg.datasets.transforms import (
-            LoadAnnotations,
-            PackSegInputs,
-            PhotoMetricDistortion,
-            RandomCrop,
-        )
+        from mmseg.datasets import transforms
 
         cache = open_cache(cfg, 'train')
         masks = cfg.data_root / 'masks'
@@ -157,12 +139,12 @@ def mmseg_ways(cfg: Config) -> dict[str, Way]:
         pipeline = Compose(
             [
                 LoadImageFromFile(),
-                LoadAnnotations(),
+                transforms.LoadAnnotations(),
                 RandomResize(scale=side, ratio_range=cfg.scale_range, keep_ratio=True),
-                RandomCrop(crop_size=side, cat_max_ratio=cfg.crop_max_share),
+                transforms.RandomCrop(crop_size=side, cat_max_ratio=cfg.crop_max_share),
                 RandomFlip(prob=0.5),
-                PhotoMetricDistortion(),
-                PackSegInputs(),
+                transforms.PhotoMetricDistortion(),
+                transforms.PackSegInputs(),
             ]
         )
 

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import ttach
-from torch import nn
 
 from config import Config, load_config
 from dataset import normalize
@@ -20,20 +19,16 @@ from tools.bench.fixtures import Benchmark, Way, random_masks
 
 
 def bench_train(args: Namespace) -> list[Benchmark]:
-    """Take a training step of a config, and of the same network as mmsegmentation trains it: NCHW, an
-    optimizer that updates one tensor at a time, no compilation; fp32 on a CPU, fp16 with a scaler on a GPU.
-    """
+    """Take a training step of a config, and one as in mmsegmentation: NCHW, plain AdamW, not compiled."""
     cfg, device = model_config(args), torch.device(args.device)
     plain = cfg.model_copy(update={'compile': False, 'amp': 'fp16' if device.type == 'cuda' else 'off'})
     way = 'fp16, NCHW, plain AdamW' if device.type == 'cuda' else 'fp32, NCHW, plain AdamW'
     ways = {'ours': Way(training_step(cfg, device, True)), way: Way(training_step(plain, device, False), 1.5)}
-    return [Benchmark(f'train {cfg.name}, a batch of {cfg.batch_size}', ways)]
+    return [(f'train {cfg.name}, a batch of {cfg.batch_size}', ways)]
 
 
 def training_step(cfg: Config, device: torch.device, as_ours: bool) -> Callable[[], None]:
-    """Return a function that does a forward pass, a backward pass and an update; on a GPU print the peak
-    memory of the first.
-    """
+    """Return a function that does a training step; on a GPU print the peak memory of the first."""
     memory_format = torch.channels_last if as_ours and cfg.channels_last else torch.contiguous_format
     model = SegModel(cfg, load_weights=False).to(device, memory_format=memory_format).train()
     forward = torch.compile(model) if cfg.compile else model
@@ -80,26 +75,17 @@ def bench_infer(args: Namespace) -> list[Benchmark]:
         "ttach's plain loop, fp32": Way(ttach_loop(model, images, cfg, device, 'off')),
         "ttach's plain loop, autocast": Way(ttach_loop(model, images, cfg, device, 'auto'), 3),
     }
-    return [Benchmark(f'infer {cfg.name}, 4 photos x 8 views', ways)]
+    return [(f'infer {cfg.name}, 4 photos x 8 views', ways)]
 
 
 def ttach_loop(
     model: SegModel, images: torch.Tensor, cfg: Config, device: torch.device, amp: str
 ) -> Callable[[], None]:
-    """Return a function that predicts one view after another with ttach, resizes each to the size of the
-    cache and copies it to the CPU.
-    """
+    """Return a function that predicts view after view with ttach, resizes each and copies it to the CPU."""
     cfg = cfg.model_copy(update={'amp': amp})
     size = (cfg.cache_size, cfg.cache_size)
-    views = ttach.Compose(
-        [ttach.HorizontalFlip(), ttach.Scale([0.75, 1, 1.25, 1.5], interpolation='nearest')]
-    )
-
-    class Main(nn.Module):
-        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            return F.interpolate(main_logits(model(inputs)).float(), inputs.shape[-2:], mode='bilinear')
-
-    network = Main()
+    scales = ttach.Scale([0.75, 1, 1.25, 1.5], interpolation='nearest')
+    views = ttach.Compose([ttach.HorizontalFlip(), scales])
 
     @torch.inference_mode()
     def run() -> None:
@@ -108,7 +94,8 @@ def ttach_loop(
             inputs = view.augment_image(normalize(images.to(device), model.mean, model.std))
             inputs = F.pad(inputs, [0, -inputs.shape[-1] % 32, 0, -inputs.shape[-2] % 32])
             with autocast(cfg, device):
-                logits = network(inputs)
+                logits = main_logits(model(inputs)).float()
+                logits = F.interpolate(logits, inputs.shape[-2:], mode='bilinear')
             total = total + F.interpolate(logits, size, mode='bilinear').softmax(1).cpu()
         total.argmax(1)[:, ::2, ::2]
 
