@@ -56,14 +56,7 @@ from engine.inference import evaluate
 from engine.provenance import compare_provenance, write_provenance
 from engine.runs import check_run, lock_run, open_run
 from engine.sanity import EpochChecks, check_classes, check_first_batch
-from engine.tracking import (
-    EpochResult,
-    Tracking,
-    draw_predictions,
-    require_tracker,
-    score_of,
-    start_tracker,
-)
+from engine.tracking import EpochResult, Tracking, draw_predictions, require_tracker, score_of, start_tracker
 from engine.trainer import PseudoLabels, Trainer, TrainingData
 from metrics import interval
 from models import SegModel

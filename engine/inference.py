@@ -163,12 +163,7 @@ def main_logits(outputs: list) -> Tensor:
 
 
 def predict_rows(
-    model: SegModel,
-    cache: Cache,
-    rows: np.ndarray,
-    cfg: Config,
-    tta: bool = True,
-    desc: str | None = None,
+    model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config, tta: bool = True, desc: str | None = None
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Predict some rows of the cache in their order, downsampled by the config's rule.
 

@@ -138,9 +138,7 @@ class PixelDecoder(nn.Module):
             nn.Conv2d(finest, channels, 1, bias=False), nn.GroupNorm(GROUPS, channels)
         )
         self.smooth = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.GroupNorm(GROUPS, channels),
-            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.GroupNorm(GROUPS, channels), nn.ReLU()
         )
         self.embed = nn.Conv2d(channels, channels, 1)
         for module in (*self.projections, self.lateral, self.smooth, self.embed):

@@ -105,10 +105,7 @@ ENCODER_NAMES = {
         *MLP,
     ),
 }
-NECK_NAMES = (
-    (r'^neck\.upsample_4x\.', 'neck.up4.'),
-    (r'^neck\.upsample_2x\.', 'neck.up2.'),
-)
+NECK_NAMES = ((r'^neck\.upsample_4x\.', 'neck.up4.'), (r'^neck\.upsample_2x\.', 'neck.up2.'))
 COMPUTED = re.compile(r'relative_position_index$|attn_mask$')  # tables that depend on the sizes alone
 
 
