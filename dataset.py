@@ -1,10 +1,5 @@
 """Samples and loaders: augmented crops to train on, whole photos to predict, and how images are normalised.
 
-    samples = TrainingSet(cfg, cache, train_rows, fill)
-    sampler = EpochSampler(cfg.batch_size, cfg.seed)
-    loader = make_loader(samples, cfg.workers, batch_sampler=sampler)
-    sampler.set_epoch(0, range(len(samples)))
-
 Shapes: N batch, C side of a crop or of a whole image. A row counts the photos of a cache; a position counts
 the samples of a TrainingSet.
 """

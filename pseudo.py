@@ -165,9 +165,7 @@ def read_labels(cfg: Config, cache: Cache, folder: Path, schedule: str) -> Pseud
 
 
 def label(cfg: Config, teachers: list[Teacher], cache: Cache, folder: Path, device: torch.device) -> None:
-    """Write (n, S, S) uint8 labels, IGNORED where the teachers are not confident, or with pseudo_soft labels
-    of all pixels and their confidence.
-    """
+    """Write (n, S, S) uint8 labels, IGNORED below the cutoffs; with pseudo_soft also their confidence."""
     start_log(None)
     path = folder / MASKS_FILE
     partial, partial_confidence = (folder / f'.{path.name}{end}.partial' for end in ('', '.sure'))

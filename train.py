@@ -47,7 +47,7 @@ from engine.dry_run import estimate_cost
 from engine.inference import evaluate
 from engine.provenance import compare_provenance, write_provenance
 from engine.runs import check_run, lock_run, open_run
-from engine.sanity import EpochChecks, check_classes, check_first_batch
+from engine.sanity import check_classes, check_epoch, check_first_batch
 from engine.tracking import EpochResult, Tracking, draw_predictions, require_tracker, score_of, start_tracker
 from engine.trainer import PseudoLabels, Trainer, TrainingData
 from metrics import interval
@@ -111,15 +111,12 @@ def main(
 
 def check_batch(cfg: Config, ranks: Ranks) -> None:
     """Raise BadInput if the batch cannot be shared by the ranks."""
+    found = f"config key 'batch_size': found {cfg.batch_size}"
     if cfg.batch_size % ranks.world:
-        raise BadInput(
-            f"config key 'batch_size': found {cfg.batch_size}, expected a multiple of the {ranks.world} ranks"
-        )
+        raise BadInput(f'{found}, expected a multiple of the {ranks.world} ranks')
     if cfg.batch_size < min_batch(cfg, ranks):
-        raise BadInput(
-            f"config key 'batch_size': found {cfg.batch_size} for {ranks.world} ranks: BatchNorm has no "
-            'statistics of one image each; expected 2 or more each'
-        )
+        cause = 'BatchNorm has no statistics of one image each; expected 2 or more each'
+        raise BadInput(f'{found} for {ranks.world} ranks: {cause}')
 
 
 def min_batch(cfg: Config, ranks: Ranks) -> int:
@@ -138,18 +135,13 @@ def load_start(cfg: Config) -> dict | None:
 def load_data(
     cfg: Config, fold: int, ranks: Ranks, start: dict | None, pseudo: PseudoLabels | None
 ) -> TrainingData:
-    """Open the cache and split off the fold, without validation photos whose labels the model knows already.
-
-    Raises BadInput.
-    """
+    """Open the cache and split off the fold, with no validation photos if the model knows their labels."""
     cache = ranks.main_process_first(lambda: open_cache(cfg, 'train'))
     folds = ranks.main_process_first(lambda: read_folds(cfg, cache))
     train_rows, valid_rows = split_fold(folds, fold)
-    if len(train_rows) < min_batch(cfg, ranks):
-        raise BadInput(
-            f'--fold {fold}: found {len(train_rows)} photos to train on, expected at least '
-            f'{min_batch(cfg, ranks)}'
-        )
+    count, least = len(train_rows), min_batch(cfg, ranks)
+    if count < least:
+        raise BadInput(f'--fold {fold}: found {count} photos to train on, expected at least {least}')
     held_out = held_out_hash(cache.names(valid_rows))
     teachers = [pseudo.held_out] if pseudo else []
     teachers += [start['held_out']] if start and 'held_out' in start else []
@@ -175,10 +167,8 @@ def log_header(cfg: Config, data: TrainingData, changes: list[str], notes: list[
     """Log the photos, classes and weights; warn of absent classes and of changes since the last start."""
     present = [data.cache.coco.photos[row].classes for row in data.train_rows]
     counts = [f'{name} {sum(k in ids for ids in present)}' for k, name in enumerate(cfg.classes) if k]
-    log.info(
-        f'fold {data.fold}: {len(data.train_rows)} train, {len(data.valid_rows)} valid, '
-        f'classes {", ".join(counts)}'
-    )
+    sizes = f'{len(data.train_rows)} train, {len(data.valid_rows)} valid'
+    log.info(f'fold {data.fold}: {sizes}, classes {", ".join(counts)}')
     check_classes(present, cfg)
     for change in changes:
         log.warning(f'warning: changed since the last start: {change}')
@@ -190,7 +180,7 @@ def log_header(cfg: Config, data: TrainingData, changes: list[str], notes: list[
 
 def train_epochs(trainer: Trainer, tracking: Tracking | None) -> None:
     """Train, validate, report and save each epoch. Raises CheckFailed, and Interrupted if asked to stop."""
-    cfg, data, checks = trainer.cfg, trainer.data, EpochChecks(trainer.cfg)
+    cfg, data, before = trainer.cfg, trainer.data, (None, None)
 
     def validate(model: SegModel | None) -> np.ndarray | None:
         if model is None or not len(data.valid_rows):
@@ -200,11 +190,13 @@ def train_epochs(trainer: Trainer, tracking: Tracking | None) -> None:
     if tracking:
         tracking.start(trainer.epoch)
     with trainer.bar() as bar:
-        for epoch in trainer.epochs():
+        for epoch in range(trainer.epoch, cfg.epochs):
             started = time.monotonic()
             loss = trainer.train_epoch(epoch, bar)
             counts = validate(trainer.averaged)
-            checks.check(epoch, trainer.rates, counts)
+            now = trainer.rates, counts
+            check_epoch(cfg, epoch, now, before)
+            before = now
             result = EpochResult(epoch, trainer.step, max(trainer.rates), loss, counts)
             if tracking:
                 report(trainer, tracking, result, time.monotonic() - started, bar.time_left())
@@ -238,12 +230,12 @@ def report(trainer: Trainer, tracking: Tracking, result: EpochResult, seconds: f
 
 def log_end(cfg: Config, trainer: Trainer) -> None:
     """Log the best score and what to type next."""
-    fold, folder, split = trainer.data.fold, trainer.folder, 'oof'
-    if len(trainer.data.valid_rows):
-        best = f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch + 1}'
-        log.info(f'{best}; wrote {folder / "best.pt"}')
+    fold, folder, split = trainer.data.fold, trainer.folder, 'oof' if len(trainer.data.valid_rows) else 'test'
+    if split == 'oof':
+        log.info(
+            f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch + 1}; wrote {folder / "best.pt"}'
+        )
     else:
-        split = 'test'
         seen = 'a teacher, or the model it started from, saw their labels'
         why = 'fold -1 trains on all photos' if fold == -1 else seen
         log.info(f'no photos to validate on ({why}); wrote {folder / "best.pt"}, the last epoch')

@@ -83,10 +83,9 @@ def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
     checkpoint = load_checkpoint(path)
     trained = make_config(checkpoint['config'], where=str(path))
     for key in ('classes', 'cache_size', 'folds'):
-        if getattr(trained, key) != getattr(cfg, key):
-            raise BadInput(
-                f'{path}: was trained with {key} {getattr(trained, key)}, the config has {getattr(cfg, key)}'
-            )
+        there, here = getattr(trained, key), getattr(cfg, key)
+        if there != here:
+            raise BadInput(f'{path}: was trained with {key} {there}, the config has {here}')
     trained = trained.model_copy(update={key: getattr(cfg, key) for key in keys_free_in_inference()})
     model = SegModel(trained, load_weights=False)
     load_model_state(model, checkpoint['model'], path)

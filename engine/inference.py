@@ -35,9 +35,6 @@ class Flip(ttach.base.DualTransform):
 
     identity_param = ''
 
-    def __init__(self, modes: tuple[str, ...]) -> None:
-        super().__init__('mode', modes)
-
     def apply_aug_image(self, image: Tensor, mode: str = '', **_) -> Tensor:
         image = ttach.functional.hflip(image) if 'h' in mode else image
         return ttach.functional.vflip(image) if 'v' in mode else image
@@ -46,15 +43,9 @@ class Flip(ttach.base.DualTransform):
 
 
 class Rescale(ttach.base.ImageOnlyTransform):
-    """Resize each view bilinearly, its sides rounded to the stride; ttach's own Scale is nearest.
-
-    view_probs resizes the logits of the view to the size that it was asked for.
-    """
+    """Resize each view bilinearly, its sides rounded to the stride; view_probs resizes the logits back."""
 
     identity_param = 1.0
-
-    def __init__(self, scales: tuple[float, ...]) -> None:
-        super().__init__('scale', scales)
 
     def apply_aug_image(self, image: Tensor, scale: float = 1.0, **_) -> Tensor:
         height, width = (to_stride(side * scale) for side in image.shape[-2:])
@@ -88,7 +79,8 @@ def make_views(
     flips: Sequence[str] = (), rotations: Sequence[int] = (), scales: Sequence[float] = (1.0,)
 ) -> ttach.Compose:
     """Combine every flip and no flip with every scale, every rotation and no rotation."""
-    return ttach.Compose([Flip(('', *flips)), Rescale(tuple(scales)), ttach.Rotate90([0, *rotations])])
+    flip, rescale = Flip('mode', ('', *flips)), Rescale('scale', tuple(scales))
+    return ttach.Compose([flip, rescale, ttach.Rotate90([0, *rotations])])
 
 
 def view_probs(
@@ -171,9 +163,7 @@ def probs_to_masks(probs: Tensor, cfg: Config) -> np.ndarray:
 def predict_shard(
     run: Run, cache: Cache, rows: np.ndarray, ranks: Ranks, tta: bool, desc: str
 ) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-    """Predict this rank's shard of the rows with one model; yield (position in `rows`, (256, 256) uint8 mask,
-    (K, B, B) probabilities) for each of them.
-    """
+    """Predict this rank's shard of the rows; yield (position, (256, 256) uint8 mask, (K, B, B) probs)."""
     shard = ranks.shard(len(rows))
     positions = iter(shard)
     batches = predict_rows(run.model, cache, rows[shard], run.cfg, tta, desc if ranks.is_main else None)
@@ -185,9 +175,7 @@ def predict_shard(
 def predict_shard_by_folds(
     cfg: Config, cache: Cache, rows: np.ndarray, ranks: Ranks, tta: bool, folder: Path
 ) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-    """Predict as predict_shard does, but with the mean probabilities of all folds. One model at a time is in
-    memory; the sums are in a file in `folder`.
-    """
+    """Predict as predict_shard does, but average the folds, in a file in `folder`, one model at a time."""
     shard = ranks.shard(len(rows))
     path = folder / f'.averaged{ranks.rank}.partial'
     total = None
@@ -241,10 +229,8 @@ def check_seen(seen: np.ndarray, ranks: Ranks, task: str) -> None:
     total = ranks.sum(torch.from_numpy(seen).to(ranks.device)).cpu().numpy()
     if (total != 1).any():
         missing, twice = np.count_nonzero(total == 0), np.count_nonzero(total > 1)
-        raise CheckFailed(
-            f'{task}: {missing} of {len(seen)} photos were not predicted, and {twice} more than once; '
-            f'expected each exactly once'
-        )
+        counts = f'{missing} of {len(seen)} photos were not predicted, and {twice} more than once'
+        raise CheckFailed(f'{task}: {counts}; expected each exactly once')
 
 
 def amp_dtype(cfg: Config, device: torch.device) -> torch.dtype:

@@ -25,10 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_provenance(folder: Path, fingerprint: str, world: int, sources: Sequence[Path] = ()) -> None:
-    """Add an entry for this start of the run; a resumed run has several. Raises BadInput.
-
-    `fingerprint` is that of the annotations, `sources` are the checkpoints that the weights were made from.
-    """
+    """Add an entry for this start of the run, with the annotations' fingerprint and source checkpoints."""
     diff = git('diff', 'HEAD')
     entry = {
         'started': datetime.now(UTC).isoformat(timespec='seconds'),
@@ -59,18 +56,13 @@ def last_provenance(folder: Path) -> dict | None:
 
 
 def compare_provenance(folder: Path, fingerprint: str) -> list[str]:
-    """List what differs from the last start of the run in a folder: commit, hardware, package versions.
-
-    Raises BadInput if the annotations have changed.
-    """
+    """List what differs from the last start of a run. Raises BadInput if the annotations have changed."""
     path, before = folder / 'provenance.yaml', last_provenance(folder)
     if before is None:
         return []
     if before.get('data') != fingerprint:
-        raise BadInput(
-            f'{path}: the annotations have changed since the run began: {str(before.get("data"))[:12]} then, '
-            f'{fingerprint[:12]} now; start again with --overwrite'
-        )
+        change = f'{str(before.get("data"))[:12]} then, {fingerprint[:12]} now; start again with --overwrite'
+        raise BadInput(f'{path}: the annotations have changed since the run began: {change}')
     old = before | (before.get('versions') or {})
     new = {'commit': commit(), 'hardware': hardware()} | {name: installed(name) for name in PACKAGES}
     return [f'{key} is {new[key]}, and was {old.get(key)}' for key in new if new[key] != old.get(key)]

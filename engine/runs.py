@@ -44,12 +44,11 @@ def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str
 
 
 def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
-    """Write the config into the run folder, which the caller has locked, and return the folder; `overwrite`
-    first deletes what an earlier run left there, and the predictions merged over all folds.
-    """
+    """Write the config into the locked run folder, emptied first if `overwrite`, and return the folder."""
     folder = cfg.run_dir(fold)
     if overwrite:
         predictions = ['oof.csv', 'oof_probs.npy', 'test.csv', 'test_probs.npy']
+        # the predictions over all folds are of the earlier run, too
         merged = [folder.parent / name for name in predictions] if fold >= 0 else []
         names = [*WRITTEN, 'tracker.yaml', 'model.onnx', 'model.md', *predictions]
         curves = (folder / 'tensorboard').glob('events.out.tfevents.*')
@@ -65,13 +64,8 @@ def lock_run(folder: Path | None, doing: str = 'training') -> AbstractContextMan
     return lock(None if folder is None else folder / '.lock', doing)
 
 
-# --- metrics.csv ------------------------------------------------------------------------------------------
-
-
 def append_metrics(path: Path, row: dict[str, Any]) -> None:
-    """Add a row to metrics.csv, without the rows from this epoch on, which date from before a resume. Raises
-    BadInput if the file is not the metrics of this run.
-    """
+    """Add a row to metrics.csv in place of rows from its epoch on, which a resume left. Raises BadInput."""
     rows = []
     if path.exists():
         try:
@@ -108,9 +102,6 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 def best_miou(metrics: list[dict[str, float]]) -> float:
     """Return the highest mIoU of the rows of a metrics.csv; nan if there is none."""
     return max((row['miou'] for row in metrics if not math.isnan(row['miou'])), default=math.nan)
-
-
-# --- runs, read again -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Protocol
 
 import numpy as np
 import yaml
@@ -38,17 +37,6 @@ PROJECT = 'trash-segmentation'  # WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME chang
 PHOTOS, PICTURES = 4, 10  # photos in a picture of predictions, and pictures of a run
 
 
-class Tracker(Protocol):
-    """A run of a tracking service."""
-
-    id: str
-    where: str  # the URL or file to look at
-
-    def log(self, values: dict[str, float], epoch: int) -> None: ...
-    def picture(self, image: np.ndarray, epoch: int) -> None: ...
-    def close(self, failed: bool) -> None: ...
-
-
 class Wandb:
     """A run of Weights & Biases; its files go into the run folder if WANDB_MODE is offline."""
 
@@ -67,6 +55,7 @@ class Wandb:
         )
         self.run.config.update(cfg.model_dump(mode='json'), allow_val_change=True)
         self.image = wandb.Image
+        # `where` is the URL or file to look at
         self.id, self.where = self.run.id, self.run.url or f'{self.run.dir}; wandb sync sends it'
 
     def log(self, values: dict[str, float], epoch: int) -> None:
@@ -123,6 +112,7 @@ class Mlflow:
 
 
 TRACKERS = {'wandb': Wandb, 'mlflow': Mlflow}
+Tracker = Wandb | Mlflow
 
 
 def require_tracker(cfg: Config) -> None:

@@ -1,11 +1,5 @@
 """The model in training: its optimizer and averages, its steps, and the checkpoints that it resumes from.
 
-    trainer = Trainer(cfg, model, ranks, data, folder, stop)
-    with trainer.bar() as bar:
-        for epoch in trainer.epochs():
-            loss = trainer.train_epoch(epoch, bar)
-            trainer.end_epoch(score)
-
 A resumed run ends with the same bits as one that was never interrupted: last.pt also holds the random numbers
 of each rank and the place within the epoch.
 """
@@ -83,8 +77,8 @@ class Trainer:
         self.pseudo_schedule = data.pseudo.schedule if data.pseudo else 'none'
         if ranks.sync_bn(cfg):
             model = convert_sync_batchnorm(model)  # timm's: torch's drops the activation of BatchNormAct2d
-        memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
-        self.model = model.to(ranks.device, memory_format=memory_format)
+        self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
+        self.model = model.to(ranks.device, memory_format=self.memory_format)
         self.ema = ModelEmaV3(self.model, decay=cfg.ema, use_warmup=True) if cfg.ema else None
         self.swa_epochs = math.ceil(cfg.swa * cfg.epochs - 1e-9)  # .7 * 10 is above 7
         self.swa = AveragedModel(self.model) if self.swa_epochs else None
@@ -138,15 +132,8 @@ class Trainer:
         quiet = not self.ranks.is_main
         return Bar(quiet=quiet, desc='train', unit='step', total=self.total_steps, initial=self.step)
 
-    def epochs(self) -> range:
-        """Return the epochs that are left to train, counted from 0."""
-        return range(self.epoch, self.cfg.epochs)
-
     def train_epoch(self, epoch: int, bar: Bar) -> float:
-        """Train for one epoch, or the rest of it after a resume; return its mean loss.
-
-        Raises CheckFailed for a loss that is not finite, and Interrupted, after a checkpoint, if asked to.
-        """
+        """Train for the rest of an epoch; return its mean loss. Raises CheckFailed and Interrupted."""
         bar.set_description_str(f'epoch {epoch + 1}/{self.cfg.epochs}', refresh=False)
         for _ in self.steps(epoch):
             self.save_or_stop()
@@ -236,8 +223,7 @@ class Trainer:
     def prepare(self, images: Tensor) -> Tensor:
         """Normalise (N, 3, C, C) uint8 images on the model's device, in its memory format."""
         images = normalize(images.to(self.ranks.device, non_blocking=True), self.model.mean, self.model.std)
-        memory_format = torch.channels_last if self.cfg.channels_last else torch.contiguous_format
-        return images.contiguous(memory_format=memory_format)
+        return images.contiguous(memory_format=self.memory_format)
 
     def update(self) -> None:
         """Step the optimizer at the learning rate of this iteration."""
@@ -259,11 +245,10 @@ class Trainer:
         self.step += 1
 
     def finish_swa(self) -> SegModel | None:
-        """Return the average of the last epochs' weights after the last epoch; None before, or without SWA.
-        One more epoch of training samples gives its BatchNorm statistics (arXiv:1803.05407, section 3.2).
-        """
+        """Return the mean of the last epochs' weights, or None before the end (SWA, arXiv:1803.05407)."""
         if self.swa is None or self.epoch < self.cfg.epochs:
             return None
+        # one more epoch for its BatchNorm statistics
         self.sampler.set_epoch(self.cfg.epochs, range(len(self.data.train_rows)))
         inputs = (self.prepare(images) for images, *_ in self.loader)
         with autocast(self.cfg, self.ranks.device):
@@ -344,8 +329,8 @@ class Trainer:
         rank, world = self.ranks.rank, len(state['cpu_rng'])
         if world != self.ranks.world:
             self.total = float(state['totals'].sum()) / self.ranks.world
-            counts = f'{world} ranks, now {self.ranks.world}'
-            log.info(f'the checkpoint is of {counts}: the run goes on, but not to the bit')
+            now = self.ranks.world
+            log.info(f'the checkpoint is of {world} ranks, now {now}: the run goes on, but not to the bit')
             return
         self.total = float(state['totals'][rank])
         torch.set_rng_state(state['cpu_rng'][rank].clone())  # torch misreads a slice of a tensor

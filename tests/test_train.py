@@ -299,7 +299,7 @@ def test_overwrite_takes_all_that_the_older_run_made(tiny):
 
 @pytest.mark.parametrize('fold', [2, -2, 7])
 def test_fold_that_does_not_exist(tiny, fold):
-    with pytest.raises(BadInput, match='there are 0 to 1'):
+    with pytest.raises(BadInput, match='expected 0 to 1'):
         train.main(tiny, fold)
     assert not tiny.output_dir.exists()
 
