@@ -1,12 +1,5 @@
 """Samples and loaders: augmented crops to train on, whole photos to predict, and how images are normalised.
 
-    samples = TrainingSet(cfg, cache, train_rows, fill)
-    sampler = EpochSampler(cfg.batch_size, cfg.seed)
-    loader = make_loader(samples, cfg.workers, batch_sampler=sampler)
-    sampler.set_epoch(0, range(len(samples)))
-    for images, masks, positions in loader:
-        ...
-
 Shapes: N batch, C side of a crop or of a whole image. A row counts the photos of a cache; a position counts
 the samples of a TrainingSet.
 """
@@ -28,8 +21,8 @@ from utils.signals import leave_to_parent
 class TrainingSet(Dataset):
     """Augmented samples: the given rows of the training cache, then all pseudo-labelled photos, if any.
 
-    The index of a sample is (epoch, position): its random choices depend only on seed, epoch and position,
-    whichever worker makes it. `fill` is the colour outside a photo.
+    The index of a sample is (epoch, position); its random choices depend only on these and the seed. `fill`
+    is the colour outside a photo.
     """
 
     def __init__(
@@ -46,11 +39,10 @@ class TrainingSet(Dataset):
         if pseudo is not None:
             self.sources += [(pseudo, row) for row in range(len(pseudo))]
         self.clean_size = len(rows)
-        self.donors: dict[int, list[int]] = {}  # class -> rows of photos that have it
-        self.position_of = {int(row): position for position, row in enumerate(rows)}
-        for row in rows:
+        self.donors: dict[int, list[int]] = {}  # class -> positions of photos that have it
+        for position, row in enumerate(rows):
             for category in cache.coco.photos[row].classes:
-                self.donors.setdefault(category, []).append(int(row))
+                self.donors.setdefault(category, []).append(position)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -60,22 +52,19 @@ class TrainingSet(Dataset):
         epoch, position = index
         rng = np.random.default_rng((self.cfg.seed, epoch, position))
         if self.donors and chance(self.cfg.balance, rng):
-            position = self.position_of[self.row_with(int(rng.choice(sorted(self.donors))), rng)]
+            position = int(rng.choice(self.donors[int(rng.choice(sorted(self.donors)))]))
         image, mask = self.pixels(position, rng)
         if chance(self.cfg.mosaic, rng):
-            others = [self.pixels(self.random_position(rng), rng) for _ in range(3)]
-            image, mask = mosaic([(image, mask), *others], rng)
+            image, mask = mosaic([(image, mask), *(self.random_photo(rng) for _ in range(3))], rng)
         if chance(self.cfg.cutmix, rng):
-            image, mask = cutmix(image, mask, *self.pixels(self.random_position(rng), rng), rng)
+            image, mask = cutmix(image, mask, *self.random_photo(rng), rng)
         if self.donors and chance(self.cfg.copy_paste, rng):
             image, mask = self.paste(image, mask, rng)
         image, mask = self.augment(image, mask, rng)
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask), position
 
     def pixels(self, position: int, rng: np.random.Generator) -> Sample:
-        """Return a photo and its mask; a pixel of a soft pseudo-label is kept as often as its teacher is
-        confident of it, and ignored otherwise.
-        """
+        """Return a photo and its mask; a soft pseudo-label is ignored as often as its teacher doubts it."""
         cache, row = self.sources[position]
         mask = cache.masks[row]
         if cache.confidence is not None:
@@ -83,20 +72,16 @@ class TrainingSet(Dataset):
             mask = np.where(thresholds < cache.confidence[row], mask, np.uint8(IGNORED))
         return cache.photos[row], mask
 
-    def random_position(self, rng: np.random.Generator) -> int:
-        """Draw the position of a training photo."""
-        return int(rng.integers(self.clean_size))
-
-    def row_with(self, category: int, rng: np.random.Generator) -> int:
-        """Draw the row of a training photo that has an object of the class."""
-        return int(rng.choice(self.donors[category]))
+    def random_photo(self, rng: np.random.Generator) -> Sample:
+        """Draw a training photo."""
+        return self.pixels(int(rng.integers(self.clean_size)), rng)
 
     def paste(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Sample:
         """Paste an object of another photo; a class in half as many photos is drawn twice as often."""
         categories = sorted(self.donors)
         weights = np.array([1 / len(self.donors[category]) for category in categories])
         category = int(rng.choice(categories, p=weights / weights.sum()))
-        donor = self.pixels(self.position_of[self.row_with(category, rng)], rng)
+        donor = self.pixels(int(rng.choice(self.donors[category])), rng)
         return paste_object(image, mask, *donor, category, rng)
 
     def name(self, position: int) -> str:
@@ -123,8 +108,7 @@ class WholePhotos(Dataset):
 class EpochSampler(Sampler):
     """A batch sampler of (epoch, position): a seeded permutation of an epoch's positions in equal batches.
 
-    Each rank gets its part of the same global batches, so the samples of a step do not depend on the number
-    of ranks. The last, smaller batch is dropped unless it is the only one.
+    Each rank gets its part of the same global batches. The last, smaller batch is dropped unless it is alone.
     """
 
     def __init__(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -132,9 +116,7 @@ class EpochSampler(Sampler):
         self.set_epoch(0, range(0))
 
     def set_epoch(self, epoch: int, positions: range, start: int = 0) -> None:
-        """Choose the epoch and the positions to draw from, as with torch's DistributedSampler; the first
-        `start` batches are skipped, for a run that is resumed within an epoch.
-        """
+        """Choose the epoch and its positions; a run that is resumed within an epoch skips `start` batches."""
         self.epoch, self.positions, self.start = epoch, positions, start
 
     def __len__(self) -> int:
@@ -173,7 +155,5 @@ def _start_worker(worker_id: int) -> None:
 
 def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """Normalise (N, 3, C, C) uint8 to float32, by the encoder's mean and std of values from 0 to 1."""
-    shape = (1, 3, 1, 1)
-    mean_t = torch.tensor(mean, device=images.device).view(shape) * 255
-    std_t = torch.tensor(std, device=images.device).view(shape) * 255
+    mean_t, std_t = torch.tensor([mean, std], device=images.device).view(2, 1, 3, 1, 1) * 255
     return (images.float() - mean_t) / std_t

@@ -1,4 +1,4 @@
-"""Predict the photos that a fold was validated on, or the test photos, with test-time augmentation.
+"""Stage 2: predict the photos that a fold was validated on, or the test photos, with test-time augmentation.
 
     python infer.py --cfg configs/convnext.yaml --fold 0 --split oof     # .../fold0/oof.csv, and its mIoU
     python infer.py --cfg configs/convnext.yaml --fold all --split oof   # convnext/oof.csv, over all folds
@@ -8,7 +8,7 @@
 
     torchrun --standalone --nproc-per-node=8 infer.py --cfg configs/convnext.yaml --fold 0 --split test
 
-Stage 2. The model is rebuilt from best.pt alone; the data, the views and the batch size are the config's. A
+The model is rebuilt from best.pt alone; the data, the views and the batch size are the config's. A
 pseudo-label retrain is --set name=convnext-pseudo. --fold -1 is the model that was trained on everything.
 """
 
@@ -30,17 +30,11 @@ def read_arguments(argv: list[str] | None = None) -> tuple[Config, Namespace]:
     add_config_arguments(parser)
     parser.add_argument('--fold', type=parse_fold, required=True, metavar='K|all', help='a fold, -1, or all')
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument(
-        '--split',
-        choices=['oof', 'test'],
-        help='predict the photos that the fold was validated on, or the test photos; required, or --image',
-    )
+    split_help = 'predict the validation photos of the fold, or the test photos; required, or --image'
+    target.add_argument('--split', choices=['oof', 'test'], help=split_help)
     target.add_argument('--image', type=Path, help='predict one photo of any size; required, or --split')
-    parser.add_argument(
-        '--out',
-        type=Path,
-        help='file for the overlay of --image; output/<name>/<photo>_overlay.png by default',
-    )
+    out_help = 'file for the overlay of --image; output/<name>/<photo>_overlay.png by default'
+    parser.add_argument('--out', type=Path, help=out_help)
     parser.add_argument('--save-probs', action='store_true', help='write <split>_probs.npy beside the CSV')
     parser.add_argument('--no-tta', action='store_true', help='predict one plain view, as validation does')
     args = parser.parse_args(argv)
@@ -85,27 +79,21 @@ class Settings:
 
 
 def main(cfg: Config, fold: int | None, split: str, save_probs: bool = False, tta: bool = True) -> float:
-    """Predict one fold, or all of them (None), and write the CSV; return the mIoU of oof, nan for test.
-
-    Raises BadInput.
-    """
+    """Predict one fold, or all (None), and write the CSV; return oof's mIoU, or nan. Raises BadInput."""
     ranks = start_ranks(cfg)
     folder = cfg.output_dir / cfg.name if fold is None else cfg.run_dir(fold)
     if not folder.is_dir():
         raise BadInput(f'{folder}: no such run; train it first')
     start_log(folder if fold is not None and ranks.is_main else None, quiet=not ranks.is_main)
     settings = Settings(cfg, save_probs, tta, ranks)
-    if split == 'test':
-        predict_test(settings, fold, folder)
-        return math.nan
-    return predict_oof(settings, fold)
+    if split == 'oof':
+        return predict_oof(settings, fold)
+    predict_test(settings, fold, folder)
+    return math.nan
 
 
 def predict_oof(settings: Settings, fold: int | None) -> float:
-    """Write the oof.csv of one fold, or of each fold and of all together; return its mIoU.
-
-    Each photo is predicted by the model that never saw it.
-    """
+    """Write the oof.csv of one fold, or of each fold and of all together; return its mIoU."""
     cfg, ranks = settings.cfg, settings.ranks
     cache = ranks.main_process_first(lambda: open_cache(cfg, 'train'))
     folds = ranks.main_process_first(lambda: read_folds(cfg, cache))
@@ -133,8 +121,7 @@ def predict_oof_fold(settings: Settings, k: int, cache: Cache, rows: np.ndarray)
             confusion = confusion_matrix(cache.truth(rows[position]), mask, len(cfg.classes))
             counts[position] = image_counts(confusion)
     counts = ranks.sum(torch.from_numpy(counts).to(ranks.device)).cpu().numpy()
-    path = cfg.run_dir(k) / 'oof.csv'
-    log.info(f'fold {k}: mIoU {interval(counts)} on {len(rows)} photos; wrote {path}')
+    log.info(f'fold {k}: mIoU {interval(counts)} on {len(rows)} photos; wrote {cfg.run_dir(k) / "oof.csv"}')
     return counts
 
 
@@ -173,10 +160,7 @@ def predict_test(settings: Settings, fold: int | None, folder: Path) -> None:
 def predict_photo(
     cfg: Config, fold: int | None, photo_path: Path, out: Path | None, tta: bool = True
 ) -> Path:
-    """Write an overlay of one photo of any size, predicted by one fold or averaged over all; return its path.
-
-    Raises BadInput.
-    """
+    """Write an overlay of a photo, predicted by one fold or by all; return its path. Raises BadInput."""
     start_log(None)
     device = start_ranks(cfg).device
     photo = read_rgb(photo_path)
@@ -188,16 +172,13 @@ def predict_photo(
     out = out or cfg.output_dir / cfg.name / f'{photo_path.stem}_overlay.png'
     write_png(out, overlay(photo, mask))
     shares = np.bincount(mask.ravel(), minlength=len(cfg.classes)) / mask.size
-    largest = [class_id for class_id in np.argsort(-shares) if shares[class_id] > 0]
-    summary = ', '.join(f'{cfg.classes[class_id]} {shares[class_id]:.1%}' for class_id in largest)
-    print(f'{photo_path}: {summary}; wrote {out}')
+    summary = [f'{cfg.classes[k]} {shares[k]:.1%}' for k in np.argsort(-shares) if shares[k] > 0]
+    print(f'{photo_path}: {", ".join(summary)}; wrote {out}')
     return out
 
 
 def next_command(cfg: Config, args: Namespace) -> str:
-    """Name the command that follows: the prediction of the test photos, then a vote of the folds' CSVs, or a
-    check if there is a single CSV; without test photos a report.
-    """
+    """Name the command that follows: prediction of the test photos or a report, then a vote or a check."""
     folder = cfg.output_dir / cfg.name
     if args.split == 'oof' and not (cfg.data_root / 'test.json').is_file():
         report = ('viz.py', 'report', '--name', cfg.name, '--output', cfg.output_dir)

@@ -2,10 +2,9 @@
 
     loss = segmentation_loss(model(images), mask, model.loss_weights, {'ce': 1.0, 'lovasz': 0.5})
 
-Each loss is a mean over the pixels that are not ignored, in fp32 whatever the logits are in. It is finite and
-has a gradient even if a class is absent from the batch or all pixels are ignored. That is why the losses of
-smp 0.6.0 are not used: its Dice skips a class that is absent from the batch, its Lovász loss is no scalar if
-all is ignored, and its focal loss is the one of K sigmoids.
+Each loss is a mean over the pixels that are not ignored, in fp32. It is finite and has a gradient even if a
+class is absent or all pixels are ignored; in smp 0.6.0, Dice skips an absent class, the Lovász loss is no
+scalar if all is ignored, and the focal loss is the one of K sigmoids.
 
 Shapes: N batch, K classes, H W input, h w = H/4, W/4, P pixels that are not ignored.
 """
@@ -37,10 +36,9 @@ def segmentation_loss(
 ) -> Tensor:
     """Sum the losses of all outputs, (N, K, h, w) each, times their loss_weights.
 
-    An output is resized to the mask, (N, H, W) ids with 255 ignored; its loss is the weighted sum of `terms`:
-    keys of LOSSES and their weights, {'ce': 1} by default. label_smoothing and class_weights, one a class, go
-    to 'ce' and 'ohem'. Queries get Mask2Former's set_loss instead of the terms.
-    Raises ValueError for an unknown term, and if outputs and loss_weights differ in number.
+    An output is resized to the mask, (N, H, W) ids with 255 ignored; its loss is the weighted sum of `terms`,
+    keys of LOSSES ({'ce': 1} by default). label_smoothing and class_weights, one a class, go to 'ce' and
+    'ohem'. Queries get Mask2Former's set_loss instead. Raises ValueError for an unknown term.
     """
     if isinstance(outputs[0], Queries):
         segments = mask_to_segments(mask.long())
@@ -62,11 +60,7 @@ def segmentation_loss(
 
 
 def cross_entropy(
-    logits: Tensor,
-    mask: Tensor,
-    *,
-    label_smoothing: float = 0.0,
-    class_weights: Sequence[float] | None = None,
+    logits: Tensor, mask: Tensor, *, label_smoothing: float = 0.0, class_weights: Sequence | None = None
 ) -> Tensor:
     """Compute the mean cross entropy, weighted by class as torch does; 0 if all pixels are ignored."""
     weights = None if class_weights is None else logits.new_tensor(class_weights)
@@ -74,24 +68,15 @@ def cross_entropy(
         logits, mask, weight=weights, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction='sum'
     )
     valid = mask != IGNORED
-    if weights is None:
-        return safe_divide(loss, valid.sum())
-    return safe_divide(loss, (weights[mask.where(valid, 0)] * valid).sum())
+    count = valid if weights is None else weights[mask.where(valid, 0)] * valid
+    return safe_divide(loss, count.sum())
 
 
-def ohem(
-    logits: Tensor,
-    mask: Tensor,
-    *,
-    prob: float = 0.7,
-    min_share: float = 1 / 16,
-    label_smoothing: float = 0.0,
-    class_weights: Sequence[float] | None = None,
-) -> Tensor:
-    """Compute the cross entropy of the hard pixels alone: online hard example mining, arXiv:1604.03540.
+def ohem(logits: Tensor, mask: Tensor, *, prob: float = 0.7, min_share: float = 1 / 16, **options) -> Tensor:
+    """Compute the cross entropy, with its options, of the hard pixels: hard example mining, arXiv:1604.03540.
 
-    A pixel is hard if the probability of its true class is below `prob`; the hardest `min_share` of all
-    pixels count in any case.
+    A pixel is hard if the probability of its true class is below `prob`, or if it is among the hardest
+    `min_share` of all pixels.
     """
     with torch.no_grad():
         pixel_loss = F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction='none')  # (N, H, W)
@@ -101,14 +86,12 @@ def ohem(
             min_count = math.ceil(min_share * len(hardness))
             limit = torch.minimum(limit, hardness.topk(min_count).values[-1])
         hard_mask = mask.masked_fill(pixel_loss < limit, IGNORED)  # a NaN counts as hard, so that it shows
-    return cross_entropy(logits, hard_mask, label_smoothing=label_smoothing, class_weights=class_weights)
+    return cross_entropy(logits, hard_mask, **options)
 
 
 def dice(logits: Tensor, mask: Tensor) -> Tensor:
-    """Compute the soft Dice loss of the batch, arXiv:1606.04797, mean over all K classes.
-
-    A class without a pixel has a Dice of 0 whatever is predicted; its loss is its mean probability instead,
-    as all of it is false positives.
+    """Compute the soft Dice loss of the batch, arXiv:1606.04797, mean over all K classes. The loss of a class
+    without a pixel is its mean probability, as all of it is false positives.
     """
     probs, truth = valid_probs_and_truth(logits, mask)
     intersection = (probs * truth).sum(dim=1)
@@ -120,10 +103,8 @@ def dice(logits: Tensor, mask: Tensor) -> Tensor:
 
 def lovasz(logits: Tensor, mask: Tensor) -> Tensor:
     """Compute the Lovász-softmax loss, arXiv:1705.08790: a surrogate of 1 - IoU of the batch, mean over the
-    classes that are present.
-
-    The paper sorts the pixels by their errors; here they are counted in ERROR_BINS bins, and the true pixels
-    of a bin get one weight, the others another.
+    classes present. Errors are counted in ERROR_BINS bins instead of sorted; the true pixels of a bin get one
+    weight, the others another.
     """
     probs, truth = valid_probs_and_truth(logits, mask)
     losses = []
@@ -147,16 +128,14 @@ def lovasz(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def focal(logits: Tensor, mask: Tensor, *, gamma: float = 2.0) -> Tensor:
-    """Compute the focal loss of the softmax, arXiv:1708.02002: cross entropy times (1 - p) ** gamma, p being
-    the probability of the true class.
-    """
+    """Compute the focal loss of the softmax, arXiv:1708.02002: cross entropy times (1 - p_true) ** gamma."""
     pixel_loss = F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction='none')
     focus = (1 - (-pixel_loss).exp()) ** gamma
     return safe_divide((focus * pixel_loss).sum(), (mask != IGNORED).sum())
 
 
 def valid_probs_and_truth(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the probabilities, (K, P), and which class is true, (K, P) bool, of the valid pixels."""
+    """Return the probabilities (K, P) of the valid pixels, and which class is true, (K, P) bool."""
     valid = mask != IGNORED
     probs = logits.softmax(dim=1).movedim(1, 0)[:, valid]  # (N, K, H, W) -> (K, P)
     return probs, mask[valid] == torch.arange(len(probs), device=mask.device)[:, None]

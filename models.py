@@ -20,11 +20,11 @@ from utils.errors import BadInput, one_line
 
 
 def read_arguments(argv: list[str] | None = None) -> tuple[list[Config], int]:
-    """Parse the command line; return the configs and the side of the photo that GMACs are counted for."""
+    """Read the command line; return the configs and the side of the photo that GMACs are counted for."""
     parser = ArgumentParser(__doc__)
     parser.add_argument('--cfg', nargs='+', type=Path, metavar='YAML', help='by default all of configs/')
     parser.add_argument(
-        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='changes to the config'
+        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='config keys'
     )
     parser.add_argument('--size', type=int, default=512, help='side of the photo, for the GMACs')
     args = parser.parse_args(argv)
@@ -43,13 +43,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from networks.encoders import (
-    TimmEncoder,
-    checkpoint_gradients,
-    find_custom_encoder,
-    smp_encoder_name,
-    timm_cfg,
-)
+from networks.encoders import TimmEncoder, checkpoint_gradients, find_custom_encoder, timm_cfg
 from networks.heads import FCN, HEADS, SETR, Head
 from networks.layers import FeatureNorms, FeaturePyramid
 from networks.pretrained import load_encoder_weights
@@ -65,9 +59,8 @@ FEATURE_NORMS = {'convnext': 1e-6, 'swin': 1e-5}
 class SegModel(nn.Module):
     """An encoder, a neck, auxiliary heads and a head.
 
-    `mean` and `std` are those that the encoder's weights were trained with, `loss_weights` has one number an
-    output, `fixed_size` is the one input size that the encoder takes, or None, and `encoder_report` says
-    which weights were loaded.
+    `mean` and `std` are those of the encoder's weights, `loss_weights` has one number an output, `fixed_size`
+    is the one input size that the encoder takes, or None, `encoder_report` says which weights were loaded.
     """
 
     def __init__(self, cfg: Config, load_weights: bool = True) -> None:
@@ -89,9 +82,7 @@ class SegModel(nn.Module):
         return tuple(round(255 * value) for value in self.mean)
 
     def forward(self, images: Tensor) -> list:
-        """Predict from normalised images (N, 3, H, W): a list of logits (N, K, h, w), or of Mask2Former's
-        Queries, the auxiliary ones first and the main one last.
-        """
+        """Turn normalised images (N, 3, H, W) into logits (N, K, h, w), or Queries, the main ones last."""
         return self.decode(self.encoder(images))
 
     def decode(self, feats: list[Tensor]) -> list:
@@ -101,22 +92,14 @@ class SegModel(nn.Module):
         return [logits for aux in self.aux for logits in aux(maps)] + self.head(feats)
 
 
-class Parts(NamedTuple):
-    """The modules of a SegModel, in the order in which its parameters are listed."""
-
-    encoder: nn.Module
-    neck: nn.Module
-    aux: nn.ModuleList
-    head: Head
+Parts = tuple[nn.Module, nn.Module, nn.ModuleList, Head]  # encoder, neck, auxiliary heads, head
 
 
 def build_timm(cfg: Config) -> Parts:
     """Build a timm encoder, its neck and a head of networks.heads.HEADS. Raises BadInput."""
     if cfg.head not in HEADS:
-        raise BadInput(
-            f"config key 'head': found {cfg.head!r}, expected one of {', '.join(HEADS)}, or "
-            'smp-<architecture>'
-        )
+        expected = f'{", ".join(HEADS)}, or smp-<architecture>'
+        raise BadInput(f"config key 'head': found {cfg.head!r}, expected one of {expected}")
     if cfg.head == 'mask2former':  # it has a loss of its own
         refuse_unused(cfg, ['loss', 'label_smoothing', 'class_weights', 'aux_weight', 'aux_channels'])
     accepted = inspect.signature(HEADS[cfg.head]).parameters
@@ -134,7 +117,7 @@ def build_timm(cfg: Config) -> Parts:
         head = HEADS[cfg.head](encoder.channels, len(cfg.classes), **options)
     except ValueError as error:
         raise BadInput(f"config keys 'head', 'head_channels': {cfg.head}: {one_line(error)}") from None
-    return Parts(encoder, neck, aux, head)
+    return encoder, neck, aux, head
 
 
 def build_neck(encoder: nn.Module, name: str) -> nn.Module:
@@ -146,11 +129,8 @@ def build_neck(encoder: nn.Module, name: str) -> nn.Module:
 
 
 def build_aux(cfg: Config, channels: list[int]) -> nn.ModuleList:
-    """Build the auxiliary heads: an FCN of one convolution on the stride-16 feature, and for SETR a decoder
-    of each feature but the last. There are none if aux_weight is 0, and none for OCR and Mask2Former, whose
-    own outputs take their place.
-    """
-    if not cfg.aux_weight or cfg.head in ('mask2former', 'ocr'):
+    """Build the auxiliary heads: an FCN on the stride-16 feature, or a SETR on each feature but the last."""
+    if not cfg.aux_weight or cfg.head in ('mask2former', 'ocr'):  # these have such outputs of their own
         return nn.ModuleList()
     options = {'channels': cfg.aux_channels, 'dropout': cfg.dropout}
     before_last = range(len(channels) - 1)
@@ -164,37 +144,29 @@ def build_smp(cfg: Config) -> Parts:
     """Build the encoder and the decoder of an smp architecture, `smp-<arch>`. Raises BadInput."""
     arch = cfg.head.removeprefix('smp-')
     refuse_unused(cfg, ['head_channels', 'stages', 'queries', 'features', 'neck'])
-    options = {'drop_path_rate': cfg.drop_path} if cfg.drop_path and timm_cfg(cfg.encoder) else {}
+    in_timm = timm_cfg(cfg.encoder)
+    encoder = f'tu-{cfg.encoder}' if in_timm else cfg.encoder
+    options = {'drop_path_rate': cfg.drop_path} if cfg.drop_path and in_timm else {}
     known = {name.lower(): getattr(smp, name) for name in dir(smp) if inspect.isclass(getattr(smp, name))}
     if arch in known and 'encoder_output_stride' in inspect.signature(known[arch]).parameters:
         options['encoder_output_stride'] = cfg.output_stride
     else:
         refuse_unused(cfg, ['output_stride'])
     try:
-        model = smp.create_model(
-            arch,
-            encoder_name=smp_encoder_name(cfg.encoder),
-            encoder_weights=None,
-            classes=len(cfg.classes),
-            **options,
-        )
+        model = smp.create_model(arch, encoder, None, classes=len(cfg.classes), **options)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise BadInput(
-            f"config keys 'head', 'encoder': smp cannot build {arch} over {cfg.encoder}: {one_line(error)}"
-        ) from None
-    aux = build_aux(cfg, list(model.encoder.out_channels))
-    return Parts(model.encoder, nn.Identity(), aux, SmpHead(model))
+        message = f'smp cannot build {arch} over {cfg.encoder}: {one_line(error)}'
+        raise BadInput(f"config keys 'head', 'encoder': {message}") from None
+    return model.encoder, nn.Identity(), build_aux(cfg, list(model.encoder.out_channels)), SmpHead(model)
 
 
 def refuse_unused(cfg: Config, keys: list[str]) -> None:
     """Raise BadInput if a key was changed that this head ignores."""
     for key in keys:
-        default = Config.model_fields[key].default
-        if getattr(cfg, key) != default:
-            raise BadInput(
-                f'config key {key!r}: found {getattr(cfg, key)!r}, which {cfg.head} ignores; expected the '
-                f'default, {default!r}; remove the key'
-            )
+        value, default = getattr(cfg, key), Config.model_fields[key].default
+        if value != default:
+            expected = f'expected the default, {default!r}; remove the key'
+            raise BadInput(f'config key {key!r}: found {value!r}, which {cfg.head} ignores; {expected}')
 
 
 class SmpHead(Head):
@@ -227,7 +199,7 @@ class ModelCost(NamedTuple):
 def count_model(cfg: Config, size: int) -> ModelCost:
     """Count parameters and multiplications at size x size: convolutions, matrix products, attention."""
     update = {'crop_size': size, 'encoder_weights': 'none', 'weights': None}
-    with shapes_device(cfg):
+    with torch.device('meta' if timm_cfg(cfg.encoder) else 'cpu'):  # smp's encoders compute while being built
         model = SegModel(cfg.model_copy(update=update)).eval().requires_grad_(False)
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         model.to_empty(device='cpu')  # shapes, without memory or arithmetic
@@ -240,8 +212,9 @@ def count_model(cfg: Config, size: int) -> ModelCost:
     return ModelCost(encoder, head, encoder_flops / 2, head_flops / 2, len(model.loss_weights))
 
 
-def print_models(cfgs: list[Config], size: int) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print a line a config: millions of parameters, and billions of multiplications at size x size."""
+    cfgs, size = read_arguments(argv)
     print(f'{"config":24}{"encoder":>12}{"head":>8}{"encoder":>12}{"head":>8}{"outputs":>9}')
     print(f'{"":24}{"M":>12}{"M":>8}{"GMACs":>12}{"GMACs":>8}')
     for cfg in cfgs:
@@ -250,18 +223,6 @@ def print_models(cfgs: list[Config], size: int) -> None:
             f'{cfg.name:24}{cost.encoder / 1e6:12.1f}{cost.head / 1e6:8.1f}{cost.encoder_macs / 1e9:12.1f}'
             f'{cost.head_macs / 1e9:8.1f}{cost.outputs:9}'
         )
-
-
-def shapes_device(cfg: Config) -> torch.device:
-    """The device to build a model on when only its shapes matter: meta, but the CPU for encoders that
-    compute while they are built.
-    """
-    return torch.device('meta' if timm_cfg(cfg.encoder) else 'cpu')
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Print the table of the configs on the command line."""
-    print_models(*read_arguments(argv))
 
 
 if __name__ == '__main__':

@@ -4,10 +4,8 @@
     python pseudo.py --cfg configs/convnext.yaml --fold 0 --teacher convnext swin_knet --schedule full
     python pseudo.py --cfg configs/convnext.yaml --fold 0 --teacher convnext-pseudo --round 2 --schedule full
 
-The teacher of fold k is the teachers' own fold k, so the student is validated on photos whose labels never
-reached it. --teacher-folds all averages every fold of the teachers: better labels, but no validation score.
-Pixels below pseudo_threshold are ignored; with pseudo_keep, that share of each class's pixels is kept, the
-most confident ones; with pseudo_soft, a pixel counts as often as the teacher is confident of it. Writes
+The teachers' own fold k labels for fold k, so the student is validated on photos whose labels never reached
+it. --teacher-folds all averages every fold: better labels, but no validation score. Writes
 output/<name>-pseudo/fold<k>/ as train.py does, and pseudo_masks.npy, the labels at cache_size.
 """
 # ruff: noqa: E402 - the arguments are read before torch is imported
@@ -16,6 +14,7 @@ import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from config import Config, load_config, read_yaml
 from utils.cli import ArgumentParser, add_config_arguments, at_least, parse_early, run_script
@@ -25,11 +24,9 @@ def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, C
     """Read the command line and the config that it names."""
     parser = ArgumentParser(__doc__)
     add_config_arguments(parser)
+    parser.add_argument('--fold', type=int, required=True, help='fold to validate on, or -1 to train on all')
     parser.add_argument(
-        '--fold', type=int, required=True, help='the fold to validate on; -1 trains on everything'
-    )
-    parser.add_argument(
-        '--teacher', nargs='+', required=True, metavar='NAME', help='runs that label, as in output/NAME/'
+        '--teacher', nargs='+', required=True, metavar='NAME', help='runs in output/ that label'
     )
     parser.add_argument(
         '--schedule',
@@ -42,9 +39,7 @@ def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, C
         '--teacher-folds', choices=['own', 'all'], default='own', help='all: every fold of the teachers'
     )
     parser.add_argument('--resume', action='store_true', help='continue from last.pt, if there is one')
-    parser.add_argument(
-        '--overwrite', action='store_true', help='start again even if the run folder holds a run'
-    )
+    parser.add_argument('--overwrite', action='store_true', help='start again, whatever the run folder holds')
     args = parser.parse_args(argv)
     return args, load_config(args.cfg, args.set)
 
@@ -84,30 +79,21 @@ class Labelling:
     all_folds: bool = False  # every fold of the teachers instead of the student's own
 
 
-@dataclass(frozen=True)
-class Teacher:
+class Teacher(NamedTuple):
     """A run that labels, and the temperature that calibrates its probabilities."""
 
     cfg: Config
     fold: int
     temperature: float
 
-    @property
-    def checkpoint(self) -> Path:
-        """The file with its weights."""
-        return self.cfg.run_dir(self.fold) / 'best.pt'
-
 
 def main(
     cfg: Config, fold: int, labelling: Labelling, resume: bool = False, overwrite: bool = False
 ) -> float:
-    """Label the test photos, train the student, and return its best validation mIoU, nan without one.
-
-    Raises BadInput and CheckFailed.
-    """
+    """Label the test photos, train on them, and return what train.main does. Raises BadInput, CheckFailed."""
     ranks = start_ranks(cfg)
-    suffix = '-pseudo' + (str(labelling.round) if labelling.round > 1 else '')
-    student = cfg.model_copy(update={'name': cfg.name + suffix})
+    number = labelling.round if labelling.round > 1 else ''
+    student = cfg.model_copy(update={'name': f'{cfg.name}-pseudo{number}'})
     folder = student.run_dir(fold)
     if ranks.is_main:
         check_run(student, fold, resume, overwrite)
@@ -117,7 +103,9 @@ def main(
         origin = label_origin(cfg, teachers, cache)
         with lock_run(folder, 'labelling'):
             if not has_labels(folder, origin, resume, overwrite):
-                remove_labels(folder, overwrite)
+                (folder / MASKS_FILE).unlink(missing_ok=True)
+                if overwrite:  # a run must not go on with other labels
+                    (folder / 'last.pt').unlink(missing_ok=True)
                 write_text(folder / ORIGIN_FILE, yaml.safe_dump(origin, sort_keys=False))
                 label(cfg, teachers, cache, folder, ranks.device)
     ranks.wait()
@@ -125,22 +113,16 @@ def main(
 
 
 def find_teachers(cfg: Config, fold: int, labelling: Labelling) -> list[Teacher]:
-    """Return the runs that label, each under its own name, with their temperatures. Raises BadInput."""
-    folds = list(range(cfg.folds)) if labelling.all_folds else [fold]
+    """Return the runs that label, with their temperatures. Raises BadInput."""
+    folds = range(cfg.folds) if labelling.all_folds else [fold]
     configs = [cfg.model_copy(update={'name': name}) for name in labelling.teachers]
-    return [
-        Teacher(config, k, read_temperature(config.output_dir / config.name))
-        for config in configs
-        for k in folds
-    ]
+    temperatures = [read_temperature(cfg.output_dir / name) for name in labelling.teachers]
+    return [Teacher(c, k, t) for c, t in zip(configs, temperatures, strict=True) for k in folds]
 
 
 def label_origin(cfg: Config, teachers: list[Teacher], cache: Cache) -> dict:
-    """Return all that the labels depend on, and `held_out`, the hash of the photos that no teacher saw.
-
-    Raises BadInput.
-    """
-    paths = [teacher.checkpoint for teacher in teachers]
+    """Return all that the labels depend on, and a hash of the photos no teacher saw. Raises BadInput."""
+    paths = [teacher.cfg.run_dir(teacher.fold) / 'best.pt' for teacher in teachers]
     held_out = {load_checkpoint(path)['held_out'] for path in paths}
     return {
         'teachers': {str(path.relative_to(cfg.output_dir)): file_hash(path) for path in paths},
@@ -160,9 +142,7 @@ def label_origin(cfg: Config, teachers: list[Teacher], cache: Cache) -> dict:
 
 
 def has_labels(folder: Path, origin: dict, resume: bool, overwrite: bool) -> bool:
-    """Tell whether a resumed run has these labels already. Raises BadInput if it has others, or if there are
-    labels and neither --resume nor --overwrite is given.
-    """
+    """Tell whether a resumed run has these labels. Raises BadInput for others, or labels without a flag."""
     path = folder / MASKS_FILE
     if not path.exists():
         return False
@@ -175,13 +155,6 @@ def has_labels(folder: Path, origin: dict, resume: bool, overwrite: bool) -> boo
     return resume
 
 
-def remove_labels(folder: Path, overwrite: bool) -> None:
-    """Remove the labels before their origin is written again, and a run that must not go on with others."""
-    (folder / MASKS_FILE).unlink(missing_ok=True)
-    if overwrite:
-        (folder / 'last.pt').unlink(missing_ok=True)
-
-
 def read_labels(cfg: Config, cache: Cache, folder: Path, schedule: str) -> PseudoLabels:
     """Map the labels of a run folder. Raises BadInput."""
     shape = cache.photos.shape[:3]
@@ -192,10 +165,7 @@ def read_labels(cfg: Config, cache: Cache, folder: Path, schedule: str) -> Pseud
 
 
 def label(cfg: Config, teachers: list[Teacher], cache: Cache, folder: Path, device: torch.device) -> None:
-    """Write (n, S, S) uint8 labels of the test photos: the likeliest class of the teachers' mean probability.
-
-    Less confident pixels are IGNORED; with pseudo_soft none is, and their confidence is written as well.
-    """
+    """Write (n, S, S) uint8 labels, IGNORED below the cutoffs; with pseudo_soft also their confidence."""
     start_log(None)
     path = folder / MASKS_FILE
     partial, partial_confidence = (folder / f'.{path.name}{end}.partial' for end in ('', '.sure'))
@@ -204,9 +174,8 @@ def label(cfg: Config, teachers: list[Teacher], cache: Cache, folder: Path, devi
         masks = allocate_array(partial, np.uint8, shape)
         confidence = allocate_array(partial_confidence, np.uint8, shape)
         predict_labels(teachers, cache, masks, confidence, device)
-        cutoffs = np.zeros(len(cfg.classes), int)
-        if not cfg.pseudo_soft:
-            cutoffs = class_cutoffs(masks, confidence, cfg)
+        no_cutoffs = np.zeros(len(cfg.classes), int)
+        cutoffs = no_cutoffs if cfg.pseudo_soft else class_cutoffs(masks, confidence, cfg)
         known = 0
         for mask, values in zip(masks, confidence, strict=True):
             mask[values < cutoffs[mask]] = IGNORED
@@ -229,33 +198,27 @@ def label(cfg: Config, teachers: list[Teacher], cache: Cache, folder: Path, devi
 def predict_labels(
     teachers: list[Teacher], cache: Cache, masks: np.ndarray, confidence: np.ndarray, device: torch.device
 ) -> None:
-    """Fill masks (n, S, S) with the likeliest class, and confidence with 255 times its probability, rounded
-    down.
-
-    All teachers are in memory together, so that no probabilities at full size have to be stored.
+    """Fill masks (n, S, S) with the likeliest class, and confidence with 255 times its mean probability,
+    rounded down. All teachers are in memory together, so that no probabilities have to be stored.
     """
     runs = [load_run(teacher.cfg, teacher.fold, device) for teacher in teachers]
     loaders = [make_eval_loader(cache, np.arange(len(cache)), run.cfg) for run in runs]
     side = masks.shape[1:]
     for batches in progress(zip(*loaders, strict=True), 'pseudo-labels', 'batch', len(loaders[0])):
-        with torch.inference_mode():
-            probs = sum(
-                apply_temperature(
-                    predict_probs(run.model, images, run.cfg, side), teacher.temperature, axis=1
-                )
-                for run, teacher, (images, _) in zip(runs, teachers, batches, strict=True)
-            ) / len(runs)
-        values, classes = probs.max(dim=1)
+        total = 0.0
+        for run, teacher, (images, _) in zip(runs, teachers, batches, strict=True):
+            with torch.inference_mode():
+                probs = predict_probs(run.model, images, run.cfg, side)
+                total = total + apply_temperature(probs, teacher.temperature, axis=1)
+        values, classes = (total / len(runs)).max(dim=1)
         rows = batches[0][1].numpy()
         masks[rows] = classes.to(torch.uint8).cpu().numpy()
         confidence[rows] = (values * 255).to(torch.uint8).cpu().numpy()
 
 
 def class_cutoffs(masks: np.ndarray, confidence: np.ndarray, cfg: Config) -> np.ndarray:
-    """Return (K,) the confidence, in 255ths, from which on pixels of each class are kept.
-
-    This is pseudo_threshold, or what leaves the share pseudo_keep of each class's pixels (class-balanced
-    self-training, arXiv:1810.07911).
+    """Return the confidence, in 255ths, from which pixels of each class are kept: pseudo_threshold, or what
+    leaves the share pseudo_keep of its pixels (class-balanced self-training, arXiv:1810.07911).
     """
     num_classes = len(cfg.classes)
     if not cfg.pseudo_keep:
@@ -269,7 +232,6 @@ def class_cutoffs(masks: np.ndarray, confidence: np.ndarray, cfg: Config) -> np.
 
 
 def command(argv: list[str] | None = None) -> None:
-    """Label and train as the command line asks for."""
     args, cfg = read_arguments(argv)
     labelling = Labelling(args.teacher, args.schedule, args.round, all_folds=args.teacher_folds == 'all')
     main(cfg, args.fold, labelling, args.resume, args.overwrite)

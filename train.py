@@ -6,18 +6,16 @@
     python train.py --cfg configs/convnext.yaml --fold 0 --set epochs=1 batch_size=4
     torchrun --standalone --nproc-per-node=8 train.py --cfg configs/convnext.yaml --fold 0
 
-Writes output/<name>/fold<k>/: best.pt (best validation mIoU), last.pt (to resume from), metrics.csv,
-log.txt, config.yaml, provenance.yaml (what made it). --fold -1 trains on everything into
-output/<name>/all/, where best.pt is the last epoch's.
+Writes best.pt (best validation mIoU), last.pt (to resume from), metrics.csv, log.txt, config.yaml and
+provenance.yaml into output/<name>/fold<k>/, or with --fold -1 into output/<name>/all/, where best.pt is the
+last epoch's.
 """
 # ruff: noqa: E402 - the arguments are read before torch is imported
 
 import argparse
 import math
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 
 from config import Config, load_config
 from utils.cli import ArgumentParser, add_config_arguments, next_line, parse_early, run_script
@@ -27,16 +25,10 @@ def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, C
     """Read the command line and the config that it names."""
     parser = ArgumentParser(__doc__)
     add_config_arguments(parser)
-    parser.add_argument(
-        '--fold', type=int, required=True, help='the fold to validate on; -1 trains on everything'
-    )
+    parser.add_argument('--fold', type=int, required=True, help='fold to validate on, or -1 to train on all')
     parser.add_argument('--resume', action='store_true', help='continue from last.pt, if there is one')
-    parser.add_argument(
-        '--overwrite', action='store_true', help='start again even if the run folder holds a run'
-    )
-    parser.add_argument(
-        '--dry-run', action='store_true', help='estimate memory and time from a few steps; write no run'
-    )
+    parser.add_argument('--overwrite', action='store_true', help='start again, whatever the run folder holds')
+    parser.add_argument('--dry-run', action='store_true', help='run a few steps to estimate memory and time')
     args = parser.parse_args(argv)
     return args, load_config(args.cfg, args.set)
 
@@ -55,15 +47,8 @@ from engine.dry_run import estimate_cost
 from engine.inference import evaluate
 from engine.provenance import compare_provenance, write_provenance
 from engine.runs import check_run, lock_run, open_run
-from engine.sanity import EpochChecks, check_classes, check_first_batch
-from engine.tracking import (
-    EpochResult,
-    Tracking,
-    draw_predictions,
-    require_tracker,
-    score_of,
-    start_tracker,
-)
+from engine.sanity import check_classes, check_epoch, check_first_batch
+from engine.tracking import EpochResult, Tracking, draw_predictions, require_tracker, score_of, start_tracker
 from engine.trainer import PseudoLabels, Trainer, TrainingData
 from metrics import interval
 from models import SegModel
@@ -83,10 +68,9 @@ def main(
     pseudo: PseudoLabels | None = None,
     dry_run: bool = False,
 ) -> float:
-    """Train a fold and return its best validation mIoU, nan without validation photos.
+    """Train a fold and return its best validation mIoU, nan without one. Raises BadInput and CheckFailed.
 
-    A dry run logs what that would cost, and writes only the cache and the folds. Raises BadInput and
-    CheckFailed.
+    A dry run logs what that would cost, and writes only the cache and the folds.
     """
     ranks = start_ranks(cfg)
     check_batch(cfg, ranks)
@@ -101,8 +85,11 @@ def main(
     model, notes = build_model(cfg, None if resume else start, resume)
     torch.manual_seed(cfg.seed + ranks.rank)  # the ranks share their first weights, but not their dropout
     with ExitStack() as stack:
-        folder = cfg.run_dir(fold) if ranks.is_main and not dry_run else None
-        tracking = stack.enter_context(open_tracking(cfg, fold, resume, overwrite)) if folder else None
+        folder, tracking = cfg.run_dir(fold) if ranks.is_main and not dry_run else None, None
+        if folder:
+            stack.enter_context(lock_run(folder))
+            tracking = stack.enter_context(Tracking(cfg, fold, start_tracker(cfg, fold, resume)))
+            open_run(cfg, fold, overwrite)
         start_log(folder, quiet=not ranks.is_main)
         log_header(cfg, data, changes, notes)
         stop = StopRequest() if dry_run else stack.enter_context(stop_requests())
@@ -124,97 +111,64 @@ def main(
 
 def check_batch(cfg: Config, ranks: Ranks) -> None:
     """Raise BadInput if the batch cannot be shared by the ranks."""
+    found = f"config key 'batch_size': found {cfg.batch_size}"
     if cfg.batch_size % ranks.world:
-        raise BadInput(
-            f"config key 'batch_size': found {cfg.batch_size}, expected a multiple of the {ranks.world} ranks"
-        )
+        raise BadInput(f'{found}, expected a multiple of the {ranks.world} ranks')
     if cfg.batch_size < min_batch(cfg, ranks):
-        raise BadInput(
-            f"config key 'batch_size': found {cfg.batch_size} for {ranks.world} ranks: BatchNorm has no "
-            'statistics of one image each; expected 2 or more each'
-        )
+        cause = 'BatchNorm has no statistics of one image each; expected 2 or more each'
+        raise BadInput(f'{found} for {ranks.world} ranks: {cause}')
 
 
 def min_batch(cfg: Config, ranks: Ranks) -> int:
-    """Return the fewest photos that BatchNorm needs in a batch: two a rank unless the ranks share it."""
+    """Return the fewest photos that BatchNorm needs in a batch: two a rank unless it is synchronised."""
     return ranks.world if ranks.sync_bn(cfg) else 2 * ranks.world
 
 
-@dataclass(frozen=True)
-class Start:
-    """The weights that the config key `weights` names, ours or mmsegmentation's."""
-
-    state: dict[str, torch.Tensor]
-    is_mmseg: bool
-    held_out: str | None = None  # of our own: hash of the photos whose labels they never saw
-
-
-def load_start(cfg: Config) -> Start | None:
-    """Load the weights to start from, if the config names any. Raises BadInput."""
+def load_start(cfg: Config) -> dict | None:
+    """Load the checkpoint to start from, if any; mmsegmentation's has only `model`. Raises BadInput."""
     if cfg.weights is None:
         return None
     state = read_state(cfg.weights)
-    if is_mmseg(state):
-        return Start(state, is_mmseg=True)
-    checkpoint = load_checkpoint(cfg.weights)
-    return Start(checkpoint['model'], is_mmseg=False, held_out=checkpoint['held_out'])
+    return {'model': state} if is_mmseg(state) else load_checkpoint(cfg.weights)
 
 
 def load_data(
-    cfg: Config, fold: int, ranks: Ranks, start: Start | None, pseudo: PseudoLabels | None
+    cfg: Config, fold: int, ranks: Ranks, start: dict | None, pseudo: PseudoLabels | None
 ) -> TrainingData:
-    """Open the cache and split off the fold; photos whose labels are known already are not validated on.
-
-    Raises BadInput.
-    """
+    """Open the cache and split off the fold, with no validation photos if the model knows their labels."""
     cache = ranks.main_process_first(lambda: open_cache(cfg, 'train'))
     folds = ranks.main_process_first(lambda: read_folds(cfg, cache))
     train_rows, valid_rows = split_fold(folds, fold)
-    if len(train_rows) < min_batch(cfg, ranks):
-        raise BadInput(
-            f'--fold {fold}: found {len(train_rows)} photos to train on, expected at least '
-            f'{min_batch(cfg, ranks)}'
-        )
+    count, least = len(train_rows), min_batch(cfg, ranks)
+    if count < least:
+        raise BadInput(f'--fold {fold}: found {count} photos to train on, expected at least {least}')
     held_out = held_out_hash(cache.names(valid_rows))
     teachers = [pseudo.held_out] if pseudo else []
-    teachers += [start.held_out] if start and not start.is_mmseg else []
+    teachers += [start['held_out']] if start and 'held_out' in start else []
     if any(teacher != held_out for teacher in teachers):  # a score would be too good
         held_out, valid_rows = None, valid_rows[:0]
     return TrainingData(fold, cache, train_rows, valid_rows, held_out, pseudo)
 
 
-def build_model(cfg: Config, start: Start | None, resume: bool) -> tuple[SegModel, list[str]]:
-    """Build the model, with pretrained weights unless it is resumed; return it with what to log about them.
-
-    Raises BadInput.
-    """
+def build_model(cfg: Config, start: dict | None, resume: bool) -> tuple[SegModel, list[str]]:
+    """Build the model and load its first weights; return it with what to log about them. Raises BadInput."""
     model = SegModel(cfg, load_weights=not resume)
     notes = list(model.encoder_report)
-    if start and start.is_mmseg:
-        left_out = load_mmseg(model, start.state, cfg.encoder, cfg.weights)
+    if start and 'held_out' in start:
+        load_model_state(model, start['model'], cfg.weights)
+    elif start:
+        left_out = load_mmseg(model, start['model'], cfg.encoder, cfg.weights)
         if left_out:
             notes.append(f'{cfg.weights}: left out, for another number of classes: {", ".join(left_out)}')
-    elif start:
-        load_model_state(model, start.state, cfg.weights)
     return model, notes
-
-
-@contextmanager
-def open_tracking(cfg: Config, fold: int, resume: bool, overwrite: bool) -> Iterator[Tracking]:
-    """Lock the run folder, open it and start the config's tracker. Raises BadInput."""
-    with lock_run(cfg.run_dir(fold)), Tracking(cfg, fold, start_tracker(cfg, fold, resume)) as tracking:
-        open_run(cfg, fold, overwrite)
-        yield tracking
 
 
 def log_header(cfg: Config, data: TrainingData, changes: list[str], notes: list[str]) -> None:
     """Log the photos, classes and weights; warn of absent classes and of changes since the last start."""
     present = [data.cache.coco.photos[row].classes for row in data.train_rows]
     counts = [f'{name} {sum(k in ids for ids in present)}' for k, name in enumerate(cfg.classes) if k]
-    log.info(
-        f'fold {data.fold}: {len(data.train_rows)} train, {len(data.valid_rows)} valid, '
-        f'classes {", ".join(counts)}'
-    )
+    sizes = f'{len(data.train_rows)} train, {len(data.valid_rows)} valid'
+    log.info(f'fold {data.fold}: {sizes}, classes {", ".join(counts)}')
     check_classes(present, cfg)
     for change in changes:
         log.warning(f'warning: changed since the last start: {change}')
@@ -226,7 +180,7 @@ def log_header(cfg: Config, data: TrainingData, changes: list[str], notes: list[
 
 def train_epochs(trainer: Trainer, tracking: Tracking | None) -> None:
     """Train, validate, report and save each epoch. Raises CheckFailed, and Interrupted if asked to stop."""
-    cfg, data, checks = trainer.cfg, trainer.data, EpochChecks(trainer.cfg)
+    cfg, data, before = trainer.cfg, trainer.data, (None, None)
 
     def validate(model: SegModel | None) -> np.ndarray | None:
         if model is None or not len(data.valid_rows):
@@ -236,11 +190,13 @@ def train_epochs(trainer: Trainer, tracking: Tracking | None) -> None:
     if tracking:
         tracking.start(trainer.epoch)
     with trainer.bar() as bar:
-        for epoch in trainer.epochs():
+        for epoch in range(trainer.epoch, cfg.epochs):
             started = time.monotonic()
             loss = trainer.train_epoch(epoch, bar)
             counts = validate(trainer.averaged)
-            checks.check(epoch, trainer.rates, counts)
+            now = trainer.rates, counts
+            check_epoch(cfg, epoch, now, before)
+            before = now
             result = EpochResult(epoch, trainer.step, max(trainer.rates), loss, counts)
             if tracking:
                 report(trainer, tracking, result, time.monotonic() - started, bar.time_left())
@@ -274,22 +230,20 @@ def report(trainer: Trainer, tracking: Tracking, result: EpochResult, seconds: f
 
 def log_end(cfg: Config, trainer: Trainer) -> None:
     """Log the best score and what to type next."""
-    fold, folder = trainer.data.fold, trainer.folder
-    best, split = folder / 'best.pt', 'oof'
-    if len(trainer.data.valid_rows):
-        log.info(f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch + 1}; wrote {best}')
+    fold, folder, split = trainer.data.fold, trainer.folder, 'oof' if len(trainer.data.valid_rows) else 'test'
+    if split == 'oof':
+        log.info(
+            f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch + 1}; wrote {folder / "best.pt"}'
+        )
     else:
-        split = 'test'
-        why = 'fold -1 trains on all photos'
-        if fold != -1:
-            why = 'a teacher, or the model it started from, saw their labels'
-        log.info(f'no photos to validate on ({why}); wrote {best}, the last epoch')
+        seen = 'a teacher, or the model it started from, saw their labels'
+        why = 'fold -1 trains on all photos' if fold == -1 else seen
+        log.info(f'no photos to validate on ({why}); wrote {folder / "best.pt"}, the last epoch')
     if split == 'oof' or (cfg.data_root / 'test.json').is_file():
         log.info(next_line('infer.py', '--cfg', folder / 'config.yaml', '--fold', fold, '--split', split))
 
 
 def command(argv: list[str] | None = None) -> None:
-    """Train as the command line asks for."""
     args, cfg = read_arguments(argv)
     main(cfg, args.fold, args.resume, args.overwrite, dry_run=args.dry_run)
     if args.dry_run:

@@ -34,9 +34,7 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load what save_checkpoint wrote, onto the CPU, without running code from the file. Raises BadInput for
-    anything else.
-    """
+    """Load what save_checkpoint wrote, onto the CPU, without running its code. Raises BadInput otherwise."""
     if not path.exists():
         raise BadInput(f'{path}: no such checkpoint; train it first')
     checkpoint = read_tensors(path)
@@ -57,9 +55,9 @@ def load_model_state(model: torch.nn.Module, state: dict[str, torch.Tensor], pat
     # checkpoints of earlier versions keep the auxiliary heads inside the head
     state = {key.replace('head.aux.', 'aux.'): tensor for key, tensor in state.items()}
     expected = model.state_dict()
-    for key in sorted(expected.keys() ^ state.keys()):
-        only = 'the file' if key in state else 'the model'
-        raise BadInput(f'{path}: is of another model: {key} is only in {only}')
+    if differing := sorted(expected.keys() ^ state.keys()):
+        only = 'the file' if differing[0] in state else 'the model'
+        raise BadInput(f'{path}: is of another model: {differing[0]} is only in {only}')
     for key, tensor in expected.items():
         if tensor.shape != state[key].shape:
             shapes = f'{tuple(state[key].shape)} there, {tuple(tensor.shape)} here'
@@ -69,31 +67,25 @@ def load_model_state(model: torch.nn.Module, state: dict[str, torch.Tensor], pat
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model and the config it predicts with.
-
-    held_out is the hash of the photos it was validated on, whose labels it never saw; None if it saw all.
-    """
+    """A trained model and the config it predicts with."""
 
     model: SegModel
     cfg: Config
-    held_out: str | None
+    held_out: str | None  # hash of the photos whose labels it never saw; None if it saw all
     fold: int
     epoch: int
     score: float  # validation mIoU
 
 
 def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
-    """Load a run's best model from its checkpoint alone; of `cfg`, only the keys that are free in
-    inference (paths, views, batch size) are used. Raises BadInput.
-    """
+    """Load a run's best.pt; cfg gives the keys that are free in inference, as the views. Raises BadInput."""
     path = cfg.run_dir(fold) / 'best.pt'
     checkpoint = load_checkpoint(path)
     trained = make_config(checkpoint['config'], where=str(path))
     for key in ('classes', 'cache_size', 'folds'):
-        if getattr(trained, key) != getattr(cfg, key):
-            raise BadInput(
-                f'{path}: was trained with {key} {getattr(trained, key)}, the config has {getattr(cfg, key)}'
-            )
+        there, here = getattr(trained, key), getattr(cfg, key)
+        if there != here:
+            raise BadInput(f'{path}: was trained with {key} {there}, the config has {here}')
     trained = trained.model_copy(update={key: getattr(cfg, key) for key in keys_free_in_inference()})
     model = SegModel(trained, load_weights=False)
     load_model_state(model, checkpoint['model'], path)

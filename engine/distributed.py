@@ -84,20 +84,16 @@ class Ranks:
 
 
 def start_ranks(cfg: Config) -> Ranks:
-    """Join the other ranks if torchrun started this process. Raises BadInput if the device is not available,
-    or there are more ranks than GPUs.
-    """
+    """Join the other ranks if torchrun started this process. Raises BadInput for a missing device."""
     if cfg.device == 'cuda' and not torch.cuda.is_available():
         raise BadInput("config key 'device': found cuda, but torch sees no GPU; expected auto or cpu")
     use_gpu = cfg.device != 'cpu' and torch.cuda.is_available()
-    device = torch.device('cuda' if use_gpu else 'cpu')
-    world = int(os.environ.get('WORLD_SIZE', 1))
+    device, world = torch.device('cuda' if use_gpu else 'cpu'), int(os.environ.get('WORLD_SIZE', 1))
     if world == 1:
         return Ranks(0, 1, device)
     if use_gpu:
-        device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
-        if device.index >= torch.cuda.device_count():
-            count = torch.cuda.device_count()
+        device, count = torch.device('cuda', int(os.environ['LOCAL_RANK'])), torch.cuda.device_count()
+        if device.index >= count:
             raise BadInput(f'--nproc-per-node: expected one process a GPU at most; torch sees {count} here')
         torch.cuda.set_device(device)
     if not dist.is_initialized():
@@ -108,9 +104,7 @@ def start_ranks(cfg: Config) -> Ranks:
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seed the global generators of Python, NumPy and torch; with `deterministic`, torch uses only algorithms
-    that give the same bits each time.
-    """
+    """Seed Python, NumPy and torch; `deterministic` algorithms of torch give the same bits each time."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that use the global generator
     torch.manual_seed(seed)

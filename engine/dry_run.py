@@ -1,9 +1,4 @@
-"""Estimate what a training costs: parameters, memory and time, from a few real steps. Nothing is saved.
-
-    python train.py --cfg configs/convnext.yaml --fold 0 --dry-run
-
-The steps are those of the training, with its loader, loss, optimizer and average.
-"""
+"""Estimate what a training costs: parameters, memory and time, from a few of its own steps."""
 
 import resource
 import time
@@ -32,12 +27,9 @@ def estimate_cost(trainer: Trainer) -> None:
     )
     for line in groups_table(trainer.optimizer.param_groups):
         log.info(line)
-    batches = sum(trainer.batches_in(range(cfg.epochs)))
+    batches = f'{sum(trainer.batches_in(range(cfg.epochs))):,} batches of {cfg.batch_size} photos'
     done = f', {trainer.step:,} of them done' if trainer.step else ''
-    log.info(
-        f'steps: {trainer.total_steps:,} in {cfg.epochs} epochs{done}; {batches:,} batches of '
-        f'{cfg.batch_size} photos'
-    )
+    log.info(f'steps: {trainer.total_steps:,} in {cfg.epochs} epochs{done}; {batches}')
     if not steps_left:
         return
     times = [time.monotonic()]
@@ -47,11 +39,10 @@ def estimate_cost(trainer: Trainer) -> None:
     seconds = np.diff(times)
     step = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
     log.info(f'memory: {peak_memory(trainer.ranks.device)}, of {len(seconds)} steps')
-    total = tqdm.format_interval(steps_left * step)
-    log.info(
-        f'time: {total} for {steps_left:,} steps of {step:.3g} s, the median after the first, '
-        f'without the validation of {len(trainer.data.valid_rows)} photos after each epoch'
-    )
+    time_left = tqdm.format_interval(steps_left * step)
+    validation = f'the validation of {len(trainer.data.valid_rows)} photos after each epoch'
+    per_step = f'{steps_left:,} steps of {step:.3g} s, the median after the first'
+    log.info(f'time: {time_left} for {per_step}, without {validation}')
 
 
 def peak_memory(device: torch.device) -> str:

@@ -35,39 +35,21 @@ class Flip(ttach.base.DualTransform):
 
     identity_param = ''
 
-    def __init__(self, modes: tuple[str, ...]) -> None:
-        super().__init__('mode', modes)
-
     def apply_aug_image(self, image: Tensor, mode: str = '', **_) -> Tensor:
         image = ttach.functional.hflip(image) if 'h' in mode else image
         return ttach.functional.vflip(image) if 'v' in mode else image
 
     apply_deaug_mask = apply_aug_image  # each flip undoes itself
 
-    def apply_deaug_label(self, label, **_):
-        return label
 
-
-class Rescale(ttach.base.DualTransform):
-    """Resize each view bilinearly, its sides rounded to the stride; ttach's own Scale is nearest.
-
-    The logits of a view are not resized back here: view_probs brings them to the size it was asked for.
-    """
+class Rescale(ttach.base.ImageOnlyTransform):
+    """Resize each view bilinearly, its sides rounded to the stride; view_probs resizes the logits back."""
 
     identity_param = 1.0
-
-    def __init__(self, scales: tuple[float, ...]) -> None:
-        super().__init__('scale', scales)
 
     def apply_aug_image(self, image: Tensor, scale: float = 1.0, **_) -> Tensor:
         height, width = (to_stride(side * scale) for side in image.shape[-2:])
         return resize(image, (height, width), antialias=True)
-
-    def apply_deaug_mask(self, mask: Tensor, **_) -> Tensor:
-        return mask
-
-    def apply_deaug_label(self, label, **_):
-        return label
 
 
 def predict_probs(
@@ -80,11 +62,9 @@ def predict_probs(
 ) -> Tensor:
     """Average the probabilities of a batch over the config's views, or predict one plain view without tta.
 
-    (N, C, H, W) uint8 → (N, K, *size) float32 on the model's device; with a downsampling rule, which needs
-    a square size, (N, K, B, B).
+    (N, C, H, W) uint8 → (N, K, *size) float32 on the model's device; with a downsampling rule (N, K, B, B).
     """
-    augmentations = (cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales) if tta else ()
-    views = make_views(*augmentations)
+    views = make_views(cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales) if tta else make_views()
     device = next(model.parameters()).device
     images = normalize(images.to(device, non_blocking=True), model.mean, model.std)
     return sum(view_probs(model, images, cfg, view, size, rule) for view in views) / len(views)
@@ -99,7 +79,8 @@ def make_views(
     flips: Sequence[str] = (), rotations: Sequence[int] = (), scales: Sequence[float] = (1.0,)
 ) -> ttach.Compose:
     """Combine every flip and no flip with every scale, every rotation and no rotation."""
-    return ttach.Compose([Flip(('', *flips)), Rescale(tuple(scales)), ttach.Rotate90([0, *rotations])])
+    flip, rescale = Flip('mode', ('', *flips)), Rescale('scale', tuple(scales))
+    return ttach.Compose([flip, rescale, ttach.Rotate90([0, *rotations])])
 
 
 def view_probs(
@@ -110,17 +91,13 @@ def view_probs(
     size: tuple[int, int],
     rule: str | None = None,
 ) -> Tensor:
-    """Predict one view of a batch that is normalised and on the device.
-
-    (N, C, H, W) → (N, K, *size) probabilities; with a downsampling rule (N, K, B, B).
-    """
+    """Predict one view of a normalised batch; the shapes are those of predict_probs."""
     inputs = view.augment_image(images)
     if cfg.channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     with autocast(cfg, images.device):
         logits = view_logits(model, inputs, cfg.window)
-    logits = view.deaugment_mask(logits.float())
-    logits = resize(logits, size, antialias=True)
+    logits = resize(view.deaugment_mask(logits.float()), size, antialias=True)
     if rule == 'nearest':  # the softmax of a pixel needs no other pixel
         return downsample_probs(logits, rule).softmax(dim=1)
     probs = logits.softmax(dim=1)
@@ -128,12 +105,9 @@ def view_probs(
 
 
 def view_logits(model: SegModel, inputs: Tensor, window: int) -> Tensor:
-    """Compute the logits of a view, in one pass or through overlapping windows.
-
-    (N, C, H, W) → (N, K, h, w), at the head's stride after one pass, at the view's size after windows.
-    Windows are used if the view is larger than `window` (0: never), or if the encoder takes a single size and
-    the view has another. They overlap by a third, and logits are averaged there, as in mmsegmentation's slide
-    inference.
+    """Compute the logits of a view, (N, C, H, W) → (N, K, h, w), in one pass or through windows, which are
+    used if the view is larger than `window` (0: never) or not of the encoder's fixed size. They overlap by a
+    third, and logits are averaged there, as in mmsegmentation's slide inference.
     """
     side = model.fixed_size or window
     height, width = inputs.shape[-2:]
@@ -158,22 +132,14 @@ def window_starts(length: int, side: int) -> list[int]:
 
 
 def main_logits(outputs: list) -> Tensor:
-    """Return the (N, K, h, w) logits of a model's main output; Mask2Former computes them from its queries."""
+    """Return the (N, K, h, w) logits of a model's main output."""
     return outputs[-1] if isinstance(outputs[-1], Tensor) else outputs[-1].logits()
 
 
 def predict_rows(
-    model: SegModel,
-    cache: Cache,
-    rows: np.ndarray,
-    cfg: Config,
-    tta: bool = True,
-    desc: str | None = None,
+    model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config, tta: bool = True, desc: str | None = None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Predict some rows of the cache in their order, downsampled by the config's rule.
-
-    Yields batches of (rows, (N, K, B, B) probabilities on the model's device).
-    """
+    """Predict rows of the cache in batches; yield (rows, (N, K, B, B) probabilities)."""
     size = cache.photos.shape[1:3]
     loader = make_eval_loader(cache, rows, cfg)
     model.eval()
@@ -197,10 +163,7 @@ def probs_to_masks(probs: Tensor, cfg: Config) -> np.ndarray:
 def predict_shard(
     run: Run, cache: Cache, rows: np.ndarray, ranks: Ranks, tta: bool, desc: str
 ) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-    """Predict this rank's shard of the rows with one model.
-
-    Yields (position in `rows`, (256, 256) uint8 mask, (K, B, B) probabilities) for each of them.
-    """
+    """Predict this rank's shard of the rows; yield (position, (256, 256) uint8 mask, (K, B, B) probs)."""
     shard = ranks.shard(len(rows))
     positions = iter(shard)
     batches = predict_rows(run.model, cache, rows[shard], run.cfg, tta, desc if ranks.is_main else None)
@@ -212,10 +175,7 @@ def predict_shard(
 def predict_shard_by_folds(
     cfg: Config, cache: Cache, rows: np.ndarray, ranks: Ranks, tta: bool, folder: Path
 ) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-    """Predict this rank's shard of the rows with the models of all folds, and average their probabilities.
-
-    Yields the same as predict_shard. One model at a time is in memory; the sums are in a file in `folder`.
-    """
+    """Predict as predict_shard does, but average the folds, in a file in `folder`, one model at a time."""
     shard = ranks.shard(len(rows))
     path = folder / f'.averaged{ranks.rank}.partial'
     total = None
@@ -237,10 +197,7 @@ def predict_shard_by_folds(
 
 
 def photo_probs(run: Run, photo: np.ndarray, tta: bool = True) -> Tensor:
-    """Predict a photo of any size, resized so that its longer side is image_size.
-
-    (H, W, 3) uint8 RGB → (K, H, W) probabilities on the model's device.
-    """
+    """Predict a photo of any size, its longer side resized to image_size: (H, W, 3) uint8 RGB → (K, H, W)."""
     height, width = photo.shape[:2]
     image = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float()  # (1, 3, H, W)
     scale = run.cfg.image_size / max(height, width)
@@ -254,46 +211,33 @@ def photo_probs(run: Run, photo: np.ndarray, tta: bool = True) -> Tensor:
 def evaluate(
     model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config, ranks: Ranks, tta: bool = False
 ) -> np.ndarray:
-    """Score a model on some rows of the cache; return the (n, 3, K) image_counts of their 256x256 masks.
-
-    Each rank predicts its shard of the rows, and every rank gets the counts of all.
-    """
+    """Score a model on rows of the cache, each rank on its shard; return all (n, 3, K) image_counts."""
     counts = np.zeros((len(rows), 3, len(cfg.classes)), np.int64)
     seen = np.zeros(len(rows), np.int64)
     positions = {int(row): position for position, row in enumerate(rows)}
     desc = 'valid' if ranks.is_main else None
     for batch, probs in predict_rows(model, cache, rows[ranks.shard(len(rows))], cfg, tta, desc):
         for row, mask in zip(batch, probs_to_masks(probs, cfg), strict=True):
-            confusion = confusion_matrix(cache.truth(row), mask, len(cfg.classes))
-            counts[positions[row]] = image_counts(confusion)
+            counts[positions[row]] = image_counts(confusion_matrix(cache.truth(row), mask, len(cfg.classes)))
             seen[positions[row]] += 1
     check_seen(seen, ranks, 'validation')
     return ranks.sum(torch.from_numpy(counts).to(ranks.device)).cpu().numpy()
 
 
 def check_seen(seen: np.ndarray, ranks: Ranks, task: str) -> None:
-    """Raise CheckFailed unless the ranks together predicted every photo exactly once.
-
-    `seen` (n,) counts how often this rank predicted each photo; `task` begins the message.
-    """
+    """Raise CheckFailed unless the ranks together predicted every photo once; seen (n,) counts them."""
     total = ranks.sum(torch.from_numpy(seen).to(ranks.device)).cpu().numpy()
     if (total != 1).any():
         missing, twice = np.count_nonzero(total == 0), np.count_nonzero(total > 1)
-        raise CheckFailed(
-            f'{task}: {missing} of {len(seen)} photos were not predicted, and {twice} more than once; '
-            f'expected each exactly once'
-        )
+        counts = f'{missing} of {len(seen)} photos were not predicted, and {twice} more than once'
+        raise CheckFailed(f'{task}: {counts}; expected each exactly once')
 
 
 def amp_dtype(cfg: Config, device: torch.device) -> torch.dtype:
-    """Choose the type that autocast computes in; float32 means that autocast is off.
-
-    `auto` is bf16 if the device computes in it (GPUs from Ampere on; CPUs with AVX-512 BF16 or AMX), else
-    fp16 on a GPU and float32 on a CPU.
-    """
+    """Choose the type that autocast computes in; float32 means that autocast is off."""
     if cfg.amp != 'auto':
         return {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': torch.float32}[cfg.amp]
-    if device.type == 'cuda':
+    if device.type == 'cuda':  # Ampere is the first to compute in bf16
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 

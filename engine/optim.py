@@ -12,10 +12,7 @@ from utils.log import log
 
 
 def build_optimizer(model: SegModel, cfg: Config) -> torch.optim.Optimizer:
-    """Build the optimizer over parameter_groups; each group keeps its own peak rate as `peak_lr`.
-
-    Raises BadInput if apex is asked for and not installed.
-    """
+    """Build the optimizer; each parameter group keeps its `peak_lr`. Raises BadInput if apex is missing."""
     groups = [{**group, 'peak_lr': group['lr']} for group in parameter_groups(model, cfg)]
     rates = [group['lr'] for group in groups]
     if min(rates) < max(rates):
@@ -30,17 +27,14 @@ def build_optimizer(model: SegModel, cfg: Config) -> torch.optim.Optimizer:
         from apex.optimizers import FusedAdam
     except ImportError:
         raise BadInput(
-            "config key 'optimizer': apex_fused_adam needs NVIDIA's apex, built from "
-            'github.com/NVIDIA/apex with its CUDA extensions '
-            "(PyPI's apex is something else); adamw is torch's own fused one"
+            "config key 'optimizer': apex_fused_adam needs NVIDIA's apex, built from github.com/NVIDIA/apex "
+            "with its CUDA extensions (PyPI's apex is something else); adamw is torch's own fused one"
         ) from None
     return FusedAdam(groups, adam_w_mode=True)
 
 
 def lr_factor(cfg: Config, step: int, total: int) -> float:
-    """Return the learning rate of a step, from 0 for min_lr to 1 for the peak: linear warm-up, then the
-    schedule.
-    """
+    """Return the rate of a step, 0 for min_lr to 1 for the peak: linear warm-up, then the schedule."""
     warmup = min(cfg.warmup_iters, total // 10)
     if step < warmup:
         return cfg.warmup_ratio + (1 - cfg.warmup_ratio) * step / warmup
@@ -50,7 +44,7 @@ def lr_factor(cfg: Config, step: int, total: int) -> float:
     return (1 - progress) ** cfg.poly_power if cfg.lr_schedule == 'poly' else 1.0
 
 
-# no weight decay for position tables, tokens and layer scales
+# no weight decay for position tables, tokens and layer scales, nor for vectors
 NOT_DECAYED = re.compile(r'pos_embed|position_bias|_token|gamma|\b(query|query_position|level)(\.weight)?$')
 
 
@@ -58,8 +52,7 @@ def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
     """Group the parameters by depth and weight decay; each group has its lr, `depth` and parameter `names`.
 
     The rate is lr for neck and head, and lr * encoder_lr_mult * layer_decay^(1 + blocks after it) for the
-    encoder, as in BEiT (arXiv:2106.08254, appendix). Vectors, biases, tokens, position tables and layer
-    scales get no weight decay.
+    encoder, as in BEiT (arXiv:2106.08254, appendix).
     """
     depths = encoder_depths([name for name, _ in model.encoder.named_parameters()])
     deepest = max(depths.values())
@@ -67,10 +60,9 @@ def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        in_encoder = name.startswith('encoder.')
-        depth = depths[name.removeprefix('encoder.')] if in_encoder else deepest + 1
-        rate = cfg.lr
-        if in_encoder:
+        depth, rate = deepest + 1, cfg.lr
+        if name.startswith('encoder.'):
+            depth = depths[name.removeprefix('encoder.')]
             rate = cfg.lr * cfg.encoder_lr_mult * cfg.layer_decay ** (deepest + 1 - depth)
         decayed = parameter.ndim > 1 and not name.endswith('.bias') and not NOT_DECAYED.search(name)
         key = (rate, decayed) if cfg.layer_decay == 1 else (depth, decayed)
@@ -88,20 +80,17 @@ BLOCK = re.compile(
 
 
 def encoder_depths(names: list[str]) -> dict[str, int]:
-    """Return the depth of each encoder parameter: 0 for the stem, then one more for each block, in the order
-    of the forward pass.
-
-    A downsampling or norm between two blocks belongs to the next one, a norm at the very end to the last.
+    """Return the depth of each encoder parameter, in the order of the forward pass: 0 for the stem, then one
+    more for each block and what stands before it; a norm at the very end belongs to the last block.
     """
     blocks = [block_of(name) for name in names]
     order = {block: depth for depth, block in enumerate(dict.fromkeys(filter(None, blocks)), start=1)}
-    depths: dict[str, int] = {}
-    depth = len(order)
-    for name, block in zip(reversed(names), reversed(blocks), strict=True):
-        depth = order.get(block, depth)
-        depths[name] = depth
     stem = next((i for i, block in enumerate(blocks) if block is not None), 0)
-    return {name: 0 if i < stem else depths[name] for i, name in enumerate(names)}
+    depths = dict.fromkeys(names[:stem], 0)
+    depth = len(order)
+    for name, block in reversed([*zip(names, blocks, strict=True)][stem:]):
+        depths[name] = depth = order.get(block, depth)
+    return depths
 
 
 def block_of(name: str) -> str | None:
@@ -115,10 +104,7 @@ def groups_table(groups: list[dict]) -> list[str]:
     """Format an optimizer's groups: depth, peak learning rate, weight decay, parameters, a line each."""
     lines = [f'{"depth":>5}{"lr":>12}{"decay":>9}{"tensors":>9}{"parameters":>13}  first']
     for group in sorted(groups, key=lambda group: (group['depth'], group['weight_decay'])):
-        count = sum(p.numel() for p in group['params'])
-        rate = group.get('peak_lr', group['lr'])
-        lines.append(
-            f'{group["depth"]:5}{rate:12.3e}{group["weight_decay"]:9.3g}{len(group["names"]):9}'
-            f'{count:13,}  {group["names"][0]}'
-        )
+        count, names = sum(p.numel() for p in group['params']), group['names']
+        rate, decay = group.get('peak_lr', group['lr']), group['weight_decay']
+        lines.append(f'{group["depth"]:5}{rate:12.3e}{decay:9.3g}{len(names):9}{count:13,}  {names[0]}')
     return lines

@@ -18,33 +18,21 @@ from utils.errors import BadInput
 from utils.files import file_hash, write_text
 
 PACKAGES = (
-    'torch',
-    'torchvision',
-    'timm',
-    'segmentation-models-pytorch',
-    'albumentations',
-    'opencv-python-headless',
-    'numpy',
-    'pandas',
-    'pycocotools',
-    'ttach',
-    'pydantic',
-)
+    'torch', 'torchvision', 'timm', 'segmentation-models-pytorch', 'albumentations',
+    'opencv-python-headless', 'numpy', 'pandas', 'pycocotools', 'ttach', 'pydantic',
+)  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_provenance(folder: Path, fingerprint: str, world: int, sources: Sequence[Path] = ()) -> None:
-    """Add an entry for this start of the run; a resumed run has several. Raises BadInput.
-
-    `fingerprint` is that of the annotations, `sources` are the checkpoints that the weights were made from.
-    """
+    """Add an entry for this start of the run, with the annotations' fingerprint and source checkpoints."""
     diff = git('diff', 'HEAD')
     entry = {
         'started': datetime.now(UTC).isoformat(timespec='seconds'),
         'command': shlex.join([Path(sys.executable).name, *sys.argv]),
-        'commit': (git('rev-parse', 'HEAD') or 'unknown').strip(),
+        'commit': commit(),
         'changed': bool(diff),
-        'untracked': (git('ls-files', '--others', '--exclude-standard') or '').splitlines(),
+        'untracked': git('ls-files', '--others', '--exclude-standard').splitlines(),
         'data': fingerprint,
         **({'sources': {str(path): file_hash(path) for path in sources}} if sources else {}),
         'ranks': world,
@@ -63,44 +51,34 @@ def last_provenance(folder: Path) -> dict | None:
     """Return the entry of the last start of the run in a folder, None without one. Raises BadInput."""
     path = folder / 'provenance.yaml'
     text = path.read_text(encoding='utf-8') if path.exists() else ''
-    entries = parse_yaml(text[text.rfind('- started:') :], where=str(path)) if '- started:' in text else None
-    return entries[0] if entries else None
+    start = text.rfind('- started:')
+    return parse_yaml(text[start:], where=str(path))[0] if start >= 0 else None
 
 
 def compare_provenance(folder: Path, fingerprint: str) -> list[str]:
-    """List the commit, hardware and package versions that differ from the last start of the run in a folder.
-
-    Raises BadInput if the annotations have changed.
-    """
+    """List what differs from the last start of a run. Raises BadInput if the annotations have changed."""
     path, before = folder / 'provenance.yaml', last_provenance(folder)
     if before is None:
         return []
     if before.get('data') != fingerprint:
-        raise BadInput(
-            f'{path}: the annotations have changed since the run began: {str(before.get("data"))[:12]} then, '
-            f'{fingerprint[:12]} now; start again with --overwrite'
-        )
-    now = {'commit': (git('rev-parse', 'HEAD') or 'unknown').strip(), 'hardware': hardware()}
-    pairs = [(key, before.get(key), value) for key, value in now.items()]
-    versions = before.get('versions') or {}
-    pairs += [(name, versions.get(name), installed(name)) for name in PACKAGES]
-    return [f'{key} is {value}, and was {old}' for key, old, value in pairs if value != old]
+        change = f'{str(before.get("data"))[:12]} then, {fingerprint[:12]} now; start again with --overwrite'
+        raise BadInput(f'{path}: the annotations have changed since the run began: {change}')
+    old = before | (before.get('versions') or {})
+    new = {'commit': commit(), 'hardware': hardware()} | {name: installed(name) for name in PACKAGES}
+    return [f'{key} is {new[key]}, and was {old.get(key)}' for key in new if new[key] != old.get(key)]
 
 
-def git(*words: str) -> str | None:
-    """Return the output of a git command in this repository; None without git or a repository."""
+def git(*words: str) -> str:
+    """Return the output of a git command in this repository; '' without git or a repository."""
+    command, text = ['git', '-C', str(ROOT), *words], {'encoding': 'utf-8', 'errors': 'replace'}
     try:
-        result = subprocess.run(
-            ['git', '-C', str(ROOT), *words],
-            capture_output=True,
-            encoding='utf-8',
-            errors='replace',
-            timeout=30,
-            check=True,
-        )
+        return subprocess.run(command, capture_output=True, timeout=30, check=True, **text).stdout
     except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout
+        return ''
+
+
+def commit() -> str:
+    return git('rev-parse', 'HEAD').strip() or 'unknown'
 
 
 def hardware() -> str:

@@ -1,7 +1,4 @@
-"""Open, lock and read run folders, output/<name>/fold<k>/, with their config.yaml and metrics.csv.
-
-Config.run_dir names a run folder; config.fold_of and config.fold_files find them again.
-"""
+"""Open, lock and read run folders, output/<name>/fold<k>/, with their config.yaml and metrics.csv."""
 
 import csv
 import io
@@ -16,21 +13,22 @@ from config import Config, dump_config, fold_files, fold_of, keys_free_on_resume
 from utils.errors import BadInput, one_line
 from utils.files import lock, remove_partials, write_text
 
+# what train.py writes besides config.yaml
+WRITTEN = ('last.pt', 'best.pt', 'metrics.csv', 'provenance.yaml', 'changes.diff')
+
 
 def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str]:
-    """Check that a run can start in its folder, without changing anything there.
+    """Check that a run can start in its folder; return a line for each key that differs from the run there.
 
-    Returns a line for each key that differs from the run that is resumed. Raises BadInput if the folder
-    cannot be written, holds a run of another config, or holds this run and neither flag is given.
+    Raises BadInput if the folder cannot be written, or holds another run, or this one and no flag is given.
     """
     folder = cfg.run_dir(fold)
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise BadInput(f'{existing}: this folder cannot be written')
-    config_file = folder / 'config.yaml'
-    if not config_file.exists() or overwrite:
+    if overwrite or not (folder / 'config.yaml').exists():
         return []
-    old, new = load_config(config_file).model_dump(), cfg.model_dump()
+    old, new = load_config(folder / 'config.yaml').model_dump(), cfg.model_dump()
     changed = [key for key in new if new[key] != old[key]]
     for key in changed:
         if key not in keys_free_on_resume():
@@ -46,22 +44,17 @@ def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str
 
 
 def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
-    """Write the config into the run folder, which the caller has locked, and return the folder.
-
-    overwrite: first delete what an earlier run left there, and the predictions merged over all folds.
-    """
+    """Write the config into the locked run folder, emptied first if `overwrite`, and return the folder."""
     folder = cfg.run_dir(fold)
     if overwrite:
-        predictions = [f'{split}{end}' for split in ('oof', 'test') for end in ('.csv', '_probs.npy')]
+        predictions = ['oof.csv', 'oof_probs.npy', 'test.csv', 'test_probs.npy']
+        # the predictions over all folds are of the earlier run, too
         merged = [folder.parent / name for name in predictions] if fold >= 0 else []
-        names = ['last.pt', 'best.pt', 'metrics.csv', 'tracker.yaml', 'provenance.yaml', 'changes.diff']
-        names += ['model.onnx', 'model.md', *predictions]
+        names = [*WRITTEN, 'tracker.yaml', 'model.onnx', 'model.md', *predictions]
         curves = (folder / 'tensorboard').glob('events.out.tfevents.*')
         for path in [*(folder / name for name in names), *merged, *curves]:
             path.unlink(missing_ok=True)
-    remove_partials(
-        folder, 'last.pt', 'best.pt', 'metrics.csv', 'config.yaml', 'provenance.yaml', 'changes.diff'
-    )
+    remove_partials(folder, 'config.yaml', *WRITTEN)
     write_text(folder / 'config.yaml', dump_config(cfg))
     return folder
 
@@ -71,13 +64,8 @@ def lock_run(folder: Path | None, doing: str = 'training') -> AbstractContextMan
     return lock(None if folder is None else folder / '.lock', doing)
 
 
-# --- metrics.csv ------------------------------------------------------------------------------------------
-
-
 def append_metrics(path: Path, row: dict[str, Any]) -> None:
-    """Rewrite metrics.csv with one more row, without the rows of this epoch and later ones, which date from
-    before a resume. Raises BadInput if the file is not the metrics of this run.
-    """
+    """Add a row to metrics.csv in place of rows from its epoch on, which a resume left. Raises BadInput."""
     rows = []
     if path.exists():
         try:
@@ -96,17 +84,12 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read epoch, loss and miou of each row of a metrics.csv: nan for an empty cell, [] without a file.
-
-    Raises BadInput.
-    """
+    """Read epoch, loss and miou (nan if empty) of each row, [] without a file. Raises BadInput."""
     if not path.is_file():
         return []
+    keys = ('epoch', 'loss', 'miou')
     try:
-        return [
-            {key: float(row[key]) if row[key] else math.nan for key in ('epoch', 'loss', 'miou')}
-            for row in _read_rows(path)
-        ]
+        return [{key: float(row[key] or 'nan') for key in keys} for row in _read_rows(path)]
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise BadInput(f'{path}: expected a row an epoch with epoch, loss, miou: {one_line(error)}') from None
 
@@ -117,11 +100,8 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def best_miou(metrics: list[dict[str, float]]) -> float:
-    """Return the highest mIoU of the rows of a metrics.csv; nan if no epoch has been validated."""
+    """Return the highest mIoU of the rows of a metrics.csv; nan if there is none."""
     return max((row['miou'] for row in metrics if not math.isnan(row['miou'])), default=math.nan)
-
-
-# --- runs, read again -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

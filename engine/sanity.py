@@ -22,10 +22,7 @@ MAX_IGNORED = 0.9  # share of the pixels above which there is a warning
 def check_first_batch(
     model: SegModel, samples: TrainingSet, cfg: Config, device: torch.device, positions: range
 ) -> None:
-    """Check the labels and normalisation of the first samples, and that the model's output depends on them.
-
-    Uses no random number of the training and leaves the model unchanged. Raises CheckFailed.
-    """
+    """Check labels, normalisation and logits of the first samples; change nothing. Raises CheckFailed."""
     batch = [samples[0, position] for position in positions[:BATCH]]
     images, masks = (torch.stack([sample[n] for sample in batch]) for n in (0, 1))
     check_labels(masks.numpy(), len(cfg.classes))
@@ -43,8 +40,8 @@ def check_labels(masks: np.ndarray, num_classes: int) -> None:
     """Check that (N, C, C) masks hold classes or IGNORED, and not only IGNORED. Raises CheckFailed."""
     wrong = np.unique(masks[(masks >= num_classes) & (masks != IGNORED)])
     if len(wrong):
-        expected = f'expected 0 to {num_classes - 1}, or {IGNORED}'
-        raise CheckFailed(f'first batch: found the labels {wrong.tolist()}, {expected}')
+        found, expected = wrong.tolist(), f'0 to {num_classes - 1}, or {IGNORED}'
+        raise CheckFailed(f'first batch: found the labels {found}, expected {expected}')
     ignored = float((masks == IGNORED).mean())
     if ignored == 1:
         raise CheckFailed('first batch: every pixel is ignored, so there is nothing to learn')
@@ -53,9 +50,7 @@ def check_labels(masks: np.ndarray, num_classes: int) -> None:
 
 
 def describe_labels(masks: np.ndarray, cfg: Config) -> str:
-    """Return the ignored share of (N, C, C) masks and each class's share of the rest as text; warn if there
-    is only background.
-    """
+    """Describe the ignored share of (N, C, C) masks and the classes; warn if there is only background."""
     known = masks[masks != IGNORED]
     shares = np.bincount(known, minlength=len(cfg.classes)) / known.size
     if shares[0] == 1:
@@ -84,32 +79,18 @@ def check_classes(present: list[set[int]], cfg: Config) -> None:
         log.warning(f'warning: no training photo has {", ".join(absent)}')
 
 
-class EpochChecks:
-    """Compare each epoch with the one before."""
-
-    def __init__(self, cfg: Config) -> None:
-        self.cfg = cfg
-        self.rates: list[float] | None = None
-        self.counts: np.ndarray | None = None
-
-    def check(self, epoch: int, rates: list[float], counts: np.ndarray | None) -> None:
-        """Check the learning rate of each group and the (n, 3, K) counts of the validation photos, if any.
-
-        Raises CheckFailed.
-        """
-        if rates == self.rates and self.cfg.lr_schedule != 'constant':
-            groups = f'{max(rates):.2e} in all {len(rates)} groups'
-            log.warning(f'warning: the learning rate did not change in epoch {epoch + 1}: {groups}')
-        if counts is not None and self.counts is not None:
-            check_counts(counts, self.counts, self.cfg)
-        self.rates, self.counts = rates, counts
+def check_epoch(cfg: Config, epoch: int, now: tuple, before: tuple) -> None:
+    """Compare the learning rates and (n, 3, K) counts, if any, with those before. Raises CheckFailed."""
+    (rates, counts), (old_rates, old_counts) = now, before
+    if rates == old_rates and cfg.lr_schedule != 'constant':
+        groups = f'{max(rates):.2e} in all {len(rates)} groups'
+        log.warning(f'warning: the learning rate did not change in epoch {epoch + 1}: {groups}')
+    if counts is not None and old_counts is not None:
+        check_counts(counts, old_counts, cfg)
 
 
 def check_counts(counts: np.ndarray, before: np.ndarray, cfg: Config) -> None:
-    """Warn of classes that are no longer predicted; raise CheckFailed if a photo's labels have changed.
-
-    Takes the (n, 3, K) counts of the validation photos in this epoch and in the one before.
-    """
+    """Warn of classes that are no longer predicted; raise CheckFailed if a photo's labels have changed."""
     _, predicted, true = counts.sum(0)
     vanished = (predicted == 0) & (true > 0) & (before.sum(0)[1] > 0)
     if vanished.any():

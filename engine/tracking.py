@@ -4,8 +4,8 @@
     python train.py --cfg configs/convnext.yaml --fold 0 --set tracker=mlflow   # MLFLOW_TRACKING_URI, or
     mlflow ui --backend-store-uri sqlite:///output/mlflow.db                    # <output_dir>/mlflow.db
 
-A resumed run continues the same tracked run, whose id is in tracker.yaml of its folder. If a tracker fails
-during training, it is dropped with a warning, and training goes on.
+A resumed run continues the tracked run that tracker.yaml of its folder names. A tracker that fails during
+training is dropped with a warning.
 """
 
 import logging
@@ -16,20 +16,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Protocol
 
 import numpy as np
-import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from config import Config, dump_config, read_yaml
 from data.cache import Cache
-from engine.inference import predict_rows
+from engine.inference import predict_rows, probs_to_masks
 from engine.runs import append_metrics
 from metrics import interval, iou_of_counts, miou_of_counts
 from models import SegModel
-from submission import probs_to_ids
 from utils.errors import BadInput, one_line
 from utils.files import lock, write_text
 from utils.log import log
@@ -38,17 +35,6 @@ from utils.plotting import comparison_row, sheet
 TRACKER_FILE = 'tracker.yaml'
 PROJECT = 'trash-segmentation'  # WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME change it
 PHOTOS, PICTURES = 4, 10  # photos in a picture of predictions, and pictures of a run
-
-
-class Tracker(Protocol):
-    """A run of a tracking service."""
-
-    id: str
-    where: str  # the URL or file to look at
-
-    def log(self, values: dict[str, float], epoch: int) -> None: ...
-    def picture(self, image: np.ndarray, epoch: int) -> None: ...
-    def close(self, failed: bool) -> None: ...
 
 
 class Wandb:
@@ -69,6 +55,7 @@ class Wandb:
         )
         self.run.config.update(cfg.model_dump(mode='json'), allow_val_change=True)
         self.image = wandb.Image
+        # `where` is the URL or file to look at
         self.id, self.where = self.run.id, self.run.url or f'{self.run.dir}; wandb sync sends it'
 
     def log(self, values: dict[str, float], epoch: int) -> None:
@@ -101,9 +88,8 @@ class Mlflow:
         if run_id is None:
             run_name = f'{cfg.name}/{cfg.run_dir(fold).name}'
             run_id = self.client.create_run(experiment, run_name=run_name).info.run_id
-            params = [
-                mlflow.entities.Param(key, str(value)) for key, value in cfg.model_dump(mode='json').items()
-            ]
+            keys = cfg.model_dump(mode='json').items()
+            params = [mlflow.entities.Param(key, str(value)) for key, value in keys]
             self.client.log_batch(run_id, params=params)
             self.client.log_text(run_id, dump_config(cfg), 'config.yaml')
         else:
@@ -112,9 +98,11 @@ class Mlflow:
 
     def log(self, values: dict[str, float], epoch: int) -> None:
         now = int(1000 * time.time())
-        names = {key: re.sub(r'[^\w.\- /]', '_', key) for key in values}  # the characters that MLflow accepts
-        metrics = [self.metric(names[key], value, now, epoch) for key, value in values.items()]
-        self.client.log_batch(self.id, metrics=metrics)
+        names = [re.sub(r'[^\w.\- /]', '_', key) for key in values]  # the characters that MLflow accepts
+        pairs = zip(names, values.values(), strict=True)
+        self.client.log_batch(
+            self.id, metrics=[self.metric(name, value, now, epoch) for name, value in pairs]
+        )
 
     def picture(self, image: np.ndarray, epoch: int) -> None:
         self.client.log_image(self.id, image, key='predictions', step=epoch)
@@ -124,35 +112,27 @@ class Mlflow:
 
 
 TRACKERS = {'wandb': Wandb, 'mlflow': Mlflow}
+Tracker = Wandb | Mlflow
 
 
 def require_tracker(cfg: Config) -> None:
     """Raise BadInput if the config's tracker is not installed."""
-    if cfg.tracker == 'none':
-        return
-    if find_spec(cfg.tracker) is None:
-        raise BadInput(
-            f"config key 'tracker': {cfg.tracker} is not installed; pip install {cfg.tracker}, "
-            'or tracker=none'
-        )
+    name = cfg.tracker
+    if name != 'none' and find_spec(name) is None:
+        raise BadInput(f"config key 'tracker': {name} is not installed; pip install {name}, or tracker=none")
 
 
 def start_tracker(cfg: Config, fold: int, resume: bool) -> Tracker | None:
-    """Start the config's tracker, or resume the tracked run that tracker.yaml names; None without a tracker.
-
-    The run folder has to exist. Raises BadInput.
-    """
-    if cfg.tracker == 'none':
+    """Start the config's tracker, if any, or resume the run that tracker.yaml names. Raises BadInput."""
+    name, path = cfg.tracker, cfg.run_dir(fold) / TRACKER_FILE
+    if name == 'none':
         return None
-    path = cfg.run_dir(fold) / TRACKER_FILE
     ids = read_yaml(path) if resume and path.exists() else {}
-    run_id = ids.get(cfg.tracker) if isinstance(ids, dict) else None
+    run_id = ids.get(name) if isinstance(ids, dict) else None
     try:
-        return TRACKERS[cfg.tracker](cfg, fold, run_id)
+        return TRACKERS[name](cfg, fold, run_id)
     except Exception as error:  # noqa: BLE001 - each service has errors of its own
-        raise BadInput(
-            f"config key 'tracker': {cfg.tracker}: {one_line(error)[:300]}; or tracker=none"
-        ) from None
+        raise BadInput(f"config key 'tracker': {name}: {one_line(error)[:300]}; or tracker=none") from None
 
 
 @dataclass(frozen=True)
@@ -167,7 +147,6 @@ class EpochResult:
 
     @property
     def score(self) -> float:
-        """The validation mIoU; nan without validation photos."""
         return score_of(self.counts)
 
     def values(self, classes: Sequence[str]) -> dict[str, float]:
@@ -182,7 +161,7 @@ class EpochResult:
 
 
 def score_of(counts: np.ndarray | None) -> float:
-    """Return the mIoU of (n, 3, K) counts; nan without them."""
+    """Return the mIoU of the (n, 3, K) counts of validation photos; nan without them."""
     return math.nan if counts is None else float(miou_of_counts(counts.sum(0)))
 
 
@@ -190,9 +169,8 @@ class Tracking:
     """Log each epoch of a run, and end the tracker's run however the training ends."""
 
     def __init__(self, cfg: Config, fold: int, tracker: Tracker | None) -> None:
-        """Write nothing before `start` is called."""
         self.folder, self.cfg, self.tracker = cfg.run_dir(fold), cfg, tracker
-        self.writer: SummaryWriter | None = None
+        self.writer: SummaryWriter | None = None  # nothing is written before start is called
 
     def start(self, epoch: int) -> None:
         """Start at an epoch; curves of it and later ones, from before a resume, are purged."""
@@ -211,19 +189,16 @@ class Tracking:
 
     def log(self, values: dict[str, float]) -> None:
         """Log the values of an epoch, `epoch` among them; nan for a value that is not known."""
-        formats = {'lr': '.3e', 'epoch': 'd', 'step': 'd'}
-        row = {
-            key: '' if math.isnan(value) else format(value, formats.get(key, '.6f'))
-            for key, value in values.items()
-        }
-        append_metrics(self.folder / 'metrics.csv', {**row, 'epoch': values['epoch']})
+        epoch, formats = values['epoch'], {'lr': '.3e', 'step': 'd'}
         known = {key: value for key, value in values.items() if key != 'epoch' and not math.isnan(value)}
+        texts = {key: format(value, formats.get(key, '.6f')) for key, value in known.items()}
+        append_metrics(self.folder / 'metrics.csv', dict.fromkeys(values, '') | texts | {'epoch': epoch})
         for key, value in known.items():
-            self.writer.add_scalar(key, value, values['epoch'])
-        self.tell(lambda tracker: tracker.log(known, values['epoch']))
+            self.writer.add_scalar(key, value, epoch)
+        self.tell(lambda tracker: tracker.log(known, epoch))
 
     def wants_picture(self, epoch: int) -> bool:
-        """Tell whether the tracker gets a picture of an epoch: PICTURES in a run at most, one at its end."""
+        """Tell whether the tracker gets a picture of an epoch: PICTURES in a run, the last at its end."""
         every = math.ceil(self.cfg.epochs / PICTURES)
         return self.tracker is not None and ((epoch + 1) % every == 0 or epoch + 1 == self.cfg.epochs)
 
@@ -247,8 +222,7 @@ def draw_predictions(model: SegModel, cache: Cache, rows: np.ndarray, cfg: Confi
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, PHOTOS).astype(int))]
     pictures = []
     for batch, probs in predict_rows(model, cache, rows, cfg, tta=False):
-        ids = probs_to_ids(probs, cfg.downsample).to(torch.uint8).cpu().numpy()
-        for row, pred in zip(batch, ids, strict=True):
+        for row, pred in zip(batch, probs_to_masks(probs, cfg), strict=True):
             name = cache.names(np.array([row]))[0]
             pictures.append(comparison_row(name, np.array(cache.photos[row]), cache.truth(row), pred))
     return sheet(pictures, ('photo', 'truth', 'prediction'), cfg.classes)

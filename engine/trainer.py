@@ -1,13 +1,7 @@
 """The model in training: its optimizer and averages, its steps, and the checkpoints that it resumes from.
 
-    trainer = Trainer(cfg, model, ranks, data, folder, stop)
-    with trainer.bar() as bar:
-        for epoch in trainer.epochs():
-            loss = trainer.train_epoch(epoch, bar)
-            trainer.end_epoch(score)
-
-A resumed run ends with the same bits as one that was never interrupted: last.pt holds the weights and all
-that changes them, the state of each rank's random numbers and the place within the epoch included.
+A resumed run ends with the same bits as one that was never interrupted: last.pt also holds the random numbers
+of each rank and the place within the epoch.
 """
 
 import math
@@ -43,20 +37,14 @@ from utils.signals import StopRequest
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Photos of the test cache with a teacher's labels as masks, and the epochs that train on them.
-
-    full: every epoch. half: the first half of the epochs; the second half trains on clean labels only.
-    pretrain: the first half trains on pseudo-labels only, the second on clean labels only, each with its
-    own warm-up and schedule of the learning rate.
+    """Photos of the test cache with a teacher's labels as masks, and the epochs that train on them: all
+    (full), the first half, or (pretrain) the first half, on them alone, each half with a learning rate
+    schedule of its own.
     """
 
     cache: Cache
     schedule: Literal['full', 'half', 'pretrain']
     held_out: str | None  # hash of the photos whose labels neither a teacher nor its own teachers saw
-
-    def used_in(self, epoch: int, epochs: int) -> bool:
-        """Tell whether an epoch, counted from 0, trains on them."""
-        return self.schedule == 'full' or epoch < epochs // 2
 
 
 @dataclass(frozen=True)
@@ -83,33 +71,31 @@ class Trainer:
         folder: Path | None = None,
         stop: StopRequest | None = None,
     ) -> None:
-        """Set up the training; checkpoints go into `folder`, which only rank 0 has."""
+        """Checkpoints go into `folder`, which only rank 0 has."""
         self.cfg, self.ranks, self.data, self.folder = cfg, ranks, data, folder
-        self.stop = StopRequest() if stop is None else stop
+        self.stop = stop or StopRequest()
         self.pseudo_schedule = data.pseudo.schedule if data.pseudo else 'none'
         if ranks.sync_bn(cfg):
             model = convert_sync_batchnorm(model)  # timm's: torch's drops the activation of BatchNormAct2d
-        memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
-        self.model = model.to(ranks.device, memory_format=memory_format)
+        self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
+        self.model = model.to(ranks.device, memory_format=self.memory_format)
         self.ema = ModelEmaV3(self.model, decay=cfg.ema, use_warmup=True) if cfg.ema else None
         self.swa_epochs = math.ceil(cfg.swa * cfg.epochs - 1e-9)  # .7 * 10 is above 7
         self.swa = AveragedModel(self.model) if self.swa_epochs else None
         self.optimizer = build_optimizer(self.model, cfg)
-        self.scaler = torch.amp.GradScaler(
-            ranks.device.type, enabled=amp_dtype(cfg, ranks.device) == torch.float16
-        )
+        fp16 = amp_dtype(cfg, ranks.device) == torch.float16
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=fp16)
         self.forward = torch.compile(self.model) if cfg.compile else self.model
         if ranks.world > 1:
-            self.forward = DistributedDataParallel(
-                self.forward, device_ids=[ranks.device] if ranks.device.type == 'cuda' else None
-            )
+            devices = [ranks.device] if ranks.device.type == 'cuda' else None
+            self.forward = DistributedDataParallel(self.forward, device_ids=devices)
         pseudo_cache = data.pseudo.cache if data.pseudo else None
         self.samples = TrainingSet(cfg, data.cache, data.train_rows, model.fill, pseudo_cache)
         self.sampler = EpochSampler(cfg.batch_size, cfg.seed, ranks.rank, ranks.world)
         self.loader = make_loader(self.samples, cfg.workers, batch_sampler=self.sampler)
         self.total_steps = self.steps_in(range(cfg.epochs))
-        pretrain_epochs = range(cfg.epochs // 2 if self.pseudo_schedule == 'pretrain' else 0)
-        self.pretrain_steps = self.steps_in(pretrain_epochs)
+        pretrain_epochs = cfg.epochs // 2 if self.pseudo_schedule == 'pretrain' else 0
+        self.pretrain_steps = self.steps_in(range(pretrain_epochs))
         self.epoch = self.step = 0  # done so far
         self.best, self.best_epoch = math.nan, -1
         self.batch, self.total = 0, 0.0  # done of the current epoch: batches, and the sum of their losses
@@ -128,10 +114,10 @@ class Trainer:
 
     def positions_in(self, epoch: int) -> range:
         """Return the positions that an epoch draws from; pseudo-labelled photos are the last ones."""
-        clean, pseudo = len(self.data.train_rows), self.data.pseudo
-        if pseudo is None or not pseudo.used_in(epoch, self.cfg.epochs):
+        clean, schedule = len(self.data.train_rows), self.pseudo_schedule
+        if schedule == 'none' or (schedule != 'full' and epoch >= self.cfg.epochs // 2):
             return range(clean)
-        return range(clean if pseudo.schedule == 'pretrain' else 0, len(self.samples))
+        return range(clean if schedule == 'pretrain' else 0, len(self.samples))
 
     def batches_in(self, epochs: range) -> list[int]:
         """Count the batches of each of the epochs."""
@@ -146,15 +132,8 @@ class Trainer:
         quiet = not self.ranks.is_main
         return Bar(quiet=quiet, desc='train', unit='step', total=self.total_steps, initial=self.step)
 
-    def epochs(self) -> range:
-        """Return the epochs that are left to train, counted from 0."""
-        return range(self.epoch, self.cfg.epochs)
-
     def train_epoch(self, epoch: int, bar: Bar) -> float:
-        """Train for one epoch, or the rest of it after a resume, and return its mean loss.
-
-        Raises CheckFailed if the loss is not finite, and Interrupted, after a checkpoint, if asked to stop.
-        """
+        """Train for the rest of an epoch; return its mean loss. Raises CheckFailed and Interrupted."""
         bar.set_description_str(f'epoch {epoch + 1}/{self.cfg.epochs}', refresh=False)
         for _ in self.steps(epoch):
             self.save_or_stop()
@@ -179,10 +158,10 @@ class Trainer:
             loss = self.compute_loss(images, masks)
             value = loss.item()
             if not math.isfinite(value):
+                place = f'epoch {epoch + 1}, batch {number + 1}'
                 names = ', '.join(self.samples.name(position) for position in positions.tolist())
                 raise CheckFailed(
-                    f'loss is {value} in epoch {epoch + 1}, batch {number + 1}, on {names}; try a lower lr, '
-                    'clip_norm=1 or amp=off'
+                    f'loss is {value} in {place}, on {names}; try a lower lr, clip_norm=1 or amp=off'
                 )
             self.scaler.scale(loss / min(accumulate, len(self.sampler) - first)).backward()
             self.total += value
@@ -195,32 +174,23 @@ class Trainer:
         """Point the loader at an epoch, and log which photos it trains on if that has changed."""
         positions = self.positions_in(epoch)
         if self.data.pseudo and (epoch == 0 or positions != self.positions_in(epoch - 1)):
-            pseudo_labelled = max(0, positions.stop - len(self.data.train_rows))
-            log.info(
-                f'epoch {epoch + 1}: training on {len(positions)} photos, {pseudo_labelled} pseudo-labelled'
-            )
+            count = max(0, positions.stop - len(self.data.train_rows))
+            log.info(f'epoch {epoch + 1}: training on {len(positions)} photos, {count} pseudo-labelled')
         self.sampler.set_epoch(epoch, positions, start=self.batch)
         self.model.train()
 
     def compute_loss(self, images: Tensor, masks: Tensor) -> Tensor:
         """Return the loss of (N, 3, C, C) uint8 images and their (N, C, C) masks."""
-        device = self.ranks.device
-        with autocast(self.cfg, device):
+        cfg, device = self.cfg, self.ranks.device
+        with autocast(cfg, device):
             outputs = self.forward(self.prepare(images))
-        return segmentation_loss(
-            outputs,
-            masks.to(device, non_blocking=True),
-            self.model.loss_weights,
-            self.cfg.loss,
-            label_smoothing=self.cfg.label_smoothing,
-            class_weights=self.cfg.class_weights,
-        )
+        masks = masks.to(device, non_blocking=True)
+        options = {'label_smoothing': cfg.label_smoothing, 'class_weights': cfg.class_weights}
+        return segmentation_loss(outputs, masks, self.model.loss_weights, cfg.loss, **options)
 
     def end_epoch(self, score: float, swa_score: float | None = None) -> None:
-        """Save best.pt if a model is the best so far, and last.pt; raise Interrupted if asked to stop.
-
-        Takes the validation mIoU of the averaged model and, after the last epoch, that of finish_swa's; nan
-        if there are no validation photos.
+        """Save last.pt, and best.pt if a model is the best so far; raise Interrupted if asked to stop. Takes
+        the validation mIoU, nan without one, of the averaged model and, if there is one, of finish_swa's.
         """
         self._score = score
         if self.ranks.is_main:
@@ -253,8 +223,7 @@ class Trainer:
     def prepare(self, images: Tensor) -> Tensor:
         """Normalise (N, 3, C, C) uint8 images on the model's device, in its memory format."""
         images = normalize(images.to(self.ranks.device, non_blocking=True), self.model.mean, self.model.std)
-        memory_format = torch.channels_last if self.cfg.channels_last else torch.contiguous_format
-        return images.contiguous(memory_format=memory_format)
+        return images.contiguous(memory_format=self.memory_format)
 
     def update(self) -> None:
         """Step the optimizer at the learning rate of this iteration."""
@@ -276,13 +245,10 @@ class Trainer:
         self.step += 1
 
     def finish_swa(self) -> SegModel | None:
-        """Return the average of the last epochs' weights after the last epoch; None before, or without SWA.
-
-        Its BatchNorm statistics are taken over one more epoch of training samples (Izmailov et al.,
-        arXiv:1803.05407, section 3.2).
-        """
+        """Return the mean of the last epochs' weights, or None before the end (SWA, arXiv:1803.05407)."""
         if self.swa is None or self.epoch < self.cfg.epochs:
             return None
+        # one more epoch for its BatchNorm statistics
         self.sampler.set_epoch(self.cfg.epochs, range(len(self.data.train_rows)))
         inputs = (self.prepare(images) for images, *_ in self.loader)
         with autocast(self.cfg, self.ranks.device):
@@ -311,9 +277,11 @@ class Trainer:
         """Save last.pt, with the score of the last whole epoch; all ranks have to call it."""
         ranks = self.ranks
         cuda = ranks.device.type == 'cuda'
-        cpu_rng = ranks.gather(torch.get_rng_state())
-        cuda_rng = ranks.gather(torch.cuda.get_rng_state()) if cuda else None
-        totals = ranks.gather(torch.tensor(self.total, dtype=torch.float64))
+        by_rank = {
+            'totals': ranks.gather(torch.tensor(self.total, dtype=torch.float64)),
+            'cpu_rng': ranks.gather(torch.get_rng_state()),
+            'cuda_rng': ranks.gather(torch.cuda.get_rng_state()) if cuda else None,
+        }
         self.saved_at = time.monotonic()
         if not ranks.is_main:
             return
@@ -322,13 +290,8 @@ class Trainer:
             'ema': self.ema.module.state_dict() if self.ema else None,
             'swa': self.swa.state_dict() if self.swa else None,
             'scaler': self.scaler.state_dict(),
-            'step': self.step,
-            'best': self.best,
-            'best_epoch': self.best_epoch,
-            'batch': self.batch,
-            'totals': totals,
-            'cpu_rng': cpu_rng,
-            'cuda_rng': cuda_rng,
+            **{key: getattr(self, key) for key in ('step', 'best', 'best_epoch', 'batch')},
+            **by_rank,
             'pseudo_schedule': self.pseudo_schedule,
         }
         content = {'model': self.model.state_dict(), **self.metadata(self._score), 'resume': resume}
@@ -344,10 +307,8 @@ class Trainer:
             raise BadInput(f'{path}: was trained with other folds or teachers; start again with --overwrite')
         schedule = state.get('pseudo_schedule', self.pseudo_schedule)
         if schedule != self.pseudo_schedule:
-            raise BadInput(
-                f'{path}: was trained with the schedule {schedule} of pseudo-labels, '
-                f'now {self.pseudo_schedule}; start again with --overwrite'
-            )
+            schedules = f'the schedule {schedule} of pseudo-labels, now {self.pseudo_schedule}'
+            raise BadInput(f'{path}: was trained with {schedules}; start again with --overwrite')
         load_model_state(self.model, checkpoint['model'], path)
         if self.ema is not None:
             load_model_state(self.ema.module, state['ema'], path)
@@ -368,8 +329,8 @@ class Trainer:
         rank, world = self.ranks.rank, len(state['cpu_rng'])
         if world != self.ranks.world:
             self.total = float(state['totals'].sum()) / self.ranks.world
-            counts = f'{world} ranks, now {self.ranks.world}'
-            log.info(f'the checkpoint is of {counts}: the run goes on, but not to the bit')
+            now = self.ranks.world
+            log.info(f'the checkpoint is of {world} ranks, now {now}: the run goes on, but not to the bit')
             return
         self.total = float(state['totals'][rank])
         torch.set_rng_state(state['cpu_rng'][rank].clone())  # torch misreads a slice of a tensor

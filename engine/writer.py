@@ -1,10 +1,8 @@
 """Write the files of one prediction, which all ranks fill together: <split>.csv and <split>_probs.npy.
 
-    with Predictions(folder, 'test', names, cfg, save_probs, ranks) as predictions:
-        for position in ranks.shard(len(names)):
-            predictions.write(position, mask, probs)
-
-Both files are written whole or not at all.
+with Predictions(folder, 'test', names, cfg, save_probs, ranks) as predictions:
+    for position in ranks.shard(len(names)):
+        predictions.write(position, mask, probs)
 """
 
 from contextlib import ExitStack
@@ -21,10 +19,8 @@ from utils.files import allocate_array, lock, remove_partials
 
 
 class Predictions:
-    """The masks, and the probabilities if they are asked for, of the photos `names` in this order.
-
-    They are collected in memory-mapped files: any rank can write any photo, and none holds all of them.
-    Raises BadInput if another process writes the same files.
+    """The masks and, if asked for, the probabilities of the photos `names`, in memory-mapped files that all
+    ranks write to. Raises BadInput if another process writes the same files.
     """
 
     def __init__(
@@ -45,23 +41,23 @@ class Predictions:
             stack.callback(self.remove_files)
             if self.ranks.is_main:
                 remove_partials(self.folder, f'{self.split}.csv')
-            self.arrays = {
-                key: open_shared(path, self.shapes[key], self.ranks) for key, path in self.files.items()
-            }
+            self.arrays = {key: self.open_shared(path, self.shapes[key]) for key, path in self.files.items()}
             self.stack = stack.pop_all()
         return self
 
-    def write(self, position: int, mask: np.ndarray, probs: torch.Tensor | np.ndarray | None) -> None:
-        """Write the (256, 256) mask of a photo and, with save_probs, its probabilities.
+    def open_shared(self, path: Path, shape: tuple[int, ...]) -> np.memmap:
+        """Open a uint8 array in a file that all ranks write to; rank 0 creates it with zeros."""
+        return self.ranks.main_process_first(
+            lambda: allocate_array(path, np.uint8, shape), lambda: np.lib.format.open_memmap(path, 'r+')
+        )
 
-        Those are a (K, B, B) tensor, or a (K, 256, 256) uint8 array that was saved before.
-        """
+    def write(self, position: int, mask: np.ndarray, probs: torch.Tensor | np.ndarray | None) -> None:
+        """Write a photo's mask (256, 256) and probabilities: a (K, B, B) tensor, or bytes (K, 256, 256)."""
         self.arrays['masks'][position] = mask
         self.seen[position] += 1
         if 'probs' in self.arrays:
-            self.arrays['probs'][position] = (
-                probs_to_bytes(probs) if isinstance(probs, torch.Tensor) else probs
-            )
+            content = probs_to_bytes(probs) if isinstance(probs, torch.Tensor) else probs
+            self.arrays['probs'][position] = content
 
     def __exit__(self, *error) -> None:
         with self.stack:
@@ -89,10 +85,3 @@ class Predictions:
                 writer.write(name, mask)
         if 'probs' in self.files:
             self.files['probs'].replace(probs_path)
-
-
-def open_shared(path: Path, shape: tuple[int, ...], ranks: Ranks) -> np.memmap:
-    """Open a uint8 array in a file that all ranks write to; rank 0 creates it with zeros."""
-    return ranks.main_process_first(
-        lambda: allocate_array(path, np.uint8, shape), lambda: np.lib.format.open_memmap(path, 'r+')
-    )

@@ -1,8 +1,5 @@
 """Encoders: networks of timm and smp without their classifiers; images in, a list of features out.
 
-    encoder = TimmEncoder('convnext_xlarge.fb_in22k', drop_path=0.4, image_size=512)
-    feats = encoder(images)     # strides 4, 8, 16 and 32, finest first; four of stride 16 for a plain ViT
-
 Shapes: N batch, H W input, C_i channels of the feature of stride s_i.
 """
 
@@ -20,10 +17,9 @@ PLAIN_VITS = ('vit_', 'deit', 'beit', 'eva')  # timm's families with one stride,
 
 
 class TwinsEncoder(nn.Module):
-    """timm's Twins with a LayerNorm after each stage, as its authors have it for segmentation
-    (arXiv:2104.13840); timm has one after the last stage alone. Both the head and the next stage read its
-    output. If a map is not a multiple of the window, timm pads it with zeros; mmsegmentation masks the
-    padding, too.
+    """timm's Twins with a LayerNorm after each stage, which the head and the next stage read, as its authors
+    have it for segmentation (arXiv:2104.13840). timm pads a map to a multiple of the window with zeros;
+    mmsegmentation masks the padding, too.
     """
 
     fixed_size, is_plain = None, False
@@ -53,11 +49,10 @@ class TwinsEncoder(nn.Module):
 
 
 class TimmEncoder(nn.Module):
-    """A network of timm, and its features of strides 4, 8, 16 and 32 (none above output_stride), or those of
-    four blocks of a plain ViT; channels first, finest first.
+    """A network of timm that gives features of strides 4, 8, 16 and 32 (none above output_stride), or those
+    of four blocks of a plain ViT. Raises BadInput if timm lacks the model, or it has other strides.
 
     fixed_size: the one input size that it takes, or None if it takes any multiple of 32.
-    Raises BadInput if timm does not have the model, or if the model has other strides.
     """
 
     def __init__(
@@ -66,7 +61,7 @@ class TimmEncoder(nn.Module):
         drop_path: float,
         image_size: int,
         output_stride: int = 32,
-        blocks: tuple[int, ...] | None = None,
+        blocks: tuple | None = None,
     ) -> None:
         super().__init__()
         self.is_plain = name.startswith(PLAIN_VITS)
@@ -84,17 +79,15 @@ class TimmEncoder(nn.Module):
                 options['out_indices'] = block_indices(name, blocks)
             self.model = timm.create_model(name, features_only=True, **options)
         except (TypeError, RuntimeError, AttributeError, AssertionError) as error:
-            raise BadInput(
-                f"config key 'encoder': {name} cannot be built as an encoder: {one_line(error)}"
-            ) from None
+            message = f"config key 'encoder': {name} cannot be built as an encoder: {one_line(error)}"
+            raise BadInput(message) from None
         for module in self.modules():  # HRNet's branches meet bilinearly in segmentation (arXiv:1908.07919)
             if name.startswith('hrnet') and isinstance(module, nn.Upsample):
                 module.mode, module.align_corners = 'bilinear', False
         self.fixed_size = image_size if 'img_size' in options and name.startswith('beit') else None
-        self.indices = feature_indices(
-            name, self.model.feature_info.reduction(), output_stride, self.is_plain
-        )
-        self.channels = [self.model.feature_info.channels()[i] for i in self.indices]
+        info = self.model.feature_info
+        self.indices = feature_indices(name, info.reduction(), output_stride, self.is_plain)
+        self.channels = [info.channels()[i] for i in self.indices]
         self.channels_first = str(getattr(self.model, 'output_fmt', 'NCHW')).endswith('NCHW')
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -108,18 +101,14 @@ class TimmEncoder(nn.Module):
 
 def timm_cfg(name: str):
     """Return timm's record of a model's published weights; None if timm lacks the model or the tag."""
-    if not timm.is_model(name):
-        return None
     try:
-        return timm.models.get_pretrained_cfg(name)
+        return timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
     except RuntimeError:  # timm has the model, but no such tag of weights
         return None
 
 
 def build_options(name: str, image_size: int) -> dict:
-    """Return the options with which timm.create_model builds a model for images of image_size and, if it can,
-    of other sizes. Raises BadInput if timm does not have the model.
-    """
+    """Return timm.create_model's options for image_size and, if it can, other sizes. Raises BadInput."""
     pretrained_cfg = timm_cfg(name)
     if pretrained_cfg is None:
         similar = ', '.join(timm.list_models(f'*{name.split(".")[0][:8]}*')[:3])
@@ -133,7 +122,7 @@ def build_options(name: str, image_size: int) -> dict:
 
 
 def block_indices(name: str, blocks: tuple[int, ...] | None) -> list[int]:
-    """Turn a plain ViT's block numbers, from 1, into indices, from 0; by default the last of each quarter."""
+    """Turn block numbers of a plain ViT, from 1, into indices; by default the last block of each quarter."""
     with torch.device('meta'):
         depth = len(timm.create_model(name).blocks)
     if blocks is None:
@@ -167,11 +156,6 @@ def is_smp_encoder(name: str) -> bool:
     return timm_cfg(name) is None and name in smp.encoders.encoders
 
 
-def smp_encoder_name(name: str) -> str:
-    """Return smp's name of an encoder: timm's with a prefix, or smp's own if timm lacks it."""
-    return f'tu-{name}' if timm_cfg(name) else name
-
-
 def checkpoint_gradients(encoder: nn.Module, name: str) -> None:
     """Let an encoder recompute its activations in the backward pass. Raises BadInput if it cannot."""
     inner = getattr(encoder, 'model', encoder)
@@ -179,6 +163,5 @@ def checkpoint_gradients(encoder: nn.Module, name: str) -> None:
     try:
         inner.set_grad_checkpointing(True)
     except (AttributeError, AssertionError):
-        raise BadInput(
-            f"config key 'grad_checkpointing': the encoder {name} cannot do it; remove the key"
-        ) from None
+        message = f"config key 'grad_checkpointing': the encoder {name} cannot do it; remove the key"
+        raise BadInput(message) from None

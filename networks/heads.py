@@ -4,9 +4,7 @@
     outputs = head(feats)       # a list of logits, the main one last, in training and evaluation alike
     head.loss_weights           # one number an output, for losses.segmentation_loss
 
-Each head gives the same numbers as mmsegmentation 1.2.2 with the same weights, which mmseg.py renames. The
-papers: FCN arXiv:1411.4038, pyramid pooling (PSPNet) arXiv:1612.01105, UPerNet arXiv:1807.10221, K-Net
-arXiv:2106.14855, HRNet arXiv:1908.07919, OCR arXiv:1909.11065, SETR arXiv:2012.15840.
+Each head gives the same numbers as mmsegmentation 1.2.2 with the same weights, which mmseg.py renames.
 
 Shapes: N batch, K classes, C channels of the head, C_i channels of feature i, h w the finest size: H/4, W/4.
 feats: finest first, (N, C_i, h / 2^i, w / 2^i); for SETR all of one size.
@@ -23,7 +21,7 @@ from networks.mask2former import Mask2Former
 
 
 class FCN(Head):
-    """Convolutions on one feature, then the classifier; a main head, or an auxiliary one.
+    """FCN (arXiv:1411.4038): convolutions on one feature, then the classifier; a main head, or an auxiliary.
 
     index: the feature that it reads; None joins all of them at the finest size.
     concat_input: add a convolution that reads the feature together with the output of the others.
@@ -58,42 +56,32 @@ class FCN(Head):
 
 
 class FCNHRNet(FCN):
-    """HRNet's head: all features joined, one 1x1 convolution; the paper has sum(in_channels) channels."""
+    """HRNet's head (arXiv:1908.07919): all features joined, and one 1x1 convolution."""
 
     def __init__(
         self, in_channels: list[int], num_classes: int, *, channels: int = 720, dropout: float = 0.0
     ) -> None:
-        super().__init__(
-            in_channels,
-            num_classes,
-            channels=channels,
-            dropout=dropout,
-            num_convs=1,
-            kernel_size=1,
-            concat_input=False,
-            index=None,
-        )
+        options = {'num_convs': 1, 'kernel_size': 1, 'concat_input': False, 'index': None}
+        super().__init__(in_channels, num_classes, channels=channels, dropout=dropout, **options)
 
 
 class PyramidPooling(nn.Module):
-    """PSPNet's pooling: join a feature and its averages over coarse grids, and fuse them to C channels."""
+    """Join a feature and its averages over coarse grids, and fuse them (PSPNet, arXiv:1612.01105)."""
 
-    def __init__(self, in_channels: int, channels: int, grids: tuple[int, ...] = (1, 2, 3, 6)) -> None:
+    grids = (1, 2, 3, 6)
+
+    def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.grids = grids
-        self.branches = nn.ModuleList([ConvBlock(in_channels, channels) for _ in grids])
-        self.fuse = ConvBlock(in_channels + len(grids) * channels, channels, 3)
+        self.branches = nn.ModuleList([ConvBlock(in_channels, channels) for _ in self.grids])
+        self.fuse = ConvBlock(in_channels + len(self.grids) * channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = [
-            branch(F.adaptive_avg_pool2d(x, grid))
-            for branch, grid in zip(self.branches, self.grids, strict=True)
-        ]
-        return self.fuse(join([x, *pooled]))
+        pairs = zip(self.branches, self.grids, strict=True)
+        return self.fuse(join([x, *(branch(F.adaptive_avg_pool2d(x, grid)) for branch, grid in pairs)]))
 
 
 class UPerNet(Head):
-    """Pyramid pooling on the coarsest feature, a feature pyramid down to the finest, and all levels fused."""
+    """UPerNet (arXiv:1807.10221): pyramid pooling, a feature pyramid down to the finest, all levels fused."""
 
     def __init__(
         self, in_channels: list[int], num_classes: int, *, channels: int = 512, dropout: float = 0.1
@@ -133,21 +121,17 @@ class KernelUpdater(nn.Module):
     def __init__(self, channels: int, activation: type[nn.Module]) -> None:
         super().__init__()
 
-        def gate() -> nn.Sequential:
-            return nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels), nn.Sigmoid())
+        def project(activation: type[nn.Module]) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels), activation())
 
         self.group_proj = nn.Linear(channels, 2 * channels)
         self.kernel_proj = nn.Linear(channels, 2 * channels)
-        self.group_gate = gate()
-        self.kernel_gate = gate()
-        self.group_norm = nn.LayerNorm(channels)
-        self.kernel_norm = nn.LayerNorm(channels)
-        self.out = nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels), activation())
+        self.group_gate, self.kernel_gate = project(nn.Sigmoid), project(nn.Sigmoid)
+        self.group_norm, self.kernel_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.out = project(activation)
 
     def forward(self, groups: Tensor, kernels: Tensor) -> Tensor:
-        """groups (N, M, channels), the summed features of each kernel's pixels, and kernels (N, M, channels)
-        → new kernels (N, M, channels).
-        """
+        """Return new kernels from the summed features of each one's pixels; all are (N, M, channels)."""
         group_in, group_out = self.group_proj(groups).chunk(2, dim=-1)
         kernel_in, kernel_out = self.kernel_proj(kernels).chunk(2, dim=-1)
         product = group_in * kernel_in
@@ -175,12 +159,8 @@ class KernelStage(nn.Module):
             nn.Linear(channels, ffn_channels), activation(), nn.Linear(ffn_channels, channels)
         )
         self.ffn_norm = nn.LayerNorm(channels)
-        self.to_mask_kernel = nn.Sequential(
-            nn.Linear(channels, channels, bias=False),
-            nn.LayerNorm(channels),
-            nn.ReLU(),
-            nn.Linear(channels, channels),
-        )
+        first, last = nn.Linear(channels, channels, bias=False), nn.Linear(channels, channels)
+        self.to_mask_kernel = nn.Sequential(first, nn.LayerNorm(channels), nn.ReLU(), last)
         for weight in self.parameters():
             if weight.dim() > 1:
                 nn.init.xavier_uniform_(weight)
@@ -210,10 +190,8 @@ class KernelStage(nn.Module):
 
 
 class KNet(Head):
-    """K-Net over UPerNet: the classifier's rows are kernels, one a class; each stage fits them to the image.
-
-    Outputs: UPerNet's own, then one a stage. The paper has 512 channels, and 2048 in the feed-forward layers.
-    Raises ValueError for channels that cannot be divided, and for an unknown activation.
+    """K-Net (arXiv:2106.14855) over UPerNet: the classifier's rows are kernels, one a class, and each stage
+    fits them to the image. Outputs: UPerNet's own, then one a stage. Raises ValueError.
     """
 
     def __init__(
@@ -230,25 +208,17 @@ class KNet(Head):
         activation: str = 'gelu',
     ) -> None:
         if channels % attention_heads or channels % split:
-            raise ValueError(
-                f'K-Net: found {channels} channels, expected a multiple of {attention_heads} and {split}'
-            )
+            divisors = f'{attention_heads} and {split}'
+            raise ValueError(f'K-Net: found {channels} channels, expected a multiple of {divisors}')
         if activation not in ACTIVATIONS:
-            raise ValueError(
-                f'K-Net: found activation {activation!r}, expected one of {", ".join(ACTIVATIONS)}'
-            )
+            expected = ', '.join(ACTIVATIONS)
+            raise ValueError(f'K-Net: found activation {activation!r}, expected one of {expected}')
         super().__init__()
         self.loss_weights = (1.0,) * (1 + stages)
         self.upernet = UPerNet(in_channels, num_classes, channels=channels, dropout=dropout)
+        sizes = {'heads': attention_heads, 'ffn_channels': ffn_ratio * channels, 'split': split}
         self.stages = nn.ModuleList(
-            KernelStage(
-                channels,
-                heads=attention_heads,
-                ffn_channels=ffn_ratio * channels,
-                split=split,
-                activation=ACTIVATIONS[activation],
-            )
-            for _ in range(stages)
+            KernelStage(channels, **sizes, activation=ACTIVATIONS[activation]) for _ in range(stages)
         )
 
     def forward(self, feats: list[Tensor]) -> list[Tensor]:
@@ -267,10 +237,8 @@ class KNet(Head):
 
 
 class OCR(Head):
-    """Object-contextual representations: pixels attend to the mean features of the classes in a coarse map.
-
-    Outputs: the coarse map, and the main one. coarse_channels is the width of the coarse map (the paper has
-    sum(in_channels)), coarse_weight the weight of its loss.
+    """Object-contextual representations (arXiv:1909.11065): pixels attend to the mean features of the classes
+    in a coarse map. Outputs: the coarse map, whose loss has coarse_weight, and the main one.
     """
 
     def __init__(
@@ -318,10 +286,7 @@ class OCR(Head):
 
 
 class SETR(Head):
-    """SETR's naive decoder of a plain ViT: LayerNorm, a 1x1 convolution, upsampling by `scale`.
-
-    index: the feature that it reads, the last one by default.
-    """
+    """SETR's naive decoder (arXiv:2012.15840) of feature `index`: LayerNorm, 1x1 convolution, 4x larger."""
 
     def __init__(
         self,
@@ -331,11 +296,9 @@ class SETR(Head):
         channels: int = 256,
         dropout: float = 0.0,
         index: int = -1,
-        scale: int = 4,
     ) -> None:
         super().__init__()
         self.index = index
-        self.scale = scale
         self.norm = nn.LayerNorm(in_channels[index], eps=1e-6)
         self.conv = ConvBlock(in_channels[index], channels)
         self.classifier = Classifier(channels, num_classes, dropout)
@@ -343,7 +306,7 @@ class SETR(Head):
     def forward(self, feats: list[Tensor]) -> list[Tensor]:
         x = self.norm(feats[self.index].permute(0, 2, 3, 1))  # (N, h, w, C_i)
         x = self.conv(x.permute(0, 3, 1, 2))
-        return [self.classifier(resize(x, (self.scale * x.shape[2], self.scale * x.shape[3])))]
+        return [self.classifier(resize(x, (4 * x.shape[2], 4 * x.shape[3])))]
 
 
 HEADS: dict[str, type[Head]] = {

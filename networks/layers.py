@@ -11,10 +11,7 @@ from torch import Tensor, nn
 
 
 def resize(x: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
-    """Resize a map to (H, W), bilinear, corners not aligned; return it as it is if the size is right.
-
-    antialias: average the pixels when the map shrinks, as photos and probabilities should be.
-    """
+    """Resize a map to (H, W), bilinear, corners not aligned; antialias averages pixels when it shrinks."""
     if x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, size=size, mode='bilinear', align_corners=False, antialias=antialias)
@@ -59,9 +56,7 @@ class Classifier(nn.Sequential):
 
 
 class FeaturePyramid(nn.Module):
-    """Features of strides 4, 8, 16 and 32 from four features of a plain ViT, as in BEiT (arXiv:2106.08254):
-    (N, C, H/16, W/16) each → (N, C, H/4, W/4), ..., (N, C, H/32, W/32).
-    """
+    """Features of strides 4, 8, 16 and 32 from four of a plain ViT's stride 16 (BEiT, arXiv:2106.08254)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -80,25 +75,20 @@ class FeaturePyramid(nn.Module):
 
 
 class FeatureNorms(nn.Module):
-    """A LayerNorm over the channels of each feature. Swin (arXiv:2103.14030) and ConvNeXt (arXiv:2201.03545)
-    come with a norm after the last stage alone; mmsegmentation adds these too.
-    """
+    """A LayerNorm over the channels of each feature, as mmsegmentation adds them to Swin and ConvNeXt."""
 
     def __init__(self, channels: list[int], eps: float) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps) for width in channels)
 
     def forward(self, feats: list[Tensor]) -> list[Tensor]:
-        feats = [feat.permute(0, 2, 3, 1) for feat in feats]  # (N, h_i, w_i, C_i)
-        feats = [norm(feat) for norm, feat in zip(self.norms, feats, strict=True)]
-        return [feat.permute(0, 3, 1, 2) for feat in feats]
+        pairs = zip(self.norms, feats, strict=True)  # a norm reads (N, h_i, w_i, C_i)
+        return [norm(feat.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, feat in pairs]
 
 
 class Head(nn.Module):
-    """The contract of every head: features in, a list of logits out, the same in training and evaluation.
-
-    A subclass implements forward(feats) → list of (N, K, h, w), the main one last. `loss_weights` holds one
-    number an output.
+    """The contract of every head: features in, a list of logits (N, K, h, w) out, the main one last, the same
+    in training and evaluation. `loss_weights` holds one number an output.
     """
 
     loss_weights: Sequence[float] = (1.0,)

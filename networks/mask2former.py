@@ -6,12 +6,10 @@
     loss = set_loss(outputs[-1], mask_to_segments(mask))
 
 The pixel decoder is Deformable DETR's (arXiv:2010.04159), with its sampling in plain PyTorch. With the same
-weights, outputs and loss are those of Mask2Former in transformers. The order here is the paper's: pixel
-decoder, transformer decoder, loss.
+weights, outputs and loss are those of Mask2Former in transformers.
 
-Shapes: N batch, K classes, Q queries, C channels, h w the finest size, h_i w_i the size of level i, L pixels
-of all levels, A attention heads, P points, T segments of an image, M matched pairs of a batch. The levels are
-the strides 32, 16 and 8, in this order.
+Shapes: N batch, K classes, Q queries, C channels, h w the finest size, h_i w_i the size of level i (strides
+32, 16, 8), L pixels of all levels, A attention heads, P points, T segments of an image, M matched pairs.
 """
 
 import math
@@ -26,6 +24,7 @@ from metrics import IGNORED
 from networks.layers import Head, resize, safe_divide
 
 LEVELS = 3
+ATTENTION_HEADS = 8
 GROUPS = 32  # of a GroupNorm
 LOSS_WEIGHTS = {'class': 2.0, 'mask': 5.0, 'dice': 5.0}  # the same in the matching and in the loss
 NO_OBJECT_WEIGHT = 0.1  # the weight of the class "none" in the cross entropy
@@ -52,10 +51,7 @@ class Queries(NamedTuple):
 
 
 class Mask2Former(Head):
-    """Queries attend to the pixels of one level after another, each inside the mask that it last proposed.
-
-    Raises ValueError for channels that are not a multiple of 32.
-    """
+    """Queries attend to the pixels of one level after another, each inside the mask that it last proposed."""
 
     def __init__(
         self,
@@ -66,32 +62,20 @@ class Mask2Former(Head):
         queries: int = 100,
         encoder_layers: int = 6,
         decoder_layers: int = 9,
-        attention_heads: int = 8,
-        encoder_ffn: int | None = None,
-        decoder_ffn: int | None = None,
     ) -> None:
-        if channels % GROUPS or channels % attention_heads:
+        if channels % GROUPS:
             raise ValueError(f'Mask2Former: found {channels} channels, expected a multiple of {GROUPS}')
         super().__init__()
         self.loss_weights = (1.0,) * (decoder_layers + 1)
-        self.pixels = PixelDecoder(
-            in_channels, channels, encoder_layers, attention_heads, encoder_ffn or 4 * channels
-        )
+        self.pixels = PixelDecoder(in_channels, channels, encoder_layers)
         self.level = nn.Embedding(LEVELS, channels)
         self.query = nn.Embedding(queries, channels)
         self.query_position = nn.Embedding(queries, channels)
-        self.layers = nn.ModuleList(
-            QueryLayer(channels, attention_heads, decoder_ffn or 8 * channels) for _ in range(decoder_layers)
-        )
+        self.layers = nn.ModuleList(QueryLayer(channels) for _ in range(decoder_layers))
         self.norm = nn.LayerNorm(channels)
         self.to_class = nn.Linear(channels, num_classes + 1)
-        self.to_mask = nn.Sequential(
-            nn.Linear(channels, channels),
-            nn.ReLU(),
-            nn.Linear(channels, channels),
-            nn.ReLU(),
-            nn.Linear(channels, channels),
-        )
+        linears = [nn.Linear(channels, channels) for _ in range(3)]
+        self.to_mask = nn.Sequential(linears[0], nn.ReLU(), linears[1], nn.ReLU(), linears[2])
 
     def forward(self, feats: list[Tensor]) -> list[Queries]:
         levels, pixels = self.pixels(feats)
@@ -121,11 +105,10 @@ class Mask2Former(Head):
 class PixelDecoder(nn.Module):
     """Deformable attention over the strides 32, 16 and 8, then one top-down step to stride 4.
 
-    feats (N, C_i, h / 2^i, w / 2^i), finest first → levels (N, C, h_i, w_i) of the strides 32, 16 and 8, and
-    the embeddings of the pixels (N, C, h, w).
+    feats (N, C_i, h / 2^i, w / 2^i), finest first → levels (N, C, h_i, w_i) and pixels (N, C, h, w).
     """
 
-    def __init__(self, in_channels: list[int], channels: int, layers: int, heads: int, ffn: int) -> None:
+    def __init__(self, in_channels: list[int], channels: int, layers: int) -> None:
         super().__init__()
         finest, *coarser = in_channels
         self.projections = nn.ModuleList(
@@ -133,22 +116,16 @@ class PixelDecoder(nn.Module):
             for width in coarser[::-1]
         )
         self.level = nn.Parameter(torch.randn(LEVELS, channels))
-        self.layers = nn.ModuleList(PixelLayer(channels, heads, ffn) for _ in range(layers))
-        self.lateral = nn.Sequential(
-            nn.Conv2d(finest, channels, 1, bias=False), nn.GroupNorm(GROUPS, channels)
-        )
-        self.smooth = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.GroupNorm(GROUPS, channels),
-            nn.ReLU(),
-        )
+        self.layers = nn.ModuleList(PixelLayer(channels) for _ in range(layers))
+        lateral = nn.Conv2d(finest, channels, 1, bias=False)
+        self.lateral = nn.Sequential(lateral, nn.GroupNorm(GROUPS, channels))
+        smooth = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.smooth = nn.Sequential(smooth, nn.GroupNorm(GROUPS, channels), nn.ReLU())
         self.embed = nn.Conv2d(channels, channels, 1)
-        for module in (*self.projections, self.lateral, self.smooth, self.embed):
-            for conv in module.modules():
-                if isinstance(conv, nn.Conv2d):
-                    nn.init.xavier_uniform_(conv.weight)
-                    if conv.bias is not None:
-                        nn.init.zeros_(conv.bias)
+        for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
+            nn.init.xavier_uniform_(conv.weight)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
 
     def forward(self, feats: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         # 1. bring the coarser features to one width, and list their pixels
@@ -175,10 +152,10 @@ class PixelDecoder(nn.Module):
 class PixelLayer(nn.Module):
     """Deformable attention of each pixel to all levels, and a feed-forward; normed after each."""
 
-    def __init__(self, channels: int, heads: int, ffn: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.attention = DeformableAttention(channels, heads)
-        self.ffn = nn.Sequential(nn.Linear(channels, ffn), nn.ReLU(), nn.Linear(ffn, channels))
+        self.attention = DeformableAttention(channels)
+        self.ffn = feed_forward(channels, 4 * channels)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
 
     def forward(self, x: Tensor, position: Tensor, centres: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
@@ -187,15 +164,13 @@ class PixelLayer(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Each query samples a few points of each level, and chooses their offsets and weights
-    (arXiv:2010.04159, equation 3).
-    """
+    """Each query samples points of each level, with offsets and weights of its own (equation 3)."""
 
-    def __init__(self, channels: int, heads: int, points: int = 4) -> None:
+    def __init__(self, channels: int, points: int = 4) -> None:
         super().__init__()
-        self.heads, self.points = heads, points
-        self.offsets = nn.Linear(channels, heads * LEVELS * points * 2)
-        self.weights = nn.Linear(channels, heads * LEVELS * points)
+        self.points = points
+        self.offsets = nn.Linear(channels, ATTENTION_HEADS * LEVELS * points * 2)
+        self.weights = nn.Linear(channels, ATTENTION_HEADS * LEVELS * points)
         self.value = nn.Linear(channels, channels)
         self.out = nn.Linear(channels, channels)
         for linear in (self.offsets, self.weights):
@@ -205,32 +180,36 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
         # each head starts in a direction of its own, and its points one pixel after another along it
-        angles = torch.arange(heads) * (2 * math.pi / heads)
+        angles = torch.arange(ATTENTION_HEADS) * (2 * math.pi / ATTENTION_HEADS)
         directions = torch.stack([angles.cos(), angles.sin()], dim=1)
         directions = directions / directions.abs().amax(dim=1, keepdim=True)  # (A, 2), on a square
         distances = torch.arange(1, points + 1)[:, None]
-        start = (directions[:, None, None] * distances).expand(heads, LEVELS, points, 2)
+        start = (directions[:, None, None] * distances).expand(ATTENTION_HEADS, LEVELS, points, 2)
         with torch.no_grad():
             self.offsets.bias.copy_(start.flatten())
 
     def forward(self, query: Tensor, x: Tensor, centres: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
         """query and x (N, L, C), centres of the queries (L, 2) → (N, L, C)."""
         count, length, channels = x.shape
-        shape = (count, length, self.heads, LEVELS, self.points)
+        shape = (count, length, ATTENTION_HEADS, LEVELS, self.points)
         offsets = self.offsets(query).view(*shape, 2)
         weights = self.weights(query).view(*shape[:3], -1).softmax(dim=-1).view(shape)
-        values = self.value(x).view(count, length, self.heads, -1)
+        values = self.value(x).view(count, length, ATTENTION_HEADS, -1)
         total = 0.0
         for i, value in enumerate(values.split([height * width for height, width in sizes], dim=1)):
             height, width = sizes[i]
             scale = torch.tensor([width, height], device=x.device)
             points = centres[:, None, None] + offsets[:, :, :, i] / scale  # (N, L, A, P, 2)
             grid = (2 * points - 1).transpose(1, 2).flatten(0, 1)  # (N * A, L, P, 2)
-            value = value.permute(0, 2, 3, 1).reshape(count * self.heads, -1, height, width)
+            value = value.permute(0, 2, 3, 1).reshape(count * ATTENTION_HEADS, -1, height, width)
             sampled = F.grid_sample(value.to(grid.dtype), grid, align_corners=False)  # (N * A, C / A, L, P)
             weight = weights[:, :, :, i].transpose(1, 2).flatten(0, 1)[:, None]  # (N * A, 1, L, P)
             total = total + (sampled * weight).sum(dim=-1)
         return self.out(total.view(count, channels, length).transpose(1, 2))
+
+
+def feed_forward(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, channels))
 
 
 def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:
@@ -240,9 +219,7 @@ def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def sine_positions(x: Tensor) -> Tensor:
-    """Return the position table (C, h, w) of a map (N, C, h, w): sines and cosines of the row in the first
-    C / 2 channels, and of the column in the others.
-    """
+    """Return the positions (C, h, w) of a map (N, C, h, w): sines and cosines of the row, then the column."""
     half = x.shape[1] // 2
     exponents = 2 * (torch.arange(half, device=x.device) // 2) / half
     parts = []
@@ -260,11 +237,11 @@ def sine_positions(x: Tensor) -> Tensor:
 class QueryLayer(nn.Module):
     """Masked attention to the pixels of a level, attention among the queries, feed-forward; normed after."""
 
-    def __init__(self, channels: int, heads: int, ffn: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.to_pixels = nn.MultiheadAttention(channels, heads, batch_first=True)
-        self.to_queries = nn.MultiheadAttention(channels, heads, batch_first=True)
-        self.ffn = nn.Sequential(nn.Linear(channels, ffn), nn.ReLU(), nn.Linear(ffn, channels))
+        self.to_pixels = nn.MultiheadAttention(channels, ATTENTION_HEADS, batch_first=True)
+        self.to_queries = nn.MultiheadAttention(channels, ATTENTION_HEADS, batch_first=True)
+        self.ffn = feed_forward(channels, 8 * channels)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
         for weight in self.parameters():
             if weight.ndim > 1:
@@ -273,10 +250,8 @@ class QueryLayer(nn.Module):
     def forward(
         self, x: Tensor, position: Tensor, source: Tensor, source_position: Tensor, attention_mask: Tensor
     ) -> Tensor:
-        """x (N, Q, C), position (Q, C), source (N, h_i * w_i, C), source_position (h_i * w_i, C),
-        attention_mask (N, Q, h_i * w_i) → (N, Q, C).
-        """
-        attention_mask = attention_mask.repeat_interleave(self.to_pixels.num_heads, dim=0)  # (N * A, ...)
+        """x (N, Q, C), source (N, h_i * w_i, C), positions, a mask (N, Q, h_i * w_i) → (N, Q, C)."""
+        attention_mask = attention_mask.repeat_interleave(ATTENTION_HEADS, dim=0)  # (N * A, Q, h_i * w_i)
         key = source + source_position
         attention, _ = self.to_pixels(x + position, key, source, attn_mask=attention_mask, need_weights=False)
         x = self.norms[0](x + attention)
@@ -287,8 +262,8 @@ class QueryLayer(nn.Module):
 
 
 def mask_attention(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return (N, Q, h_i * w_i) bool for mask logits (N, Q, h, w): True at the pixels of a level that a query
-    must not attend to, those outside its mask. A query with an empty mask attends to all.
+    """Return (N, Q, h_i * w_i) bool for mask logits (N, Q, h, w): True at the pixels outside a query's mask,
+    to which it must not attend. A query with an empty mask attends to all.
     """
     with torch.no_grad():
         outside = resize(masks.float(), size).flatten(2) < 0
@@ -299,9 +274,7 @@ def mask_attention(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def mask_to_segments(mask: Tensor) -> Segments:
-    """Split (N, H, W) ids into segments, the pixels of one class each. For each image: the classes (T,), and
-    float masks (T + 1, H, W), the last of which is that of the ignored pixels.
-    """
+    """Split (N, H, W) ids into classes (T,) and float masks (T + 1, H, W), the last of ignored pixels."""
     segments = []
     for image_mask in mask:
         classes = image_mask.unique()
@@ -362,16 +335,12 @@ def match(classes: Tensor, masks: Tensor, ids: Tensor, truth: Tensor, points: in
     weights = LOSS_WEIGHTS
     cost = weights['class'] * class_cost + weights['mask'] * mask_cost + weights['dice'] * dice_cost
     pairs = linear_sum_assignment(cost.nan_to_num(1e6).clamp(-1e6, 1e6).cpu())
-    query_index, segment_index = (
-        torch.as_tensor(index, device=masks.device, dtype=torch.long) for index in pairs
-    )
-    return query_index, segment_index
+    return tuple(torch.as_tensor(index, device=masks.device, dtype=torch.long) for index in pairs)
 
 
 def point_losses(logits: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cross entropy and the Dice loss, (M,) each, of masks at points, (M, P) each.
-
-    valid: the share of a point that is not ignored; truth: the part of it that belongs to the mask.
+    """Return the cross entropy and the Dice loss, (M,) each, of masks at points, (M, P) each; valid is the
+    share of a point that is not ignored, and truth the part of it that belongs to the mask.
     """
     cross = F.softplus(-logits) * truth + F.softplus(logits) * (valid - truth)
     cross = safe_divide(cross.sum(1), valid.sum(1))

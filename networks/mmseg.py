@@ -1,8 +1,4 @@
-"""Checkpoints of mmsegmentation 1.x and mmpretrain 1.x: rename their tensors to ours.
-
-if is_mmseg(state_dict):
-    state_dict = convert_mmseg(state_dict, 'convnext_xlarge.fb_in22k')  # encoder.*, neck.*, aux.*, head.*
-"""
+"""Rename the tensors of checkpoints of mmsegmentation 1.x and mmpretrain 1.x to ours."""
 
 import re
 
@@ -56,6 +52,12 @@ HEAD_NAMES = (
 )
 
 MLP = ((r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'), (r'\.ffn\.layers\.1\.', '.mlp.fc2.'))
+VIT = (
+    (r'^patch_embed\.projection\.', 'patch_embed.proj.'),
+    (r'^layers\.', 'blocks.'),
+    (r'\.ln(\d)\.', r'.norm\1.'),
+    *MLP,
+)
 # the patterns of each family of encoders, by the start of its name; they give the names of timm, or of smp
 ENCODER_NAMES = {
     'convnext': (
@@ -92,23 +94,10 @@ ENCODER_NAMES = {
         (r'\.ffn\.layers\.1\.', '.mlp.dwconv.dwconv.'),
         (r'\.ffn\.layers\.4\.', '.mlp.fc2.'),
     ),
-    'beit': (
-        (r'^patch_embed\.projection\.', 'patch_embed.proj.'),
-        (r'^layers\.', 'blocks.'),
-        (r'\.ln(\d)\.', r'.norm\1.'),
-        *MLP,
-    ),
-    'vit': (
-        (r'^patch_embed\.projection\.', 'patch_embed.proj.'),
-        (r'^layers\.', 'blocks.'),
-        (r'\.ln(\d)\.', r'.norm\1.'),
-        *MLP,
-    ),
+    'beit': VIT,
+    'vit': VIT,
 }
-NECK_NAMES = (
-    (r'^neck\.upsample_4x\.', 'neck.up4.'),
-    (r'^neck\.upsample_2x\.', 'neck.up2.'),
-)
+NECK_NAMES = ((r'^neck\.upsample_4x\.', 'neck.up4.'), (r'^neck\.upsample_2x\.', 'neck.up2.'))
 COMPUTED = re.compile(r'relative_position_index$|attn_mask$')  # tables that depend on the sizes alone
 
 
@@ -123,20 +112,16 @@ def convert_mmseg(state_dict: dict[str, Tensor], encoder: str) -> dict[str, Tens
     """
     family = next((family for family in ENCODER_NAMES if encoder.startswith(family)), None)
     if family is None:
-        raise BadInput(
-            f"config key 'encoder': found {encoder}; checkpoints of mmsegmentation can be read for encoders "
-            f'that begin with {", ".join(ENCODER_NAMES)}'
-        )
+        found, known = f"config key 'encoder': found {encoder}", ', '.join(ENCODER_NAMES)
+        readable = f'checkpoints of mmsegmentation can be read for encoders that begin with {known}'
+        raise BadInput(f'{found}; {readable}')
     # mmpretrain's classifier is called head
     state_dict = {name: v for name, v in state_dict.items() if not name.startswith('head.')}
     backbone = {name: v for name, v in state_dict.items() if name.startswith('backbone.')}
-    neck = {name: v for name, v in state_dict.items() if name.startswith('neck.')}
+    neck = {rename(name, NECK_NAMES): v for name, v in state_dict.items() if name.startswith('neck.')}
     heads = convert_mmseg_head(state_dict)
-    return (
-        convert_encoder(backbone, family)
-        | {rename(name, NECK_NAMES): v for name, v in neck.items()}
-        | {name if name.startswith('aux.') else f'head.{name}': v for name, v in heads.items()}
-    )
+    heads = {name if name.startswith('aux.') else f'head.{name}': v for name, v in heads.items()}
+    return convert_encoder(backbone, family) | neck | heads
 
 
 def convert_encoder(state_dict: dict[str, Tensor], family: str) -> dict[str, Tensor]:
@@ -160,9 +145,7 @@ def convert_encoder(state_dict: dict[str, Tensor], family: str) -> dict[str, Ten
 
 
 def reorder_patch_merging(tensor: Tensor) -> Tensor:
-    """Reorder the last axis (4C) of Swin's patch merging from mmsegmentation's (c, row, column) to timm's
-    (column, row, c).
-    """
+    """Reorder the last axis (4C) of patch merging from (c, row, column) to timm's (column, row, c)."""
     return tensor.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
 
 
@@ -180,9 +163,7 @@ def split_attention(name: str, tensor: Tensor, joint_qkv: bool) -> list[tuple[st
 
 
 def convert_mmseg_head(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the decode head to the names of heads.py and auxiliary heads to aux.0.*, aux.1.* and so on, in a
-    whole checkpoint or a decode head alone.
-    """
+    """Rename the decode head, which may be alone, as in heads.py, and auxiliary heads to aux.0.* etc."""
     is_ocr = any('object_context_block.' in name for name in state_dict)
     bottleneck = (r'^bottleneck\.', 'pixels.') if is_ocr else (r'\bbottleneck\.', 'pooling.fuse.')
     heads = {name: v for name, v in state_dict.items() if not name.startswith(('backbone.', 'neck.'))}

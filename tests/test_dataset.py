@@ -214,8 +214,8 @@ def test_balance_draws_photos_by_class(tiny):
     rows = np.arange(4, 20)
     samples = TrainingSet(tiny.model_copy(update={'balance': 1.0}), cache, rows, (0, 0, 0))
     samples.donors = {3: samples.donors[3], 4: samples.donors[4][:1]}
-    drawn = [samples.sources[samples[0, position % 16][2]][1] for position in range(16)]
-    drawn += [samples.sources[samples[epoch, 0][2]][1] for epoch in range(1, 40)]
+    drawn = [samples[0, position][2] for position in range(16)]
+    drawn += [samples[epoch, 0][2] for epoch in range(1, 40)]
     assert set(drawn) == {*samples.donors[3], *samples.donors[4]}
     assert 15 < drawn.count(samples.donors[4][0]) < 40
 
