@@ -9,9 +9,12 @@ script, this prints the page of all keys:
     python config.py > docs/config.md
 """
 
+import ast
 import difflib
 import re
 import unicodedata
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,7 +50,7 @@ class Config(BaseModel):
     The text below a key is its meaning in docs/config.md.
     """
 
-    model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
 
     name: str = Field('', pattern=r'^([\w-][\w.-]*)?$')
     """Name of the run, which is written to output/<name>/; by default the name of the config file."""
@@ -124,7 +127,9 @@ class Config(BaseModel):
     drop_path: Probability = 0.0
     """Stochastic depth of the encoder: the probability of skipping its last block."""
     output_stride: Literal[8, 16, 32] = 32
-    """Stride of the last feature; 8 or 16 dilates the encoder; smp-deeplabv3(plus) and smp-pan need it."""
+    """Stride of the last feature; 8 and 16 dilate the encoder if timm can do that (smp-deeplabv3,
+    smp-deeplabv3plus and smp-pan need one of them).
+    """
     head: str = 'upernet'
     """Segmentation head: a key of networks.heads.HEADS, or smp-<architecture>."""
     head_channels: int = Field(512, ge=8, le=4096)
@@ -170,7 +175,9 @@ class Config(BaseModel):
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Learning rate of an encoder block, as a multiple of that of the block after it."""
     weight_decay: float = Field(0.01, ge=0)
-    """Weight decay, decoupled with adamw alone; norms, biases, position tables and layer scales have none."""
+    """Weight decay: decoupled with adamw, added to the gradient with adam and sgd; norms, biases, position
+    tables and layer scales have none.
+    """
     lr_schedule: Literal['cosine', 'poly', 'constant'] = 'cosine'
     """How the learning rate falls after the warm-up, iteration by iteration."""
     poly_power: Positive = 1.0
@@ -184,9 +191,13 @@ class Config(BaseModel):
     clip_norm: float = Field(0.0, ge=0)
     """Largest norm of the gradient; 0 does not clip."""
     ema: float = Field(0.0, ge=0, lt=1)
-    """Decay of the moving average of the weights, which is validated and saved; less at first; 0 is off."""
+    """Decay of the moving average of the weights, which is validated and saved in their place; at most
+    1 - (1 + step)^(-2/3), so that the first steps are forgotten; 0 is off.
+    """
     swa: float = Field(0.0, ge=0, le=1)
-    """Share of the epochs, at the end, whose mean weights become best.pt if they score best; 0 is off."""
+    """Share of the epochs, the last ones, whose weights are averaged; the average becomes best.pt if it
+    scores higher than every epoch; 0 is off.
+    """
     amp: Literal['auto', 'bf16', 'fp16', 'off'] = 'auto'
     """Mixed precision; auto is bf16 if the device has it in hardware, else fp16 on a GPU."""
     deterministic: bool = False
@@ -218,7 +229,9 @@ class Config(BaseModel):
     pseudo_threshold: Probability = Field(0.8, json_schema_extra=FREE_IN_INFERENCE)
     """Probability below which the most probable class of a pixel is ignored."""
     pseudo_keep: Probability = Field(0.0, json_schema_extra=FREE_IN_INFERENCE)
-    """Share of each class's pixels to keep, most confident first, in place of a threshold; 0 is off."""
+    """Share of each class's pixels that are kept, the most confident ones, with a threshold for each class in
+    place of pseudo_threshold; 0 is off.
+    """
     pseudo_soft: bool = Field(False, json_schema_extra=FREE_IN_INFERENCE)
     """Keep each pixel at random, with the teacher's confidence as probability, in place of a threshold."""
 
@@ -292,12 +305,14 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     if not isinstance(values, dict):
         raise BadInput(f'{path}: found {type(values).__name__}, expected lines of "key: value"')
     values.setdefault('name', path.stem)
+    origins = {}
     for override in overrides or []:
         key, equals, text = override.partition('=')
         if not equals:
             raise BadInput(f"--set {override[:80]}: expected key=value, as in '--set epochs=1 batch_size=4'")
-        values[key] = parse_yaml(text, where=f'--set {override[:80]}')
-    return make_config(values, where=str(path))
+        origins[key] = f'--set {override[:80]}'
+        values[key] = parse_yaml(text, where=origins[key])
+    return make_config(values, where=str(path), origins=origins)
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -323,7 +338,9 @@ def read_yaml(path: Path) -> Any:
         refuse_device(path)
         values = parse_yaml(path.read_text(encoding='utf-8'), where=str(path))
     except FileNotFoundError:
-        raise BadInput(f'{path}: no such file') from None
+        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob('*.yaml')], n=1)
+        hint = f'; did you mean {path.with_name(near[0])}.yaml?' if near else ''
+        raise BadInput(f'{path}: no such file{hint}') from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f'{path}: cannot be read: {one_line(error)}') from None
     return {} if values is None else values
@@ -333,28 +350,37 @@ def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML into plain values. Raises BadInput, which names their source: `where`."""
     try:
         return yaml.load(text, Loader=StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f'line {mark.line + 1}, column {mark.column + 1}: ' if mark else ''
+        raise BadInput(
+            f'{where}: {place}not YAML: {one_line(error.problem or error.context)[:300]}'
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f'{where}: not YAML: {one_line(error)[:300]}') from None
 
 
-def make_config(values: dict[str, Any], where: str) -> Config:
-    """Make a Config of plain values. Raises BadInput, which names their source: `where`."""
+def make_config(values: dict[str, Any], where: str, origins: Mapping[str, str] | None = None) -> Config:
+    """Make a Config of plain values. Raises BadInput, which names where they come from, or a key's origin."""
+    origins = origins or {}
     values = {FORMER_KEYS.get(key, key): value for key, value in values.items()}
     for key in values:
         if key not in Config.model_fields:
             name = str(key)[:60]
             near = difflib.get_close_matches(name, Config.model_fields, n=1)
-            hint = f'; did you mean {near[0]!r}?' if near else ''
-            raise BadInput(f'{where}: unknown key {name!r}{hint}')
+            hint = f'did you mean {near[0]!r}?' if near else 'docs/config.md lists the keys'
+            raise BadInput(f'{origins.get(key, where)}: unknown key {name!r}; {hint}')
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = '.'.join(str(part) for part in first['loc'])
-        message = one_line(first['msg'].removeprefix('Value error, '))
-        if key:
-            message = f'key {key!r}: {message}; found {repr(first["input"])[:80]}'
-        raise BadInput(f'{where}: {message}') from None
+        if not first['loc']:
+            raise BadInput(f'{where}: {one_line(first["msg"].removeprefix("Value error, "))}') from None
+        key = first['loc'][0]
+        schema = Config.model_json_schema()
+        allowed = describe_values(schema['properties'][key], schema).replace('`', '')
+        found = f'key {key!r}: found {repr(first["input"])[:80]}, expected {allowed}'
+        raise BadInput(f'{origins.get(key, where)}: {found}') from None
 
 
 def keys_free_on_resume() -> set[str]:
@@ -384,15 +410,26 @@ def describe_config() -> str:
         '| key | default | allowed | meaning |',
         '| --- | --- | --- | --- |',
     ]
-    schema = Config.model_json_schema()
-    for key, field in Config.model_fields.items():
+    schema, meanings = Config.model_json_schema(), read_meanings()
+    for key in Config.model_fields:
         value = yaml.safe_dump(Config().model_dump(mode='json')[key], default_flow_style=True, width=1000)
         value = value.removesuffix('...\n').strip()
         default = 'those of the competition' if key == 'classes' else f'`{value}`'
         allowed = describe_values(schema['properties'][key], schema)
-        meaning = one_line(field.description).replace('|', '\\|').replace('<', '&lt;')
+        meaning = meanings[key].replace('|', '\\|').replace('<', '&lt;')
         lines.append(f'| `{key}` | {default} | {allowed} | {meaning} |')
     return '\n'.join(lines) + '\n'
+
+
+def read_meanings() -> dict[str, str]:
+    """Return the text below each key of Config in this file."""
+    tree = ast.parse(Path(__file__).read_text(encoding='utf-8'))
+    body = next(node for node in tree.body if getattr(node, 'name', '') == 'Config').body
+    return {
+        field.target.id: one_line(text.value.value)
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
 
 
 def describe_values(part: dict[str, Any], schema: dict[str, Any]) -> str:
@@ -408,7 +445,9 @@ def describe_values(part: dict[str, Any], schema: dict[str, Any]) -> str:
         count = low if low is not None and low == high else 'a list'
         return f'{count}, each {describe_values(inner, schema)}'
     if kind == 'object':
-        return f'{{term: {describe_values(part.get("additionalProperties", {}), schema)}}}'
+        names = describe_values(part['propertyNames'], schema)
+        value = describe_values(part['additionalProperties'], schema)
+        return f'{{name: value}}, each name one of {names}, each value {value}'
     words = {'integer': 'a whole number', 'number': 'a number', 'boolean': 'true, false', 'null': 'null'}
     signs = {'minimum': 'from', 'exclusiveMinimum': 'above', 'maximum': 'to', 'exclusiveMaximum': 'below'}
     limits = [f'{sign} {part[key]:.12g}' for key, sign in signs.items() if key in part]

@@ -22,7 +22,6 @@ a tie. Weights are added up exactly as typed: 0.1 + 0.2 ties with 0.3.
 
 Shapes: M members, K classes.
 """
-# ruff: noqa: E402 - the slow imports come after the arguments are read
 
 import argparse
 import difflib

@@ -12,7 +12,6 @@ The model is rebuilt from best.pt alone; the data, the views and the batch size 
 pseudo-label retrain is --set name=convnext-pseudo. --fold -1 is the model that was trained on everything.
 """
 
-# ruff: noqa: E402
 import math
 from argparse import Namespace
 from contextlib import ExitStack
@@ -44,7 +43,7 @@ def read_arguments(argv: list[str] | None = None) -> tuple[Config, Namespace]:
         parser.error('--save-probs goes with --split, not with --image')
     cfg = load_config(args.cfg, args.set)
     if args.fold is not None and args.fold >= cfg.folds:
-        raise BadInput(f'--fold {args.fold}: no such fold; expected -1 to {cfg.folds - 1}, or all')
+        raise BadInput(f'--fold {args.fold}: found no such fold, expected 0 to {cfg.folds - 1}, -1 or all')
     return cfg, args
 
 

@@ -9,7 +9,6 @@ Encoders come from timm (networks/encoders.py) and, for smp-* heads, from segmen
 Shapes: N batch, K classes, H W input, h w output, C_i channels of the feature of stride s_i.
 """
 
-# ruff: noqa: E402 - torch is imported after the arguments have been read
 import inspect
 from pathlib import Path
 from typing import NamedTuple

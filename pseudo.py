@@ -8,7 +8,6 @@ The teachers' own fold k labels for fold k, so the student is validated on photo
 it. --teacher-folds all averages every fold: better labels, but no validation score. Writes
 output/<name>-pseudo/fold<k>/ as train.py does, and pseudo_masks.npy, the labels at cache_size.
 """
-# ruff: noqa: E402 - the arguments are read before torch is imported
 
 import argparse
 import math
@@ -17,7 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from config import Config, load_config, read_yaml
-from utils.cli import ArgumentParser, add_config_arguments, at_least, parse_early, run_script
+from utils.cli import (
+    ArgumentParser,
+    add_config_arguments,
+    add_restart_arguments,
+    at_least,
+    parse_early,
+    run_script,
+)
 
 
 def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
@@ -38,8 +44,7 @@ def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, C
     parser.add_argument(
         '--teacher-folds', choices=['own', 'all'], default='own', help='all: every fold of the teachers'
     )
-    parser.add_argument('--resume', action='store_true', help='continue from last.pt, if there is one')
-    parser.add_argument('--overwrite', action='store_true', help='start again, whatever the run folder holds')
+    add_restart_arguments(parser)
     args = parser.parse_args(argv)
     return args, load_config(args.cfg, args.set)
 

@@ -11,7 +11,6 @@ Shapes: N batch, K classes, S side of a prediction, B side that downsample_probs
 block_max.
 """
 
-# ruff: noqa: E402
 from argparse import Namespace
 from pathlib import Path
 

@@ -10,7 +10,6 @@ Writes best.pt (best validation mIoU), last.pt (to resume from), metrics.csv, lo
 provenance.yaml into output/<name>/fold<k>/, or with --fold -1 into output/<name>/all/, where best.pt is the
 last epoch's.
 """
-# ruff: noqa: E402 - the arguments are read before torch is imported
 
 import argparse
 import math
@@ -18,7 +17,14 @@ import time
 from contextlib import ExitStack
 
 from config import Config, load_config
-from utils.cli import ArgumentParser, add_config_arguments, next_line, parse_early, run_script
+from utils.cli import (
+    ArgumentParser,
+    add_config_arguments,
+    add_restart_arguments,
+    next_line,
+    parse_early,
+    run_script,
+)
 
 
 def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
@@ -26,8 +32,7 @@ def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, C
     parser = ArgumentParser(__doc__)
     add_config_arguments(parser)
     parser.add_argument('--fold', type=int, required=True, help='fold to validate on, or -1 to train on all')
-    parser.add_argument('--resume', action='store_true', help='continue from last.pt, if there is one')
-    parser.add_argument('--overwrite', action='store_true', help='start again, whatever the run folder holds')
+    add_restart_arguments(parser)
     parser.add_argument('--dry-run', action='store_true', help='run a few steps to estimate memory and time')
     args = parser.parse_args(argv)
     return args, load_config(args.cfg, args.set)

@@ -141,3 +141,16 @@ def test_help_is_fast(script):
 def test_mistake_in_the_config_is_answered_fast(script, words, message):
     status, error = answer(script, *ARGUMENTS[script], *words)
     assert status == 2 and error.endswith(message) and '\n' not in error
+
+
+TOOLS = [name for name in MODULES if '-m ' + name.removesuffix('.py').replace('/', '.') in SCRIPTS]
+
+
+@pytest.mark.parametrize('name', TOOLS)
+def test_a_tool_that_is_run_as_a_file_says_how_to_run_it(name):
+    done = subprocess.run([sys.executable, name], cwd=ROOT, capture_output=True, text=True)
+    module = name.removesuffix('.py').replace('/', '.')
+    assert (
+        done.returncode == 2
+        and done.stderr == f'run this as: python -m {module}, in the root of the repository\n'
+    )

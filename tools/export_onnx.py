@@ -7,8 +7,12 @@ Outputs: `masks`, (N, 256, 256) uint8 class ids, as infer.py --no-tta predicts t
 float32, B as in submission.downsample_probs.
 """
 
-# ruff: noqa: E402
+import sys
 from argparse import Namespace
+
+if not __package__:
+    print('run this as: python -m tools.export_onnx, in the root of the repository', file=sys.stderr)
+    sys.exit(2)
 
 from config import Config, dump_config, load_config
 from utils.cli import ArgumentParser, add_config_arguments, parse_early, run_script

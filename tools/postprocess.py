@@ -12,6 +12,7 @@ Shapes: H W the size of a mask, n photos, P pieces of a mask, C pairs of sizes, 
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -19,6 +20,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
+if not __package__:
+    print('run this as: python -m tools.postprocess, in the root of the repository', file=sys.stderr)
+    sys.exit(2)
 
 from data.coco import training_photos
 from evaluate import add_data_arguments, cross_fit

@@ -10,8 +10,12 @@ single fold) is chosen on the others, and compared with the plain view, the phot
 Shapes: n photos, V views, C sets of views, K classes, P pixels, B as in submission.downsample_probs.
 """
 
-# ruff: noqa: E402
+import sys
 from argparse import Namespace
+
+if not __package__:
+    print('run this as: python -m tools.search_tta, in the root of the repository', file=sys.stderr)
+    sys.exit(2)
 
 from config import Config, load_config
 from utils.cli import ArgumentParser, add_config_arguments, next_line, parse_early, parse_fold, run_script

@@ -9,11 +9,15 @@ mean are computed anew over an epoch of training photos.
 
 Writes output/<name>/fold<k>/best.pt for infer.py, and provenance.yaml, which names its checkpoints.
 """
-# ruff: noqa: E402 - the arguments are read before torch is imported
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+if not __package__:
+    print('run this as: python -m tools.soup, in the root of the repository', file=sys.stderr)
+    sys.exit(2)
 
 from config import Config, load_config
 from utils.cli import ArgumentParser, add_config_arguments, next_line, parse_early, run_script

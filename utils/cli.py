@@ -109,6 +109,13 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True)
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one, and none below 0
 
 
+def add_restart_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --resume and --overwrite, of which one run takes one at most."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument('--resume', action='store_true', help='continue from last.pt, if there is one')
+    group.add_argument('--overwrite', action='store_true', help='start again, whatever the run folder holds')
+
+
 def parse_fold(text: str) -> int | None:
     """Convert the text of --fold: a number from 0, -1 (trained on everything), or None for 'all'."""
     if text == 'all':

@@ -9,7 +9,6 @@ median in seconds, the spread (slowest over fastest), the ratio to our median, a
 star if it is reached. A way that would take minutes does a share of the work, and its time is scaled up.
 docs/benchmarks.md has the tables of one machine.
 """
-# ruff: noqa: E402 - the arguments are read before torch is imported
 
 import argparse
 import json
