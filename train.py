@@ -73,9 +73,8 @@ def main(
     pseudo: PseudoLabels | None = None,
     dry_run: bool = False,
 ) -> float:
-    """Train a fold and return its best validation mIoU, nan without one. Raises BadInput and CheckFailed.
-
-    A dry run logs what that would cost, and writes only the cache and the folds.
+    """Train a fold and return its best validation mIoU (nan without one); a dry run only estimates the cost.
+    Raises BadInput and CheckFailed.
     """
     ranks = start_ranks(cfg)
     check_batch(cfg, ranks)
@@ -109,8 +108,7 @@ def main(
             estimate_cost(trainer)
             return math.nan
         train_epochs(trainer, tracking)
-    if ranks.is_main:
-        log_end(cfg, trainer)
+    log_end(cfg, trainer)
     return trainer.best
 
 
@@ -234,7 +232,9 @@ def report(trainer: Trainer, tracking: Tracking, result: EpochResult, seconds: f
 
 
 def log_end(cfg: Config, trainer: Trainer) -> None:
-    """Log the best score and what to type next."""
+    """Log the best score and what to type next; nothing on ranks above 0."""
+    if trainer.folder is None:
+        return
     fold, folder, split = trainer.data.fold, trainer.folder, 'oof' if len(trainer.data.valid_rows) else 'test'
     if split == 'oof':
         log.info(

@@ -22,6 +22,8 @@ def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str
 
     Raises BadInput if the folder cannot be written, or holds another run, or this one and no flag is given.
     """
+    if resume and overwrite:
+        raise BadInput('--resume and --overwrite: expected one of the two')
     folder = cfg.run_dir(fold)
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

@@ -304,6 +304,18 @@ def test_fold_that_does_not_exist(tiny, fold):
     assert not tiny.output_dir.exists()
 
 
+def test_resume_and_overwrite_together_are_refused(tiny, tiny_yaml, capsys):
+    """A run that is there stays: each of the two alone keeps or replaces it on purpose."""
+    train.main(tiny, 0)
+    before = {path: path.read_bytes() for path in tiny.run_dir(0).glob('*.pt')}
+    with pytest.raises(BadInput, match='--resume and --overwrite: expected one of the two'):
+        train.main(tiny, 0, resume=True, overwrite=True)
+    with pytest.raises(SystemExit):
+        train.command(['--cfg', str(tiny_yaml), '--fold', '0', '--resume', '--overwrite'])
+    assert 'not allowed with argument' in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tiny.run_dir(0).glob('*.pt')} == before
+
+
 def test_everything_is_trained_on_with_fold_minus_one(tiny):
     assert math.isnan(train.main(tiny, -1))
     infer.main(tiny, -1, 'test')

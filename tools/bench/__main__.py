@@ -35,7 +35,9 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='device of train and infer')
     parser.add_argument('--cfg', type=Path, help='config; by default demo or convnext, as said above')
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='its keys')
-    parser.add_argument('--json', type=Path, help='also write the table to this file; by default to none')
+    parser.add_argument(
+        '--json', type=Path, help='also write the table to this file; by default only print it'
+    )
     args = parser.parse_args(argv)
     if args.cfg:
         load_config(args.cfg, args.set)  # a mistake in it ends the run here
