@@ -49,7 +49,8 @@ def build(config: dict | list[dict], in_channels: list[int]) -> Head:
         options = {key: config[key] for key in ('num_convs', 'concat_input')} | {'index': config['in_index']}
         name = 'fcn'
     elif config['type'] == 'SETRUPHead':
-        options = {'index': config['in_index'], 'scale': config['up_scale']}
+        options = {'index': config['in_index']}
+        assert config['up_scale'] == 4
         name = 'setr_naive'
     elif config['type'] == 'UPerHead':
         options = {}
