@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import filelock
-import numpy as np
 
 from utils.errors import NO_ROOM, BadInput, Interrupted, one_line
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextmanager
@@ -85,8 +87,10 @@ def file_hash(path: Path) -> str:
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
 
 
-def map_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+def map_array(path: Path, shape: tuple[int, ...]) -> 'np.memmap':
     """Map the uint8 array of a .npy file into memory. Raises BadInput for a bad file, shape or type."""
+    import numpy as np  # slow: --help and typos do without
+
     refuse_device(path)
     try:
         array = np.load(path, mmap_mode='r', allow_pickle=False)
@@ -98,8 +102,10 @@ def map_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
     return array
 
 
-def allocate_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+def allocate_array(path: Path, dtype: type, shape: tuple[int, ...]) -> 'np.memmap':
     """Make and map a .npy file of zeros. Raises BadInput, or Interrupted if there is no room."""
+    import numpy as np  # slow: --help and typos do without
+
     try:
         array = np.lib.format.open_memmap(path, 'w+', dtype, shape)
         with path.open('r+b') as file:  # a disk that fills up later would kill the process without a message
