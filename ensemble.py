@@ -35,6 +35,7 @@ from pathlib import Path
 from config import read_yaml
 from utils.cli import ArgumentParser, add_config_arguments, next_line, parse_early, run_script
 from utils.errors import DONE, BadInput
+from utils.files import require_files
 
 
 def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -58,6 +59,7 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error('--by-class changes what --search looks for: give --search too')
     if args.soft and args.recipe:
         parser.error('--recipe already says whether the vote is soft: leave out --soft')
+    require_files(*args.csvs)
     return args
 
 

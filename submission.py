@@ -15,6 +15,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from utils.cli import ArgumentParser, add_config_arguments, parse_early, run_script
+from utils.files import require_files
 
 
 def read_arguments(argv: list[str] | None = None) -> Namespace:
@@ -29,7 +30,9 @@ def read_arguments(argv: list[str] | None = None) -> Namespace:
     against = 'another submission to compare with; by default none'
     check.add_argument('--against', type=Path, metavar='CSV', help=against)
     add_config_arguments(check, required=False)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    require_files(args.csv, *([args.against] if args.against else []))
+    return args
 
 
 if __name__ == '__main__':
@@ -64,8 +67,6 @@ PAIR = np.uint16(ord('0') + 256 * ord(' '))  # the bytes '0 ' as one little-endi
 def main(argv: list[str] | None = None) -> int:
     args = read_arguments(argv)
     classes, data = classes_and_data(args)
-    if not args.csv.exists():
-        raise BadInput(f'{args.csv}: no such file')
     image_ids = read_test_ids(data)
     pixels = check_submission(args.csv, image_ids, len(classes))
     print(f'{args.csv}: {len(image_ids)} images')

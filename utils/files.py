@@ -78,6 +78,13 @@ def refuse_device(path: Path) -> None:
         raise BadInput(f'{path}: is not a file')
 
 
+def require_files(*paths: Path) -> None:
+    """Raise BadInput for the first file that does not exist, before anything slow begins."""
+    for path in paths:
+        if not path.exists():
+            raise BadInput(f'{path}: cannot be read: No such file or directory')
+
+
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file's content. Raises BadInput."""
     try:
