@@ -14,7 +14,9 @@ Shapes: n photos, K classes.
 """
 
 import argparse
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -149,9 +151,16 @@ def read_fold_confusions(
     return folds
 
 
+# the errors that numpy and zipfile raise for damaged .npz files; such a file is made again
+BROKEN_NPZ = (
+    OSError, ValueError, KeyError, EOFError, RuntimeError, AttributeError,
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
+
+
 def _read_cache(cache: Path, stamp: str) -> Confusions | None:
     """Return the confusions in the cache; None if it is missing, broken, or made from other files."""
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(cache) as file:
+    with suppress(*BROKEN_NPZ), np.load(cache) as file:
         if str(file['stamp']) == stamp:
             return Confusions(tuple(file['image_ids'].tolist()), file['matrices'])
     return None

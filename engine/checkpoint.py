@@ -50,10 +50,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def current_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename the tensors of an earlier version, which kept the auxiliary heads inside the head."""
+    return {key.replace('head.aux.', 'aux.'): tensor for key, tensor in state.items()}
+
+
 def load_model_state(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     """Load strictly. Raises BadInput with a tensor that does not fit."""
-    # checkpoints of earlier versions keep the auxiliary heads inside the head
-    state = {key.replace('head.aux.', 'aux.'): tensor for key, tensor in state.items()}
+    state = current_names(state)
     expected = model.state_dict()
     if differing := sorted(expected.keys() ^ state.keys()):
         only = 'the file' if differing[0] in state else 'the model'

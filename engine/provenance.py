@@ -41,7 +41,7 @@ def write_provenance(folder: Path, fingerprint: str, world: int, sources: Sequen
         'versions': {name: number for name in PACKAGES if (number := installed(name))},
     }
     path = folder / 'provenance.yaml'
-    before = path.read_text(encoding='utf-8') if path.exists() else ''
+    before = read_provenance(path)
     write_text(path, before + yaml.safe_dump([entry], sort_keys=False, width=1000))
     if diff:
         write_text(folder / 'changes.diff', diff)
@@ -50,9 +50,22 @@ def write_provenance(folder: Path, fingerprint: str, world: int, sources: Sequen
 def last_provenance(folder: Path) -> dict | None:
     """Return the entry of the last start of the run in a folder, None without one. Raises BadInput."""
     path = folder / 'provenance.yaml'
-    text = path.read_text(encoding='utf-8') if path.exists() else ''
+    text = read_provenance(path)
     start = text.rfind('- started:')
-    return parse_yaml(text[start:], where=str(path))[0] if start >= 0 else None
+    if start < 0:
+        return None
+    entry = parse_yaml(text[start:], where=str(path))[0]
+    if not isinstance(entry, dict) or not isinstance(entry.get('versions', {}), dict):
+        raise BadInput(f'{path}: is damaged: its last entry lacks the versions; move it away')
+    return entry
+
+
+def read_provenance(path: Path) -> str:
+    """Return the text of a provenance.yaml, '' if there is none. Raises BadInput if it is damaged."""
+    try:
+        return path.read_text(encoding='utf-8') if path.exists() else ''
+    except UnicodeDecodeError:
+        raise BadInput(f'{path}: is damaged: not UTF-8; move it away') from None
 
 
 def compare_provenance(folder: Path, fingerprint: str) -> list[str]:

@@ -327,6 +327,12 @@ def test_confusions_are_counted_once_and_again_when_something_changed(output, tr
     monkeypatch.undo()
     kept = tmp_path / '.oof.csv.confusions.npz'
     whole = kept.read_bytes()
+    rng = np.random.default_rng(0)
+    flipped = [bytearray(whole) for _ in range(200)]
+    for content in flipped:
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        kept.write_bytes(content)
+        read_confusions(path, train, len(CLASSES))  # raises nothing
     for content in (b'', b'no archive', whole[: len(whole) // 2]):
         kept.write_bytes(content)
         assert np.array_equal(read_confusions(path, train, len(CLASSES)).matrices, found.matrices)

@@ -93,6 +93,20 @@ def test_second_soup_is_refused_while_the_first_is_made(tiny, monkeypatch):
     assert soup.make_soup is make_soup and (cfg.run_dir(0) / 'best.pt').is_file()
 
 
+def test_soup_takes_a_checkpoint_of_an_earlier_version(tiny):
+    """It kept the auxiliary heads inside the head."""
+    cfg = tiny.model_copy(update={'aux_weight': 0.4, 'aux_channels': 8})
+    train.main(cfg, 0)
+    path = cfg.run_dir(0) / 'best.pt'
+    checkpoint = load_checkpoint(path)
+    former = {key.replace('aux.', 'head.aux.'): tensor for key, tensor in checkpoint['model'].items()}
+    assert former.keys() != checkpoint['model'].keys()
+    torch.save(checkpoint | {'model': former}, path.with_name('former.pt'))
+    made = cfg.model_copy(update={'name': 'soup'})
+    soup.main(made, 0, [path.with_name('former.pt'), path])
+    assert load_checkpoint(made.run_dir(0) / 'best.pt')['model'].keys() == checkpoint['model'].keys()
+
+
 def test_mean_of_states():
     states = [{'w': torch.full((2,), float(n)), 'n': torch.tensor(n)} for n in (1, 4)]
     mean = soup.mean_state(states)

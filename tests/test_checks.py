@@ -197,6 +197,12 @@ def test_what_differs_when_a_run_goes_on(tiny, tmp_path):
     labels = json.loads((data / 'train_all.json').read_text())
     labels['annotations'][0]['category_id'] = 7
     (data / 'train_all.json').write_text(json.dumps(labels))
+    whole = path.read_bytes()
+    for content in (b'\xff\xfe- started: 1\n', b'- started: 1\n  versions: 3\n'):
+        path.write_bytes(content)
+        with pytest.raises(BadInput, match=r'provenance.yaml: is damaged: .*; move it away'):
+            train.main(cfg, 0, resume=True)
+    path.write_bytes(whole)
     with pytest.raises(BadInput, match='provenance.yaml: the annotations have changed since the run began'):
         train.main(cfg, 0, resume=True)
     assert (cfg.run_dir(0) / 'last.pt').read_bytes() == before

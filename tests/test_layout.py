@@ -3,6 +3,7 @@
 import ast
 import re
 import resource
+import signal
 import subprocess
 import sys
 
@@ -154,3 +155,16 @@ def test_a_tool_that_is_run_as_a_file_says_how_to_run_it(name):
         done.returncode == 2
         and done.stderr == f'run this as: python -m {module}, in the root of the repository\n'
     )
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_torch_is_imported_is_one_line(number):
+    code = (
+        'import time; from utils.cli import parse_early; parse_early(lambda: None); '
+        'print("importing", flush=True); time.sleep(60)'
+    )
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    with subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, **pipes) as process:
+        assert process.stdout.readline() == 'importing\n'
+        process.send_signal(number)
+        assert process.wait(10) == 75 and process.stderr.read() == '-c: interrupted\n'

@@ -48,7 +48,7 @@ from torch.optim.swa_utils import update_bn
 from data.cache import Cache, open_cache
 from data.folds import held_out_hash, read_folds, split_fold
 from dataset import EpochSampler, TrainingSet, make_loader, normalize
-from engine.checkpoint import load_checkpoint, load_model_state, save_checkpoint
+from engine.checkpoint import current_names, load_checkpoint, load_model_state, save_checkpoint
 from engine.distributed import Ranks, seed_everything, start_ranks
 from engine.inference import autocast, evaluate
 from engine.provenance import write_provenance
@@ -158,7 +158,7 @@ def read_checkpoint_weights(path: Path, held_out: str) -> State:
             f'{path}: is of another fold, or was trained on validation photos of this one; '
             'expected a checkpoint of --fold'
         )
-    return checkpoint.get('resume', {}).get('ema') or checkpoint['model']
+    return current_names(checkpoint.get('resume', {}).get('ema') or checkpoint['model'])
 
 
 def mean_state(states: list[State]) -> State:

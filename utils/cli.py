@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from utils.errors import BAD_INPUT, DONE, INTERRUPTED, NO_ROOM, BadInput, CheckFailed, Interrupted, one_line
 from utils.log import say
-from utils.signals import interrupt_on_signals
+from utils.signals import exit_on_signals, interrupt_on_signals
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:
@@ -31,6 +31,7 @@ def parse_early(parse: Callable[[], object]) -> None:
     status = exit_status(check)
     if status != DONE:
         sys.exit(status)
+    exit_on_signals(f'{script_name()}: interrupted', INTERRUPTED)
 
 
 def exit_status(main: Callable[[], int | None]) -> int:

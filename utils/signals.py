@@ -1,5 +1,6 @@
 """Signals: SIGTERM, SIGINT and SIGUSR1 ask a run to stop."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -48,6 +49,17 @@ def interrupt_on_signals() -> None:
     """Raise KeyboardInterrupt for SIGTERM and SIGUSR1 as for Ctrl-C, so that half-made files are removed."""
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler)
+
+
+def exit_on_signals(text: str, status: int) -> None:
+    """End the process at once on a signal, with one line; for the imports, while nothing is written yet."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, f'{text}\n'.encode())
+        os._exit(status)  # an exception would be a traceback of whatever was being imported
+
+    for number in SIGNALS:
+        signal.signal(number, end)
 
 
 def leave_to_parent() -> None:
