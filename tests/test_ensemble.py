@@ -18,7 +18,7 @@ import ensemble
 from config import CLASSES
 from data.coco import draw_mask, read_coco
 from ensemble import main, parse_weight
-from metrics import confusion_matrix, mean_iou
+from metrics import IGNORED, confusion_matrix, mean_iou
 from submission import SIDE, SubmissionWriter, downsample_mask, read_masks
 from utils.errors import BadInput
 from voting import hard, recipe
@@ -441,6 +441,13 @@ def test_search_shares_a_models_weight_among_its_csvs(runs, tmp_path, monkeypatc
     assert given == [0, 0, Fraction(1, 2), Fraction(1, 2)]
     main([*argv[:3:2], *argv[4:]])  # fold 0 of both: no folds to leave out, so stretches of its photos
     assert given[4:] == [0, 1]
+
+
+def test_search_of_ignored_pixels_alone_is_refused():
+    truth = np.full((2, 2), IGNORED, np.uint8)
+    sample = OofSample(0, truth, np.zeros((2, 2, 2), np.uint8))
+    with pytest.raises(BadInput, match='nothing can be scored'):
+        hard.count_votes([sample], 2, 3)
 
 
 def test_search_refuses(runs, tmp_path):

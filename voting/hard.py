@@ -81,7 +81,7 @@ class VoteCounts:
 
 
 def count_votes(samples: Iterable[OofSample], num_models: int, num_classes: int) -> VoteCounts:
-    """Count the votes of samples where the truth is not IGNORED. Raises BadInput for too many models."""
+    """Count the votes where the truth is not IGNORED. Raises BadInput for too many models, or no pixels."""
     if 2**10 * num_classes ** (num_models + 1) >= 2**63:  # 1024 parts
         raise BadInput(
             f'--search: found {num_models} models, too many to count with {num_classes} classes; '
@@ -101,6 +101,8 @@ def count_votes(samples: Iterable[OofSample], num_models: int, num_classes: int)
             codes, pixels = merge_counts([(codes, pixels), *pending])
             pending = []
     codes, pixels = merge_counts([(codes, pixels), *pending])
+    if not len(codes):
+        raise BadInput('--search: all pixels of the photos out of fold are ignored: nothing can be scored')
     votes = np.empty((len(codes), num_models), np.uint8)
     for model in reversed(range(num_models)):
         codes, votes[:, model] = np.divmod(codes, num_classes)
