@@ -77,13 +77,13 @@ def test_thirteen_files_at_the_root():
 
 # arguments with which a script reads its config
 ARGUMENTS = {
-    'ensemble.py': ['a.csv', '--out', 'b.csv'],
+    'ensemble.py': ['README.md', '--out', 'b.csv'],  # a file that exists, since that is looked at first
     'evaluate.py': ['score', 'a.csv', '--labels', 'b.json'],
     'infer.py': ['--fold', '0', '--split', 'oof'],
     'models.py': [],
     'prepare.py': ['folds'],
     'pseudo.py': ['--fold', '0', '--teacher', 'a'],
-    'submission.py': ['check', 'a.csv'],
+    'submission.py': ['check', 'README.md'],
     'train.py': ['--fold', '0'],
     'viz.py': ['augment', '--out', 'a.png'],
     '-m tools.bench': ['train'],
