@@ -362,7 +362,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def make_config(values: dict[str, Any], where: str, origins: Mapping[str, str] | None = None) -> Config:
     """Make a Config of plain values. Raises BadInput, which names where they come from, or a key's origin."""
-    origins = origins or {}
+    origins = {FORMER_KEYS.get(key, key): origin for key, origin in (origins or {}).items()}
     values = {FORMER_KEYS.get(key, key): value for key, value in values.items()}
     for key in values:
         if key not in Config.model_fields:

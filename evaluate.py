@@ -53,26 +53,21 @@ def command(argv: list[str] | None = None) -> int:
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
-    score = add_command(commands, 'score', 'Print the IoU per class and the mIoU of CSVs against labels.')
+    score = commands.add_parser('score', 'Print the IoU per class and the mIoU of CSVs against labels.')
     score.add_argument('csvs', nargs='+', type=Path, metavar='CSV', help='predictions of the same photos')
     truth = 'a COCO file with the truth of these photos'
     score.add_argument('--labels', type=Path, required=True, metavar='JSON', help=truth)
     add_config_arguments(score, required=False)
     doc = 'Say which of two out-of-fold predictions is better, by class too.'
-    compare = add_command(commands, 'compare', doc)
+    compare = commands.add_parser('compare', doc)
     compare.add_argument('csvs', nargs=2, type=Path, metavar='CSV', help='two oof.csv of the same photos')
     add_data_arguments(compare)
     doc = "Fit the temperature of a model's probabilities on its photos out of fold."
-    calibrate = add_command(commands, 'calibrate', doc)
+    calibrate = commands.add_parser('calibrate', doc)
     folder = 'output/<name>, with the oof_probs.npy of infer.py --save-probs'
     calibrate.add_argument('folder', type=Path, help=folder)
     add_data_arguments(calibrate)
     return parser.parse_args(argv)
-
-
-def add_command(commands: argparse._SubParsersAction, name: str, doc: str) -> ArgumentParser:
-    """Add a command whose one line is shown by the script's --help and by its own."""
-    return commands.add_parser(name, doc)
 
 
 def add_data_arguments(parser: ArgumentParser) -> None:

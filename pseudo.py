@@ -18,8 +18,7 @@ from typing import NamedTuple
 from config import Config, load_config, read_yaml
 from utils.cli import (
     ArgumentParser,
-    add_config_arguments,
-    add_restart_arguments,
+    add_training_arguments,
     at_least,
     parse_early,
     run_script,
@@ -29,8 +28,7 @@ from utils.cli import (
 def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
     """Read the command line and the config that it names."""
     parser = ArgumentParser(__doc__)
-    add_config_arguments(parser)
-    parser.add_argument('--fold', type=int, required=True, help='fold to validate on, or -1 to train on all')
+    add_training_arguments(parser)
     parser.add_argument(
         '--teacher', nargs='+', required=True, metavar='NAME', help='runs in output/ that label'
     )
@@ -44,7 +42,6 @@ def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, C
     parser.add_argument(
         '--teacher-folds', choices=['own', 'all'], default='own', help='all: every fold of the teachers'
     )
-    add_restart_arguments(parser)
     args = parser.parse_args(argv)
     return args, load_config(args.cfg, args.set)
 

@@ -19,8 +19,7 @@ from contextlib import ExitStack
 from config import Config, load_config
 from utils.cli import (
     ArgumentParser,
-    add_config_arguments,
-    add_restart_arguments,
+    add_training_arguments,
     next_line,
     parse_early,
     run_script,
@@ -30,9 +29,7 @@ from utils.cli import (
 def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
     """Read the command line and the config that it names."""
     parser = ArgumentParser(__doc__)
-    add_config_arguments(parser)
-    parser.add_argument('--fold', type=int, required=True, help='fold to validate on, or -1 to train on all')
-    add_restart_arguments(parser)
+    add_training_arguments(parser)
     parser.add_argument('--dry-run', action='store_true', help='run a few steps to estimate memory and time')
     args = parser.parse_args(argv)
     return args, load_config(args.cfg, args.set)

@@ -20,7 +20,7 @@ from utils.cli import ArgumentParser, add_config_arguments, parse_early, run_scr
 
 def read_arguments(argv: list[str] | None = None) -> tuple[Config, Namespace]:
     """Read the command line and the config. Raises BadInput."""
-    parser = ArgumentParser(__doc__, prog='python -m tools.export_onnx')
+    parser = ArgumentParser(__doc__)
     add_config_arguments(parser)
     parser.add_argument('--fold', type=int, required=True, help='the fold whose model is exported, or -1')
     args = parser.parse_args(argv)

@@ -115,7 +115,7 @@ def apply(csv: Path, out: Path, islands: int, holes: int, num_classes: int) -> l
 
 
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__, prog='python -m tools.postprocess')
+    parser = ArgumentParser(__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
     search = commands.add_parser('search', 'Choose the sizes of islands and holes out of fold.')
     search.add_argument('csvs', nargs='+', type=Path, metavar='CSV', help='oof.csv files of a model')

@@ -24,7 +24,7 @@ from utils.errors import BadInput
 
 def read_arguments(argv: list[str] | None = None) -> tuple[Config, Namespace]:
     """Read the command line and the config, whose views are all that are to be tried. Raises BadInput."""
-    parser = ArgumentParser(__doc__, prog='python -m tools.search_tta')
+    parser = ArgumentParser(__doc__)
     add_config_arguments(parser)
     parser.add_argument('--fold', type=parse_fold, required=True, metavar='K|all', help='a fold, or all')
     flips, degrees, scales = ['h', 'v', 'hv'], [90, 180, 270], [0.75, 1.0, 1.25, 1.5]

@@ -26,7 +26,7 @@ from utils.errors import BadInput
 
 def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
     """Read the command line and the config that it names."""
-    parser = ArgumentParser(__doc__, prog='python -m tools.soup')
+    parser = ArgumentParser(__doc__)
     parser.add_argument('checkpoints', nargs='+', type=Path, metavar='PT', help='two or more, of one fold')
     add_config_arguments(parser)
     parser.add_argument('--fold', type=int, required=True, help='the fold that they were validated on')

@@ -110,8 +110,10 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True)
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one, and none below 0
 
 
-def add_restart_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --resume and --overwrite, of which one run takes one at most."""
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --cfg, --set, --fold, and --resume and --overwrite, of which a run takes one at most."""
+    add_config_arguments(parser)
+    parser.add_argument('--fold', type=int, required=True, help='fold to validate on, or -1 to train on all')
     group = parser.add_mutually_exclusive_group()
     group.add_argument('--resume', action='store_true', help='continue from last.pt, if there is one')
     group.add_argument('--overwrite', action='store_true', help='start again, whatever the run folder holds')

@@ -27,7 +27,7 @@ NAMES = ('csv', 'vote', 'search', 'data', 'cache', 'metric', 'train', 'infer', '
 
 def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = ArgumentParser(__doc__, prog='python -m tools.bench')
+    parser = ArgumentParser(__doc__)
     parser.add_argument('name', choices=[*NAMES, 'all'], help='the benchmark to run')
     parser.add_argument('--repeats', type=at_least(1), default=3, help='runs of each way')
     parser.add_argument('--rows', type=at_least(1), default=624, help='rows of a CSV, photos of a search')
