@@ -15,6 +15,7 @@ import argparse
 import math
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 from config import Config, load_config
 from utils.cli import (
@@ -43,7 +44,7 @@ import torch
 
 from data.cache import open_cache
 from data.folds import held_out_hash, read_folds, split_fold
-from engine.checkpoint import load_checkpoint, load_model_state
+from engine.checkpoint import is_checkpoint, load_checkpoint, load_model_state
 from engine.distributed import Ranks, seed_everything, start_ranks
 from engine.dry_run import estimate_cost
 from engine.inference import evaluate
@@ -54,12 +55,13 @@ from engine.tracking import EpochResult, Tracking, draw_predictions, require_tra
 from engine.trainer import PseudoLabels, Trainer, TrainingData
 from metrics import interval
 from models import SegModel
-from networks.mmseg import is_mmseg
-from networks.pretrained import load_mmseg, read_state
+from networks.pretrained import find_mmseg, load_mmseg, load_whole_or_encoder, read_groups
 from utils.errors import BadInput
 from utils.log import log, start_log
 from utils.progress import gpu_memory
 from utils.signals import StopRequest, stop_requests
+
+MANY_CLASSES, FEW_CLASSES = 20, 5  # above so many, so many of the commonest are named
 
 
 def main(
@@ -125,11 +127,17 @@ def min_batch(cfg: Config, ranks: Ranks) -> int:
 
 
 def load_start(cfg: Config) -> dict | None:
-    """Load the checkpoint to start from, if any; mmsegmentation's has only `model`. Raises BadInput."""
+    """Load the checkpoint to start from, if any; mmsegmentation's has only `model`, and a file of another
+    origin only `groups`. Raises BadInput.
+    """
     if cfg.weights is None:
         return None
-    state = read_state(cfg.weights)
-    return {'model': state} if is_mmseg(state) else load_checkpoint(cfg.weights)
+    if is_checkpoint(cfg.weights):
+        return load_checkpoint(cfg.weights)
+    groups = read_groups(cfg.weights)
+    state = find_mmseg(groups)
+    is_whole = state and any(name.startswith('decode_head.') for name in state)
+    return {'model': state} if is_whole else {'groups': groups}
 
 
 def load_data(
@@ -145,6 +153,9 @@ def load_data(
     held_out = held_out_hash(cache.names(valid_rows))
     teachers = [pseudo.held_out] if pseudo else []
     teachers += [start['held_out']] if start and 'held_out' in start else []
+    encoder = Path(cfg.encoder_weights)
+    if start is None and encoder.is_file() and is_checkpoint(encoder):
+        teachers.append(load_checkpoint(encoder)['held_out'])
     if any(teacher != held_out for teacher in teachers):  # a score would be too good
         held_out, valid_rows = None, valid_rows[:0]
     return TrainingData(fold, cache, train_rows, valid_rows, held_out, pseudo)
@@ -152,10 +163,12 @@ def load_data(
 
 def build_model(cfg: Config, start: dict | None, resume: bool) -> tuple[SegModel, list[str]]:
     """Build the model and load its first weights; return it with what to log about them. Raises BadInput."""
-    model = SegModel(cfg, load_weights=not resume)
+    model = SegModel(cfg, load_weights=not resume and start is None)
     notes = list(model.encoder_report)
     if start and 'held_out' in start:
         load_model_state(model, start['model'], cfg.weights)
+    elif start and 'groups' in start:
+        notes += load_whole_or_encoder(model, start['groups'], cfg)
     elif start:
         left_out = load_mmseg(model, start['model'], cfg.encoder, cfg.weights)
         if left_out:
@@ -166,9 +179,8 @@ def build_model(cfg: Config, start: dict | None, resume: bool) -> tuple[SegModel
 def log_header(cfg: Config, data: TrainingData, changes: list[str], notes: list[str]) -> None:
     """Log the photos, classes and weights; warn of absent classes and of changes since the last start."""
     present = [data.cache.coco.photos[row].classes for row in data.train_rows]
-    counts = [f'{name} {sum(k in ids for ids in present)}' for k, name in enumerate(cfg.classes) if k]
     sizes = f'{len(data.train_rows)} train, {len(data.valid_rows)} valid'
-    log.info(f'fold {data.fold}: {sizes}, classes {", ".join(counts)}')
+    log.info(f'fold {data.fold}: {sizes}, classes {count_classes(present, cfg.classes)}')
     check_classes(present, cfg)
     for change in changes:
         log.warning(f'warning: changed since the last start: {change}')
@@ -176,6 +188,16 @@ def log_header(cfg: Config, data: TrainingData, changes: list[str], notes: list[
         log.info(note)
     if data.pseudo:
         log.info(f'with {len(data.pseudo.cache)} pseudo-labelled photos, schedule {data.pseudo.schedule}')
+
+
+def count_classes(present: list[set[int]], classes: tuple[str, ...]) -> str:
+    """List the classes with the photos of each, by the class ids of each photo; of many the commonest."""
+    counts = {name: sum(k in ids for ids in present) for k, name in enumerate(classes) if k}
+    if len(counts) <= MANY_CLASSES:
+        return ', '.join(f'{name} {count}' for name, count in counts.items())
+    common = sorted(counts, key=counts.__getitem__, reverse=True)[:FEW_CLASSES]
+    listed = ', '.join(f'{name} {counts[name]}' for name in common)
+    return f'{listed}, and {len(counts) - FEW_CLASSES} with as many or fewer'
 
 
 def train_epochs(trainer: Trainer, tracking: Tracking | None) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from config import Config, keys_free_in_inference, make_config
+from config import COMPETITION_FILE, Config, keys_free_in_inference, make_config
 from data.folds import held_out_hash
 from models import SegModel
 from utils.errors import BadInput
@@ -31,6 +31,12 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
             torch.save(checkpoint, file)
         except RuntimeError as error:  # torch wraps the OSError of a full disk
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether save_checkpoint wrote a file, or is likely to have done so. Raises BadInput."""
+    content = read_tensors(path)
+    return isinstance(content, dict) and 'held_out' in content
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -90,12 +96,24 @@ def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
         there, here = getattr(trained, key), getattr(cfg, key)
         if there != here:
             raise BadInput(f'{path}: was trained with {key} {there}, the config has {here}')
+    refuse_other_pixels(path, trained, cfg)
     trained = trained.model_copy(update={key: getattr(cfg, key) for key in keys_free_in_inference()})
     model = SegModel(trained, load_weights=False)
     load_model_state(model, checkpoint['model'], path)
     memory_format = torch.channels_last if trained.channels_last else torch.contiguous_format
     model = model.eval().to(device, memory_format=memory_format)
     return Run(model, trained, *(checkpoint[key] for key in ('held_out', 'fold', 'epoch', 'score')))
+
+
+def refuse_other_pixels(path: Path, trained: Config, cfg: Config) -> None:
+    """Raise BadInput if competition.yaml of the data that a run was trained on now gives other pixels."""
+    if trained.data_root != cfg.data_root:
+        return
+    for key in ('orientation', 'intensity'):
+        there, here = getattr(trained.competition, key), getattr(cfg.competition, key)
+        if None not in (there, here) and there != here:
+            fault = f'was trained with {key} {there}, but {cfg.data_root / COMPETITION_FILE} says {here}'
+            raise BadInput(f'{path}: {fault}; take that back, or train again')
 
 
 def load_oof_run(cfg: Config, fold: int, names: list[str], device: torch.device) -> Run:

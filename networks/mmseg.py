@@ -106,11 +106,16 @@ def is_mmseg(state_dict: dict[str, Tensor]) -> bool:
     return any(name.startswith('backbone.') for name in state_dict)
 
 
+def known_family(encoder: str) -> str | None:
+    """Return the family of ENCODER_NAMES that an encoder is of, if any."""
+    return next((family for family in ENCODER_NAMES if encoder.startswith(family)), None)
+
+
 def convert_mmseg(state_dict: dict[str, Tensor], encoder: str) -> dict[str, Tensor]:
     """Rename a whole network to encoder.* (with the names of timm or smp), neck.*, aux.* and head.*, and drop
     a classifier of whole images. Raises BadInput for an encoder of an unknown family.
     """
-    family = next((family for family in ENCODER_NAMES if encoder.startswith(family)), None)
+    family = known_family(encoder)
     if family is None:
         found, known = f"config key 'encoder': found {encoder}", ', '.join(ENCODER_NAMES)
         readable = f'checkpoints of mmsegmentation can be read for encoders that begin with {known}'
@@ -127,10 +132,9 @@ def convert_mmseg(state_dict: dict[str, Tensor], encoder: str) -> dict[str, Tens
 def convert_encoder(state_dict: dict[str, Tensor], family: str) -> dict[str, Tensor]:
     """Rename the tensors of a backbone to encoder.* and neck.*."""
     converted = {}
-    bias = 'backbone.patch_embed.projection.bias'
-    if family == 'vit' and bias not in state_dict:
-        width = len(state_dict['backbone.patch_embed.projection.weight'])
-        state_dict = {**state_dict, bias: torch.zeros(width)}
+    bias, weight = (f'backbone.patch_embed.projection.{kind}' for kind in ('bias', 'weight'))
+    if family == 'vit' and bias not in state_dict and weight in state_dict:
+        state_dict = {**state_dict, bias: torch.zeros(len(state_dict[weight]))}
     for name, tensor in state_dict.items():
         name = rename(name.removeprefix('backbone.'), ENCODER_NAMES[family])
         if COMPUTED.search(name):

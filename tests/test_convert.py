@@ -11,7 +11,7 @@ import train
 from models import SegModel
 from networks import encoders
 from networks.mmseg import convert_mmseg, is_mmseg, reorder_patch_merging
-from networks.pretrained import load_mmseg, read_state
+from networks.pretrained import load_mmseg, read_groups
 from utils.errors import BadInput
 
 FOLDER = Path(__file__).parent / 'reference'
@@ -151,4 +151,4 @@ def test_encoder_weights_take_a_wrapped_checkpoint(tiny, tmp_path, monkeypatch):
 def test_file_without_a_state_dict_is_refused(tmp_path):
     torch.save({'model': 'none'}, tmp_path / 'w.pth')
     with pytest.raises(BadInput, match='something other than tensors'):
-        read_state(tmp_path / 'w.pth')
+        read_groups(tmp_path / 'w.pth')

@@ -18,8 +18,8 @@ from processes import ended, start, typed
 
 import pseudo
 import train
-from config import Config, dump_config
-from engine.checkpoint import load_checkpoint, save_checkpoint
+from config import Competition, Config, dump_config
+from engine.checkpoint import load_checkpoint, refuse_other_pixels, save_checkpoint
 from engine.trainer import Trainer
 from utils.errors import BadInput, Interrupted
 from utils.signals import SIGNALS, stop_requests
@@ -275,3 +275,13 @@ def same(one, two, where: str) -> None:
         assert one.numpy().tobytes() == two.numpy().tobytes(), where
     else:
         assert one == two or one != one, where
+
+
+@pytest.mark.parametrize(('key', 'value'), [('orientation', 'stored'), ('intensity', (0, 9))])
+def test_a_run_does_not_predict_from_other_pixels(key, value, tmp_path):
+    trained = Config(data_root=tmp_path, competition=Competition(intensity=(0, 4095)))
+    competition = trained.competition.model_copy(update={key: value})
+    changed = trained.model_copy(update={'competition': competition})
+    with pytest.raises(BadInput, match=f'was trained with {key} .*, but .*competition.yaml says .*; take'):
+        refuse_other_pixels(Path('best.pt'), trained, changed)
+    refuse_other_pixels(Path('best.pt'), trained, changed.model_copy(update={'data_root': tmp_path / 'b'}))

@@ -38,6 +38,7 @@ from pseudo import Labelling
 from submission import read_masks
 from utils.cli import run_script
 from utils.errors import BadInput, CheckFailed
+from utils.log import start_log
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARN = dict(
@@ -87,6 +88,14 @@ def test_a_fold_learns_and_leaves_its_files(learned):
     assert max(float(row['miou']) for row in rows) == pytest.approx(scores[0], abs=1e-6)
     assert 'fold 0: 12 train, 12 valid, classes General trash' in (run / 'log.txt').read_text()
     assert not list(run.glob('.*.partial'))
+
+
+def test_of_many_classes_the_commonest_are_listed():
+    names = ('Background', *(f'c{k}' for k in range(1, 30)))
+    present = [{1, 7}, {7, 9}, {7, 9, 2}]
+    assert train.count_classes(present, names[:4]) == 'c1 1, c2 1, c3 0'
+    expected = 'c7 3, c9 2, c1 1, c2 1, c3 0, and 24 with as many or fewer'
+    assert train.count_classes(present, names) == expected
 
 
 def test_oof_is_scored_as_training_was(learned):
@@ -168,6 +177,30 @@ def test_overlay_of_a_photo_of_any_size(learned, tmp_path, capsys):
     )
     assert Image.open(tmp_path / 'o.png').size == (333, 201)
     assert 'Background' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('intensity', 'low', 'high'), [(None, 31, 249), ((0, 4000), 32, 255)])
+def test_a_single_photo_of_more_than_8_bits(tmp_path, capsys, intensity, low, high):
+    values = np.full((4, 6), 500, np.uint16)
+    values[:, 3:] = 4000
+    path = tmp_path / 'photo.png'
+    Image.fromarray(values).save(path)
+    start_log(None)
+    photo = infer.read_single(path, intensity)
+    assert photo.shape == (4, 6, 3) and (photo[:, :3] == low).all() and (photo[:, 3:] == high).all()
+    line = 'more than 8 bits a channel: 0 to 4095 become 0 to 255'
+    assert (line in capsys.readouterr().out) == (intensity is None)
+
+
+def test_a_single_photo_that_is_cut_off_and_turned(tmp_path, capsys):
+    path = tmp_path / 'photo.jpg'
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (60, 40), 'red').save(path, exif=exif)
+    path.write_bytes(path.read_bytes()[:-2])
+    start_log(None)
+    assert infer.read_single(path, None).shape == (60, 40, 3)
+    assert capsys.readouterr().out.startswith(f'warning: {path}: is cut off')
 
 
 def test_pseudo_labels_full_and_half(learned):

@@ -1,8 +1,10 @@
 """Read .pt, .pth, .bin or .safetensors files. A hostile one may cost memory, but runs no code."""
 
+import re
 import struct
 import zipfile
-from pathlib import Path
+from argparse import Namespace
+from pathlib import Path, PosixPath
 from pickle import UnpicklingError
 from typing import Any
 
@@ -15,6 +17,13 @@ from utils.errors import BadInput, one_line
 SAFE_TORCH = (2, 6)  # before it, weights_only=True could be made to run code (CVE-2025-32434)
 ZIP = b'PK\3\4'  # how a file of torch.save begins
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # and how it began before torch 1.6
+OTHER_FILES = {  # by the first bytes, in lower case
+    b'version https://': 'no file of tensors, but a pointer of Git LFS; fetch the file: git lfs pull',
+    b'<!doctype html': 'no file of tensors, but a web page; download it again',
+    b'<html': 'no file of tensors, but a web page; download it again',
+}
+# objects beside the tensors of timm's and Lightning's checkpoints, which hold values and run nothing
+PLAIN = [Namespace, PosixPath]
 # what torch and safetensors were seen to raise for files that are cut off, or have some bytes changed
 LOAD_ERRORS = (
     OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
@@ -29,18 +38,31 @@ def read_tensors(path: Path) -> Any:
     if not path.is_file():
         raise BadInput(f'{path}: is not a file' if path.exists() else f'{path}: no such file')
     try:
-        if path.suffix == '.safetensors':
-            return load_file(path)
         with path.open('rb') as file:
             start = file.read(len(LEGACY))
+        for other, fault in OTHER_FILES.items():
+            if start.lstrip().lower().startswith(other[: len(LEGACY)]):
+                raise BadInput(f'{path}: {fault}')
         is_zip = start.startswith(ZIP)
+        if path.suffix == '.safetensors' or start[8:9] == b'{':  # a length and JSON, under any name
+            return load_file(path)
         if not is_zip and start != LEGACY:
             raise ValueError('neither torch.save nor safetensors wrote it')
         if is_zip and is_compressed(path):
             raise ValueError('it is compressed, which torch.save never does')
-        return torch.load(path, map_location='cpu', weights_only=True, mmap=is_zip)
+        with torch.serialization.safe_globals(PLAIN):
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=is_zip)
     except LOAD_ERRORS as error:
+        if refused := re.search(r'Unsupported global: GLOBAL (\S+)', str(error)):
+            raise BadInput(f'{path}: {describe_refusal(refused[1])}') from None
         raise BadInput(f'{path}: no file of tensors, or cut off: {one_line(error)[:160]}') from None
+
+
+def describe_refusal(name: str) -> str:
+    """Say which Python object a file holds beside its tensors, and how to save the tensors alone."""
+    found = f'no file of tensors: it holds a Python object, {name[:80]}, which may run code when it is loaded'
+    resave = "torch.save(model.state_dict(), 'weights.pth')"
+    return f'{found}; expected tensors alone; load it where it was made, and save it again with {resave}'
 
 
 def is_compressed(path: Path) -> bool:
