@@ -55,7 +55,7 @@ import torch
 
 from data.cache import Cache, open_cache
 from data.folds import read_folds, split_fold
-from data.photos import read_rgb
+from data.photos import likely_range, read_rgb, show_range
 from engine.checkpoint import load_oof_run, load_run
 from engine.distributed import Ranks, start_ranks
 from engine.inference import photo_probs, predict_shard, predict_shard_by_folds
@@ -162,18 +162,27 @@ def predict_photo(
     """Write an overlay of a photo, predicted by one fold or by all; return its path. Raises BadInput."""
     start_log(None)
     device = start_ranks(cfg).device
-    photo = read_rgb(photo_path)
+    photo = read_single(photo_path, cfg.competition.intensity)
     folds = list(range(cfg.folds)) if fold is None else [fold]
-    total = 0.0
-    for k in progress(folds, 'folds', 'fold', quiet=len(folds) == 1):
-        total = total + photo_probs(load_run(cfg, k, device), photo, tta)
+    numbers = progress(folds, 'folds', 'fold', quiet=len(folds) == 1)
+    total = sum(photo_probs(load_run(cfg, k, device), photo, tta) for k in numbers)
     mask = total.argmax(0).to(torch.uint8).cpu().numpy()
     out = out or cfg.output_dir / cfg.name / f'{photo_path.stem}_overlay.png'
     write_png(out, overlay(photo, mask))
     shares = np.bincount(mask.ravel(), minlength=len(cfg.classes)) / mask.size
-    summary = [f'{cfg.classes[k]} {shares[k]:.1%}' for k in np.argsort(-shares) if shares[k] > 0]
+    summary = [f'{cfg.classes[k]} {shares[k]:.1%}' for k in np.argsort(-shares) if shares[k] >= 0.0005]
     print(f'{photo_path}: {", ".join(summary)}; wrote {out}')
     return out
+
+
+def read_single(path: Path, intensity: tuple[float, float] | None) -> np.ndarray:
+    """Read a photo of any kind as (H, W, 3) uint8, as far as it decodes. Raises BadInput.
+
+    One of more than 8 bits is scaled from `intensity`, as the training photos were, or from likely_range.
+    """
+    if intensity is None and (intensity := likely_range(path)) is not None:
+        log.info(f'{path}: more than 8 bits a channel: {show_range(intensity)} become 0 to 255')
+    return read_rgb(path, intensity=intensity, lenient=True)
 
 
 def next_command(cfg: Config, args: Namespace) -> str:

@@ -14,12 +14,13 @@ import numpy as np
 
 from config import Config
 from data.coco import CocoSet, draw_mask, read_coco, read_photo
+from data.paths import find_photo
 from submission import downsample_mask
 from utils.errors import BadInput, one_line
 from utils.files import allocate_array, lock, map_array, write_text
 from utils.progress import progress
 
-CACHE_VERSION = 1  # raise it when photos or masks come out differently
+CACHE_VERSION = 2  # raise it when photos or masks come out differently
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def open_cache(cfg: Config, split: str) -> Cache:
 
     Its folder is named by the size and a hash of the annotations, so a changed data set gets a new cache.
     """
-    coco = read_coco(cfg.data_root, split, cfg.classes)
+    coco = read_coco(cfg.data_root, split, cfg.competition)
     key = hashlib.sha256(f'{CACHE_VERSION} {cfg.cache_size} {coco.fingerprint}'.encode()).hexdigest()[:16]
     folder = cfg.cache_dir / f'{split}-{cfg.cache_size}-{key}'
     if not folder.is_dir():
@@ -76,7 +77,7 @@ def check_photos(coco: CocoSet, folder: Path) -> None:
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f'{folder}: is damaged ({one_line(error)}); remove it to cache it again') from None
     for name, (size, modified, checksum) in files.items():
-        path = coco.root / name
+        path = find_photo(coco.root, name)
         if not path.exists():
             continue
         stat = path.stat()

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import urllib3
-from PIL import Image, ImageOps
+from PIL import Image
 
-from config import CLASSES
+from config import CLASSES, HOME
 from data.cache import resize_image
 from data.coco import inside, load_json, read_bytes, read_coco
-from data.photos import SWAPPED, open_photo, orientation, read_rgb
+from data.importers import PARTIAL, replace_json, stage_json
+from data.photos import decode, open_photo, read_rgb, to_rgb, turn
 from utils.errors import BadInput, CheckFailed, one_line
 from utils.files import lock, make_folder, remove_partials, write_text, write_whole
 from utils.progress import progress
@@ -84,8 +85,10 @@ def make_taco(
         content['images'] = [image for image in content['images'] if image['file_name'] not in missing]
         image_ids = {image['id'] for image in content['images']}
         content['annotations'] = [a for a in content['annotations'] if a['image_id'] in image_ids]
-        write_text(path, json.dumps(content))
-        coco = read_coco(out, 'train', CLASSES)
+        stage_json(out, {path.name: content}, HOME)
+        replace_json(out, [path.name])
+        (out / PARTIAL).rmdir()
+        coco = read_coco(out, 'train', HOME)
         print(f'wrote {path}: {len(coco.photos)} photos, {len(content["annotations"])} annotations')
     if missing:
         fault = f'{len(missing)} of {len(records)} photos are missing and left out of {path.name}'
@@ -188,7 +191,7 @@ def get_photos(
         with suppress(BadInput):
             read_rgb(path, expected=(SIDE, SIDE))
             return  # an earlier run has completed it
-        photo = decode(fetch(record), record.size)
+        photo = decode_original(fetch(record), record.size)
         with write_whole(path) as file:
             Image.fromarray(photo).save(file, format='jpeg', quality=95)
 
@@ -229,20 +232,22 @@ def read_original(path: Path) -> bytes:
         raise Missing(f'{path}: {error.strerror}') from None
 
 
-def decode(content: bytes, size: tuple[int, int]) -> np.ndarray:
+def decode_original(content: bytes, size: tuple[int, int]) -> np.ndarray:
     """Decode a photo of a recorded (width, height) and resize it to (512, 512, 3) uint8. Raises Missing.
 
     The record describes the photo after its EXIF orientation is applied, as in TACO's own code. A photo that
     has the recorded size without it was turned before it was uploaded, and its orientation is out of date.
     """
     try:
-        with open_photo(io.BytesIO(content), f'{len(content):,} bytes') as image:
-            stored = image.size
-            turned = stored[::-1] if orientation(image) in SWAPPED else stored
-            if size not in (turned, stored):
-                raise Missing(f'found {turned[0]}x{turned[1]} pixels, its record says {size[0]}x{size[1]}')
-            upright = ImageOps.exif_transpose(image) if size == turned else image
-            return resize_image(np.asarray(upright.convert('RGB')), SIDE)
+        name = f'{len(content):,} bytes'
+        with open_photo(io.BytesIO(content), name) as image:
+            photo = decode(image, name)
+        (height, width), recorded = photo.upright_size, size[::-1]
+        if recorded not in (photo.upright_size, photo.size):
+            raise Missing(f'found {width}x{height} pixels, its record says {size[0]}x{size[1]}')
+        pixels = to_rgb(photo, name, intensity=None)
+        upright = turn(pixels, photo.orientation) if recorded == photo.upright_size else pixels
+        return resize_image(upright, SIDE)
     except BadInput as error:
         raise Missing(str(error)) from None
 

@@ -124,7 +124,7 @@ def test_folds_csv_is_made_once_and_checked(tiny, tmp_path):
     with pytest.raises(BadInput, match='lacks'):
         read_folds(cfg, cache)
     folds_path(cfg).write_text('a,b\n1,2\n')
-    with pytest.raises(BadInput, match='expected lines of image_id,file_name,fold'):
+    with pytest.raises(BadInput, match="found the header 'a,b', expected 'image_id,file_name,fold'"):
         read_folds(cfg, cache)
     with pytest.raises(BadInput, match='no such file'):
         read_folds(cfg.model_copy(update={'folds_csv': tmp_path / 'none.csv'}), cache)

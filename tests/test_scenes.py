@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from config import CLASSES
+from config import CLASSES, HOME
 from data.coco import draw_mask, read_coco, read_photo
 from data.demo import scenes
 from data.demo.objects import DRAWERS
@@ -50,8 +50,8 @@ def test_painting_the_annotations_gives_the_exact_mask(demo, split, name):
 
 
 def test_read_coco_and_draw_mask_give_the_same_masks(demo):
-    coco = read_coco(demo, 'train', CLASSES)
-    assert len(coco.photos) == TRAIN and len(read_coco(demo, 'test', CLASSES).photos) == TEST
+    coco = read_coco(demo, 'train', HOME)
+    assert len(coco.photos) == TRAIN and len(read_coco(demo, 'test', HOME).photos) == TEST
     for index in (0, 7, TRAIN - 1):
         scene = draw_scene(3, 'train', index)
         np.testing.assert_array_equal(draw_mask(coco.photos[index]), scene.mask)
@@ -89,7 +89,7 @@ def test_every_class_is_in_train_and_test_and_bags_are_frequent(demo):
         assert set(count) == set(range(1, 11)) and 2.5 < len(annotations) / photos < 7
         assert count[8] + count[2] > len(annotations) * 0.3 and max(count, key=count.get) in (2, 8)
         assert max(count[9], count[5]) < count[8]
-    shares = [(draw_mask(photo) == 0).mean() for photo in read_coco(demo, 'train', CLASSES).photos]
+    shares = [(draw_mask(photo) == 0).mean() for photo in read_coco(demo, 'train', HOME).photos]
     assert 0.65 < np.mean(shares) < 0.85 and min(shares) > 0.1
 
 

@@ -19,7 +19,7 @@ import pytest
 from PIL import ExifTags, Image
 
 import prepare
-from config import CLASSES
+from config import CLASSES, HOME
 from data import taco as taco_module
 from data.coco import draw_mask, read_coco, read_photo
 from data.photos import read_rgb
@@ -136,7 +136,7 @@ def run(annotations: Path, out: Path, *options: str) -> None:
 
 def assert_aligned(out: Path, count: int) -> None:
     """Check that every photo is 512x512 and red where its mask is Metal, except along its edges."""
-    coco = read_coco(out, 'train', CLASSES)
+    coco = read_coco(out, 'train', HOME)
     assert len(coco.photos) == count
     for photo in coco.photos:
         image, mask = read_photo(coco, photo), draw_mask(photo)
@@ -163,7 +163,7 @@ def test_photos_of_every_orientation_lie_under_their_masks(server, tmp_path, cap
     assert_aligned(tmp_path / 'out', len(names))
     assert not (tmp_path / 'out/missing.csv').exists()
     prepare.command(['check', '--data', str(tmp_path / 'out')])
-    assert 'nothing wrong found' in capsys.readouterr().out
+    assert 'nothing else wrong found' in capsys.readouterr().out
 
 
 def test_temporary_faults_are_retried(server, tmp_path):
@@ -201,7 +201,7 @@ def test_missing_photos_are_left_out_and_listed(server, tmp_path, capsys, monkey
     assert why.pop('gone') == 'the server answers 404 Not Found'
     assert why.pop('other') == 'found 64x64 pixels, its record says 60x80'
     assert why.pop('lying') == 'found 80x60 pixels, its record says 60x80'
-    assert 'cannot be decoded' in why.pop('broken') and 'cannot be decoded' in why.pop('page')
+    assert 'cannot be decoded' in why.pop('broken') and 'seems to be a web page' in why.pop('page')
     assert 'timed out' in why.pop('slow')
     assert re.search('IncompleteRead|broken', why.pop('cut'))
     assert not why
@@ -320,7 +320,7 @@ def test_table_is_read_and_checked(server, tmp_path, monkeypatch):
             run(annotations, tmp_path / 'out')
     table.write_text('category,class\nDrink can,Glass\n')
     run(annotations, tmp_path / 'out')
-    mask = draw_mask(read_coco(tmp_path / 'out', 'train', CLASSES).photos[0])
+    mask = draw_mask(read_coco(tmp_path / 'out', 'train', HOME).photos[0])
     assert set(np.unique(mask)) == {0, CLASSES.index('Glass')}
 
 
@@ -357,7 +357,7 @@ def test_the_real_annotations(taco, tmp_path):
     records = taco_module.read_records(taco, data, tmp_path)
     table = taco_module.read_table(taco_module.TABLE)
     (tmp_path / 'train_all.json').write_text(json.dumps(taco_module.convert(taco, data, table)))
-    coco = read_coco(tmp_path, 'train', CLASSES)
+    coco = read_coco(tmp_path, 'train', HOME)
     masks = [draw_mask(photo) for photo in coco.photos[::5]]
     assert len(records) == len(coco.photos) == 1500 and {mask.shape for mask in masks} == {(512, 512)}
     annotations = [one for photo in coco.photos for one in photo.annotations]

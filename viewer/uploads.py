@@ -1,11 +1,11 @@
-"""Read uploaded photos, upright and small enough to show; refuse large ones before a pixel is decoded."""
+"""Read uploaded photos as a viewer shows them, small enough to show; refuse large ones before decoding."""
 
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from data.photos import open_photo
+from data.photos import decode, full_range, open_photo, to_rgb, turn
 from utils.errors import BadInput
 
 MAX_MEGABYTES = 10  # per upload
@@ -21,6 +21,8 @@ def read_upload(name: str, content: bytes) -> np.ndarray:
         raise BadInput(f'{name}: found {size:.1f} MB, at most {MAX_MEGABYTES} MB are read')
     with open_photo(io.BytesIO(content), name, FORMATS, MAX_PIXELS) as image:
         image.draft('RGB', (MAX_SIDE, MAX_SIDE))  # decodes a JPEG at a half, a quarter or an eighth
-        upright = ImageOps.exif_transpose(image).convert('RGB')
+        photo = decode(image, name)
+    intensity = full_range(photo, name) if photo.is_deep else None
+    upright = Image.fromarray(turn(to_rgb(photo, name, intensity), photo.orientation))
     upright.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return np.array(upright)
