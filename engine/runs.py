@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import Config, dump_config, fold_files, fold_of, keys_free_on_resume, load_config
+from config import Config, dump_config, fold_files, fold_of, keys_free_on_resume, make_config, read_mapping
 from utils.errors import BadInput, one_line
 from utils.files import lock, remove_partials, write_text
 
 # what train.py writes besides config.yaml
 WRITTEN = ('last.pt', 'best.pt', 'metrics.csv', 'provenance.yaml', 'changes.diff')
+UNREADABLE = (OSError, KeyError, TypeError, ValueError, csv.Error)  # errors of a metrics.csv by another hand
+
+
+def read_run_config(folder: Path) -> Config:
+    """Read the config that a run was trained with, whatever its data root says now. Raises BadInput."""
+    path = folder / 'config.yaml'
+    return make_config(read_mapping(path), where=str(path))
 
 
 def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str]:
@@ -30,19 +37,22 @@ def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str
         raise BadInput(f'{existing}: this folder cannot be written')
     if overwrite or not (folder / 'config.yaml').exists():
         return []
-    old, new = load_config(folder / 'config.yaml').model_dump(), cfg.model_dump()
+    old, new = _values(read_run_config(folder)), _values(cfg)
+    again = 'start again with --overwrite'
     changed = [key for key in new if new[key] != old[key]]
     for key in changed:
         if key not in keys_free_on_resume():
-            raise BadInput(
-                f"{folder}: holds another config's run ({key}: {old[key]!r} there, {new[key]!r} here); "
-                f'give this one another name, or start again with --overwrite'
-            )
+            fault = f"holds another config's run ({key}: {old[key]!r} there, {new[key]!r} here)"
+            raise BadInput(f'{folder}: {fault}; give this one another name, or {again}')
     if (folder / 'last.pt').exists() and not resume:
-        raise BadInput(
-            f'{folder}: holds this run already; go on with --resume, or start again with --overwrite'
-        )
+        raise BadInput(f'{folder}: holds this run already; go on with --resume, or {again}')
     return [f'{key} is {new[key]}, and was {old[key]}' for key in changed]
+
+
+def _values(cfg: Config) -> dict[str, Any]:
+    """Return the values of a config and of its competition, but the folds' groups, which folds.csv holds."""
+    values = cfg.model_dump(exclude={'competition': {'group'}})
+    return values | values.pop('competition')
 
 
 def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
@@ -74,10 +84,9 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
             rows = [old for old in _read_rows(path) if int(old['epoch']) < row['epoch']]
             if any(old.keys() != row.keys() for old in rows):
                 raise ValueError('its columns are different')
-        except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-            raise BadInput(
-                f'{path}: not the metrics of this run: {one_line(error)}; move it away, then --resume'
-            ) from None
+        except UNREADABLE as error:
+            fault = f'not the metrics of this run: {one_line(error)}'
+            raise BadInput(f'{path}: {fault}; move it away, then --resume') from None
     text = io.StringIO()
     writer = csv.DictWriter(text, list(row), lineterminator='\n')
     writer.writeheader()
@@ -92,7 +101,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     keys = ('epoch', 'loss', 'miou')
     try:
         return [{key: float(row[key] or 'nan') for key in keys} for row in _read_rows(path)]
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+    except UNREADABLE as error:
         raise BadInput(f'{path}: expected a row an epoch with epoch, loss, miou: {one_line(error)}') from None
 
 
@@ -108,7 +117,7 @@ def best_miou(metrics: list[dict[str, float]]) -> float:
 
 @dataclass(frozen=True)
 class FoldRun:
-    """A fold of a run: its run folder, the config it was trained with, and the rows of its metrics.csv."""
+    """Hold a fold of a run: its folder, the config it was trained with, and the rows of its metrics.csv."""
 
     fold: int
     folder: Path
@@ -122,7 +131,7 @@ class FoldRun:
 
 def read_fold(folder: Path) -> FoldRun:
     """Read the config and the metrics of a run folder. Raises BadInput."""
-    cfg = load_config(folder / 'config.yaml')
+    cfg = read_run_config(folder)
     return FoldRun(fold_of(folder), folder, cfg, read_metrics(folder / 'metrics.csv'))
 
 

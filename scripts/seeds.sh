@@ -28,7 +28,7 @@ config, fold, seeds, *changes = sys.argv[1:]
 scores = []
 for seed in seeds.split():
     cfg = load_config(f'configs/{config}.yaml', [*changes, f'name={config}-seed{seed}'])
-    photos = read_coco(cfg.data_root, 'train', cfg.classes)
+    photos = read_coco(cfg.data_root, 'train', cfg.competition)
     counts = read_confusions(cfg.run_dir(int(fold)) / 'oof.csv', photos, len(cfg.classes)).counts()
     scores.append(interval(counts).value)
     print(f'seed {seed}: mIoU {scores[-1]:.4f}')

@@ -14,6 +14,7 @@ import torch
 
 from config import CLASSES, Config, load_config
 from submission import SubmissionWriter
+from utils.log import log
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared'
 DATA_DIR = Path(os.environ.get('DATA_DIR', SHARED / 'data'))
@@ -21,6 +22,11 @@ REFERENCE_DIR = Path(os.environ.get('REFERENCE_DIR', SHARED / 'reference' / 'hea
 COLOURS = np.random.default_rng(0).permutation(
     np.array([(r, g, b) for r in (40, 220) for g in (40, 130, 220) for b in (40, 220)])
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest test first: at the end, one process would wait for it."""
+    items.sort(key=lambda item: item.name != 'test_overfits_eight_real_photos')
 
 
 @pytest.fixture(autouse=True, scope='session')
@@ -35,6 +41,16 @@ def _main_is_pytest():
     main = sys.modules['__main__']
     yield
     sys.modules['__main__'] = main
+
+
+@pytest.fixture(autouse=True)
+def _log_is_pytest():
+    """Take the log from the command that a test ran: its output is closed then, and caplog sees nothing."""
+    yield
+    for handler in log.handlers[:]:
+        handler.close()
+        log.removeHandler(handler)
+    log.propagate = True
 
 
 def _need(path: Path, variable: str) -> Path:

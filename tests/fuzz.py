@@ -72,7 +72,7 @@ def fuzz_coco(data: bytes) -> None:
         name = 'train_all.json' if split == 'train' else 'test.json'
         (root / name).write_bytes(data)
         try:
-            labels = coco.read_coco(root, split, CLASSES)
+            labels = coco.read_coco(root, split, config.Competition(classes=CLASSES))
         except config.BadInput as error:
             require_line(error)
             continue
@@ -80,7 +80,7 @@ def fuzz_coco(data: bytes) -> None:
             if photo.height * photo.width < 1_000_000:
                 assert coco.draw_mask(photo).shape == (photo.height, photo.width)
         (root / name).write_text(json.dumps(as_coco(labels.photos)))
-        assert coco.read_coco(root, split, CLASSES).photos == labels.photos
+        assert coco.read_coco(root, split, config.Competition(classes=CLASSES)).photos == labels.photos
 
 
 def as_coco(photos) -> dict:
@@ -88,14 +88,13 @@ def as_coco(photos) -> dict:
     annotations = []
     for photo in photos:
         for a in photo.annotations:
-            rle = {'size': [photo.height, photo.width], 'counts': list(a.counts)}
-            record = {'category_id': a.category_id, 'area': a.area, 'iscrowd': int(a.iscrowd)}
-            record |= {'image_id': photo.image_id, 'id': len(annotations)}
-            annotations.append({**record, 'segmentation': [list(p) for p in a.polygons] or rle})
+            rle = {'size': [photo.height, photo.width], 'counts': a.rle.decode()}
+            record = {'category_id': a.category_id, 'iscrowd': int(a.iscrowd), 'segmentation': rle}
+            annotations.append({**record, 'image_id': photo.image_id, 'id': len(annotations)})
     images = [
         {'id': p.image_id, 'file_name': p.file_name, 'height': p.height, 'width': p.width} for p in photos
     ]
-    categories = [{'id': k, 'name': name} for k, name in enumerate(CLASSES) if k]
+    categories = [{'id': k, 'name': name} for k, name in enumerate(CLASSES)]
     return {'images': images, 'categories': categories, 'annotations': annotations}
 
 
@@ -177,11 +176,11 @@ def seeds(name: str) -> list[bytes]:
         header = b'image_id,PredictionString\n'
         return [header + b'a.jpg,~0\n', header + b'a.jpg,~1\n"b,""c",~10\n', header + b'a.jpg,0 1 2\n']
     if name == 'coco':
-        polygon = coco.Annotation(1, 9.0, False, polygons=((1.0, 1.0, 4.0, 1.0, 4.0, 4.0),))
-        counts = coco.Annotation(2, 9.0, True, counts=(3, 4, 57))
-        good = as_coco([coco.Photo(1, 'a.jpg', 8, 8, (polygon, counts)), coco.Photo(2, 'b/c.png', 8, 8)])
-        packed = json.loads(json.dumps(good))
-        packed['annotations'][0]['segmentation'] = {'size': [8, 8], 'counts': '34i1'}
+        objects = [coco.Annotation(k, crowd, b'34i1', 4) for k, crowd in ((1, False), (2, True))]
+        packed = as_coco([coco.Photo(1, 'a.jpg', 8, 8, tuple(objects)), coco.Photo(2, 'b/c.png', 8, 8)])
+        good = json.loads(json.dumps(packed))
+        good['annotations'][0]['segmentation'] = [[1.0, 1.0, 4.0, 1.0, 4.0, 4.0]]
+        good['annotations'][1]['segmentation'] = {'size': [8, 8], 'counts': [3, 4, 57]}
         return [json.dumps(good).encode(), json.dumps(packed).encode()]
     if name == 'config':
         return [GOOD_YAML.read_bytes(), config.dump_config(config.Config(name='x')).encode(), b'1e-3']

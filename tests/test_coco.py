@@ -1,6 +1,5 @@
 """Test masks of COCO annotations, and every fault of an annotation file."""
 
-import copy
 import json
 
 import numpy as np
@@ -9,58 +8,41 @@ from conftest import write_set
 from pycocotools import mask as rle_codec
 from pycocotools.coco import COCO
 
-from config import CLASSES
-from data.coco import IGNORED, Annotation, Photo, draw_mask, read_coco
+from config import CLASSES, HOME, Competition
+from data.coco import IGNORED, Photo, draw_mask, read_coco, read_labels
+from data.masks import Annotation, LeftOut, encode_segmentation
+from submission import read_test_ids
 from utils.errors import BadInput
 
 
-def polygon(x, y, w, h):
-    return (x, y, x + w, y, x + w, y + h, x, y + h)
+def rectangle(x, y, w, h):
+    return [x, y, x + w, y, x + w, y + h, x, y + h]
 
 
-def photo(*annotations):
-    return Photo(0, 'a.jpg', 40, 30, annotations)
+def drawn(*objects):
+    """Draw (class, iscrowd, x, y, w, h) rectangles as the (40, 30) mask of a photo."""
+    annotations = []
+    for category, crowd, *box in objects:
+        encoded = encode_segmentation('', {'segmentation': [rectangle(*box)]}, (40, 30), LeftOut())
+        annotations.append(Annotation(category, crowd, *encoded))
+    return draw_mask(Photo(0, 'a.jpg', 40, 30, tuple(annotations)))
 
 
-def test_larger_area_is_painted_first_and_ties_by_order():
-    small = Annotation(1, 25.0, False, polygons=(polygon(5, 5, 5, 5),))
-    large = Annotation(2, 400.0, False, polygons=(polygon(0, 0, 20, 20),))
-    mask = draw_mask(photo(small, large))
+def test_the_object_of_more_pixels_is_painted_first_and_ties_by_order():
+    mask = drawn((1, False, 5, 5, 5, 5), (2, False, 0, 0, 20, 20))
     assert mask.shape == (40, 30) and mask[7, 7] == 1 and mask[1, 1] == 2 and mask[30, 25] == 0
-    first, second = (Annotation(k, 100.0, False, polygons=(polygon(0, 0, 10, 10),)) for k in (3, 4))
-    assert draw_mask(photo(first, second))[5, 5] == 4  # the later one is on top
+    assert drawn((3, False, 0, 0, 10, 10), (4, False, 0, 0, 10, 10))[5, 5] == 4  # the later one is on top
+    # pixels outside the photo do not count: 4 x 40 of 30 x 40 are left
+    assert drawn((1, False, -26, 0, 30, 40), (2, False, 0, 0, 20, 20))[5, 2] == 1
 
 
 def test_a_hole_is_a_smaller_object_on_top_and_crowds_are_ignored():
-    ring = Annotation(6, 400.0, False, polygons=(polygon(0, 0, 20, 20),))
-    crowd = Annotation(6, 16.0, True, polygons=(polygon(8, 8, 4, 4),))
-    mask = draw_mask(photo(ring, crowd))
+    mask = drawn((6, False, 0, 0, 20, 20), (6, True, 8, 8, 4, 4))
     assert mask[10, 10] == IGNORED and mask[2, 2] == 6
 
 
-def test_both_rle_forms_equal_the_polygon(tmp_path):
-    root = write_set(tmp_path / 'd', train=4, test=1, side=64)
-    data = json.loads((root / 'train_all.json').read_text())
-    expected = [draw_mask(p) for p in read_coco(root, 'train', CLASSES).photos]
-    for form in ('compressed', 'plain'):
-        changed = copy.deepcopy(data)
-        for a in changed['annotations']:
-            rle = rle_codec.merge(rle_codec.frPyObjects(a['segmentation'], 64, 64))
-            flat = rle_codec.decode(rle).ravel(order='F')
-            edges = np.flatnonzero(np.diff(flat)) + 1
-            counts = np.diff([0, *edges, flat.size]).tolist()
-            plain = ([0] if flat[0] else []) + counts
-            a['segmentation'] = {
-                'size': [64, 64],
-                'counts': plain if form == 'plain' else rle['counts'].decode(),
-            }
-        (root / 'train_all.json').write_text(json.dumps(changed))
-        drawn = [draw_mask(p) for p in read_coco(root, 'train', CLASSES).photos]
-        assert all(np.array_equal(a, b) for a, b in zip(drawn, expected, strict=True)), form
-
-
 def test_masks_equal_pycocotools_on_the_competitions_photos(boostcamp60, capsys):
-    coco = read_coco(boostcamp60, 'train', CLASSES)
+    coco = read_coco(boostcamp60, 'train', HOME)
     theirs = {}
     for name in ('train.json', 'val.json'):
         api = COCO(str(boostcamp60 / name))
@@ -74,68 +56,98 @@ def test_masks_equal_pycocotools_on_the_competitions_photos(boostcamp60, capsys)
 
 
 # each fault: a change of the data, and a pattern of the error line
+def change(**values):
+    """Return a change of the first annotation."""
+    return lambda d: d['annotations'][0].update(values)
+
+
+def change_image(**values):
+    return lambda d: d['images'][0].update(values)
+
+
 FAULTS = {
     'no images': (lambda d: d.pop('images'), "lacks the key 'images'"),
     'no categories': (lambda d: d.pop('categories'), "lacks the key 'categories'"),
     'no annotations': (lambda d: d.pop('annotations'), "lacks the key 'annotations'"),
-    'no file name': (lambda d: d['images'][0].pop('file_name'), "lacks the key 'file_name'"),
-    'no segmentation': (
-        lambda d: d['annotations'][0].pop('segmentation'),
-        "annotation 0 lacks the key 'segmentation'",
+    'no file name': (lambda d: d['images'][0].pop('file_name'), "lacks the key 'file_name'; expected"),
+    'a path in its place': (
+        lambda d: d['images'][0].update(path='/home/kim/0.jpg', file_name=None),
+        "lacks the key 'file_name'; it has path '/home/kim/0.jpg'; expected the photo's path below",
     ),
-    'image id twice': (lambda d: d['images'][1].update(id=0), 'id 0 appears twice'),
-    'annotation id twice': (
-        lambda d: d['annotations'][1].update(id=0),
-        'annotation 0: the id appears twice',
-    ),
+    'image id twice': (change_image(id=1), r'images\[1\]: id 1 appears twice'),
+    'image id twice, once as text': (change_image(id='1'), r'images\[1\]: id 1 appears twice'),
+    'image id null': (change_image(id=None), "id is 'None'"),
+    'image id 0.5': (change_image(id=0.5), "id is '0.5', expected a whole number or text"),
+    'no image id': (lambda d: d['images'][0].pop('id'), "lacks the key 'id'"),
     'file name twice': (
         lambda d: d['images'][1].update(file_name=d['images'][0]['file_name']),
-        'listed twice',
+        r"'batch_01/0000\.jpg' is listed twice$",
     ),
-    'image_id unknown': (lambda d: d['annotations'][0].update(image_id=999), 'image_id 999 is not among'),
-    'category_id unknown': (
-        lambda d: d['annotations'][0].update(category_id=11),
-        'category_id 11 is not among',
+    'file name twice, once with a backslash': (
+        lambda d: d['images'][1].update(file_name='batch_01\\0000.jpg'),
+        r"jpg' is listed twice, in another spelling$",
     ),
-    'two points': (lambda d: d['annotations'][0].update(segmentation=[[1, 1, 2, 2]]), 'at least 3 points'),
-    'odd coordinates': (
-        lambda d: d['annotations'][0].update(segmentation=[[1, 1, 2, 2, 3, 3, 4]]),
-        'at least 3 points',
+    'image_id unknown': (change(image_id=999), 'annotation 0: image_id 999 is not among the images'),
+    'no image_id': (lambda d: d['annotations'][0].pop('image_id'), "lacks the key 'image_id'"),
+    'category_id unknown': (change(category_id=11), 'category_id 11 of 1 annotation is not among'),
+    'odd coordinates': (change(segmentation=[[1, 1, 2, 2, 3, 3, 4]]), 'at least 3 points'),
+    'odd coordinates of a point': (change(segmentation=[[1, 1, 2]]), 'at least 3 points'),
+    'not a number': (change(segmentation=[[1, 1, 2, float('nan'), 3, 3]]), 'coordinate nan'),
+    'far outside': (change(segmentation=[[1, 1, 2, 1e9, 3, 3]]), 'coordinate 1000000000'),
+    'a string': (change(segmentation=[['a'] * 6]), 'list of numbers'),
+    'a true value': (change(segmentation=[[1, 1, 9, True, 9, 9]]), 'list of numbers'),
+    'points as objects': (change(segmentation=[{'x': 1, 'y': 2}, {'x': 3, 'y': 4}]), 'list of numbers'),
+    'rings': (
+        change(segmentation=[[[1, 1], [9, 1], [9, 9]], [[2, 2], [3, 2], [3, 3]]]),
+        '2 rings of points, which may be holes',
     ),
-    'not a number': (
-        lambda d: d['annotations'][0].update(segmentation=[[1, 1, 2, float('nan'), 3, 3]]),
-        'coordinate nan',
+    'a text': (change(segmentation='[[1, 1, 9, 1, 9, 9]]'), 'expected polygons or RLE'),
+    'short rle': (change(segmentation={'size': [64, 64], 'counts': [5, 5]}), 'add up to 10'),
+    'rle without a size': (change(segmentation={'counts': [4096]}), "lacks the key 'size'"),
+    'rle size': (change(segmentation={'size': [6, 6], 'counts': [36]}), r'RLE size is \[6, 6\], the image'),
+    'turned rle size': (
+        lambda d: (d['images'][0].update(height=32), change(segmentation={'size': [64, 32]})(d)),
+        r'RLE size is \[64, 32\], which is turned, the image is \[32, 64\]',
     ),
-    'far outside': (
-        lambda d: d['annotations'][0].update(segmentation=[[1, 1, 2, 1e9, 3, 3]]),
-        'coordinate 1000000000',
+    'bad rle': (change(segmentation={'size': [64, 64], 'counts': 'ooo~'}), 'compressed RLE'),
+    'cut rle': (change(segmentation={'size': [64, 64], 'counts': 'PP'}), 'cut off'),
+    'iscrowd': (change(iscrowd=2), "annotation 0: iscrowd is '2', expected 0 or 1"),
+    'iscrowd as text': (change(iscrowd='yes'), "iscrowd is 'yes'"),
+    'other category': (
+        lambda d: d['categories'][0].update(name='Generol trash'),
+        r"category 'Generol trash' has 1 annotation, but is no class; did you mean 'General trash'\? the "
+        'classes are Background, General trash, .*Clothing; rename it, or .* competition.yaml',
     ),
-    'no polygon': (lambda d: d['annotations'][0].update(segmentation=[]), 'has no polygon'),
-    'a string': (lambda d: d['annotations'][0].update(segmentation=[['a'] * 6]), 'list of numbers'),
-    'short rle': (
-        lambda d: d['annotations'][0].update(segmentation={'size': [64, 64], 'counts': [5, 5]}),
-        'add up to 10',
+    'category without a name': (
+        lambda d: d['categories'][0].update(name=None),
+        'category 1 has 1 annotation, but the name None',
     ),
-    'rle size': (
-        lambda d: d['annotations'][0].update(segmentation={'size': [6, 6], 'counts': [36]}),
-        'RLE size',
+    'category with two names': (
+        lambda d: d['categories'].append({'id': '1', 'name': 'Paper'}),
+        "category 1 is 'General trash' and 'Paper'",
     ),
-    'bad rle': (
-        lambda d: d['annotations'][0].update(segmentation={'size': [64, 64], 'counts': 'ooo~'}),
-        'compressed RLE',
+    'missing category': (lambda d: d['categories'].pop(0), 'category_id 1 of 1 annotation is not among'),
+    'outside the root': (change_image(file_name='../x.jpg'), 'leads out of'),
+    'outside the root, as on Windows': (change_image(file_name='..\\x.jpg'), 'leads out of'),
+    'absolute': (change_image(file_name='/etc/passwd'), 'leads out of [^ ]*$'),
+    "a path of the author's machine": (
+        change_image(file_name='/home/kim/batch_01/0000.JPG'),
+        'leads out of .*; batch_01/0000.jpg is there: rename it, or change file_name',
     ),
-    'cut rle': (
-        lambda d: d['annotations'][0].update(segmentation={'size': [64, 64], 'counts': 'PP'}),
-        'cut off',
-    ),
-    'area': (lambda d: d['annotations'][0].update(area=float('inf')), 'area is inf'),
-    'other category': (lambda d: d['categories'][0].update(name='Wood'), "category 1 is 'Wood'"),
-    'missing category': (lambda d: d['categories'].pop(), "category 10 is None.*'Clothing'"),
-    'outside the root': (lambda d: d['images'][0].update(file_name='../x.jpg'), 'leads out of'),
-    'absolute': (lambda d: d['images'][0].update(file_name='/etc/passwd'), 'leads out of'),
-    'height': (lambda d: d['images'][0].update(height=0), 'height is 0'),
+    'height': (change_image(height=0), 'height is 0, expected 1 to .*export again'),
+    'no height': (change_image(height=None), "lacks the key 'height'; write the size of the photo"),
+    'broken height': (change_image(height=63.5), 'height is 63.5'),
     'list': (lambda d: d['images'].__setitem__(0, []), 'expected an object'),
+    'list of annotations': (lambda d: d['annotations'].__setitem__(0, 5), r'annotations\[0\]: found int'),
     'none left': (lambda d: d.update(images=[], annotations=[]), 'no images'),
+    'boxes alone': (
+        lambda d: [a.update(segmentation=[]) for a in d['annotations']],
+        r'6 annotations and no mask: 6 no polygon \(a box alone\); expected polygons.*masks, not boxes',
+    ),
+    'shares of the photo': (
+        lambda d: [a.update(segmentation=[[0, 0, 1, 0, 1, 0.9, 0, 1]]) for a in d['annotations']],
+        '6 coordinates from 0 to 1, which are no pixels; expected polygons or RLE, in pixels',
+    ),
 }
 
 
@@ -143,11 +155,11 @@ FAULTS = {
 def test_fault_of_an_annotation_file(tmp_path, fault):
     root = write_set(tmp_path / 'd', train=2, test=1, side=64)
     data = json.loads((root / 'train_all.json').read_text())
-    change, message = FAULTS[fault]
-    change(data)
+    edit, message = FAULTS[fault]
+    edit(data)
     (root / 'train_all.json').write_text(json.dumps(data))
     with pytest.raises(BadInput, match=message) as error:
-        read_coco(root, 'train', CLASSES)
+        read_coco(root, 'train', HOME)
     assert 'train_all.json' in str(error.value) and '\n' not in str(error.value)
 
 
@@ -168,15 +180,7 @@ def test_fault_names_its_own_file(tmp_path):
             image['file_name'] = name
         (root / 'train.json').write_text(json.dumps({**data, 'images': images}))
         with pytest.raises(BadInput, match=message):
-            read_coco(root, 'train', CLASSES)
-
-
-def test_crowds_do_not_count_as_objects(tmp_path):
-    root = write_set(tmp_path / 'd', train=1, test=1, side=64)
-    data = json.loads((root / 'train_all.json').read_text())
-    data['annotations'][0]['iscrowd'] = 1
-    (root / 'train_all.json').write_text(json.dumps(data))
-    assert read_coco(root, 'train', CLASSES).photos[0].classes == {2, 3}
+            read_coco(root, 'train', HOME)
 
 
 def test_truncated_and_missing_files(tmp_path):
@@ -184,15 +188,15 @@ def test_truncated_and_missing_files(tmp_path):
     text = (root / 'train_all.json').read_text()
     (root / 'train_all.json').write_text(text[: len(text) // 2])
     with pytest.raises(BadInput, match='not JSON, or cut off'):
-        read_coco(root, 'train', CLASSES)
+        read_coco(root, 'train', HOME)
     (root / 'train_all.json').write_text('[1]')
-    with pytest.raises(BadInput, match='expected an object'):
-        read_coco(root, 'train', CLASSES)
+    with pytest.raises(BadInput, match='found list, expected COCO JSON, an object'):
+        read_coco(root, 'train', HOME)
     (root / 'train_all.json').unlink()
     with pytest.raises(BadInput, match=r'expected train_all.json, or train.json \+ val.json'):
-        read_coco(root, 'train', CLASSES)
+        read_coco(root, 'train', HOME)
     with pytest.raises(BadInput, match='no such folder'):
-        read_coco(root / 'none', 'train', CLASSES)
+        read_coco(root / 'none', 'train', HOME)
 
 
 def test_a_link_that_leads_out_of_the_root_is_refused(tmp_path):
@@ -200,5 +204,309 @@ def test_a_link_that_leads_out_of_the_root_is_refused(tmp_path):
     (tmp_path / 'secret.jpg').write_bytes(b'x')
     (root / 'batch_01/0000.jpg').unlink()
     (root / 'batch_01/0000.jpg').symlink_to(tmp_path / 'secret.jpg')
-    with pytest.raises(BadInput, match='leads out of'):
-        read_coco(root, 'train', CLASSES)
+    with pytest.raises(BadInput, match='leads out of .* by a link; link the data root as a whole'):
+        read_coco(root, 'train', HOME)
+
+
+def set_all(key, value):
+    """Return a change of a key of all annotations; None removes it, a function changes it."""
+
+    def edit(data):
+        for annotation in data['annotations']:
+            new = value(annotation[key]) if callable(value) else value
+            annotation.pop(key) if new is None else annotation.update({key: new})
+
+    return edit
+
+
+def renumber(new_id, *more):
+    """Return a change of the ids of the categories, which adds categories that nothing uses."""
+
+    def edit(data):
+        for category in data['categories']:
+            category['id'] = new_id(category['id'])
+        set_all('category_id', new_id)(data)
+        data['categories'] = [*more, *data['categories']]
+
+    return edit
+
+
+def as_rle(form):
+    """Return a change of all polygons to RLE of a form, made by a function of (counts, text)."""
+
+    def edit(data):
+        for a in data['annotations']:
+            packed = rle_codec.merge(rle_codec.frPyObjects(a['segmentation'], 64, 64))
+            flat = rle_codec.decode(packed).ravel(order='F')
+            edges = np.flatnonzero(np.diff(flat)) + 1
+            counts = ([0] if flat[0] else []) + np.diff([0, *edges, flat.size]).tolist()
+            a['segmentation'] = form(counts, packed['counts'])
+
+    return edit
+
+
+def rename(category, name):
+    return lambda data: data['categories'][category - 1].update(name=name)
+
+
+# changes that leave the masks as they are
+SAME = {
+    'gaps between category ids': renumber(lambda k: 3 * k + 4),
+    'category ids from 0': renumber(lambda k: k - 1),
+    'category ids in another order': renumber(lambda k: 11 - k),
+    'category ids as text': renumber(str),
+    'category ids as text on one side': set_all('category_id', str),
+    'category ids as words': renumber('c{}'.format),
+    'category ids as floats': renumber(float),
+    "Roboflow's root category": renumber(int, {'id': 0, 'name': 'Paper', 'supercategory': 'none'}),
+    'categories that are not used': renumber(
+        int,
+        {'id': 77, 'name': None},
+        {'name': 'Dog'},
+        {'id': 1.5, 'name': 3},
+        'cat',
+        {'id': 1, 'name': 'general trash'},
+    ),
+    'a class without a category': lambda d: d['categories'].pop(),
+    'case and spaces of names': rename(1, ' general  Trash'),
+    'image ids as text': lambda d: [
+        *(image.update(id=str(image['id'])) for image in d['images']),
+        set_all('image_id', str)(d),
+    ],
+    'image ids as text on one side': set_all('image_id', str),
+    'image ids as floats': set_all('image_id', float),
+    'image ids as words': lambda d: [
+        *(image.update(id=f'a-{image["id"]}') for image in d['images']),
+        set_all('image_id', 'a-{}'.format)(d),
+    ],
+    'no annotation ids': set_all('id', None),
+    'annotation ids repeat': set_all('id', 1),
+    'annotation ids as text': set_all('id', 'a{}'.format),
+    'no area': set_all('area', None),
+    'area of the photo': set_all('area', 4096),
+    'area as text': set_all('area', 'unknown'),
+    'no iscrowd': set_all('iscrowd', None),
+    'iscrowd null': lambda d: [a.update(iscrowd=None) for a in d['annotations']],
+    'iscrowd as text': set_all('iscrowd', '0'),
+    'iscrowd false': set_all('iscrowd', False),
+    'iscrowd as a float': set_all('iscrowd', 0.0),
+    'no boxes': set_all('bbox', None),
+    'sizes as floats': lambda d: [image.update(height=64.0, width=64.0) for image in d['images']],
+    'sizes as text': lambda d: [image.update(height='64', width='64') for image in d['images']],
+    'keys of no use': lambda d: d.update(info=None, licenses='none', extra=[]),
+    'a list of points': set_all('segmentation', lambda s: np.reshape(s[0], (-1, 2)).tolist()),
+    'a polygon of points': set_all('segmentation', lambda s: [np.reshape(s[0], (-1, 2)).tolist()]),
+    'a polygon that is not in a list': set_all('segmentation', lambda s: s[0]),
+    'parts without pixels': set_all('segmentation', lambda s: [[5, 5], [7, 7, 8, 8], *s, [9, 9] * 3, []]),
+    'plain RLE': as_rle(lambda counts, text: {'size': [64, 64], 'counts': counts}),
+    'compressed RLE': as_rle(lambda counts, text: {'size': [64, 64], 'counts': text.decode()}),
+    'RLE of printed bytes': as_rle(lambda counts, text: {'size': [64, 64], 'counts': str(text)}),
+    'RLE in a list': as_rle(lambda counts, text: [{'size': [64.0, '64'], 'counts': counts}]),
+}
+
+
+@pytest.mark.parametrize('edit', SAME)
+def test_what_tools_write_differently_gives_the_same_masks(tmp_path, edit):
+    root = write_set(tmp_path / 'd', train=3, test=1, side=64)
+    text = (root / 'train_all.json').read_text()
+    expected = [draw_mask(p) for p in read_coco(root, 'train', HOME).photos]
+    data = json.loads(text)
+    SAME[edit](data)
+    assert json.dumps(data) != text
+    (root / 'train_all.json').write_text(json.dumps(data))
+    coco = read_coco(root, 'train', HOME)
+    assert all(np.array_equal(draw_mask(a), b) for a, b in zip(coco.photos, expected, strict=True))
+    assert [p.image_id for p in coco.photos] == [0, 1, 2]
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-le'])
+def test_encodings_with_which_windows_writes_json(tmp_path, encoding):
+    root = write_set(tmp_path / 'd', train=2, test=1, side=64)
+    for name in ('train_all.json', 'test.json'):
+        (root / name).write_text((root / name).read_text(), encoding=encoding)
+    assert len(read_coco(root, 'train', HOME).photos) == 2 and read_test_ids(root) == ['batch_01/0002.jpg']
+    (root / 'test.json').write_text('{"images": [{"file_name": "유리.jpg"}]}', encoding='cp949')
+    for read in (read_test_ids, lambda root: read_coco(root, 'test', HOME)):
+        with pytest.raises(BadInput, match=r'test\.json: not JSON, or in no Unicode.*save it as UTF-8'):
+            read(root)
+
+
+SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
+LEFT_OUT = {
+    'no segmentation': (None, {'no polygon (a box alone)': 1}),
+    'empty list': ([], {'no polygon (a box alone)': 1}),
+    'list of an empty list': ([[]], {'no polygon (a box alone)': 1}),
+    'empty object': ({}, {'no polygon (a box alone)': 1}),
+    'a point': ([[5, 5]], {'fewer than 3 points': 1}),
+    'two points': ([[5, 5, 9, 9]], {'fewer than 3 points': 1}),
+    'a line': ([[5, 5, 5, 5, 5, 5]], {'covers no pixel': 1}),
+    'outside the photo': ([[-9, -9, -5, -9, -5, -5]], {'outside the photo': 1}),
+    'in tenths of a pixel': (
+        [[0.2, 0.2, 0.4, 0.2, 0.4, 0.4]],
+        {'coordinates from 0 to 1, which are no pixels': 1},
+    ),
+    'RLE without a pixel': ({'size': [64, 64], 'counts': [4096]}, {'covers no pixel': 1}),
+    'RLE without counts': ({'size': [64, 64], 'counts': []}, {'covers no pixel': 1}),
+    'shares of the photo': ([[0, 0, 1, 0, 1, 1, 0, 1]], {'coordinates from 0 to 1, which are no pixels': 1}),
+    'parts': (
+        [[5, 5], *SQUARE, [7, 7] * 3],
+        {'a part with fewer than 3 points': 1, 'a part that covers no pixel': 1},
+    ),
+}
+
+
+@pytest.mark.parametrize('case', LEFT_OUT)
+def test_what_has_no_mask_is_left_out_and_counted(tmp_path, case):
+    root = write_set(tmp_path / 'd', train=2, test=1, side=64)
+    data = json.loads((root / 'train_all.json').read_text())
+    segmentation, expected = LEFT_OUT[case]
+    data['annotations'][0]['segmentation'] = segmentation
+    (root / 'train_all.json').write_text(json.dumps(data))
+    coco = read_coco(root, 'train', HOME)
+    assert coco.left_out == expected
+    assert len(coco.photos[0].annotations) == (3 if case == 'parts' else 2)
+    data['annotations'][0].pop('bbox')
+    (root / 'train_all.json').write_text(json.dumps(data))
+    without_box = {reason.removesuffix(' (a box alone)'): count for reason, count in expected.items()}
+    assert read_labels(root / 'train_all.json', HOME).left_out == without_box
+
+
+def test_two_files_are_counted_together(tmp_path):
+    root = write_set(tmp_path / 'd', train=2, test=1, side=64)
+    data = json.loads((root / 'train_all.json').read_text())
+    for name, k in (('train.json', 0), ('val.json', 1)):
+        part = {**data, 'images': data['images'][k : k + 1], 'annotations': data['annotations'][3 * k :][:3]}
+        part['annotations'][0]['segmentation'] = []
+        (root / name).write_text(json.dumps(part))
+    (root / 'train_all.json').unlink()
+    assert read_coco(root, 'train', HOME).left_out == {'no polygon (a box alone)': 2}
+
+
+def test_categories_of_other_names_are_mapped_to_classes(tmp_path):
+    root = write_set(tmp_path / 'd', train=1, test=1, side=64)
+    expected = draw_mask(read_coco(root, 'train', HOME).photos[0])
+    text = (root / 'train_all.json').read_text()
+    (root / 'train_all.json').write_text(text.replace('"Paper"', '"Newspaper"'))
+    with pytest.raises(BadInput, match="category 'Newspaper' has .*, but is no class; did you mean 'Paper'?"):
+        read_coco(root, 'train', HOME)
+    mapped = Competition(categories={'newspaper': 'Paper', 'Cup': 'Glass'})
+    assert np.array_equal(draw_mask(read_coco(root, 'train', mapped).photos[0]), expected)
+
+
+def test_objects_of_the_background_are_drawn_as_0_and_are_no_class(tmp_path):
+    root = write_set(tmp_path / 'd', train=1, test=1, side=64)
+    data = json.loads((root / 'train_all.json').read_text())
+    data['categories'].append({'id': 90, 'name': 'background'})
+    whole = {'image_id': 0, 'category_id': 90, 'segmentation': [[0, 0, 64, 0, 64, 64, 0, 64]]}
+    expected = draw_mask(read_coco(root, 'train', HOME).photos[0])
+    for annotations in ([whole, *data['annotations']], [*data['annotations'], whole]):
+        (root / 'train_all.json').write_text(json.dumps({**data, 'annotations': annotations}))
+        photo = read_coco(root, 'train', HOME).photos[0]
+        assert np.array_equal(draw_mask(photo), expected) and photo.classes == {1, 2, 3}
+    hole = {**whole, 'segmentation': [rectangle(30, 30, 2, 2)]}
+    (root / 'train_all.json').write_text(json.dumps({**data, 'annotations': [hole, *data['annotations']]}))
+    assert not draw_mask(read_coco(root, 'train', HOME).photos[0])[30:32, 30:32].any()
+
+
+@pytest.mark.parametrize('crowd', [1, '1', True, 1.0])
+def test_crowds_are_ignored_or_objects(tmp_path, crowd):
+    root = write_set(tmp_path / 'd', train=1, test=1, side=64)
+    data = json.loads((root / 'train_all.json').read_text())
+    expected = draw_mask(read_coco(root, 'train', HOME).photos[0])
+    for annotation in data['annotations']:
+        annotation['iscrowd'] = crowd
+    (root / 'train_all.json').write_text(json.dumps(data))
+    ignored, objects = (
+        read_coco(root, 'train', HOME.model_copy(update={'crowds': crowds}))
+        for crowds in ('ignored', 'objects')
+    )
+    assert np.array_equal(draw_mask(objects.photos[0]), expected) and objects.photos[0].classes == {1, 2, 3}
+    assert np.array_equal(draw_mask(ignored.photos[0]) == IGNORED, expected > 0)
+    assert ignored.photos[0].classes == set() and ignored.fingerprint != objects.fingerprint
+
+
+@pytest.mark.parametrize(
+    'edit',
+    [
+        lambda d: (d.pop('annotations'), d.pop('categories')),
+        lambda d: d.update(annotations=None, categories=None),
+        lambda d: (d.update(annotations=[]), d['images'][0].pop('id')),
+    ],
+)
+def test_photos_alone_will_do_for_the_test(tmp_path, edit):
+    root = write_set(tmp_path / 'd', train=1, test=2, side=64)
+    data = json.loads((root / 'test.json').read_text())
+    edit(data)
+    (root / 'test.json').write_text(json.dumps(data))
+    names = [photo.file_name for photo in read_coco(root, 'test', HOME).photos]
+    assert names == read_test_ids(root) == ['batch_01/0001.jpg', 'batch_01/0002.jpg']
+    data['images'][1]['file_name'] = '.\\batch_01\\0001.jpg'
+    (root / 'test.json').write_text(json.dumps(data))
+    for read in (read_test_ids, lambda root: read_coco(root, 'test', HOME)):
+        with pytest.raises(BadInput, match=r'test\.json: image .* is listed twice'):
+            read(root)
+
+
+FOREIGN = {
+    'LabelMe': ({'version': '5', 'shapes': [], 'imagePath': 'a.jpg'}, 'seems to be LabelMe JSON'),
+    'Label Studio': ([{'id': 1, 'data': {}, 'annotations': []}], 'seems to be Label Studio JSON'),
+    'results': (
+        [{'image_id': 0, 'category_id': 1, 'segmentation': {}, 'score': 0.5}],
+        'seems to be COCO results, predictions without',
+    ),
+    'panoptic': (
+        {'images': [], 'categories': [], 'annotations': [{'image_id': 0, 'segments_info': []}]},
+        'seems to be COCO panoptic JSON',
+    ),
+    'VIA': ({'a.jpg123': {'filename': 'a.jpg', 'regions': []}}, 'seems to be VIA JSON'),
+    'VIA project': ({'_via_img_metadata': {}, '_via_settings': {}}, 'seems to be a project of VIA'),
+    'CVAT': ('<?xml version="1.0"?>\n<annotations><version>1.1</version>', 'seems to be CVAT XML'),
+    'VOC': ('<annotation>\n<folder>x</folder>', 'seems to be Pascal VOC XML'),
+    'page': ('<!DOCTYPE html>\n<html>', 'seems to be a web page'),
+    'lines': ('{"image": "a"}\n{"image": "b"}\n', 'seems to be JSON lines'),
+    'LFS': ('version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull'),
+    'ZIP': ('PK\x03\x04abc', 'is a ZIP archive.*unpack it'),
+    'empty': ('', 'is empty'),
+    'cut off': ('{\n{', 'not JSON, or cut off'),
+}
+
+
+@pytest.mark.parametrize('kind', FOREIGN)
+def test_what_is_not_coco_is_named(tmp_path, kind):
+    root = write_set(tmp_path / 'd', train=1, test=1, side=64)
+    content, message = FOREIGN[kind]
+    for name in ('train_all.json', 'test.json'):
+        (root / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    reads = [lambda: read_coco(root, 'train', HOME), lambda: read_labels(root / 'test.json', HOME)]
+    for read in [*reads, lambda: read_test_ids(root)]:
+        with pytest.raises(BadInput, match=message) as error:
+            read()
+        assert 'COCO' in str(error.value) or kind == 'cut off'
+        assert '\n' not in str(error.value)
+
+
+def test_an_object_is_not_drawn_as_background_for_being_the_first_class(tmp_path):
+    write_set(tmp_path, train=2, test=1, side=64)
+    competition = Competition(classes=CLASSES[1:])
+    message = (
+        "'General trash' has . annotations?, but is the first class, the background; .* write Background"
+    )
+    with pytest.raises(BadInput, match=message):
+        read_coco(tmp_path, 'train', competition)
+    floor = competition.model_copy(update={'categories': {'General trash': 'General trash'}})
+    assert (draw_mask(read_coco(tmp_path, 'train', floor).photos[0]) < 10).all()
+
+
+def test_taco_whole_with_its_own_and_with_shifted_ids(taco, tmp_path):
+    data = json.loads(taco.read_text())
+    names = [category['name'] for category in data['categories']]
+    competition = Competition(classes=('Background', *names))
+    coco = read_labels(taco, competition)
+    assert len(coco.photos) == 1500 and sum(len(p.annotations) for p in coco.photos) == 4784
+    assert not coco.left_out
+    for category in data['categories']:
+        category['id'] += 1
+    for annotation in data['annotations']:
+        annotation['category_id'] += 1
+    (tmp_path / 'shifted.json').write_text(json.dumps(data))
+    assert read_labels(tmp_path / 'shifted.json', competition).photos == coco.photos

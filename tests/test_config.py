@@ -8,6 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from config import (
+    HOME,
+    Competition,
     Config,
     LossTerm,
     describe_config,
@@ -16,8 +18,10 @@ from config import (
     keys_free_on_resume,
     load_config,
     make_config,
+    read_competition,
     read_meanings,
     read_yaml,
+    write_competition,
 )
 from losses import LOSSES
 from networks.encoders import find_custom_encoder, is_smp_encoder, timm_cfg
@@ -42,6 +46,78 @@ def write(tmp_path, text):
     path = tmp_path / 'x.yaml'
     path.write_text(text)
     return path
+
+
+def test_a_data_root_says_what_it_is(tmp_path):
+    assert read_competition(tmp_path) is None and read_competition(tmp_path / 'none') is None
+    (tmp_path / 'competition.yaml').write_text('')
+    assert read_competition(tmp_path) == HOME
+    competition = Competition(classes=('background', 'can'), crowds='objects', intensity=(0, 4095))
+    write_competition(tmp_path, competition)
+    assert read_competition(tmp_path) == competition
+    path = write(tmp_path, f'data_root: {tmp_path}\nclass_weights: [1, 2]')
+    cfg = load_config(path)
+    assert cfg.competition == competition and cfg.classes == ('background', 'can')
+    assert load_config(path, ['classes=[background, can]']) == cfg
+    path.write_text(dump_config(cfg))  # a copy of a run's config
+    assert load_config(path) == cfg
+    (tmp_path / 'competition.yaml').unlink()
+    assert load_config(path) == cfg
+    with pytest.raises(BadInput, match='class_weights: found 2, expected 11'):
+        load_config(write(tmp_path, f'data_root: {tmp_path}\nclass_weights: [1, 2]'))
+
+
+def test_categories_are_matched_by_name():
+    competition = Competition(classes=('Background', 'Big can'), categories={'Tin ': 'Big can'})
+    found = [competition.class_id(name) for name in ('big  CAN', 'tin', 'background', 'bottle')]
+    assert found == [1, 1, 0, None]
+
+
+@pytest.mark.parametrize('name', ['competition.yml', 'competition.yaml.txt'])
+def test_a_file_of_another_name_is_not_passed_over(name, tmp_path):
+    (tmp_path / name).write_text('crowds: objects')
+    with pytest.raises(BadInput, match=f'{name}: is not read; rename it to competition.yaml'):
+        read_competition(tmp_path)
+
+
+@pytest.mark.parametrize('encoding', ['latin-1', 'utf-16'])
+def test_a_file_in_no_utf_8(encoding, tmp_path):
+    (tmp_path / 'competition.yaml').write_text('classes: [Background, café]', encoding=encoding)
+    with pytest.raises(BadInput, match='cannot be read: .*; save it as UTF-8'):
+        read_competition(tmp_path)
+
+
+def test_a_config_that_contradicts_its_data_is_refused(tmp_path):
+    write_competition(tmp_path, Competition(classes=('background', 'can')))
+    message = r'--set classes=\[a, b\]: classes is \[a, b\], but .*yaml says \[background, can\]; leave'
+    with pytest.raises(BadInput, match=message):
+        load_config(write(tmp_path, ''), ['classes=[a, b]'], data_root=tmp_path)
+    path = write(tmp_path, 'competition: {crowds: objects}')
+    with pytest.raises(BadInput, match='x.yaml: crowds is objects, but .* says ignored'):
+        load_config(path, [f'data_root={tmp_path}'])
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('class: [a, b]', "unknown key 'class'; did you mean 'classes'"),
+        ('classes: [a]', "key 'classes': found \\['a'\\]"),
+        ('classes: [a, b, A ]', 'two of them have the same name'),
+        ('classes: [can, background]', "'background' is not the first; the background is"),
+        ('classes: [a, ""]', 'not a name for a class'),
+        ('categories: {tin: can}', "categories: tin is 'can', which is none of the classes"),
+        ('categories: [tin]', "key 'categories': found \\['tin'\\], expected {name: value}"),
+        ('crowds: object', "key 'crowds': found 'object', expected ignored, objects"),
+        ('intensity: [5, 5]', 'the first must be below the second'),
+        ('intensity: 5', "key 'intensity': found 5"),
+        ('group: "("', 'not a regular expression'),
+        ('- a', 'found list, expected lines of'),
+    ],
+)
+def test_mistake_in_competition_yaml_names_the_file(tmp_path, text, message):
+    (tmp_path / 'competition.yaml').write_text(text)
+    with pytest.raises(BadInput, match='competition.yaml: .*' + message):
+        load_config(write(tmp_path, ''), data_root=tmp_path)
 
 
 def test_former_name_of_a_key_is_taken(tmp_path):
@@ -128,9 +204,10 @@ def test_loss_terms_are_those_of_losses():
     assert set(get_args(LossTerm)) == set(LOSSES)
 
 
-def test_every_key_has_a_meaning_that_can_be_read_without_the_key():
-    meanings = read_meanings()
-    assert meanings.keys() == Config.model_fields.keys()
+@pytest.mark.parametrize('model', [Config, Competition])
+def test_every_key_has_a_meaning_that_can_be_read_without_the_key(model):
+    meanings = read_meanings(model)
+    assert meanings.keys() == model.model_fields.keys()
     for key, meaning in meanings.items():
         assert re.match(r'[A-Z].*\.$', meaning, re.DOTALL), key
         assert meaning.split()[0] not in ('Of', 'For', 'In', 'By', 'To'), key
@@ -139,5 +216,10 @@ def test_every_key_has_a_meaning_that_can_be_read_without_the_key():
 def test_page_of_all_keys_is_up_to_date():
     page = Path(__file__).resolve().parents[1] / 'docs/config.md'
     assert page.read_text() == describe_config(), 'python config.py > docs/config.md'
-    for key in Config.model_fields:
+    for key in (Config.model_fields | Competition.model_fields).keys() - {'competition'}:
         assert f'| `{key}` |' in describe_config()
+
+
+def test_a_folder_in_place_of_a_config(tmp_path):
+    with pytest.raises(BadInput, match='is a folder, expected a YAML file'):
+        load_config(tmp_path)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ensemble
-from config import CLASSES
+from config import HOME
 from data.coco import draw_mask, read_coco
 from ensemble import main, parse_weight
 from metrics import IGNORED, confusion_matrix, mean_iou
@@ -162,6 +162,28 @@ def test_weights_and_the_order_of_the_test_set(csvs, tmp_path):
     assert out.read_bytes() == Path(csvs[1]).read_bytes()
 
 
+def test_members_of_other_tools(csvs, tmp_path):
+    """A vote counts them the same, and is written as test.json spells the names, in the first one's order."""
+    data = tmp_path / 'data'
+    data.mkdir()
+    (data / 'test.json').write_text(json.dumps({'images': [{'file_name': name} for name in sorted(IDS)]}))
+    (tmp_path / 'cfg.yaml').write_text(f'data_root: {data}\n')
+    expected = expected_vote([0, 1, 2], ['1', '1', '1'])
+    first, second = Path(csvs[0]), Path(csvs[1])
+    first.write_bytes(
+        b'\xef\xbb\xbf' + first.read_bytes().replace(b'b.jpg', b'.\\b.jpg').replace(b'\n', b'\r\n')
+    )
+    second.write_bytes(second.read_bytes().replace(b'\na.jpg', b'\n./a.jpg')[:-1])
+    out = tmp_path / 'vote.csv'
+    assert main([*csvs, '--out', str(out), '--cfg', str(tmp_path / 'cfg.yaml')]) == 0
+    assert_same(out, expected)
+    assert main([*csvs, '--out', str(out), '--data', str(data)]) == 0
+    assert_same(out, {image_id: expected[image_id] for image_id in sorted(IDS)})
+    (data / 'test.json').unlink()
+    assert main([*csvs[1:], '--out', str(out), '--cfg', str(tmp_path / 'cfg.yaml')]) == 0
+    assert list(read_masks(out)) == [{'a.jpg': './a.jpg'}.get(name, name) for name in IDS[::-1]]
+
+
 def test_class_weights(tmp_path):
     names = [
         str(write_csv(tmp_path / m / 'fold0' / 'test.csv', random_masks(i))) for i, m in enumerate('xyz')
@@ -194,7 +216,7 @@ def test_faults_leave_the_output_as_it_was(csvs, tmp_path):
     for content, message in [
         (good[:-2] + b'11\n', r"line 4: image 'b\.jpg': id 65536 is '\d?11'; expected 0 to 10"),
         (good[:-3] + b'\n', r"line 4: image 'b\.jpg': "),
-        (good[:-1], 'does not end with a newline'),
+        (good[:-1000], 'found .* ids, expected 65,536'),
         (b''.join(lines[:3]), r"has no row of image 'b\.jpg', which .*0\.csv has"),
         (good + lines[1].replace(b'c,d', b'x'), r"has a row of image 'x\.jpg', which .*0\.csv does not have"),
         (good + lines[1], r"line 5: image 'c,d\.jpg' is listed twice, first in line 2"),
@@ -426,9 +448,27 @@ def test_search_uses_the_better_model(runs, tmp_path, capsys):
     oof = {}
     for fold in range(2):
         oof |= read_masks(runs / 'output' / 'good' / f'fold{fold}' / 'oof.csv')
-    truth = [downsample_mask(draw_mask(photo)) for photo in read_coco(runs / 'data', 'train', CLASSES).photos]
+    truth = [downsample_mask(draw_mask(photo)) for photo in read_coco(runs / 'data', 'train', HOME).photos]
     score = mean_iou(confusion_matrix(np.stack(truth), np.stack([oof[name] for name in PHOTOS]), 11))
     assert f'{runs}/output/good  {score:.4f}' in printed
+
+
+def test_search_and_recipe_with_csvs_of_other_tools(runs, tmp_path):
+    first, second, third = (tmp_path / f'{name}.csv' for name in 'abc')
+    assert main(search_command(runs, first)) == 0
+    recipe = (tmp_path / 'ensemble.yaml').read_text()
+    for path in (runs / 'output' / 'good' / 'fold0').glob('*.csv'):
+        content = path.read_bytes().replace(b'\n', b'\r\n./').removesuffix(b'./').replace(b'./"', b'"./')
+        path.write_bytes(b'\xef\xbb\xbf' + content)
+    assert main(search_command(runs, second)) == 0
+    assert second.read_bytes() == first.read_bytes()
+    weights = [line for line in recipe.splitlines() if 'weight' in line]
+    again = (tmp_path / 'ensemble.yaml').read_text()
+    assert weights and [line for line in again.splitlines() if 'weight' in line] == weights
+    command = [*search_command(runs, third), '--recipe', str(tmp_path / 'ensemble.yaml')]
+    command.remove('--search')
+    assert main(command) == 0
+    assert third.read_bytes() == second.read_bytes()
 
 
 def test_search_shares_a_models_weight_among_its_csvs(runs, tmp_path, monkeypatch):
@@ -539,7 +579,7 @@ def test_recipe_applies_the_search_to_the_same_members_alone(runs, tmp_path, cap
 def test_gain_is_the_out_of_sample_difference_of_the_search(runs):
     members = [find_members([runs / 'output' / name / f'fold{k}' / 'test.csv' for k in (0, 1)],
                                      runs / 'x.csv') for name in ('bad', 'good')]  # fmt: skip
-    photos = {p.file_name: p for p in read_coco(runs / 'data', 'train', CLASSES).photos}
+    photos = {p.file_name: p for p in read_coco(runs / 'data', 'train', HOME).photos}
 
     def samples():
         return read_samples(members, photos, runs / 'data', 11)

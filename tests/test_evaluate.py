@@ -10,7 +10,7 @@ import pytest
 from conftest import write_csv, write_rectangles
 
 import evaluate
-from config import CLASSES, fold_dir, fold_files, fold_of
+from config import CLASSES, HOME, Competition, fold_dir, fold_files, fold_of, write_competition
 from data.coco import draw_mask, read_coco, read_labels
 from metrics import image_counts
 from utils.errors import BadInput
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope='module')
 def truths(shapes) -> dict[str, np.ndarray]:
     """The masks of the test photos by file name."""
-    photos = read_labels(shapes / 'test_labels.json', CLASSES).photos
+    photos = read_labels(shapes / 'test_labels.json', HOME).photos
     return {photo.file_name: draw_mask(photo) for photo in photos}
 
 
@@ -56,8 +56,23 @@ def test_rows_in_any_order(shapes, truths, tmp_path):
     empty = {name: np.where(np.arange(256) < 128, mask, 0) for name, mask in truths.items()}
     first = write_csv(tmp_path / 'a.csv', empty)
     second = write_csv(tmp_path / 'b.csv', dict(reversed(empty.items())))
-    counts = evaluate.score_csvs([first, second], shapes / 'test_labels.json', CLASSES)
+    counts = evaluate.score_csvs([first, second], shapes / 'test_labels.json', HOME)
     assert np.array_equal(*counts) and not np.array_equal(counts[0], counts[0][::-1])
+
+
+def test_csvs_of_other_tools_score_the_same(shapes, truths, rectangles, tmp_path, capsys):
+    plain = write_csv(tmp_path / 'a.csv', truths)
+    theirs = tmp_path / 'theirs.csv'
+    content = plain.read_bytes().replace(b'batch_01/', b'.\\batch_01\\').replace(b'\n', b'\r\n')
+    theirs.write_bytes(b'\xef\xbb\xbf' + content)
+    for _ in range(2):  # counted, then read from beside the CSV
+        counts = evaluate.score_csvs([plain, theirs], shapes / 'test_labels.json', HOME)
+        assert np.array_equal(*counts)
+    data, masks = rectangles
+    first, second = (write_csv(tmp_path / f'{name}.csv', masks) for name in 'bc')
+    first.write_bytes(first.read_bytes().replace(b'\n', b'\n./', len(masks)))
+    evaluate.command(['compare', str(first), str(second), '--data', str(data)])
+    assert 'first - second' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -137,7 +152,7 @@ def test_calibrate_keeps_a_temperature_for_pseudo_labels(rectangles, tmp_path, c
 
 def test_folds_with_the_same_photo_are_refused(rectangles, tmp_path):
     data, masks = rectangles
-    coco = read_coco(data, 'train', CLASSES)
+    coco = read_coco(data, 'train', HOME)
     paths = [write_csv(tmp_path / f'{fold}.csv', dict(list(masks.items())[fold::2])) for fold in (0, 1)]
     folds = evaluate.read_fold_confusions(paths, coco, len(CLASSES))
     assert [fold.image_ids for fold in folds] == [tuple(masks)[0::2], tuple(masks)[1::2]]
@@ -149,7 +164,7 @@ def test_folds_with_the_same_photo_are_refused(rectangles, tmp_path):
 
 def test_a_folder_that_is_read_only_is_counted_again(rectangles, tmp_path, monkeypatch):
     data, masks = rectangles
-    coco = read_coco(data, 'train', CLASSES)
+    coco = read_coco(data, 'train', HOME)
     path = write_csv(tmp_path / 'a.csv', masks)
 
     def refuse(path):
@@ -184,3 +199,17 @@ def test_help_imports_nothing_slow(script):
     slow = "{'torch', 'scipy', 'streamlit', 'matplotlib', 'pandas'}"
     code = f'import sys, {script}; assert not {slow} & set(sys.modules), {slow} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def test_score_reads_the_competition_beside_the_labels(shapes, tmp_path, capsys):
+    labels = json.loads((shapes / 'test_labels.json').read_text())
+    for category in labels['categories']:
+        category['name'] += ' item'
+    (tmp_path / 'labels.json').write_text(json.dumps(labels))
+    names = [f'{name} item' for name in CLASSES[1:]]
+    write_competition(tmp_path, Competition(classes=('Background', *names)))
+    csv = write_csv(
+        tmp_path / 'a.csv', {i['file_name']: np.zeros((256, 256), np.uint8) for i in labels['images']}
+    )
+    evaluate.command(['score', str(csv), '--labels', str(tmp_path / 'labels.json')])
+    assert capsys.readouterr().out.count('item') == 10

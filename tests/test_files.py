@@ -13,10 +13,19 @@ from unittest import mock
 import pytest
 
 from utils.errors import BadInput
-from utils.files import lock, make_folder, write_text, write_whole
+from utils.files import lock, make_folder, normal_name, write_text, write_whole
 from utils.log import start_log
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(('name', 'normal'), [
+    ('a/b.jpg', 'a/b.jpg'), ('a\\b.jpg', 'a/b.jpg'), ('./a.jpg', 'a.jpg'), ('.\\.\\a.jpg', 'a.jpg'),
+    ('e\u0301.jpg', 'é.jpg'), ('\u1112\u1161\u11ab.jpg', '한.jpg'),
+    ('.a/./b.jpg', '.a/./b.jpg'), ('../a', '../a'),
+])  # fmt: skip
+def test_names_of_a_mac_and_of_windows_are_those_of_linux(name, normal):
+    assert normal_name(name) == normal_name(normal) == normal
 
 
 def test_old_content_stays_until_the_new_is_whole(tmp_path):

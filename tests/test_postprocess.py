@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import write_rectangles
 
-from config import CLASSES
+from config import HOME
 from submission import SubmissionWriter, read_masks
 from tools import postprocess
 from utils.errors import BadInput
@@ -65,10 +65,19 @@ def test_search_accepts_what_helps(rectangles, tmp_path, capsys):
     assert list(cleaned) == list(masks) and all(9 not in mask for mask in cleaned.values())
 
 
+def test_names_are_written_as_in_test_json(tmp_path, capsys):
+    (tmp_path / 'test.json').write_text('{"images": [{"file_name": "a/b.jpg"}]}')
+    with SubmissionWriter(tmp_path / 'in.csv') as writer:
+        writer.write('a\\b.jpg', np.zeros((256, 256), np.uint8))
+    out = tmp_path / 'out.csv'
+    postprocess.command(['apply', str(tmp_path / 'in.csv'), '--out', str(out), '--data', str(tmp_path)])
+    assert list(read_masks(out)) == ['a/b.jpg'] and 'submission.py check' in capsys.readouterr().out
+
+
 def test_search_refuses_what_does_not(rectangles, tmp_path, capsys):
     data, masks = rectangles
     speckled(tmp_path / 'oof.csv', masks, 0, np.random.default_rng(0))
-    _, gain = postprocess.search([tmp_path / 'oof.csv'], data, CLASSES)
+    _, gain = postprocess.search([tmp_path / 'oof.csv'], data, HOME)
     assert gain.value == 0 and 'no significant gain' in capsys.readouterr().out
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import write_rectangles
 
-from config import CLASSES
+from config import HOME
 from ensemble import main
 from metrics import confusion_matrix, mean_iou
 from submission import SIDE, SubmissionWriter, read_masks
@@ -257,7 +257,7 @@ def test_the_soft_search_writes_a_recipe_that_gives_the_same_vote(soft_runs, cap
 def test_a_temperature_is_kept_for_pseudo_labels(soft_runs):
     folder = soft_runs / 'output' / 'b'
     assert read_temperature(folder) == 1.0
-    report = calibrate_model(folder, soft_runs / 'data', CLASSES)
+    report = calibrate_model(folder, soft_runs / 'data', HOME)
     assert 'expected calibration error' in report and report.endswith(f'wrote {folder}/calibration.yaml')
     assert read_temperature(folder) > 1.2
     write_calibration(folder, Calibration(2.0, (2.0,), 0.1, 0.2, False), [])
@@ -267,4 +267,4 @@ def test_a_temperature_is_kept_for_pseudo_labels(soft_runs):
         with pytest.raises(BadInput, match='calibration.yaml: '):
             read_temperature(folder)
     with pytest.raises(BadInput, match='no such file'):
-        calibrate_model(soft_runs / 'output' / 'none', soft_runs / 'data', CLASSES)
+        calibrate_model(soft_runs / 'output' / 'none', soft_runs / 'data', HOME)

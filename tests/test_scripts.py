@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import write_csv
 
-from config import CLASSES
+from config import HOME
 from data.coco import read_coco
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +24,7 @@ def submit(csv: Path, shapes: Path, folder: Path, **more: str) -> subprocess.Com
 
 
 def test_submission_is_checked_compared_handed_in_and_kept(shapes, tmp_path):
-    names = [photo.file_name for photo in read_coco(shapes, 'test', CLASSES).photos]
+    names = [photo.file_name for photo in read_coco(shapes, 'test', HOME).photos]
     masks = {name: np.zeros((256, 256), np.uint8) for name in names}
     csv = write_csv(tmp_path / 'a.csv', masks)
     done = submit(csv, shapes, tmp_path)

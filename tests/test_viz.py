@@ -16,7 +16,7 @@ from conftest import write_csv, write_rectangles
 from PIL import Image
 
 import viz
-from config import CLASSES, dump_config, make_config
+from config import CLASSES, HOME, dump_config, make_config
 from data.coco import draw_mask, read_coco, read_labels
 from metrics import IGNORED
 from submission import SubmissionReader, downsample_mask
@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def output(shapes, tmp_path_factory) -> Path:
     """An output folder with a run of two folds, of which fold 1 took metal for glass, and a submission."""
     output = tmp_path_factory.mktemp('output')
-    photos = read_coco(shapes, 'train', CLASSES).photos
+    photos = read_coco(shapes, 'train', HOME).photos
     for fold in (0, 1):
         folder = output / 'run' / f'fold{fold}'
         masks = {photo.file_name: draw_mask(photo) for photo in photos[fold::2]}
@@ -56,7 +56,7 @@ def output(shapes, tmp_path_factory) -> Path:
         (folder / 'metrics.csv').write_text(
             'epoch,step,lr,loss,miou\n0,3,1e-4,2.5,0.1\n1,6,1e-4,1.5,\n2,9,1e-4,1.0,0.4\n'
         )
-    test = read_coco(shapes, 'test', CLASSES).photos
+    test = read_coco(shapes, 'test', HOME).photos
     write_csv(output / 'submission.csv', {photo.file_name: np.zeros((256, 256), np.uint8) for photo in test})
     return output
 
@@ -165,6 +165,11 @@ def test_pictures_command(shapes, output, tmp_path, capsys):
     ])  # fmt: skip
     assert '2 photos' in capsys.readouterr().out
     assert np.asarray(Image.open(out)).shape[1] == 2 * (3 * VIEW + 3 * GAP) + GAP
+    theirs = tmp_path / 'theirs.csv'
+    content = (output / 'submission.csv').read_bytes()
+    theirs.write_bytes(content.replace(b'batch_01/', b'batch_01\\').replace(b'\n', b'\r\n'))
+    viz.command(['pictures', '--csv', str(theirs), '--data', str(shapes), '--out', str(out), '--count', '2'])
+    assert '2 photos' in capsys.readouterr().out
     oof = str(output / 'run' / 'fold0' / 'oof.csv')
     options = ['--split', 'train', '--count', '1']
     viz.command(['pictures', '--csv', oof, '--data', str(shapes), '--out', str(out), *options])
@@ -181,7 +186,7 @@ def test_labels_that_name_an_image_twice(shapes, tmp_path):
     labels['images'][1]['file_name'] = labels['images'][0]['file_name']
     (tmp_path / 'l.json').write_text(json.dumps(labels))
     with pytest.raises(BadInput, match='the same file_name'):
-        read_labels(tmp_path / 'l.json', CLASSES)
+        read_labels(tmp_path / 'l.json', HOME)
 
 
 # --- the report ---------------------------------------------------------------------------------------------
@@ -242,7 +247,7 @@ def test_report_says_what_the_ensemble_did(output, tmp_path, capsys):
 
 def test_report_ranks_photos_by_their_own_score(output, shapes):
     runs = report.read_runs(output / 'run')
-    coco = read_coco(shapes, 'train', CLASSES)
+    coco = read_coco(shapes, 'train', HOME)
     folds = report.read_confusions_of(runs, coco, len(CLASSES))
     scored = report.score_photos(runs, folds, coco)
     with_metal = {
@@ -255,7 +260,7 @@ def test_report_ranks_photos_by_their_own_score(output, shapes):
 
 @pytest.mark.parametrize('number', [1, 2, 3, 20])
 def test_no_photo_is_among_the_worst_and_among_the_best(number, shapes, monkeypatch):
-    photo = read_coco(shapes, 'train', CLASSES).photos[0]
+    photo = read_coco(shapes, 'train', HOME).photos[0]
     scored = [report.ScoredPhoto(photo, Path('x'), score, np.ones((3, 11))) for score in range(number)]
     sheets = []
     monkeypatch.setattr(report, 'draw_photos', lambda photos, *_: sheets.append([p.score for p in photos]))
@@ -278,7 +283,7 @@ def test_report_of_photos_that_are_all_ignored(tmp_path):
 
 def test_report_escapes_what_it_is_given(shapes, tmp_path):
     name = '<b>&'
-    photos = read_coco(shapes, 'train', CLASSES).photos[:2]
+    photos = read_coco(shapes, 'train', HOME).photos[:2]
     write_csv(tmp_path / name / 'fold0' / 'oof.csv', {photo.file_name: draw_mask(photo) for photo in photos})
     (tmp_path / name / 'fold0' / 'config.yaml').write_text(f'data_root: {shapes}')
     page = report.main(name, tmp_path).read_text()

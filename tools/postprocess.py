@@ -25,10 +25,11 @@ if not __package__:
     print('run this as: python -m tools.postprocess, in the root of the repository', file=sys.stderr)
     sys.exit(2)
 
+from config import Competition
 from data.coco import training_photos
 from evaluate import add_data_arguments, cross_fit
 from metrics import LEVEL, Interval, confusion_matrix, image_counts, interval, paired_interval
-from submission import PIXELS, SubmissionReader, SubmissionWriter, classes_and_data, read_test_ids
+from submission import PIXELS, SubmissionReader, SubmissionWriter, competition_and_data, read_test_ids
 from utils.cli import ArgumentParser, at_least, next_line, run_script
 from utils.errors import DONE, BadInput
 from utils.progress import progress
@@ -70,15 +71,16 @@ def find_pieces(mask: np.ndarray) -> Pieces:
     return Pieces(labels, np.array(class_ids), np.bincount(labels.ravel()), neighbours)
 
 
-def search(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> tuple[tuple[int, int], Interval]:
+def search(csvs: Sequence[Path], data: Path, competition: Competition) -> tuple[tuple[int, int], Interval]:
     """Print and return the best (islands, holes) in sample and the gain out of sample. Raises BadInput."""
     pairs = list(product(SIZES, SIZES))
     counts, parts = [], []
     members = [member_of(path) for path in csvs]
-    for sample in read_samples([members], training_photos(data, classes), data, len(classes)):
+    photos, num_classes = training_photos(data, competition), len(competition.classes)
+    for sample in read_samples([members], photos, data, num_classes):
         pieces = find_pieces(sample.preds[0])
         masks = (pieces.cleaned(*pair) for pair in pairs)
-        confusions = (confusion_matrix(sample.truth, mask, len(classes)) for mask in masks)
+        confusions = (confusion_matrix(sample.truth, mask, num_classes) for mask in masks)
         counts.append(np.stack([image_counts(confusion) for confusion in confusions]))
         parts.append(sample.part)
     pair_counts, part = np.stack(counts), np.array(parts)  # (n, C, 3, K), (n,)
@@ -99,12 +101,17 @@ def search(csvs: Sequence[Path], data: Path, classes: tuple[str, ...]) -> tuple[
     return (islands, holes), gain
 
 
-def apply(csv: Path, out: Path, islands: int, holes: int, num_classes: int) -> list[str]:
-    """Write a CSV without small islands and holes, and return its image ids. Raises BadInput."""
+def apply(
+    csv: Path, out: Path, islands: int, holes: int, num_classes: int, names: Sequence[str] = ()
+) -> list[str]:
+    """Write a CSV without small islands and holes, and return its image ids. Raises BadInput.
+
+    `names` are the data's image ids, which those of the CSV become however it writes them.
+    """
     if csv.resolve() == out.resolve():
         raise BadInput(f'{out}: is the CSV that is read; give --out another name')
     changed = 0
-    with SubmissionReader(csv, num_classes) as reader, SubmissionWriter(out) as writer:
+    with SubmissionReader(csv, num_classes, names) as reader, SubmissionWriter(out) as writer:
         for image_id in progress(reader.image_ids, 'clean', 'image'):
             mask = reader.read(image_id)
             cleaned = find_pieces(mask).cleaned(islands, holes)
@@ -131,17 +138,19 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def command(argv: list[str] | None = None) -> int:
     args = read_arguments(argv)
-    classes, data = classes_and_data(args)
+    competition, data = competition_and_data(args)
+    num_classes = len(competition.classes)
     if args.command == 'search':
-        (islands, holes), gain = search(args.csvs, data, classes)
+        (islands, holes), gain = search(args.csvs, data, competition)
         predicted = args.csvs[0].with_name('test.csv')
         if gain.low > 0 and predicted.exists():
             out = predicted.with_name('test_cleaned.csv')
             words = ('apply', predicted, '--islands', islands, '--holes', holes, '--out', out, '--data', data)
             print(next_line('-m', 'tools.postprocess', *words, cfg=args.cfg, changes=args.set))
         return DONE
-    image_ids = apply(args.csv, args.out, args.islands, args.holes, len(classes))
-    if (data / 'test.json').is_file() and image_ids == read_test_ids(data):
+    test_ids = read_test_ids(data) if (data / 'test.json').is_file() else []
+    image_ids = apply(args.csv, args.out, args.islands, args.holes, num_classes, test_ids)
+    if image_ids == test_ids:
         words = ('submission.py', 'check', args.out, '--data', data)
         print(next_line(*words, cfg=args.cfg, changes=args.set))
     return DONE

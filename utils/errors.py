@@ -1,6 +1,7 @@
 """The errors that a person sees, each on one line, and the exit statuses that they stand for."""
 
 import errno
+from collections.abc import Sequence
 
 # exit statuses; 75 is BSD's EX_TEMPFAIL: run it again
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
@@ -27,3 +28,14 @@ class CheckFailed(Exception):
 def one_line(error: object) -> str:
     """Return an error's message, or any other text, on one line."""
     return ' '.join(str(error).split())
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: '1 photo', '1,200 photos'."""
+    return f'{count:,} {noun}{"" if count == 1 else "s"}'
+
+
+def join_first(names: Sequence[str], most: int = 3) -> str:
+    """Join the first names, and say how many more there are."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more

@@ -5,7 +5,9 @@ A disk, a quota or a file-size limit that is full raises Interrupted: make room,
 
 import hashlib
 import os
+import re
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,6 +74,11 @@ def cannot_write(path: str | Path, error: OSError) -> BadInput | Interrupted:
     return BadInput(message)
 
 
+def exists(path: Path) -> bool:
+    """Return True if a path exists; Path.exists raises OSError for a name that is too long."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def refuse_device(path: Path) -> None:
     """Raise BadInput for a device or a pipe, which would be read without end, or waited for."""
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -83,6 +90,14 @@ def require_files(*paths: Path) -> None:
     for path in paths:
         if not path.exists():
             raise BadInput(f'{path}: cannot be read: No such file or directory')
+
+
+def normal_name(name: str) -> str:
+    """Return the form of a file's name in which a Mac, Windows and Linux write it the same, to compare names.
+
+    A Mac decomposes letters (NFD), Windows writes backslashes, and some tools begin paths with './'.
+    """
+    return re.sub(r'^(\./+)+', '', unicodedata.normalize('NFC', name).replace('\\', '/'))
 
 
 def file_hash(path: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from submission import classes_and_data
+from submission import competition_and_data
 from utils.cli import ArgumentParser, add_config_arguments
 from utils.errors import BadInput
 from viewer import page_photos, page_runs, page_sorting
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     st.set_page_config('Trash', layout='wide')
     st.html(STYLE)
     try:
-        classes, data = classes_and_data(args)
+        competition, data = competition_and_data(args)
     except BadInput as error:
         show_error(error)
         return
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     def make_page(page: Callable[..., None], title: str, url_path: str, **options) -> st.Page:
         def show() -> None:
             try:
-                page(data, args.output, classes)
+                page(data, args.output, competition)
             except BadInput as error:
                 show_error(error)
 

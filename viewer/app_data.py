@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 import streamlit as st
 
-from config import fold_files
-from data.coco import CocoSet, annotation_files, read_coco, read_labels
+from config import Competition, fold_files
+from data.coco import CocoSet, read_coco, read_labels
+from data.layout import annotation_files
 from evaluate import read_fold_confusions
 from metrics import mean_of_iou
 from submission import PIXELS, SubmissionReader
@@ -48,7 +49,7 @@ def read_prediction(paths: Sequence[Path], image_id: str, num_classes: int) -> n
 
 def csv_with(paths: Sequence[Path], image_id: str, num_classes: int) -> Path | None:
     """Return the first CSV that has a row for a photo. Raises BadInput."""
-    return next((p for p in paths if image_id in open_csv(p, modified(p), num_classes).rows), None)
+    return next((p for p in paths if image_id in open_csv(p, modified(p), num_classes)), None)
 
 
 def vote_of(preds: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
@@ -60,24 +61,24 @@ def vote_of(preds: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
     return winner
 
 
-def load_coco(data: Path, split: str, classes: tuple[str, ...], labels: Path | None = None) -> CocoSet:
+def load_coco(data: Path, split: str, competition: Competition, labels: Path | None = None) -> CocoSet:
     """Read the photos of a split, once while its files stay the same; labels: the truth of test photos."""
     labels = labels if split == 'test' else None
     files = [*annotation_files(data, split), *([labels] if labels else [])]
-    return _load_coco(data, split, classes, labels, tuple(modified(path) for path in files))
+    return _load_coco(data, split, competition, labels, tuple(modified(path) for path in files))
 
 
 @st.cache_resource(max_entries=4, show_spinner='Reading annotations')
 def _load_coco(
-    data: Path, split: str, classes: tuple[str, ...], labels: Path | None, times: tuple[int, ...]
+    data: Path, split: str, competition: Competition, labels: Path | None, times: tuple[int, ...]
 ) -> CocoSet:
-    coco = read_coco(data, split, classes)
-    return coco if labels is None else with_truth(coco, labels, classes)
+    coco = read_coco(data, split, competition)
+    return coco if labels is None else with_truth(coco, labels)
 
 
-def with_truth(coco: CocoSet, labels: Path, classes: tuple[str, ...]) -> CocoSet:
+def with_truth(coco: CocoSet, labels: Path) -> CocoSet:
     """Give photos the annotations of a COCO file. Raises BadInput if the file lacks a photo."""
-    truth = read_labels(labels, classes)
+    truth = read_labels(labels, coco.competition)
     annotations = {(photo.file_name, photo.height, photo.width): photo.annotations for photo in truth.photos}
     photos = []
     for photo in coco.photos:

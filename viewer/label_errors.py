@@ -57,7 +57,7 @@ def main(name: str, output: Path, data: Path | None = None) -> Path:
     """Write output/<name>/suspects/ and return its index.html. Raises BadInput."""
     runs = read_runs(output / name)
     cfg = runs[0].cfg
-    coco = read_coco(data or cfg.data_root, 'train', cfg.classes)
+    coco = read_coco(data or cfg.data_root, 'train', cfg.competition)
     suspects = sorted(find_suspects(runs, coco, len(cfg.classes)), key=lambda suspect: -suspect.strength)
     folder = output / name / 'suspects'
     write_csv(folder / 'suspects.csv', suspects, cfg.classes)

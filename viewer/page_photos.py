@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import streamlit as st
 
-from config import fold_of
+from config import Competition, fold_of
 from data.coco import CocoSet, Photo, draw_mask, read_photo
 from metrics import class_iou, confusion_matrix, mean_iou
 from submission import downsample_mask
@@ -28,13 +28,13 @@ Sources = dict[str, list[Path]]  # CSVs by the source's name
 FILE, NAME, WORST, BEST, DIFFER = 'as in the file', 'name', 'lowest score', 'highest score', 'disagreement'
 
 
-def page(data: Path, output: Path, classes: tuple[str, ...], labels: Path | None = None) -> None:
+def page(data: Path, output: Path, competition: Competition, labels: Path | None = None) -> None:
     """Draw the page; labels: a COCO file with the truth of the test photos. Raises BadInput."""
     side = st.sidebar
     split = side.segmented_control(
         'Photos', ['train', 'test'], default='train', required=True, key='split', persist_state='session'
     )
-    coco = app_data.load_coco(data, split, classes, labels)
+    coco, classes = app_data.load_coco(data, split, competition, labels), competition.classes
     sources = app_data.find_sources(output, split)
     titles = side.multiselect(
         'Predictions out of fold' if split == 'train' else 'Predictions', list(sources),
@@ -129,8 +129,8 @@ def choose_fold(coco: CocoSet, sources: Sources, rows: list[int], num_classes: i
     if fold == ANY:
         return rows
     csvs = [path for path, path_fold in paths.items() if path_fold == fold]
-    names = set().union(*(open_csv(path, modified(path), num_classes).rows for path in csvs))
-    return [row for row in rows if coco.photos[row].file_name in names]
+    readers = [open_csv(path, modified(path), num_classes) for path in csvs]
+    return [row for row in rows if any(coco.photos[row].file_name in reader for reader in readers)]
 
 
 def sort_rows(rows: list[int], values: np.ndarray) -> list[int]:

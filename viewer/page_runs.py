@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from config import fold_files
+from config import Competition, fold_files
 from data.coco import CocoSet
 from engine.runs import FoldRun, best_miou, read_fold
 from metrics import DRAWS, LEVEL, Interval, class_iou, interval
@@ -19,10 +19,10 @@ from viewer.html_page import format_interval, format_score, html_table
 from voting.recipe import format_weights, read_ensemble, score_ensemble
 
 
-def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
+def page(data: Path, output: Path, competition: Competition) -> None:
     """Draw the page. Raises BadInput."""
     st.title('Runs')
-    coco = app_data.load_coco(data, 'train', classes)
+    coco, classes = app_data.load_coco(data, 'train', competition), competition.classes
     st.caption(escape_markdown(f'{len(coco.photos):,} training photos of {data}; runs of {output}'))
     runs, errors = find_runs(output)
     sources = app_data.find_sources(output, 'train')
@@ -41,7 +41,7 @@ def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
     intervals = {name: interval_of(sources[name], source, coco) for name, source in scored.items()}
     show_runs(runs, scored, intervals)
     try:
-        show_ensemble(output / 'ensemble.yaml', data, classes)
+        show_ensemble(output / 'ensemble.yaml', data, competition)
     except BadInput as error:
         show_error(error)
     if any(fold.metrics for folds in runs.values() for fold in folds):
@@ -109,7 +109,7 @@ def show_runs(
                 st.caption(escape_markdown(line))
 
 
-def show_ensemble(path: Path, data: Path, classes: tuple[str, ...]) -> None:
+def show_ensemble(path: Path, data: Path, competition: Competition) -> None:
     """Draw the recipe that ensemble.py --search chose, on request with its score. Raises BadInput."""
     st.header('Ensemble')
     if not path.exists():
@@ -117,7 +117,7 @@ def show_ensemble(path: Path, data: Path, classes: tuple[str, ...]) -> None:
         out = path.with_name('submission.csv')
         st.caption(escape_markdown(f'There is no {path} yet: {search} --out {out}'))
         return
-    members, recipe = read_ensemble(path, len(classes))
+    members, recipe = read_ensemble(path, len(competition.classes))
     lines = [['member', 'weight', 'temperature']]
     for member, row, temperature in zip(members, recipe.table, recipe.temperatures, strict=True):
         lines.append([str(member.path), format_weights(row), f'{temperature:g}'])
@@ -125,13 +125,13 @@ def show_ensemble(path: Path, data: Path, classes: tuple[str, ...]) -> None:
     st.html(html_table(lines))
     if st.button('Score it out of fold', key='score-ensemble'):
         with st.spinner('Voting on every photo out of fold'):
-            ensemble = score_ensemble(path, data, classes)
+            ensemble = score_ensemble(path, data, competition)
         gain = ensemble.gain()
         st.markdown(
             f'Above its best model: **{gain.value:+.4f}** ({gain.low:+.4f} to {gain.high:+.4f}). Its weights '
             'were chosen on these photos, so this is optimistic.'
         )
-        st.html(html_table(ensemble.lines()) + html_table(ensemble.class_lines(classes)))
+        st.html(html_table(ensemble.lines()) + html_table(ensemble.class_lines(competition.classes)))
 
 
 def show_curves(runs: dict[str, list[FoldRun]]) -> None:

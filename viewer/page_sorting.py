@@ -18,8 +18,8 @@ import numpy as np
 import streamlit as st
 from PIL import Image, ImageDraw
 
-from config import fold_files, fold_of, load_config
-from engine.runs import best_miou, read_metrics
+from config import Competition, fold_files, fold_of
+from engine.runs import best_miou, read_metrics, read_run_config
 from utils.errors import BadInput, one_line
 from utils.plotting import PALETTE, font, overlay
 from viewer.app_data import escape_markdown, load_coco, modified, show_error
@@ -54,7 +54,7 @@ class Piece:
     middle: tuple[int, int]  # (x, y) of the pixel that is farthest from the region's edge
 
 
-def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
+def page(data: Path, output: Path, competition: Competition) -> None:
     """Draw the page. Raises BadInput."""
     st.title('Sort it for me')
     models = find_models(output)
@@ -67,7 +67,7 @@ def page(data: Path, output: Path, classes: tuple[str, ...]) -> None:
     title = side.selectbox('Model', list(models), best, key='model', persist_state='session')
     opacity = side.slider('Opacity', 0.0, 1.0, 0.5, 0.05, key='opacity-sort', persist_state='session')
     side.caption('Photos stay on this machine and are not saved.')
-    name, image = choose_image(data, classes)
+    name, image = choose_image(data, competition)
     if image is None:
         return
     from engine.inference import photo_probs  # imports torch, which the other pages do without
@@ -103,17 +103,17 @@ def load_model(checkpoint: Path, time: int) -> 'Run':
     from engine.distributed import start_ranks
 
     changes = {'output_dir': checkpoint.parents[2], 'name': checkpoint.parents[1].name, 'device': 'auto'}
-    cfg = load_config(checkpoint.with_name('config.yaml')).model_copy(update=changes)
+    cfg = read_run_config(checkpoint.parent).model_copy(update=changes)
     return load_run(cfg, fold_of(checkpoint.parent), start_ranks(cfg).device)
 
 
-def choose_image(data: Path, classes: tuple[str, ...]) -> tuple[str, np.ndarray | None]:
+def choose_image(data: Path, competition: Competition) -> tuple[str, np.ndarray | None]:
     """Return the name and the pixels of the photo that is uploaded, taken or chosen; None if none is yet."""
     how = st.segmented_control(
         'Photo', [FILE, CAMERA, SAMPLE], default=FILE, required=True, key='how', label_visibility='collapsed'
     )
     if how == SAMPLE:
-        return choose_sample(data, classes)
+        return choose_sample(data, competition)
     column = st.columns([3, 2], gap='large')[0]
     if how == CAMERA:
         upload = column.camera_input('Hold the object in front of the camera', key='camera')
@@ -131,9 +131,9 @@ def choose_image(data: Path, classes: tuple[str, ...]) -> tuple[str, np.ndarray 
         return upload.name, None
 
 
-def choose_sample(data: Path, classes: tuple[str, ...]) -> tuple[str, np.ndarray]:
+def choose_sample(data: Path, competition: Competition) -> tuple[str, np.ndarray]:
     """Return the test photo that is chosen. Raises BadInput if there is no test photo."""
-    coco = load_coco(data, 'test', classes)
+    coco = load_coco(data, 'test', competition)
     name = st.selectbox('Test photo', [photo.file_name for photo in coco.photos], key='sample')
     path = data / name
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import dump_config
+from config import Competition, dump_config
 from data.coco import CocoSet, Photo, draw_mask, read_coco, read_photo
 from engine.runs import FoldRun, read_runs
 from evaluate import Confusions, read_fold_confusions
@@ -48,7 +48,7 @@ def main(name: str, output: Path, data: Path | None = None) -> Path:
     runs = read_runs(output / name)
     cfg = runs[0].cfg
     data = data or cfg.data_root
-    coco = read_coco(data, 'train', cfg.classes)
+    coco = read_coco(data, 'train', cfg.competition)
     folds = read_confusions_of(runs, coco, len(cfg.classes))
     scored = score_photos(runs, folds, coco)
     matrices = {run.fold: fold.matrices.sum(0, dtype=np.int64) for run, fold in zip(runs, folds, strict=True)}
@@ -58,13 +58,14 @@ def main(name: str, output: Path, data: Path | None = None) -> Path:
     parts.append(html_picture('Curves', curves))
     parts.append(html_picture('Confusion matrix', draw_confusion(sum(matrices.values()), cfg.classes)))
     parts += ranking_parts(scored, coco, cfg.classes)
-    parts += ensemble_parts(output / 'ensemble.yaml', data, cfg.classes)
+    parts += ensemble_parts(output / 'ensemble.yaml', data, cfg.competition)
     parts += gallery_parts(scored, coco, cfg.classes)
     config = html.escape(dump_config(cfg))
     parts.append(f'<h2>Config</h2><details><summary>every key</summary><pre>{config}</pre></details>')
     path = output / name / 'report.html'
     write_page(path, name, parts)
-    print(f'{name}: {len(runs)} folds: out-of-fold mIoU {score_text(scored)}')
+    folds = '1 fold' if len(runs) == 1 else f'{len(runs)} folds'
+    print(f'{name}: {folds}: out-of-fold mIoU {score_text(scored)}')
     print(f'wrote {path}, {path.stat().st_size / 1e6:.1f} MB: one file that can be mailed')
     return path
 
@@ -170,13 +171,13 @@ def gallery_parts(scored: list[ScoredPhoto], coco: CocoSet, classes: tuple[str, 
     return parts
 
 
-def ensemble_parts(path: Path, data: Path, classes: tuple[str, ...]) -> list[str]:
+def ensemble_parts(path: Path, data: Path, competition: Competition) -> list[str]:
     """Describe what the ensemble in ensemble.yaml changes, or why it cannot be scored; [] without one."""
     if not path.exists():
         return []
     title = '<h2>What the ensemble changes</h2>'
     try:
-        ensemble = score_ensemble(path, data, classes)
+        ensemble = score_ensemble(path, data, competition)
     except BadInput as error:
         print(f'without the ensemble: {error}')
         return [title, f'<p>{html.escape(str(error))}</p>']
@@ -186,5 +187,5 @@ def ensemble_parts(path: Path, data: Path, classes: tuple[str, ...]) -> list[str
         f'out of fold: {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f}) above its best model, '
         f'{ensemble.names[ensemble.best]}. Its weights were chosen on these photos, so this is optimistic.'
     )
-    tables = html_table(ensemble.lines()) + html_table(ensemble.class_lines(classes))
+    tables = html_table(ensemble.lines()) + html_table(ensemble.class_lines(competition.classes))
     return [title, f'<p>{html.escape(text)}</p>', tables]

@@ -95,7 +95,7 @@ def read_samples(
 ) -> Iterator[OofSample]:
     """Yield each photo out of fold, with probabilities if `soft`; `photos` are by name. Raises BadInput."""
     with ExitStack() as stack:
-        sources = [open_oof_files(stack, model, num_classes, soft) for model in models]
+        sources = [open_oof_files(stack, model, num_classes, photos, soft) for model in models]
         check_photos(models, sources, photos, data)
         for image_id, part in progress(split_parts(sources[0]).items(), 'count', 'photo'):
             files = [source[image_id] for source in sources]
@@ -106,15 +106,18 @@ def read_samples(
 
 
 def open_oof_files(
-    stack: ExitStack, model: Sequence[Member], num_classes: int, soft: bool
+    stack: ExitStack, model: Sequence[Member], num_classes: int, names: Iterable[str], soft: bool
 ) -> dict[str, OofFile]:
-    """Open the oof.csv beside each member of a model; return the file of each image id. Raises BadInput."""
+    """Open the oof.csv beside each member of a model; return the file of each image id. Raises BadInput.
+
+    `names` are the data's image ids.
+    """
     files: dict[str, OofFile] = {}
     for member in model:
         path = member.path.with_name('oof.csv')
         if not path.is_file():
             raise BadInput(f'{path}: no such file; infer.py --split oof writes it')
-        reader = stack.enter_context(SubmissionReader(path, num_classes))
+        reader = stack.enter_context(SubmissionReader(path, num_classes, names))
         rows = {image_id: row for row, image_id in enumerate(reader.image_ids)}
         file = OofFile(reader, member.fold, open_probs(reader, num_classes) if soft else None, rows)
         for image_id in rows:

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import yaml
 
-from config import fold_files, read_yaml
+from config import Competition, fold_files, read_yaml
 from data.coco import training_photos
 from metrics import (
     DRAWS,
@@ -53,12 +53,12 @@ class Recipe:
 
 
 def search_recipe(
-    members: Sequence[Member], data: Path, classes: tuple[str, ...], soft: bool, by_class: bool
+    members: Sequence[Member], data: Path, competition: Competition, soft: bool, by_class: bool
 ) -> Recipe:
     """Search the hard vote, or with `soft` any, that scores best out of sample; print it. Raises BadInput."""
     models = by_model(members)
-    names, num_classes = [str(folder) for folder in models], len(classes)
-    read = partial(read_samples, list(models.values()), training_photos(data, classes), data, num_classes)
+    names, num_classes = [str(folder) for folder in models], len(competition.classes)
+    read = partial(read_samples, list(models.values()), training_photos(data, competition), data, num_classes)
     hard = best = search_weights(count_votes(read(), len(models), num_classes), by_class)
     print(format_search(hard, names))
     if soft and len(models) > 1:
@@ -131,10 +131,11 @@ def format_gain(
     )
 
 
-def calibrate_model(folder: Path, data: Path, classes: tuple[str, ...]) -> str:
+def calibrate_model(folder: Path, data: Path, competition: Competition) -> str:
     """Fit a model's temperature on its oof_probs.npy and write it into its folder. Raises BadInput."""
     members = [member_of(path) for path in fold_files(folder, 'oof.csv') or [folder / 'oof.csv']]
-    samples = read_samples([members], training_photos(data, classes), data, len(classes), soft=True)
+    photos, num_classes = training_photos(data, competition), len(competition.classes)
+    samples = read_samples([members], photos, data, num_classes, soft=True)
     (calibration,) = calibrate(samples, 1)
     path = write_calibration(folder, calibration, [oof_hash(member) for member in members])
     return f'{folder}: {calibration}; wrote {path}'
@@ -250,23 +251,24 @@ def read_ensemble(path: Path, num_classes: int) -> tuple[list[Member], Recipe]:
     return members, read_recipe(path, members, num_classes)
 
 
-def score_ensemble(path: Path, data: Path, classes: tuple[str, ...]) -> EnsembleScore:
+def score_ensemble(path: Path, data: Path, competition: Competition) -> EnsembleScore:
     """Apply a recipe to every photo out of fold and score it. Raises BadInput."""
-    members, recipe = read_ensemble(path, len(classes))
+    num_classes = len(competition.classes)
+    members, recipe = read_ensemble(path, num_classes)
     models = by_model(members)
-    weights, temperatures = merge_members(recipe, members, len(classes))
+    weights, temperatures = merge_members(recipe, members, num_classes)
     table = weight_table(weights)
     soft = recipe.rule == 'soft vote'
     counts, changed = [], []
-    photos = training_photos(data, classes)
-    for sample in read_samples(list(models.values()), photos, data, len(classes), soft):
+    photos = training_photos(data, competition)
+    for sample in read_samples(list(models.values()), photos, data, num_classes, soft):
         if soft:
             winner = mean_probs(sample.probs, table, temperatures).argmax(0).astype(np.uint8)
         else:
             winner = vote(sample.preds, table)
-        confusions = [confusion_matrix(sample.truth, pred, len(classes)) for pred in (*sample.preds, winner)]
+        confusions = [confusion_matrix(sample.truth, pred, num_classes) for pred in (*sample.preds, winner)]
         counts.append([image_counts(confusion) for confusion in confusions])
-        changed.append([count_changes(sample.truth, pred, winner, len(classes)) for pred in sample.preds])
+        changed.append([count_changes(sample.truth, pred, winner, num_classes) for pred in sample.preds])
     names = [folder.name for folder in models]
     return EnsembleScore(recipe.rule, names, weights, np.stack(counts, axis=1), np.sum(changed, axis=0))
 

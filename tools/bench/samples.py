@@ -16,7 +16,7 @@ import numpy as np
 from albumentations.pytorch import ToTensorV2
 from pycocotools.coco import COCO
 
-from config import CLASSES, Config, load_config
+from config import HOME, Config, load_config
 from data.augment import heavy_transforms
 from data.cache import open_cache
 from data.coco import draw_mask
@@ -66,7 +66,7 @@ def demo_config(args: Namespace) -> Config:
     if not data.exists():
         make_demo_set(data, train=args.photos, test=1)
     cfg = load_config(args.cfg or 'configs/convnext.yaml', args.set)
-    changes = {'data_root': data, 'cache_dir': args.folder / 'cache', 'classes': CLASSES}
+    changes = {'data_root': data, 'cache_dir': args.folder / 'cache', 'competition': HOME}
     return cfg.model_copy(update=changes)
 
 
