@@ -1,19 +1,26 @@
 """Submission CSVs: what is accepted, what is refused and how, and that nothing is lost on the way."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
+import unicodedata
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import write_rectangles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ensemble
+import evaluate
 import submission
+from config import Competition, write_competition
 from data.cache import resize_mask
 from submission import (
     PIXELS,
@@ -21,7 +28,7 @@ from submission import (
     SubmissionReader,
     SubmissionWriter,
     check_submission,
-    classes_and_data,
+    competition_and_data,
     decode_mask,
     downsample_mask,
     downsample_probs,
@@ -316,7 +323,9 @@ FAULTS = {
     'wrong order': (HEADER + row() + BEGIN[len(HEADER):], "line 2: found image 'c.jpg', expected 'b"),
     'too few ids': (BEGIN + row(ids=ROW[:-2]), "line 4: image 'c.jpg': found 65,535 ids, expected 65,536"),
     'too many ids': (BEGIN + row(ids=ROW + b' 1'), "'c.jpg': found 65,537 ids, expected 65,536"),
-    'no ids': (BEGIN + b'c.jpg,\n', "'c.jpg': id 1 is empty"),
+    'no ids': (BEGIN + b'c.jpg,\n', "'c.jpg': has no class ids, expected 65,536"),
+    'of 512x512': (BEGIN + row(ids=b'0 ' * 262_143 + b'0'), 'found 262,144 ids, a mask of 512x512, '),
+    'runs of ids': (BEGIN + row(ids=b'5 3 900 7'), "id 3 is '900'; .*; 4 numbers may be run lengths"),
     'an id of 11': (BEGIN + row(ids=with_token(4, b'11')), "image 'c.jpg': id 5 is '11'; expected 0 to 10"),
     'a negative id': (BEGIN + row(ids=with_token(0, b'-1')), "id 1 is '-1', negative; expected 0 to 10"),
     'an empty id': (BEGIN + row(ids=with_token(9, b'')), 'id 10 is empty; expected one space'),
@@ -337,8 +346,17 @@ FAULTS = {
     'not utf-8': (HEADER + b'\xff' + row(), 'line 2: the image id .* is not UTF-8'),
     'binary rubbish': (np.random.default_rng(0).bytes(100_000), 'line 1: found the header'),
     'rubbish after the header': (HEADER + np.random.default_rng(0).bytes(100_000), 'line 2: '),
-    'an endless line': (HEADER + b'0' * 1_000_000, 'line 2: has over 278,528 bytes'),
-    'utf-16': (GOOD[:200].decode().encode('utf-16'), 'line 1: found the header'),
+    'an endless line': (HEADER + b'0' * 2_000_000, 'line 2: has over 1,064,960 bytes, .*; is the mask'),
+    'utf-16': (GOOD.decode().encode('utf-16'), 'is UTF-16; expected UTF-8: iconv -f UTF-16'),
+    'utf-16 without a mark': (GOOD.decode().encode('utf-16-le'), 'is UTF-16'),
+    'gzip': (b'\x1f\x8b\x08' + GOOD, 'is compressed by gzip'),
+    'run lengths': (b'image_name,class,rle\nc.jpg,1,1 3\n', 'image_name,class,rle.* as of run-length'),
+    'more run lengths': (b'ImageId,EncodedPixels\nc.jpg,1 3\n', 'as of run-length encodings'),
+    'the line ends of old Macs': (GOOD.replace(b'\n', b'\r'), r'line 1: ends with .r alone'),
+}  # fmt: skip
+REWRITABLE = {
+    'byte order mark', 'windows line ends', 'windows line ends in a row', 'wrong order', 'a space in front',
+    'a space behind', 'a fraction', 'a zero in front', 'quoted ids', 'no newline at the end', 'an empty line',
 }  # fmt: skip
 
 
@@ -349,8 +367,9 @@ def test_each_fault_has_its_line(fault, data, tmp_path):
     path.write_bytes(content)
     with pytest.raises(BadInput, match=message) as error:
         main(['check', str(path), '--data', str(data)])
-    assert str(error.value).startswith(f'{path}: ')
-    assert '\n' not in str(error.value) and len(str(error.value)) < len(str(path)) + 200
+    line, way_out, _ = str(error.value).partition('; to rewrite it: python ensemble.py ')
+    assert line.startswith(f'{path}: ') and len(line) < len(str(path)) + 210
+    assert bool(way_out) == (fault in REWRITABLE) and '\n' not in str(error.value)
 
 
 def test_no_file_and_a_folder(data, tmp_path):
@@ -360,13 +379,182 @@ def test_no_file_and_a_folder(data, tmp_path):
         check_submission(tmp_path, IDS)
 
 
+# --- CSVs of other tools ----------------------------------------------------------------------------------
+
+
+def texts(csv: Path) -> list[tuple[str, str]]:
+    """Return the two fields of each row of a CSV that has neither quotes nor commas in its fields."""
+    return [tuple(line.split(',')) for line in csv.read_text().splitlines()[1:]]
+
+
+def lines(header: str, rows: list[str], end: str = '\n') -> bytes:
+    return ''.join(line + end for line in [header, *rows]).encode()
+
+
+def home(rows: list[str], end: str = '\n') -> bytes:
+    return lines('image_id,PredictionString', rows, end)
+
+
+VARIANTS: dict[str, Callable[[list[tuple[str, str]]], bytes]] = {
+    'byte order mark': lambda t: b'\xef\xbb\xbf' + home([f'{i},{p}' for i, p in t]),
+    'windows': lambda t: home([f'{i},{p}' for i, p in t], '\r\n'),
+    'windows twice': lambda t: home([f'{i},{p}' for i, p in t], '\r\r\n'),
+    'mark and windows and quotes': lambda t: (
+        b'\xef\xbb\xbf' + lines('"image_id","PredictionString"', [f'"{i}","{p}"' for i, p in t], '\r\n')
+    ),
+    'quoted': lambda t: lines('"image_id","PredictionString"', [f'"{i}","{p}"' for i, p in t]),
+    'ids quoted': lambda t: home([f'{i},"{p}"' for i, p in t]),
+    'no newline at the end': lambda t: home([f'{i},{p}' for i, p in t])[:-1],
+    'quoted, no newline': lambda t: home([f'{i},"{p}"' for i, p in t])[:-1],
+    'lines of commas below': lambda t: home([f'{i},{p}' for i, p in t] + [',', ' ,', '"",""']),
+    'empty lines': lambda t: b'\n' + home([f'{i},{p}\n' for i, p in t]) + b'\r\n \n\n',
+    'swapped': lambda t: lines('PredictionString,image_id', [f'{p},{i}' for i, p in t]),
+    'index': lambda t: lines(',image_id,PredictionString', [f'{n},{i},{p}' for n, (i, p) in enumerate(t)]),
+    'index, named by pandas': lambda t: lines(
+        'Unnamed: 0,image_id,PredictionString', [f'{n},{i},{p}' for n, (i, p) in enumerate(t)]
+    ),
+    'index, twice': lambda t: lines(
+        'Unnamed: 0.1,Unnamed: 0,image_id,PredictionString',
+        [f'{n},{n},{i},{p}' for n, (i, p) in enumerate(t)],
+    ),
+    'index without a header': lambda t: home([f'{n},{i},{p}' for n, (i, p) in enumerate(t)]),
+    'a comma behind': lambda t: home([f'{i},{p},' for i, p in t]),
+    'another column': lambda t: lines('image_id,score,PredictionString', [f'{i},0.5,{p}' for i, p in t]),
+    'letter case': lambda t: lines('Image_ID,predictionstring', [f'{i},{p}' for i, p in t]),
+    'spaces in the header': lambda t: lines(' image id , Prediction String', [f'{i}, {p}' for i, p in t]),
+    'semicolons': lambda t: lines('image_id;PredictionString', [f'{i};{p}' for i, p in t]),
+    'tabs for commas': lambda t: lines('image_id\tPredictionString', [f'{i}\t{p}' for i, p in t]),
+    'space behind': lambda t: home([f'{i},{p} ' for i, p in t]),
+    'space in front': lambda t: home([f'{i}, {p}' for i, p in t]),
+    'two spaces': lambda t: home([f'{i},{p.replace(" ", "  ")}' for i, p in t]),
+    'tabs': lambda t: home([i + ',' + p.replace(' ', '\t') for i, p in t]),
+    'line ends between ids': lambda t: home([f'{i},"{p[:64].strip()}\n{p[64:]}"' for i, p in t]),
+    'fractions': lambda t: home([f'{i},{p.replace(" ", ".0 ")}.0' for i, p in t]),
+    'points': lambda t: home([f'{i},{p.replace(" ", ". ")}.' for i, p in t]),
+    'zeros in front': lambda t: home([f'{i},0{p.replace(" ", " 0")}' for i, p in t]),
+    'any order': lambda t: home([f'{i},{p}' for i, p in t[::-1]]),
+    'spaces around names': lambda t: home([f' {i} ,{p}' for i, p in t]),
+    'points in front of names': lambda t: home([f'./{i},{p}' for i, p in t]),
+    'backslashes': lambda t: home([i.replace('/', '\\') + f',{p}' for i, p in t]),
+    'decomposed letters': lambda t: home([unicodedata.normalize('NFD', i) + f',{p}' for i, p in t]),
+}
+ACCENTED = ['batch_01/b.jpg', 'batch_01/유리병.jpg', 'é.jpg']  # as in test.json: composed letters
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_csvs_of_other_tools_are_read_and_rewritten_but_not_handed_in(variant, tmp_path, capsys):
+    data = write_test_json(tmp_path / 'data', ACCENTED)
+    masks = {image_id: random_mask(seed) for seed, image_id in enumerate(ACCENTED)}
+    for mask in masks.values():
+        mask[0, :40] = 3  # 64 characters of one digit
+    home_csv = write_csv(tmp_path / 'home.csv', masks)
+    path = tmp_path / 'theirs.csv'
+    path.write_bytes(VARIANTS[variant](texts(home_csv)))
+    assert len(read_masks(path)) == 3
+    with SubmissionReader(path, names=ACCENTED) as reader:
+        assert sorted(reader.image_ids) == sorted(ACCENTED) and 'none.jpg' not in reader
+        for image_id in ACCENTED:
+            assert image_id in reader
+            np.testing.assert_array_equal(reader.read(image_id), masks[image_id])
+    with pytest.raises(BadInput) as error:
+        main(['check', str(path), '--data', str(data)])
+    command = str(error.value).partition('; to rewrite it: python ensemble.py ')[2].split(' ')
+    assert ensemble.main(command) == 0
+    assert (tmp_path / 'theirs_rewritten.csv').read_bytes() == home_csv.read_bytes()
+    assert main(['check', str(tmp_path / 'theirs_rewritten.csv'), '--data', str(data)]) == 0
+    assert main(['check', str(home_csv), '--data', str(data), '--against', str(path)]) == 0
+    assert 'theirs.csv: 0.000% of the pixels differ' in capsys.readouterr().out
+
+
+PANDAS_DIFFERS = {
+    'semicolons', 'tabs for commas', 'a comma behind', 'spaces in the header', 'letter case',
+    'lines of commas below',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('variant', sorted(VARIANTS.keys() - PANDAS_DIFFERS))
+def test_pandas_reads_other_tools_the_same(variant, csv):
+    pandas = pytest.importorskip('pandas')
+    csv.write_bytes(VARIANTS[variant](texts(csv)))
+    frame = pandas.read_csv(csv)
+    ours = read_masks(csv)
+    assert frame['image_id'].tolist() == list(ours)
+    for text, mask in zip(frame['PredictionString'], ours.values(), strict=True):
+        assert [float(token) for token in text.split()] == mask.ravel().tolist()
+
+
+LENIENT_FAULTS = {
+    'too few ids': (BEGIN + row(ids=ROW[:-2]), "line 4: image 'c.jpg': found 65,535 ids"),
+    'cut by Excel': (BEGIN + row(ids=ROW[:32_767]), 'found 15,643 ids, .*; Excel cuts a cell at 32,767'),
+    'an id of 11': (BEGIN + row(ids=with_token(4, b'11.0')), "image 'c.jpg': id 5 is '11'; expected 0 to 10"),
+    'a fraction': (BEGIN + row(ids=with_token(1, b'1.5')), "id 2 is '1.5', not a number"),
+    'an exponent': (BEGIN + row(ids=with_token(1, b'1e0')), "id 2 is '1e0', not a number"),
+    'a negative id': (BEGIN + row(ids=with_token(0, b'-1')), "id 1 is '-1', negative; expected 0 to 10"),
+    'a list': (BEGIN + row(ids=b'"[' + ROW.replace(b' ', b', ') + b']"'), 'id 1 is .*, not a number'),
+    'no ids': (BEGIN + b'c.jpg,\n', "'c.jpg': has no class ids, expected 65,536"),
+    'of 512x512': (
+        BEGIN + row(ids=b'0 ' * 262_143 + b'0'),
+        'found 262,144 ids, a mask of 512x512, expected 65',
+    ),
+    'run lengths': (
+        BEGIN + row(ids=b'5 3 900 7'),
+        "id 3 is '900'; .*; 4 numbers may be run lengths",
+    ),
+    'no comma': (HEADER + b'c.jpg\n', 'line 2: has 1 fields; expected 2, as the header has'),
+    'an unquoted comma': (HEADER + row('d,c.jpg'), 'line 2: has 3 fields; expected 2'),
+    'no image id': (HEADER + b' ,' + ROW + b'\n', 'line 2: the image id is empty'),
+    'an open quote': (HEADER + row('"c.jpg'), 'line 2: has a quote that does not end'),
+    'many open quotes': (HEADER + b'"' + row() * 20, 'line 2: has over 1,064,960 bytes.*quote'),
+    'another code': (
+        HEADER + row().replace(b'c', '\uac00'.encode('cp949'), 1),
+        'is not UTF-8; save the CSV as',
+    ),
+    'the same name twice': (
+        BEGIN + row('batch_01\\a.jpg'),
+        r'line 4: .* is listed twice, first in line 3, as',
+    ),
+    'two columns of a name': (b'image_id,Image ID,PredictionString\n', 'line 1: found the header'),
+    'run lengths with a mark': (b'\xef\xbb\xbfImageId,EncodedPixels\n', 'as of run-length encodings'),
+    'header alone': (HEADER[:-1], 'no rows'),
+    'nothing but empty lines': (b'\n\n', 'is empty; expected the header'),
+    'utf-16': (FAULTS['utf-16'][0], 'is UTF-16'),
+}
+
+
+@pytest.mark.parametrize('fault', LENIENT_FAULTS)
+def test_each_fault_of_other_tools_has_its_line(fault, tmp_path):
+    content, message = LENIENT_FAULTS[fault]
+    path = tmp_path / 'faulty.csv'
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=message) as error:
+        read_masks(path)
+    assert str(error.value).startswith(f'{path}: ') and '\n' not in str(error.value)
+
+
+def test_names_that_only_look_the_same_are_told_apart(tmp_path):
+    data = write_test_json(tmp_path / 'data', ['é.jpg', 'a/b.jpg'])
+    for image_id, message in (('e\u0301.jpg', 'in another Unicode form'), ('a\\b.jpg', "of 'a/b.jpg'")):
+        path = write_csv(tmp_path / 'a.csv', {image_id: random_mask(0)})
+        with pytest.raises(BadInput, match=message):
+            main(['check', str(path), '--data', str(data)])
+
+
+def test_another_tools_file_that_grows_while_it_is_read(csv):
+    csv.write_bytes(csv.read_bytes()[:-1])
+    with SubmissionReader(csv) as reader:
+        np.testing.assert_array_equal(reader.read('c.jpg'), random_mask(2))
+        csv.write_bytes(csv.read_bytes() + b'0\n')
+        with pytest.raises(BadInput, match=r'c\.jpg.*changed'):
+            reader.read('c.jpg')
+
+
 JSON_FAULTS = {
     'cut off': ('{"images": [{"file_na', 'not JSON, or cut off'),
     'no images': ('{"annotations": []}', "lacks the key 'images'"),
     'no file_name': ('{"images": [{"id": 1}]}', "lacks the key 'file_name'"),
-    'a list': ('[]', 'expected {"images"'),
-    'null': ('null', 'expected {"images"'),
-    'a number': ('{"images": [{"file_name": 3}]}', r'images\[0\]: file_name is 3'),
+    'a list': ('[]', 'found list, expected COCO JSON, an object with images'),
+    'null': ('null', 'found NoneType, expected COCO JSON'),
+    'a number': ('{"images": [{"file_name": 3}]}', r"images\[0\]: file_name is '3', expected str"),
     'twice': ('{"images": [{"file_name": "a"}, {"file_name": "a"}]}', "image 'a' is listed twice"),
     'none': ('{"images": []}', 'no images'),
     'too deep': ('[' * 100_000, 'not JSON'),
@@ -393,7 +581,7 @@ def run(*argv: object) -> subprocess.CompletedProcess:
 
 def test_the_script_ends_in_one_line_with_status_2_and_without_torch(csv, data, tmp_path):
     bad = tmp_path / 'bad.csv'
-    bad.write_bytes(GOOD[:-1])
+    bad.write_bytes(GOOD[:-1000])
     result = run('check', bad, '--data', data)
     assert result.returncode == 2 and result.stdout == ''
     assert (
@@ -496,9 +684,53 @@ def test_downsampling_refuses_other_sides_and_rules():
 def test_set_needs_a_config_and_changes_it(tmp_path):
     arguments = Namespace(cfg=None, set=['classes=[a, b]'], data=None)
     with pytest.raises(BadInput, match='none is given; expected --cfg too'):
-        classes_and_data(arguments)
+        competition_and_data(arguments)
     arguments.cfg = tmp_path / 'x.yaml'
     arguments.cfg.write_text('data_root: there\n')
-    assert classes_and_data(arguments) == (('a', 'b'), Path('there'))
+    assert competition_and_data(arguments) == (Competition(classes=('a', 'b')), Path('there'))
     arguments.data = Path('here')
-    assert classes_and_data(arguments) == (('a', 'b'), Path('here'))
+    assert competition_and_data(arguments) == (Competition(classes=('a', 'b')), Path('here'))
+
+
+def test_check_and_score_take_the_classes_of_the_data_root(tmp_path, capsys):
+    write_competition(tmp_path, Competition(classes=('nothing', 'tin can')))
+    write_rectangles(tmp_path / 'r', 64, 64, {'a.png': (8, 8, 30, 30, 1)})
+    content = json.loads((tmp_path / 'r/train_all.json').read_text().replace('"General trash"', '"Tin Can"'))
+    (tmp_path / 'labels.json').write_text(json.dumps(content))
+    (tmp_path / 'test.json').write_text(json.dumps({'images': content['images']}))
+    csv = write_csv(tmp_path / 's.csv', {'a.png': np.ones((256, 256), np.uint8)})
+    assert submission.main(['check', str(csv), '--data', str(tmp_path)]) == 0
+    assert re.search(r'nothing\s+0.000%\ntin can\s+100.000%\nok', capsys.readouterr().out)
+    score = ['score', str(csv), '--labels', str(tmp_path / 'labels.json')]
+    assert evaluate.command(score) == 0
+    assert '10.99' in capsys.readouterr().out  # 900 of 4,096 pixels are right: (0 + .2197) / 2
+    with pytest.raises(BadInput, match="id 1 is '2'; expected 0 to 1"):
+        write_csv(csv, {'a.png': np.full((256, 256), 2, np.uint8)})
+        submission.main(['check', str(csv), '--data', str(tmp_path)])
+
+
+def test_check_does_not_show_the_home_classes_for_another_data_set(tmp_path):
+    root = tmp_path / 'r'
+    write_rectangles(root, 64, 64, {'a.png': (8, 8, 30, 30, 1)})
+    content = json.loads((root / 'train_all.json').read_text())
+    content['categories'].append({'id': 99, 'name': 'objects'})  # unused, as Roboflow's root
+    (root / 'train_all.json').write_text(json.dumps(content))
+    (root / 'test.json').write_text(json.dumps({**content, 'annotations': []}))
+    csv = write_csv(tmp_path / 's.csv', {'a.png': np.ones((256, 256), np.uint8)})
+    check = ['check', str(csv), '--data', str(root)]
+    assert submission.main(check) == 0
+    other = json.dumps(content).replace('"General trash"', '"tin can"')
+    (root / 'train_all.json').write_text(other)
+    (root / 'test.json').write_text(json.dumps({'images': content['images']}))
+    message = (
+        "train_all.json: category 'tin can' is no class; python prepare.py competition --data .*, or give"
+    )
+    with pytest.raises(BadInput, match=message):
+        submission.main(check)
+    (root / 'test.json').write_text(json.dumps({**json.loads(other), 'annotations': []}))
+    (root / 'train_all.json').unlink()
+    with pytest.raises(BadInput, match="test.json: category 'tin can' is no class"):
+        submission.main(check)
+    classes = json.dumps(['Background', *(record['name'] for record in json.loads(other)['categories'][1:])])
+    (tmp_path / 'mine.yaml').write_text(f'classes: {classes}')
+    assert submission.main([*check, '--cfg', str(tmp_path / 'mine.yaml')]) == 0
