@@ -2,31 +2,35 @@
 
 import json
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from conftest import write_set
-from PIL import ExifTags, Image
+from PIL import Image
+from pycocotools import mask as rle_codec
 
 import prepare
 import train
-from config import CLASSES, load_config
-from data.coco import draw_mask, read_coco, read_labels, read_photo
+from config import CLASSES, HOME, Competition, load_config, read_competition
+from data.coco import draw_mask, read_coco, read_labels
 from utils.cli import run_script
 from utils.errors import BadInput
 
 NAMES = ['can', 'big bottle', 'bag']
+CORNERS = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])  # of a rectangle
+OTHER = Competition(classes=('Background', *NAMES))
 
 
 def write_yolo(root: Path, data: Path, names: tuple[str, ...] = CLASSES[1:]) -> Path:
     """Write a data root as a YOLO set of train, val and test; return its data.yaml."""
-    photos = read_coco(data, 'train', CLASSES).photos
+    photos = read_coco(data, 'train', HOME).photos
     parts = {
         'train': photos[:-4],
         'val': photos[-4:],
-        'test': read_labels(data / 'test_labels.json', CLASSES).photos,
+        'test': read_labels(data / 'test_labels.json', HOME).photos,
     }
     for split, photos in parts.items():
         for photo in photos:
@@ -37,7 +41,8 @@ def write_yolo(root: Path, data: Path, names: tuple[str, ...] = CLASSES[1:]) -> 
             image.write_bytes((data / photo.file_name).read_bytes())
             lines = []
             for one in photo.annotations:
-                points = np.array(one.polygons[0]).reshape(-1, 2) / (photo.width, photo.height)
+                box = rle_codec.toBbox({'size': [photo.height, photo.width], 'counts': one.rle})
+                points = (box[:2] + box[2:] * CORNERS) / (photo.width, photo.height)
                 lines.append(f'{one.category_id - 1} ' + ' '.join(f'{v:.6f}' for v in points.ravel()))
             label.write_text('\n'.join(lines))
     settings = {split: f'images/{split}' for split in parts} | {'names': dict(enumerate(names))}
@@ -61,10 +66,10 @@ def assert_same(masks: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 def test_yolo_import_gives_the_same_masks(tmp_path, capsys):
     data, out = write_set(tmp_path / 'd', train=10, test=3, side=96), tmp_path / 'out'
     run_yolo(write_yolo(tmp_path / 'yolo', data), out)
-    coco = read_coco(out, 'train', CLASSES)
-    assert_same(masks_of(coco.photos), masks_of(read_coco(data, 'train', CLASSES).photos))
-    labels = read_labels(out / 'test_labels.json', CLASSES).photos
-    assert_same(masks_of(labels), masks_of(read_labels(data / 'test_labels.json', CLASSES).photos))
+    coco = read_coco(out, 'train', HOME)
+    assert_same(masks_of(coco.photos), masks_of(read_coco(data, 'train', HOME).photos))
+    labels = read_labels(out / 'test_labels.json', HOME).photos
+    assert_same(masks_of(labels), masks_of(read_labels(data / 'test_labels.json', HOME).photos))
     assert json.loads((out / 'test.json').read_text())['annotations'] == []
     assert (out / 'images/train/0000.jpg').read_bytes() == (data / 'batch_01/0000.jpg').read_bytes()
     assert 'train_all.json: 10 photos, 30 annotations, 0 photos with none' in capsys.readouterr().out
@@ -74,29 +79,47 @@ def test_yolo_import_gives_the_same_masks(tmp_path, capsys):
 
 def small_yolo(root: Path, label: str | None = '1 0 0 1 0 1 0.5', **settings) -> Path:
     """Write a set of one photo, 20 x 40 pixels, in the layout of Roboflow."""
-    (root / 'train/images').mkdir(parents=True)
-    (root / 'train/labels').mkdir()
-    Image.new('RGB', (40, 20), (80, 90, 100)).save(root / 'train/images/a.png')
-    if label is not None:
-        (root / 'train/labels/a.txt').write_text(label)
+    add_photo(root / 'train', 'a', label)
     settings = {'train': '../train/images', 'nc': 3, 'names': NAMES} | settings
     (root / 'data.yaml').write_text(yaml.safe_dump(settings))
     return root / 'data.yaml'
 
 
-def test_yolo_set_of_roboflow_with_other_classes(tmp_path, capsys):
+def add_photo(folder: Path, name: str, label: str | None, suffix: str = 'png') -> None:
+    """Write a photo of 20 x 40 pixels and its label into the folders images and labels."""
+    for kind in ('images', 'labels'):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (40, 20), (80, 90, 100)).save(folder / f'images/{name}.{suffix}')
+    if label is not None:
+        (folder / f'labels/{name}.txt').write_text(label)
+
+
+def test_yolo_without_the_test_folder_that_roboflow_names(tmp_path, capsys):
+    run_yolo(small_yolo(tmp_path / 'y', '0 0 0 1 0 1 1', test='../test/images'), tmp_path / 'out')
+    assert 'test/images: no such folder, so the set has no test.json' in capsys.readouterr().out
+    assert not (tmp_path / 'out/test.json').exists()
+
+
+def test_yolo_set_of_roboflow_with_other_classes(tmp_path):
     run_yolo(small_yolo(tmp_path / 'y', '1 0 0 1 0 1 0.5 0 0.5\n\n'), tmp_path / 'out')
-    mask = draw_mask(read_coco(tmp_path / 'out', 'train', ('Background', *NAMES)).photos[0])
+    mask = draw_mask(read_coco(tmp_path / 'out', 'train', OTHER).photos[0])
     assert mask.shape == (20, 40) and (mask[:10] == 2).all() and (mask[10:] == 0).all()
-    assert 'classes: [Background, can, big bottle, bag]' in capsys.readouterr().out
+    assert read_competition(tmp_path / 'out').classes == ('Background', *NAMES)
 
 
-def test_yolo_split_that_is_a_list_and_a_photo_without_a_label(tmp_path):
-    path = small_yolo(tmp_path / 'y', None, train=['train.txt'])
-    (tmp_path / 'y/train.txt').write_text('./train/images/a.png\n')
+@pytest.mark.parametrize('line', ['./train/images/{}', 'data/train/images/{}', 'train\\images\\{}', '{}'])
+def test_yolo_split_that_is_a_list_and_a_photo_without_a_label(tmp_path, line, capsys):
+    path = small_yolo(tmp_path / 'y', train=['train.txt'])
+    add_photo(tmp_path / 'y/train', 'b', None)
+    add_photo(tmp_path / 'y/train', 'left_out', '0 0 0 1 0 1 1')
+    prefix = f'{tmp_path}/y/train/images/' if line == '{}' else ''
+    lines = [line.format(f'{prefix}{name}.png') for name in 'ab']
+    (tmp_path / 'y/train.txt').write_bytes(b'\xef\xbb\xbf' + '\r\n'.join(lines).encode())
     run_yolo(path, tmp_path / 'out')
-    photo = read_coco(tmp_path / 'out', 'train', ('Background', *NAMES)).photos[0]
-    assert photo.file_name == 'train/images/a.png' and not draw_mask(photo).any()
+    first, second = read_coco(tmp_path / 'out', 'train', OTHER).photos
+    assert first.file_name == 'train/images/a.png' and draw_mask(first).any()
+    assert second.file_name == 'train/images/b.png' and not draw_mask(second).any()
+    assert 'train: 1 photos have no label file, so no objects' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -106,6 +129,13 @@ def test_yolo_split_that_is_a_list_and_a_photo_without_a_label(tmp_path):
         ('can 0 0 1 0 1 1', "found the class 'can'"),
         ('0 0 0 1 0 1 1\n0 0.5 0.5 0.2 0.2', 'line 2: found a box'),
         ('0 0 0 1 0 1', 'found 5 coordinates'),
+        ('0 0.5 0.5 0.2 0.2', 'as are all 1 objects: these are detection labels'),
+        ('0 0 0 1 0 1 1 0 1 0.87', 'a confidence is of predictions'),
+        ('0 0.5 0.5 0.2 0.2 0.9', 'a confidence is of predictions'),
+        ('0 0.5 0.5 0.4 0.4 0.4 0.4 2 0.6 0.6 1', 'a box and 2 keypoints with their visibility'),
+        ('0 0.5 0.5 0.4 0.4 0.4 0.4 1 0.6 0.6 1\n' * 2, 'all 2 labels are boxes with 2 keypoints each'),
+        ('0,0,0,1,0,1,1', "found the class '0,0,0,1,0,1,1'"),
+        ('0 0 0 1e999 0 1 1', "found the coordinate '1e999'"),
         ('0 0 0 20 0 1 1', "found the coordinate '20', expected 0 to 1"),
         ('0 0 0 x 0 1 1', "found the coordinate 'x'"),
         ('0 0 0 nan 0 1 1', "found the coordinate 'nan'"),
@@ -126,10 +156,18 @@ def test_yolo_labels_that_are_refused(tmp_path, label, message, monkeypatch, cap
     [
         ({'names': 3}, 'names is'),
         ({'names': {0: 'a', 2: 'b'}}, 'names is'),
-        ({'names': ['a', 'a']}, 'names must be unique'),
+        ({'names': ['a', 'A ', 'b']}, 'two of them have the same name'),
+        ({'names': ['a', 'background', 'b']}, 'which is what no object covers'),
+        ({'names': ['a', True, 'b']}, 'put it in quotes'),
+        ({'names': ['a\nb', 'b', 'c']}, 'not a name for a class'),
+        ({'nc': 4}, 'nc is 4, but names has 3'),
+        ({'kpt_shape': [17, 3]}, 'its labels are poses'),
         ({'train': 'none'}, 'no such folder or list'),
         ({'train': None}, 'lists no photos under train or val'),
-        ({'val': 'train/images'}, 'is listed twice in train, val and test'),
+        ({'test': 'train/images'}, 'is in train or val, and in test'),
+        ({'train': ['train/images', 'train/images']}, 'is listed twice'),
+        ({'train': ['train/images', 'train/../train/images']}, 'is listed twice'),
+        ({'val': 'test/images'}, 'leave val out if there are none'),
         ({'train': '/'}, 'lies outside'),
     ],
 )
@@ -145,6 +183,123 @@ def test_yolo_settings_that_are_refused(tmp_path, settings, message):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize(
+    'names',
+    [['can', 'big bottle', 'bag'], {'0': 'can', '1': 'big bottle', '2': 'bag'}, dict(enumerate(NAMES))],
+)
+def test_yolo_files_of_windows(tmp_path, names):
+    """Begin with a byte order mark, end lines with CRLF, and repeat a line, in data.yaml and a label."""
+    path = small_yolo(tmp_path / 'y', names=names)
+    for file in (path, tmp_path / 'y/train/labels/a.txt'):
+        lines = file.read_text().replace('1 0 0', '1.0 0 0').splitlines()
+        lines += lines[:1] if file.suffix == '.txt' else []
+        file.write_bytes(b'\xef\xbb\xbf' + '\r\n'.join(lines).encode())
+    run_yolo(path, tmp_path / 'out')
+    (photo,) = read_coco(tmp_path / 'out', 'train', OTHER).photos
+    assert set(np.unique(draw_mask(photo))) == {0, 2}
+
+
+@pytest.mark.parametrize(
+    'text', ['0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9', '0 0 0 1 0 1 0.5 0 0.5 0 0', '0 0.1 0.1 0.5 0.1 0.3 0.9']
+)
+def test_yolo_quadrilaterals_and_closed_polygons_are_polygons(tmp_path, text):
+    run_yolo(small_yolo(tmp_path / 'y', text), tmp_path / 'out')
+    assert draw_mask(read_coco(tmp_path / 'out', 'train', OTHER).photos[0]).any()
+
+
+def test_yolo_boxes_are_refused_left_out_or_filled(tmp_path, capsys):
+    """A box touches the right side of the photo; one photo has a box alone."""
+    path = small_yolo(tmp_path / 'y', '0 0 0 0.5 0 0.5 0.5 0 0.5\n1 0.75 0.75 0.5 0.3')
+    add_photo(tmp_path / 'y/train', 'b', '2 0.5 0.5 1 1')
+    with pytest.raises(
+        BadInput, match=r'line 2: found a box, as are 2 of 3 objects.*--boxes skip.*--boxes fill'
+    ):
+        run_yolo(path, tmp_path / 'out')
+    run_yolo(path, tmp_path / 'skip', '--boxes', 'skip')
+    assert '2 boxes of 3 objects, in 2 label files, were left out' in capsys.readouterr().out
+    run_yolo(path, tmp_path / 'fill', '--boxes', 'fill')
+    expected = np.zeros((20, 40), np.uint8)
+    expected[:10, :20] = 1
+    skipped, filled = (masks_of(read_coco(tmp_path / k, 'train', OTHER).photos) for k in ('skip', 'fill'))
+    assert_same(skipped, {'a': expected, 'b': np.zeros_like(expected)})
+    expected = expected.copy()
+    expected[12:18, 20:] = 2
+    assert_same(filled, {'a': expected, 'b': np.full_like(expected, 3)})
+
+
+def test_yolo_labels_in_the_wrong_place(tmp_path):
+    path = small_yolo(tmp_path / 'y', None)
+    with pytest.raises(
+        BadInput, match=r'no photo of train has a label file; that of a.png would be .*labels/a.txt'
+    ):
+        run_yolo(path, tmp_path / 'out')
+    label = tmp_path / 'y/train/labels/a.txt'
+    label.write_text('0 0 0 1 0 1 1')
+    (label.parent / 'classes.txt').write_text('\n'.join(NAMES))
+    (label.parent / '._a.txt').write_bytes(b'\0\xff')
+    (label.parent / 'a_1.txt').write_text('0 0 0 1 0 1 1')
+    with pytest.raises(BadInput, match=r'a_1.txt: there is no photo of that name \(label files .*: 1\)'):
+        run_yolo(path, tmp_path / 'out')
+    (label.parent / 'a_1.txt').unlink()
+    add_photo(tmp_path / 'y/train', 'a', '0 0 0 1 0 1 1', suffix='jpg')
+    with pytest.raises(BadInput, match=r'a.txt: would be the label of a.jpg and of a.png'):
+        run_yolo(path, tmp_path / 'out')
+    (tmp_path / 'y/train/images/a.jpg').rename(tmp_path / 'y/train/images/b.HEIC')
+    with pytest.raises(BadInput, match=r'b.HEIC: found .HEIC, expected .*; convert it, or move it away'):
+        run_yolo(path, tmp_path / 'out')
+    (tmp_path / 'y/train/images/b.HEIC').unlink()
+    run_yolo(path, tmp_path / 'out')
+
+
+@pytest.mark.parametrize('layout', ['beside', 'images/train', 'train/images', 'valid', 'val is train'])
+def test_yolo_layouts(tmp_path, layout):
+    root = tmp_path / 'images' if layout == 'beside' else tmp_path / 'y'  # not the set's own folder `images`
+    folder = {'beside': 'all', 'images/train': 'images/train'}.get(layout, 'train/images')
+    path = small_yolo(root, train=folder)
+    if layout == 'valid':
+        add_photo(root / 'valid', 'v', '0 0 0 1 0 1 1')
+        settings = yaml.safe_load(path.read_text()) | {'valid': '../valid/images'}
+        path.write_text(yaml.safe_dump(settings))
+    elif layout == 'val is train':
+        path.write_text(path.read_text() + f'val: {folder}\n')
+    elif layout == 'beside':
+        (root / 'train/images').rename(root / 'all')
+        (root / 'train/labels/a.txt').rename(root / 'all/a.txt')
+    elif layout == 'images/train':
+        for kind in ('images', 'labels'):
+            (root / kind).mkdir()
+            (root / f'train/{kind}').rename(root / f'{kind}/train')
+    run_yolo(path, tmp_path / 'out')
+    photos = read_coco(tmp_path / 'out', 'train', OTHER).photos
+    assert len(photos) == 1 + (layout == 'valid') and all(draw_mask(photo).any() for photo in photos)
+
+
+def test_yolo_test_photos_without_labels_get_no_test_labels(tmp_path):
+    path = small_yolo(tmp_path / 'y', test='test/images')
+    add_photo(tmp_path / 'y/test', 't', None)
+    run_yolo(path, tmp_path / 'out')
+    assert (tmp_path / 'out/test.json').exists() and not (tmp_path / 'out/test_labels.json').exists()
+
+
+def test_files_of_darknet_are_refused(tmp_path):
+    path = tmp_path / 'obj.data'
+    path.write_text('classes = 2\ntrain = train.txt\nnames = obj.names\n')
+    with pytest.raises(BadInput, match=r'is a file of Darknet, expected a data.yaml; write'):
+        run_yolo(path, tmp_path / 'out')
+
+
+def test_names_of_labels_in_another_unicode_form(tmp_path):
+    path = small_yolo(tmp_path / 'y', None)
+    folder = tmp_path / 'y/train'
+    (folder / 'images/a.png').rename(folder / f'images/{unicodedata.normalize("NFD", "사진é")}.png')
+    (folder / f'labels/{unicodedata.normalize("NFC", "사진é")}.txt').write_text('0 0 0 1 0 1 1')
+    run_yolo(path, tmp_path / 'out')
+    (photo,) = read_coco(tmp_path / 'out', 'train', OTHER).photos
+    assert (
+        photo.file_name == unicodedata.normalize('NFC', 'train/images/사진é.png') and draw_mask(photo).any()
+    )
+
+
 def test_an_import_does_not_overwrite_a_data_set(tmp_path):
     path, out = small_yolo(tmp_path / 'y'), tmp_path / 'out'
     out.mkdir()
@@ -154,93 +309,8 @@ def test_an_import_does_not_overwrite_a_data_set(tmp_path):
         run_yolo(path, out)
     assert (out / 'train_all.json').read_text() == 'mine'
     run_yolo(path, out, '--overwrite')
-    assert len(read_coco(out, 'train', ('Background', *NAMES)).photos) == 1
+    assert len(read_coco(out, 'train', OTHER).photos) == 1
     assert not (out / 'test.json').exists()
-
-
-def test_written_masks_can_be_imported_again(tmp_path):
-    data, masks, out = write_set(tmp_path / 'd', train=6, test=2, side=96), tmp_path / 'm', tmp_path / 'out'
-    content = json.loads((data / 'train_all.json').read_text())
-    content['annotations'][0]['iscrowd'] = 1
-    (data / 'train_all.json').write_text(json.dumps(content))
-    for split in ('train', 'test'):
-        for photo in read_coco(data, split, CLASSES).photos:
-            (tmp_path / split / photo.file_name).parent.mkdir(parents=True, exist_ok=True)
-            (data / photo.file_name).rename(tmp_path / split / photo.file_name)
-    prepare.command(['masks', '--data', str(data), '--out', str(masks)])
-    (masks / 'batch_01/0003.jpg.png').rename(masks / 'batch_01/0003.png')
-    words = ['--photos', str(tmp_path / 'train'), '--masks', str(masks), '--test', str(tmp_path / 'test')]
-    prepare.command(['from-masks', *words, '--out', str(out)])
-    imported, expected = (masks_of(read_coco(root, 'train', CLASSES).photos) for root in (out, data))
-    assert_same(imported, expected)
-    assert any((mask == 255).any() for mask in imported.values())
-    assert [photo.file_name for photo in read_coco(out, 'test', CLASSES).photos] == [
-        f'batch_01/{i:04d}.jpg' for i in (6, 7)
-    ]
-    prepare.command(['check', '--data', str(out)])
-
-
-def write_pair(root: Path, mask: Image.Image, name: str = 'a.png') -> list[str]:
-    for folder in ('p', 'm'):
-        (root / folder).mkdir()
-    Image.new('RGB', (4, 3)).save(root / 'p/a.jpg')
-    mask.save(root / 'm' / name)
-    return ['from-masks', '--photos', str(root / 'p'), '--masks', str(root / 'm'), '--out', str(root / 'out')]
-
-
-@pytest.mark.parametrize(
-    ('mask', 'name', 'message'),
-    [
-        (Image.new('L', (4, 3), 11), 'a.png', 'found the id 11, expected 0 to 10, or 255'),
-        (Image.new('RGB', (4, 3)), 'a.png', 'found mode RGB'),
-        (Image.new('L', (3, 4)), 'a.png', 'found 4x3 pixels, its photo has 3x4'),
-        (Image.new('L', (4, 3)), 'b.png', 'a.jpg: has no mask; expected'),
-    ],
-)
-def test_masks_that_are_refused(tmp_path, mask, name, message):
-    with pytest.raises(BadInput, match=message):
-        prepare.command(write_pair(tmp_path, mask, name))
-    assert not (tmp_path / 'out').exists()
-
-
-def test_a_mask_without_a_photo_and_a_photo_with_two_masks(tmp_path):
-    words = write_pair(tmp_path, Image.new('L', (4, 3)))
-    (tmp_path / 'm/b.png').write_bytes((tmp_path / 'm/a.png').read_bytes())
-    with pytest.raises(BadInput, match='b.png: no photo under .* has this mask'):
-        prepare.command(words)
-    (tmp_path / 'm/b.png').rename(tmp_path / 'm/a.jpg.png')
-    with pytest.raises(BadInput, match='has two masks'):
-        prepare.command(words)
-
-
-def test_photos_are_stored_upright_in_rgb(tmp_path):
-    """Import photos with an EXIF orientation, two pictures in one file as phones write them, grey, with
-    alpha.
-    """
-    (tmp_path / 'p').mkdir()
-    (tmp_path / 'm').mkdir()
-    upright = np.zeros((20, 40, 3), np.uint8)
-    upright[:, :8] = 255
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    turned = Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90)
-    turned.save(tmp_path / 'p/turned.jpg', exif=exif, quality=97)
-    turned.save(tmp_path / 'p/two.jpg', 'MPO', exif=exif, quality=97, save_all=True, append_images=[turned])
-    Image.fromarray(upright).convert('L').save(tmp_path / 'p/grey.png')
-    Image.fromarray(upright).convert('RGBA').save(tmp_path / 'p/alpha.png')
-    mask = np.zeros((20, 40), np.uint8)
-    mask[:, :8] = 4
-    for name in ('turned', 'two', 'grey', 'alpha'):
-        Image.fromarray(mask).save(tmp_path / f'm/{name}.png')
-    out = tmp_path / 'out'
-    words = ['--photos', str(tmp_path / 'p'), '--masks', str(tmp_path / 'm'), '--out', str(out)]
-    prepare.command(['from-masks', *words])
-    coco = read_coco(out, 'train', CLASSES)
-    assert len(coco.photos) == 4
-    assert (out / 'two.jpg').read_bytes() == (out / 'turned.jpg').read_bytes()
-    for photo in coco.photos:
-        assert np.array_equal(draw_mask(photo), mask)
-        assert np.abs(read_photo(coco, photo).astype(int) - upright).max() < 30
 
 
 def test_a_second_data_set_from_end_to_end(tmp_path, tiny_yaml, capsys):
@@ -253,10 +323,9 @@ def test_a_second_data_set_from_end_to_end(tmp_path, tiny_yaml, capsys):
         (data / file).write_text(json.dumps(content))
     run_yolo(write_yolo(tmp_path / 'yolo', data, tuple(NAMES)), tmp_path / 'mine')
     printed = capsys.readouterr().out.splitlines()
-    (line,) = [line for line in printed if line.startswith('classes: ')]
     config = tmp_path / 'mine.yaml'
-    config.write_text(tiny_yaml.read_text() + f'\n{line}\n')
-    (last,) = [line for line in printed if line.startswith('add to each command --set ')]
+    config.write_text(tiny_yaml.read_text() + '\n')
+    (last,) = [line for line in printed if line.startswith('next: ')]
     cfg = load_config(config, last.split(' --set ')[1].split())
     assert cfg.data_root == tmp_path / 'mine' and cfg.classes == ('Background', *NAMES)
     assert 0 <= train.main(cfg, 0) <= 1
