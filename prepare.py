@@ -2,37 +2,53 @@
 import.
 
 python prepare.py check --data input/data
+python prepare.py competition --data input/mine   # competition.yaml: its categories become the classes
 python prepare.py masks --data input/data --out output/masks
 python prepare.py folds --cfg configs/convnext.yaml   # the cache and folds.csv; train.py makes them too
 python prepare.py demo --out input/demo --train 120 --test 40 --seed 0
 python prepare.py taco --annotations annotations.json --out input/taco   # downloads the photos, 512x512
+python prepare.py coco --data input/mine   # a COCO export as its tool lays it out; its photos stay there
 python prepare.py yolo --yaml set/data.yaml --out input/mine   # segmentation labels: class x1 y1 x2 y2 ...
-python prepare.py from-masks --photos photos --masks masks --out input/mine [--test DIR]   # PNG ids
+python prepare.py from-masks --photos photos --masks masks --out input/mine --classes can bottle   # PNG ids
+python prepare.py from-masks --photos photos --masks masks --out input/mine --classes can --map 255=can
 """
 
-import os
+import shutil
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import yaml
 from PIL import Image
 
-from config import CLASSES, Config, load_config
+from config import (
+    COMPETITION_FILE,
+    Config,
+    load_config,
+    make_config,
+    match_key,
+    read_competition,
+    read_mapping,
+)
 from data.cache import open_cache
-from data.coco import CocoSet, Photo, draw_mask, read_coco, read_photo
-from data.folds import folds_path, near_duplicates, read_folds, thumbnail
-from data.importers import import_masks, import_yolo
-from submission import classes_and_data
+from data.check import check_data, origin_of_classes
+from data.coco import draw_mask, read_coco
+from data.exports import import_coco, write_classes
+from data.folds import folds_path, read_folds
+from data.import_masks import import_masks
+from data.import_yolo import import_yolo
+from data.layout import annotation_files
+from data.mask_legend import read_names
+from data.mask_pairs import MaskSource
+from submission import competition_and_data
 from utils.cli import MAX_SEED, ArgumentParser, add_config_arguments, at_least, next_line, run_script
 from utils.errors import BadInput
-from utils.files import lock, make_folder, remove_partials, write_whole
+from utils.files import lock, make_folder, normal_name, remove_partials, write_whole
+from utils.json_files import load_json, read_bytes
 from utils.progress import progress
 
-DEFAULT_CONFIG = Path('configs/convnext.yaml')  # of the next command that is printed
+# configs of the next command that is printed: the small one without a GPU, and for few photos
+LARGE, SMALL, FEW_PHOTOS = Path('configs/convnext.yaml'), Path('configs/trash481.yaml'), 200
 MAX_PHOTOS = 10**6  # of a demo set
 
 
@@ -50,12 +66,18 @@ def read_arguments(argv: list[str] | None) -> Namespace:
         command.set_defaults(run=run)
         return command
 
+    data = {'type': Path, 'help': 'data root; by default that of --cfg, or input/data'}
     command = add('check', check, 'check the records, photos and masks of a data set')
-    command.add_argument('--data', type=Path, help='data root; by default that of --cfg, or input/data')
+    command.add_argument('--data', **data)
     add_config_arguments(command, required=False)
 
+    command = add('competition', make_competition, 'write competition.yaml from the categories')
+    command.add_argument('--data', type=Path, required=True, help='data root')
+    replace = 'replace the classes of a competition.yaml that exists'
+    command.add_argument('--overwrite', action='store_true', help=replace)
+
     command = add('masks', write_masks, 'write the masks that a model learns from, as PNG ids')
-    command.add_argument('--data', type=Path, help='data root; by default that of --cfg, or input/data')
+    command.add_argument('--data', **data)
     command.add_argument('--out', type=Path, required=True, help='folder for <file_name>.png')
     add_config_arguments(command, required=False)
 
@@ -68,7 +90,7 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     command.add_argument('--test', type=at_least(1, MAX_PHOTOS), default=40, help='test photos')
     command.add_argument('--seed', type=at_least(0, MAX_SEED), default=0, help='seed of the drawings')
 
-    overwrite = {'action': 'store_true', 'help': 'replace a train_all.json that exists in --out'}
+    overwrite = {'action': 'store_true', 'help': 'replace a train_all.json that exists'}
     command = add('taco', make_taco_set, 'download TACO and make a training set of it')
     command.add_argument('--annotations', type=Path, required=True, help="TACO's annotations.json")
     command.add_argument('--out', type=Path, required=True, help='data root to make or to complete')
@@ -78,16 +100,33 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     command.add_argument('--retries', type=at_least(0), default=5, help='retries of a download')
     command.add_argument('--overwrite', **overwrite)
 
+    command = add('coco', import_coco_set, 'make a data root of a COCO export, where it lies')
+    command.add_argument('--data', type=Path, required=True, help='folder of the export, with its photos')
+    command.add_argument('--overwrite', **overwrite)
+
     command = add('yolo', import_yolo_set, 'import a YOLO segmentation set')
     command.add_argument('--yaml', type=Path, required=True, help='data.yaml: names, train, val, test')
     command.add_argument('--out', type=Path, required=True, help='data root to make')
+    boxes = 'boxes among the polygons: refuse them, leave them out, or take them as rectangles'
+    command.add_argument('--boxes', choices=['refuse', 'skip', 'fill'], default='refuse', help=boxes)
     command.add_argument('--overwrite', **overwrite)
 
-    command = add('from-masks', import_mask_set, 'import photos and PNG masks of ids')
+    command = add('from-masks', import_mask_set, 'import photos and masks of ids or colours')
     command.add_argument('--photos', type=Path, required=True, help='folder of the training photos')
-    command.add_argument('--masks', type=Path, required=True, help='folder of <photo>.png: ids, 255 ignored')
+    command.add_argument('--masks', type=Path, required=True, help='folder of <photo>.png: ids or colours')
     unlabelled = 'folder of photos without masks, for test.json; by default none'
     command.add_argument('--test', type=Path, help=unlabelled)
+    names = (
+        'names of the classes by id, after the background; by default those of --cfg, of competition.yaml in '
+        '--out, of a file of --map, or of the home competition'
+    )
+    command.add_argument('--classes', nargs='+', metavar='NAME', help=names)
+    values = "class of a value, as in 255=1 '#ff0000'=can 11=ignore, or a file of name,r,g,b (labelmap.txt)"
+    command.add_argument('--map', nargs='+', action='extend', default=[], metavar='VALUE=CLASS', help=values)
+    ending = 'ending of the names of masks: _mask, or _sat=_mask in place of _sat; by default it is found'
+    command.add_argument('--suffix', help=ending)
+    turned = 'how photos with an EXIF turn were when the masks were drawn'
+    command.add_argument('--orientation', choices=['displayed', 'stored'], default='displayed', help=turned)
     command.add_argument('--out', type=Path, required=True, help='data root to make')
     command.add_argument('--overwrite', **overwrite)
     add_config_arguments(command, required=False)
@@ -95,83 +134,39 @@ def read_arguments(argv: list[str] | None) -> Namespace:
 
 
 def check(args: Namespace) -> None:
-    """Read every record, decode every photo, and print a summary. Raises BadInput with the first fault."""
-    classes, data = classes_and_data(args)
-    splits = [read_coco(data, 'train', classes)]
-    if (data / 'test.json').is_file():
-        splits.append(read_coco(data, 'test', classes))
-    thumbnails = []
-    for coco in splits:
-        print(f'{coco.split}: {len(coco.photos)} photos, {", ".join(str(path) for path in coco.files)}')
-        thumbnails += decode_photos(coco)
-    print_classes(splits[0], classes)
-    print_duplicates(splits, thumbnails)
-    if len(splits) == 1:
-        print(f'{data / "test.json"}: not found, so no submission can be made')
-    print(f'{data}: nothing wrong found')
-    print_next(classes, data, args.cfg, args.set)
+    """Check a data root; the last line counts what to look at. Raises BadInput with the first fault."""
+    competition, data = competition_and_data(args)
+    print(origin_of_classes(data, competition, args.cfg))
+    cfg = Config() if args.cfg is None else load_config(args.cfg, args.set, data)
+    folds = 1 if cfg.folds_csv else cfg.folds  # folds of one's own are not made
+    remarks, folds_can_be_made = check_data(data, competition, folds)
+    if remarks:
+        count = '1 thing' if len(remarks) == 1 else f'{len(remarks)} things'
+        print(f'{data}: {count} to look at: {"; ".join(remarks)}; nothing else wrong found')
+    else:
+        print(f'{data}: nothing wrong found')
+    if folds_can_be_made:
+        print_next(data, args.cfg, args.set)
 
 
-def decode_photos(coco: CocoSet) -> list[np.ndarray]:
-    """Decode every photo, draw its mask, and return the thumbnails. Raises BadInput with the first fault."""
-    faults: list[str] = []
-
-    def decode(photo: Photo) -> np.ndarray | None:
-        try:
-            image = read_photo(coco, photo)  # checks the size before the mask is drawn
-            draw_mask(photo)
-            return thumbnail(image)
-        except BadInput as error:
-            faults.append(str(error))
-            return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = pool.map(decode, coco.photos)
-        thumbnails = list(progress(jobs, f'check {coco.split}', 'photo', len(coco.photos)))
-    if faults:
-        count = f' (one of {len(faults)} faulty photos among {len(coco.photos)})' if len(faults) > 1 else ''
-        raise BadInput(min(faults) + count)
-    return thumbnails
-
-
-def print_classes(coco: CocoSet, classes: tuple[str, ...]) -> None:
-    """Print the photos, annotations and pixels of each class."""
-    photos, annotations, pixels = Counter(), Counter(), np.zeros(256, np.int64)
-    for photo in coco.photos:
-        ids = [annotation.category_id for annotation in photo.annotations]
-        photos.update(set(ids))
-        annotations.update(ids)
-        pixels += np.bincount(draw_mask(photo).ravel(), minlength=256)
-    print(f'{"class":<16}{"photos":>8}{"objects":>9}{"pixels":>9}')
-    for k, name in enumerate(classes):
-        counts = f'{photos[k]:>8}{annotations[k]:>9}' if k else ' ' * 17
-        print(f'{name:<16}{counts}{pixels[k] / pixels.sum():>9.2%}')
-
-
-def print_duplicates(splits: list[CocoSet], thumbnails: list[np.ndarray]) -> None:
-    """Print the groups of near-duplicates, at most 20 of them, and how many groups span train and test."""
-    names = [photo.file_name for coco in splits for photo in coco.photos]
-    groups = near_duplicates(np.stack(thumbnails))
-    counts = Counter(groups.tolist())
-    repeated = [np.flatnonzero(groups == group) for group, count in counts.items() if count > 1]
-    across = sum(rows[0] < len(splits[0].photos) <= rows[-1] for rows in repeated)
-    print(f'near-duplicates: {len(repeated)} groups of photos, {across} of them between train and test')
-    for rows in repeated[:20]:
-        print('  ' + ', '.join(names[row] for row in rows))
+def make_competition(args: Namespace) -> None:
+    write_classes(args.data, args.overwrite)
+    print(next_line('prepare.py', 'check', '--data', args.data))
 
 
 def write_masks(args: Namespace) -> None:
     """Write the masks of the training photos at their own size as PNG ids, out/<file_name>.png."""
-    (classes, data), out = classes_and_data(args), args.out
-    coco = read_coco(data, 'train', classes)
+    (competition, data), out = competition_and_data(args), args.out
+    coco = read_coco(data, 'train', competition)
     with lock(out / '.lock', 'drawing masks'):
-        for folder in {(out / photo.file_name).parent for photo in coco.photos}:
+        for folder in {(out / normal_name(photo.file_name)).parent for photo in coco.photos}:
             remove_partials(folder, '*')
         for photo in progress(coco.photos, 'masks', 'mask'):
-            with write_whole(out / f'{photo.file_name}.png') as file:
+            with write_whole(out / f'{normal_name(photo.file_name)}.png') as file:
                 Image.fromarray(draw_mask(photo)).save(file, 'PNG', compress_level=1)
-    print(f'wrote {len(coco.photos)} masks under {out}')
-    print_next(classes, data, args.cfg, args.set)
+    ids = f'ids 0 to {len(competition.classes) - 1}, 255 ignored'
+    print(f'wrote {len(coco.photos)} masks under {out}: {ids}')
+    print_next(data, args.cfg, args.set)
 
 
 def print_folds(args: Namespace) -> None:
@@ -181,14 +176,13 @@ def print_folds(args: Namespace) -> None:
     folds = read_folds(cfg, cache)
     counts = np.zeros((cfg.folds, len(cfg.classes)), int)
     for fold, photo in zip(folds, cache.coco.photos, strict=True):
-        for k in photo.classes:
-            counts[fold, k] += 1
+        counts[fold, list(photo.classes)] += 1
     print(f'{folds_path(cfg)}: photos of each class in each fold')
-    print(f'{"class":<16}' + ''.join(f'{f"fold {k}":>8}' for k in range(cfg.folds)))
-    print(f'{"all":<16}' + ''.join(f'{(folds == k).sum():>8}' for k in range(cfg.folds)))
-    for k, name in enumerate(cfg.classes):
-        if k:
-            print(f'{name:<16}' + ''.join(f'{n:>8}' for n in counts[:, k]))
+    width = max(16, 1 + max(map(len, cfg.classes)))
+    print(f'{"class":<{width}}' + ''.join(f'{f"fold {k}":>8}' for k in range(cfg.folds)))
+    print(f'{"all":<{width}}' + ''.join(f'{(folds == k).sum():>8}' for k in range(cfg.folds)))
+    for name, numbers in list(zip(cfg.classes, counts.T, strict=True))[1:]:
+        print(f'{name:<{width}}' + ''.join(f'{number:>8}' for number in numbers))
     resume = ['--resume'] if (cfg.run_dir(0) / 'last.pt').exists() else []
     print(next_line('train.py', '--fold', 0, *resume, cfg=args.cfg, changes=args.set))
 
@@ -207,50 +201,64 @@ def make_demo(args: Namespace) -> None:
         make_demo_set(args.out, args.train, args.test, args.seed)
     counts = f'{args.train} training and {args.test} test photos'
     print(f'wrote {counts} under {args.out}; the test labels are in test_labels.json')
-    print_next(CLASSES, args.out, Path('configs/demo.yaml'))
+    print_next(args.out, Path('configs/demo.yaml'))
 
 
 def make_taco_set(args: Namespace) -> None:
     from data.taco import make_taco  # slow to import
 
     make_taco(args.annotations, args.out, args.photos, args.workers, args.retries, args.overwrite)
-    print_next(CLASSES, args.out)
+    print_next(args.out)
+
+
+def import_coco_set(args: Namespace) -> None:
+    import_coco(args.data, args.overwrite)
+    print(next_line('prepare.py', 'check', '--data', args.data))
 
 
 def import_yolo_set(args: Namespace) -> None:
-    print_config(import_yolo(args.yaml, args.out, args.overwrite), args.out)
+    import_yolo(args.yaml, args.out, args.boxes, args.overwrite)
+    print_next(args.out)
 
 
 def import_mask_set(args: Namespace) -> None:
-    classes, _ = classes_and_data(args)
-    import_masks(args.photos, args.masks, classes, args.out, args.test, args.overwrite)
-    print_config(classes, args.out, args.cfg, args.set)
+    classes = classes_of_masks(args)
+    options = {'changes': args.map, 'suffix': args.suffix, 'orientation': args.orientation}
+    import_masks(MaskSource(args.photos, args.masks, classes, args.test, **options), args.out, args.overwrite)
+    print_next(args.out, args.cfg, args.set)
 
 
-def print_config(
-    classes: tuple[str, ...], out: Path, cfg: Path | None = None, changes: Sequence[str] = ()
-) -> None:
-    """Print what a config needs for training on an imported set."""
-    if classes != CLASSES:
-        print('add this line to its config')
-        print(f'classes: {flow(classes)}')
-    print(f'add to each command --set data_root={out} cache_dir={out}_cache')
-    print_next(classes, out, cfg, changes)
+def classes_of_masks(args: Namespace) -> tuple[str, ...]:
+    """Return the classes by --classes, --cfg, competition.yaml in --out, or a file of --map."""
+    files = [Path(entry) for entry in args.map if '=' not in entry]
+    if args.classes is not None:
+        if args.cfg is not None:
+            raise BadInput('--classes: expected --classes or --cfg, not both')
+        has_background = match_key(args.classes[0]) == 'background'
+        names = args.classes if has_background else ['Background', *args.classes]
+        return make_config({'classes': names}, where='--classes').classes
+    if args.cfg is None and (competition := read_competition(args.out)) is not None:
+        print(f'{len(competition.classes)} classes from {args.out / COMPETITION_FILE}')
+        return competition.classes
+    if args.cfg is None and files:
+        return make_config({'classes': read_names(files[0])}, where=str(files[0])).classes
+    return competition_and_data(args)[0].classes
 
 
-def print_next(
-    classes: tuple[str, ...], data: Path, cfg: Path | None = None, changes: Sequence[str] = ()
-) -> None:
-    """Print the command that makes the folds of a data root, with its config or DEFAULT_CONFIG."""
-    config = Config() if cfg is None else load_config(cfg, list(changes))
-    additions = [] if classes == config.classes else [f'classes={flow(classes)}']
-    additions += [] if data == config.data_root else [f'data_root={data}', f'cache_dir={data}_cache']
-    print(next_line('prepare.py', 'folds', cfg=cfg or DEFAULT_CONFIG, changes=[*changes, *additions]))
+def print_next(data: Path, cfg: Path | None = None, changes: Sequence[str] = ()) -> None:
+    """Print the command that makes the folds of a data root, with its config or one that fits it."""
+    settings = {} if cfg is None else read_mapping(cfg)
+    settings |= dict(change.split('=', 1) for change in changes)
+    known = data == Path(settings.get('data_root', Config().data_root))
+    additions = [] if known else [f'data_root={data}', f'cache_dir={data}_cache']
+    print(next_line('prepare.py', 'folds', cfg=cfg or fitting_config(data), changes=[*changes, *additions]))
 
 
-def flow(classes: tuple[str, ...]) -> str:
-    """Format the classes as a YAML list on one line."""
-    return yaml.safe_dump(list(classes), default_flow_style=True, width=10_000, allow_unicode=True).strip()
+def fitting_config(data: Path) -> Path:
+    """Return the config to begin with: LARGE for a GPU and a few hundred photos, else SMALL."""
+    files = annotation_files(data, 'train')
+    photos = sum(len(load_json(path, read_bytes(path)).get('images', [])) for path in files)
+    return LARGE if shutil.which('nvidia-smi') and photos >= FEW_PHOTOS else SMALL
 
 
 if __name__ == '__main__':

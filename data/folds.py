@@ -1,20 +1,29 @@
-"""Assign the folds of the cross-validation: stratified over the classes present, near-duplicates together."""
+"""Assign the folds of the cross-validation: stratified over the classes present, each scene in one fold.
+
+A scene is a set of near-duplicates, or of photos that `group` in competition.yaml keeps together.
+"""
 
 import csv
 import hashlib
 import io
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from config import Config
+from config import COMPETITION_FILE, Config
 from data.cache import Cache
-from utils.errors import BadInput, one_line
-from utils.files import lock, write_text
+from utils.errors import BadInput, one_line, plural
+from utils.files import lock, normal_name, write_text
+from utils.foreign_csv import find_columns, header_fault, read_lines, split_row
+from utils.json_files import whole_number
+from utils.log import log
 
 DUPLICATE_CORRELATION = 0.985  # photos whose thumbnails correlate more than this show the same scene
 THUMBNAIL = 24  # pixels a side
+MAX_LINE = 10_000  # bytes of a row of folds.csv
 
 
 def folds_path(cfg: Config) -> Path:
@@ -35,12 +44,9 @@ def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
                 for photo, fold in zip(cache.coco.photos, make_folds(cfg, cache), strict=True):
                     writer.writerow((photo.image_id, photo.file_name, fold))
                 write_text(path, text.getvalue())
-    try:
-        rows = list(csv.DictReader(path.read_text(encoding='utf-8').splitlines()))
-        fold_of = {row['file_name']: int(row['fold']) for row in rows}
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise BadInput(f'{path}: expected lines of image_id,file_name,fold: {one_line(error)}') from None
-    names = [photo.file_name for photo in cache.coco.photos]
+    rows = read_rows(path)
+    fold_of = dict(rows)
+    names = [normal_name(photo.file_name) for photo in cache.coco.photos]
     if len(rows) != len(fold_of) or set(fold_of) != set(names):
         missing = next((name for name in names if name not in fold_of), None)
         fault = f'lacks {missing!r}' if missing else 'lists other images, or an image twice'
@@ -48,8 +54,50 @@ def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
         raise BadInput(f'{path}: {fault}, {expected}; use another cache_dir or folds_csv')
     numbers = sorted(set(fold_of.values()))
     if numbers != list(range(cfg.folds)):
-        raise BadInput(f'{path}: has the folds {numbers}, but the config key folds is {cfg.folds}')
-    return np.array([fold_of[name] for name in names])
+        whole = numbers == list(range(len(numbers))) and len(numbers) > 1
+        advice = f'set folds={len(numbers)}, or give another' if whole else 'give another'
+        fault = f'has the folds {numbers}, but the config key folds is {cfg.folds}'
+        raise BadInput(f'{path}: {fault}; {advice} cache_dir or folds_csv')
+    folds = np.array([fold_of[name] for name in names])
+    check_groups(cfg, names, folds)
+    return folds
+
+
+def read_rows(path: Path) -> list[tuple[str, int]]:
+    """Read the normal_name and the fold of each row, as spreadsheets write them, too. Raises BadInput."""
+    rows, layout, expected = [], None, 'expected lines of image_id,file_name,fold'
+    try:
+        with path.open('rb') as file:
+            for number, _, line in read_lines(file, path, MAX_LINE):
+                where = f'{path}: line {number}'
+                if layout is None:
+                    layout = find_columns(line, ('file_name', 'fold'))
+                    if layout is None:
+                        raise BadInput(f'{path}: {header_fault(line, "image_id,file_name,fold")}')
+                elif line.strip(b',;\t \r\n'):
+                    name, text = (field.decode().strip() for field in split_row(line, layout, where))
+                    fold = whole_number(text)
+                    if fold is None:
+                        raise BadInput(f'{where}: the fold is {text[:40]!r}, {expected}, with numbers from 0')
+                    rows.append((normal_name(name), fold))
+    except UnicodeDecodeError as error:
+        raise BadInput(f'{path}: {expected}: {one_line(error)}; save it as CSV in UTF-8') from None
+    except OSError as error:
+        raise BadInput(f'{path}: {expected}: {one_line(error)}') from None
+    return rows
+
+
+def check_groups(cfg: Config, names: list[str], folds: np.ndarray) -> None:
+    """Raise BadInput if the photos of a group are in several folds, as before `group` was given."""
+    if cfg.competition.group is None:
+        return
+    fold_of_group: dict[int, int] = {}
+    groups = group_names(cfg.data_root, names, cfg.competition.group)
+    for name, group, fold in zip(names, groups.tolist(), folds.tolist(), strict=True):
+        if fold_of_group.setdefault(group, fold) != fold:
+            places = f'{name!r} is in fold {fold}, others of its group in {fold_of_group[group]}'
+            advice = f'move the file away to assign the folds anew, or take group out of {COMPETITION_FILE}'
+            raise BadInput(f'{folds_path(cfg)}: splits a group: {places}; {advice}')
 
 
 def make_folds(cfg: Config, cache: Cache) -> np.ndarray:
@@ -57,12 +105,56 @@ def make_folds(cfg: Config, cache: Cache) -> np.ndarray:
     labels = np.zeros((len(cache), len(cfg.classes)), bool)
     for row, photo in enumerate(cache.coco.photos):
         labels[row, list(photo.classes)] = True
-    groups = near_duplicates(np.stack([thumbnail(photo) for photo in cache.photos]))
-    if groups.max() + 1 < cfg.folds:
-        count = f'{len(cache)} photos of {groups.max() + 1} scenes'
-        expected = f'expected at least one scene for each of {cfg.folds} folds'
-        raise BadInput(f'{cfg.data_root}: found {count}, {expected}')
-    return stratify(labels, groups, cfg.folds, cfg.seed)
+    names = [photo.file_name for photo in cache.coco.photos]
+    thumbnails = np.stack([thumbnail(photo) for photo in cache.photos])
+    scenes, remark = find_scenes(cfg.data_root, names, thumbnails, cfg.competition.group, cfg.folds)
+    if remark:
+        log.warning(f'warning: {remark}')
+    return stratify(labels, scenes, cfg.folds, cfg.seed)
+
+
+class TooFewScenes(BadInput):
+    """There are fewer scenes than folds."""
+
+
+def find_scenes(
+    root: Path, names: Sequence[str], thumbnails: np.ndarray, group: str | None, folds: int
+) -> tuple[np.ndarray, str]:
+    """Return the (n,) scene of each photo of a data root, and a remark on them, or ''.
+
+    Near-duplicates and groups are joined; the groups alone are taken where they are enough for the folds
+    and the joined ones are not. Raises BadInput, and TooFewScenes.
+    """
+    groups = None if group is None else group_names(root, names, group)
+    scenes = near_duplicates(thumbnails, groups)
+    count = scenes.max() + 1
+    if count >= folds:
+        return scenes, ''
+    if groups is not None and groups.max() + 1 >= folds:
+        joined = f'near-duplicates join the {groups.max() + 1} groups of photos to {count}, fewer than folds'
+        return groups, f'{joined}: the folds keep the groups together, and split near-duplicates'
+    fault = f'found {len(names)} photos of {plural(count, "scene")}'
+    if count < len(names):
+        fault += ' (near-duplicates, and photos of one group, are one scene)'
+    fewer = f'folds={count} in the config, ' if count > 1 else ''
+    finer = 'group' if group is None else 'a group of fewer photos'
+    ways = f'{fewer}{finer} in {COMPETITION_FILE}, or folds of your own with folds_csv'
+    raise TooFewScenes(f'{root}: {fault}, expected at least one for each of {folds} folds; give {ways}')
+
+
+def group_names(root: Path, names: Sequence[str], pattern: str) -> np.ndarray:
+    """Return the (n,) group of each photo: the text in its file name that a pattern matches, or the first
+    parenthesis in it. Raises BadInput for a name that does not match.
+    """
+    texts = []
+    for name in names:
+        match = re.search(pattern, normal_name(name))
+        if match is None:
+            fault = f'group: {pattern} matches nothing in the file name {name!r}'
+            advice = 'a pattern that ends with |$ takes all other photos as one group'
+            raise BadInput(f'{root / COMPETITION_FILE}: {fault}; {advice}')
+        texts.append(match[0] if not match.re.groups or match[1] is None else match[1])
+    return np.unique(texts, return_inverse=True)[1]
 
 
 def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -97,11 +189,16 @@ def thumbnail(photo: np.ndarray) -> np.ndarray:
     return small / max(np.linalg.norm(small), 1e-6)
 
 
-def near_duplicates(thumbnails: np.ndarray) -> np.ndarray:
-    """Return the (n,) group of each thumbnail: photos that correlate, directly or in a chain."""
+def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """Return the (n,) set of each thumbnail: photos that correlate, directly or in a chain, or whose groups
+    are the same.
+    """
     from scipy.sparse.csgraph import connected_components  # slow to import; needed only when folds are made
 
-    return connected_components(thumbnails @ thumbnails.T > DUPLICATE_CORRELATION, directed=False)[1]
+    alike = thumbnails @ thumbnails.T > DUPLICATE_CORRELATION
+    if groups is not None:
+        alike |= groups[:, None] == groups
+    return connected_components(alike, directed=False)[1]
 
 
 def split_fold(folds: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from entry_points import ROOT
 from PIL import Image
 
 import prepare
-from config import CLASSES
+from config import CLASSES, HOME
 from data.coco import draw_mask, read_coco
 from utils.cli import run_script
 from utils.errors import BadInput
@@ -21,18 +21,6 @@ def test_check_of_a_clean_set(shapes, capsys):
     prepare.command(['check', '--data', str(shapes)])
     out = capsys.readouterr().out
     assert 'train: 24 photos' in out and 'test: 6 photos' in out and 'nothing wrong found' in out
-
-
-def test_check_names_near_duplicates_between_train_and_test(tmp_path, capsys):
-    root = write_set(tmp_path / 'd', train=4, test=2)
-    copied = (root / 'batch_01/0001.jpg').read_bytes()
-    (root / 'batch_01/0005.jpg').write_bytes(copied)
-    prepare.command(['check', '--data', str(root)])
-    out = capsys.readouterr().out
-    assert (
-        '1 groups of photos, 1 of them between train and test' in out
-        and 'batch_01/0001.jpg, batch_01/0005.jpg' in out
-    )
 
 
 def test_check_of_the_competitions_photos(boostcamp60, capsys):
@@ -51,13 +39,16 @@ def test_check_of_the_competitions_photos(boostcamp60, capsys):
             ),
             'cannot be decoded',
         ),
-        (lambda root: Image.new('L', (64, 64)).save(root / 'batch_01/0002.jpg'), 'found mode L'),
+        (
+            lambda root: Image.new('I;16', (64, 64)).save(root / 'batch_01/0002.jpg', 'PNG'),
+            'write intensity: [0, 1] into',
+        ),
         (lambda root: Image.new('RGB', (65, 64)).save(root / 'batch_01/0002.jpg'), 'its record says 64x64'),
         (lambda root: (root / 'train_all.json').write_text('{"images": ['), 'not JSON, or cut off'),
         (lambda root: (root / 'train_all.json').unlink(), 'has no annotations'),
         (
             lambda root: [p.unlink() for p in root.glob('batch_01/000[01].jpg')],
-            '(one of 2 faulty photos among 3)',
+            '(one of 2 faulty photos among 4)',
         ),
     ],
 )
@@ -73,7 +64,7 @@ def test_check_ends_in_one_line_and_status_2(tmp_path, damage, message, monkeypa
 
 def test_masks_are_png_ids_at_the_photos_own_size(shapes, tmp_path):
     prepare.command(['masks', '--data', str(shapes), '--out', str(tmp_path / 'masks')])
-    coco = read_coco(shapes, 'train', CLASSES)
+    coco = read_coco(shapes, 'train', HOME)
     for photo in coco.photos:
         written = np.asarray(Image.open(tmp_path / 'masks' / f'{photo.file_name}.png'))
         assert written.dtype == np.uint8 and np.array_equal(written, draw_mask(photo))
@@ -88,9 +79,20 @@ def test_folds_are_printed_and_saved(shapes, tiny_yaml, tmp_path, capsys):
     assert (tmp_path / 'c' / 'folds.csv').exists()
 
 
+def test_folds_of_long_class_names_stand_below_each_other(tiny_yaml, tmp_path, capsys):
+    names = ', '.join(['Background', *CLASSES[1:-1], 'Clothing of all kinds'])
+    root = write_set(tmp_path / 'd', train=6, test=2, side=64)
+    text = f'classes: [{names}]\ncategories: {{Clothing: Clothing of all kinds}}'
+    (root / 'competition.yaml').write_text(text)
+    places = [f'data_root={root}', f'cache_dir={tmp_path / "c"}']
+    prepare.command(['folds', '--cfg', str(tiny_yaml), '--set', *places])
+    _, *table, _ = capsys.readouterr().out.splitlines()
+    assert len(table) == 12 and len({len(line) for line in table}) == 1
+
+
 def test_demo_set_is_a_clean_set(tmp_path, capsys):
     out = tmp_path / 'demo'
-    prepare.command(['demo', '--out', str(out), '--train', '4', '--test', '2', '--seed', '3'])
+    prepare.command(['demo', '--out', str(out), '--train', '5', '--test', '2', '--seed', '3'])
     prepare.command(['check', '--data', str(out)])
     assert 'nothing wrong found' in capsys.readouterr().out
     (tmp_path / 'mine').mkdir()
@@ -124,6 +126,6 @@ def test_help_and_check_import_nothing_slow(shapes):
 
     printed = run('--help')
     assert printed.endswith('\n[]\n')
-    for name in ('check', 'masks', 'folds', 'demo', 'taco', 'yolo', 'from-masks'):
+    for name in ('check', 'competition', 'masks', 'folds', 'demo', 'taco', 'coco', 'yolo', 'from-masks'):
         assert re.search(rf'^    {name}\s+\S', printed, re.MULTILINE)
     assert run('check', '--data', str(shapes)).endswith("\n['scipy']\n")  # of the near-duplicates

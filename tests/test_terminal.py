@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import re
 import subprocess
 import sys
@@ -236,3 +237,31 @@ def test_dry_run_leaves_a_run_as_it_was(dry, tiny):
     out, updates = dry('--dry-run', '--resume')
     assert updates == 0 and 'steps: 18 in 3 epochs, 18 of them done' in out
     assert contents_of(tiny.output_dir) == before
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+@pytest.mark.parametrize('script', ['config.py', 'models.py --help', 'prepare.py check --data {data}'])
+def test_a_reader_that_leaves_is_no_error(script, unbuffered, shapes):
+    words = [sys.executable, *script.format(data=shapes).split()]
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = os.environ | {'PYTHONUNBUFFERED': unbuffered}
+    done = subprocess.run(words, cwd=ROOT, env=env, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert done.returncode == 0 and b'rror' not in done.stderr, done.stderr
+
+
+def test_an_import_is_whole_if_its_reader_leaves(shapes, tmp_path):
+    (tmp_path / 'batch_01').symlink_to(shapes / 'batch_01')
+    for name in ('train_all', 'test_labels'):
+        (tmp_path / f'instances_{name}.json').write_bytes((shapes / f'{name}.json').read_bytes())
+    words = f'{sys.executable} prepare.py coco --data {tmp_path} | true; exit ${{PIPESTATUS[0]}}'
+    assert subprocess.run(['bash', '-c', words], cwd=ROOT, check=False).returncode == 0
+    assert (tmp_path / 'train_all.json').exists() and (tmp_path / 'test_labels.json').exists()
+
+
+@pytest.mark.parametrize(('place', 'status'), [('>&-', 0), ('> /dev/full', 75)])
+def test_no_output_and_no_room_for_it(place, status):
+    command = f'env -u PYTHONUNBUFFERED {sys.executable} config.py {place}'
+    done = subprocess.run(['bash', '-c', command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == status and done.stderr.count('\n') == (1 if status else 0), done.stderr

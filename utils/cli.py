@@ -1,13 +1,16 @@
 """The command line that all scripts share: how a script ends, its options and help, and the next command."""
 
 import argparse
+import io
+import os
 import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from utils.errors import BAD_INPUT, DONE, INTERRUPTED, NO_ROOM, BadInput, CheckFailed, Interrupted, one_line
 from utils.log import say
@@ -35,10 +38,25 @@ def parse_early(parse: Callable[[], object]) -> None:
 
 
 def exit_status(main: Callable[[], int | None]) -> int:
-    """Call main and return its exit status; an error that a person can mend is one line on standard error."""
+    """Call main and return its exit status; an error that a person can mend is one line on standard error.
+
+    If the reader of the output is gone, as after `| head`, the command goes on without it.
+    """
+    with redirect_stdout(Output(sys.stdout)) as out, redirect_stderr(Output(sys.stderr)) as errors:
+        try:
+            return call(main)
+        finally:
+            out.end()
+            errors.end()
+
+
+def call(main: Callable[[], int | None]) -> int:
+    """Call main and return its exit status, as exit_status does."""
     interrupt_on_signals()
     try:
-        return main() or DONE
+        status = main() or DONE
+        sys.stdout.flush()
+        return status
     except (BadInput, CheckFailed) as error:
         say(f'{script_name()}: error: {one_line(error)}', sys.stderr)
         return error.status
@@ -50,6 +68,41 @@ def exit_status(main: Callable[[], int | None]) -> int:
             raise
         print(f'{script_name()}: {one_line(error)}; make room, and run it again', file=sys.stderr)
         return INTERRUPTED
+
+
+class Output:
+    """Write to a stream as long as it has a reader; what comes after is dropped."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream or io.StringIO()  # None if it was closed before the start
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            self.drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self.drop()
+
+    def end(self) -> None:
+        """Write what is left, if that can be, so that Python has nothing to complain of when it ends."""
+        try:
+            self.stream.flush()
+        except OSError:
+            self.drop()
+
+    def drop(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
 
 
 def script_name() -> str:
@@ -100,7 +153,7 @@ class Commands:
 
 def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add --cfg and --set. A script that needs only the classes and the data root does not require --cfg."""
-    another = "config of another data set, for its classes and data_root; by default the competition's"
+    another = 'config with data_root, and classes if competition.yaml has none; by default none'
     config = 'config of the run, a file of configs/' if required else another
     parser.add_argument('--cfg', required=required, type=Path, metavar='YAML', help=config)
     change = {'nargs': '+', 'action': 'extend', 'default': [], 'metavar': 'KEY=VALUE'}
