@@ -73,6 +73,8 @@ def read_arguments(argv: list[str] | None) -> Namespace:
 
     command = add('competition', make_competition, 'write competition.yaml from the categories')
     command.add_argument('--data', type=Path, required=True, help='data root')
+    table = 'CSV category,class, such as data/taco.csv; by default each category is a class'
+    command.add_argument('--table', type=Path, help=table)
     replace = 'replace the classes of a competition.yaml that exists'
     command.add_argument('--overwrite', action='store_true', help=replace)
 
@@ -150,7 +152,7 @@ def check(args: Namespace) -> None:
 
 
 def make_competition(args: Namespace) -> None:
-    write_classes(args.data, args.overwrite)
+    write_classes(args.data, args.overwrite, args.table)
     print(next_line('prepare.py', 'check', '--data', args.data))
 
 

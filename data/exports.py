@@ -5,6 +5,7 @@
 The photos stay where they are: a file_name becomes the path from the root to the photo.
 """
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,19 +60,37 @@ def import_coco(root: Path, overwrite: bool) -> None:
     print_classes(root, competition)
 
 
-def write_classes(root: Path, overwrite: bool) -> None:
-    """Write competition.yaml with the categories of the annotations as classes; other keys stay as they
-    are. Raises BadInput.
+def write_classes(root: Path, overwrite: bool, table: Path | None = None) -> None:
+    """Write competition.yaml with the categories of the annotations as classes, or with the classes that a
+    table gives them: those of the home competition if it has no others. Other keys stay. Raises BadInput.
     """
     path = root / COMPETITION_FILE
     if path.exists() and not overwrite:
         raise BadInput(f'{path}: already exists; --overwrite replaces its classes')
-    files = annotation_files(root, 'train')
-    classes = competition_of([read_file(file) for file in files], files[0]).classes
+    files, categories = annotation_files(root, 'train'), {}
+    if table is None:
+        classes = competition_of([read_file(file) for file in files], files[0]).classes
+    else:
+        categories = read_table(table)
+        classes = tuple(dict.fromkeys([HOME.classes[0], *categories.values()]))
+        classes = HOME.classes if set(classes) <= set(HOME.classes) else classes
     competition = read_competition(root) or HOME
-    competition = competition.model_copy(update={'classes': classes, 'categories': {}})
+    competition = competition.model_copy(update={'classes': classes, 'categories': categories})
     write_competition(root, competition)
     print_classes(root, competition)
+
+
+def read_table(path: Path) -> dict[str, str]:
+    """Read the class of each category from a CSV with the columns category and class. Raises BadInput."""
+    try:
+        lines = read_bytes(path).decode('utf-8-sig').splitlines()
+    except UnicodeDecodeError:
+        raise BadInput(f'{path}: is not UTF-8; save it as such') from None
+    rows = list(csv.DictReader(lines))
+    for number, row in enumerate(rows, start=2):
+        if not row.get('category') or not row.get('class'):
+            raise BadInput(f'{path}: line {number}: expected a category and its class, under category,class')
+    return {row['category']: row['class'] for row in rows}
 
 
 def print_classes(root: Path, competition: Competition) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 from config import CLASSES, HOME
 from data.cache import resize_image
 from data.coco import inside, load_json, read_bytes, read_coco
+from data.exports import read_table
 from data.importers import PARTIAL, replace_json, stage_json
 from data.photos import decode, open_photo, read_rgb, to_rgb, turn
 from utils.errors import BadInput, CheckFailed, one_line
@@ -62,7 +63,7 @@ def make_taco(
     if path.exists() and not overwrite and not is_made_here(path):
         raise BadInput(f'{path}: already exists; give another --out, or --overwrite')
     records = read_records(annotations, data, out)
-    content = convert(annotations, data, read_table(TABLE))
+    content = convert(annotations, data, read_class_ids(TABLE))
     retry = urllib3.Retry(
         total=retries,
         status_forcelist=TEMPORARY,
@@ -131,15 +132,14 @@ def read_records(path: Path, data: dict[str, Any], out: Path) -> list[Record]:
     return records
 
 
-def read_table(path: Path) -> dict[str, int]:
-    """Read a table category,class and return the class id of each category. Raises BadInput."""
-    rows = list(csv.DictReader(read_bytes(path).decode().splitlines()))
-    for number, row in enumerate(rows, start=2):
-        category, name = row.get('category'), row.get('class')
-        if category is None or name not in CLASSES[1:]:
+def read_class_ids(path: Path) -> dict[str, int]:
+    """Read the class id of each category from a table category,class. Raises BadInput."""
+    table = read_table(path)
+    for category, name in table.items():
+        if name not in CLASSES[1:]:
             fault = f'category {category!r} has the class {name!r}, expected one of {CLASSES[1:]}'
-            raise BadInput(f'{path}: line {number}: {fault}')
-    return {row['category']: CLASSES.index(row['class']) for row in rows}
+            raise BadInput(f'{path}: {fault}')
+    return {category: CLASSES.index(name) for category, name in table.items()}
 
 
 def convert(path: Path, data: dict[str, Any], table: dict[str, int]) -> dict[str, Any]:

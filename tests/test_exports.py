@@ -294,6 +294,27 @@ def test_a_folder_without_annotations(names, message, tmp_path):
         prepare.command(['check', '--data', str(root)])
 
 
+def test_a_table_gives_the_categories_their_classes(tmp_path):
+    root = write_set(tmp_path / 'd', train=2, test=1, side=64)
+    text = (root / 'train_all.json').read_text()
+    expected = [draw_mask(photo) for photo in read_coco(root, 'train', HOME).photos]
+    (root / 'train_all.json').write_text(text.replace('"Paper"', '"Newspaper"').replace('"Metal"', '"Tin"'))
+    table = tmp_path / 'table.csv'
+    rows = [f'{name},{name}' for name in CLASSES[1:] if name not in ('Paper', 'Metal')]
+    table.write_text('\n'.join(['\ufeffcategory,class', 'Newspaper,Paper', 'Tin,Metal', *rows]))
+    prepare.command(['competition', '--data', str(root), '--table', str(table)])
+    competition = read_competition(root)
+    assert competition.classes == CLASSES
+    masks = [draw_mask(photo) for photo in read_coco(root, 'train', competition).photos]
+    assert all(map(np.array_equal, masks, expected))
+    table.write_text(table.read_text().replace('Tin,Metal', 'Tin,Steel'))
+    prepare.command(['competition', '--data', str(root), '--table', str(table), '--overwrite'])
+    assert read_competition(root).classes[:3] == ('Background', 'Paper', 'Steel')
+    table.write_text('category,class\nTin\n')
+    with pytest.raises(BadInput, match='table.csv: line 2: expected a category and its class'):
+        prepare.command(['competition', '--data', str(root), '--table', str(table), '--overwrite'])
+
+
 def test_a_data_root_without_test_photos(tmp_path):
     (tmp_path / 'train_all.json').write_text('{}')
     with pytest.raises(BadInput, match='has no test photos; expected test.json; docs/data.md says'):

@@ -311,9 +311,12 @@ def test_table_is_read_and_checked(server, tmp_path, monkeypatch):
     annotations, table = write_annotations(tmp_path / 'a.json', server, ['a']), tmp_path / 'table.csv'
     monkeypatch.setattr(taco_module, 'TABLE', table)
     for text, message in (
-        ('category,class\nDrink can,Tin\n', "line 2: category 'Drink can' has the class 'Tin', expected one"),
+        (
+            'category,class\nDrink can,Tin\n',
+            "category 'Drink can' has the class 'Tin', expected one",
+        ),
         ('category,class\nShoe,Clothing\n', "lacks the category 'Drink can'"),
-        ('a,b\nShoe,Clothing\n', 'line 2: category None'),
+        ('a,b\nShoe,Clothing\n', 'line 2: expected a category and its class'),
     ):
         table.write_text(text)
         with pytest.raises(BadInput, match=message):
@@ -355,7 +358,7 @@ def test_numbers_that_are_refused(tmp_path, option, value, capsys):
 def test_the_real_annotations(taco, tmp_path):
     data = taco_module.read_annotations(taco)
     records = taco_module.read_records(taco, data, tmp_path)
-    table = taco_module.read_table(taco_module.TABLE)
+    table = taco_module.read_class_ids(taco_module.TABLE)
     (tmp_path / 'train_all.json').write_text(json.dumps(taco_module.convert(taco, data, table)))
     coco = read_coco(tmp_path, 'train', HOME)
     masks = [draw_mask(photo) for photo in coco.photos[::5]]
