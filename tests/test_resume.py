@@ -56,10 +56,16 @@ def kill_again_and_again(kills: int, whole: Config, other: Config, target, *args
     clean = other.run_dir(0)
     shutil.rmtree(clean)
     while kills:
-        processes = start(target, other, *args, ranks=ranks, resume=True, **kwargs)
+        lines = whole.output_dir / 'lines.txt'
+        lines.unlink(missing_ok=True)
+        processes = start(target, other, *args, ranks=ranks, said=lines, resume=True, **kwargs)
         if None in ended(processes, rng.uniform(0, length)):
+            have_met = lines.exists() and lines.read_text() != ''
             victim = processes[rng.integers(ranks)]
             victim.kill()
+            if not have_met:  # the others wait for it; torchrun ends them
+                for process in processes:
+                    process.kill()
             statuses = ended(processes, 60)
             assert None not in statuses  # the others do not wait for it
             kills -= 1
