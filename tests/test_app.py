@@ -491,3 +491,16 @@ def test_every_class_has_a_bin(tmp_path):
 
 def test_sorting_without_a_model_says_what_to_do(shapes, output):
     assert 'No trained model under' in open_page('viewer.page_sorting', shapes, output).info[0].value
+
+
+def test_a_sample_is_found_as_check_finds_it(shapes, tmp_path, monkeypatch):
+    """A name with backslashes, as Windows writes it."""
+    text = (shapes / 'test.json').read_text()
+    (tmp_path / 'test.json').write_text(text.replace('batch_01/', r'batch_01\\'))
+    shutil.copytree(shapes / 'batch_01', tmp_path / 'batch_01')
+    monkeypatch.setattr(page_sorting.st, 'selectbox', lambda _, names, key: names[0])
+    monkeypatch.setattr(
+        page_sorting, 'load_coco', lambda data, split, competition: read_coco(data, split, HOME)
+    )
+    name, photo = page_sorting.choose_sample(tmp_path, HOME)
+    assert '\\' in name and photo.shape == (256, 256, 3)

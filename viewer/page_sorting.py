@@ -134,8 +134,9 @@ def choose_image(data: Path, competition: Competition) -> tuple[str, np.ndarray 
 def choose_sample(data: Path, competition: Competition) -> tuple[str, np.ndarray]:
     """Return the test photo that is chosen. Raises BadInput if there is no test photo."""
     coco = load_coco(data, 'test', competition)
-    name = st.selectbox('Test photo', [photo.file_name for photo in coco.photos], key='sample')
-    path = data / name
+    photos = {photo.file_name: photo for photo in coco.photos}
+    name = st.selectbox('Test photo', list(photos), key='sample')
+    path = coco.path(photos[name])
     try:
         return name, read_upload(name, path.read_bytes())
     except OSError as error:
