@@ -92,6 +92,12 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     command.add_argument('--test', type=at_least(1, MAX_PHOTOS), default=40, help='test photos')
     command.add_argument('--seed', type=at_least(0, MAX_SEED), default=0, help='seed of the drawings')
 
+    add_imports(add)
+    return parser.parse_args(argv)
+
+
+def add_imports(add: Callable[[str, Callable[[Namespace], None], str], ArgumentParser]) -> None:
+    """Add the commands that make a data root of other formats."""
     overwrite = {'action': 'store_true', 'help': 'replace a train_all.json that exists'}
     command = add('taco', make_taco_set, 'download TACO and make a training set of it')
     command.add_argument('--annotations', type=Path, required=True, help="TACO's annotations.json")
@@ -132,7 +138,6 @@ def read_arguments(argv: list[str] | None) -> Namespace:
     command.add_argument('--out', type=Path, required=True, help='data root to make')
     command.add_argument('--overwrite', **overwrite)
     add_config_arguments(command, required=False)
-    return parser.parse_args(argv)
 
 
 def check(args: Namespace) -> None:
