@@ -33,12 +33,17 @@ def write_page(path: Path, title: str, parts: list[str]) -> None:
 
 def html_picture(title: str, picture: np.ndarray, photos: bool = False) -> str:
     """Embed an (H, W, 3) picture under its title: as WebP if it has photos in it, else as PNG."""
-    file = io.BytesIO()
-    kind = 'webp' if photos else 'png'
-    Image.fromarray(picture).save(file, kind, **({'quality': 82} if photos else {'optimize': True}))
-    content = base64.b64encode(file.getvalue()).decode()
     heading = html.escape(title)
-    return f'<h2>{heading}</h2><img alt="{heading}" src="data:image/{kind};base64,{content}">'
+    options = {'quality': 82} if photos else {'optimize': True}
+    address = data_url(picture, 'webp' if photos else 'png', **options)
+    return f'<h2>{heading}</h2><img alt="{heading}" src="{address}">'
+
+
+def data_url(picture: np.ndarray, kind: str = 'png', **options: object) -> str:
+    """Encode an (H, W, 3) picture as an address that holds it whole; `options` are Pillow's for the kind."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind, **options)
+    return f'data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}'
 
 
 def html_table(lines: list[list[str]], total: str | None = None) -> str:

@@ -19,7 +19,7 @@ from submission import downsample_mask
 from utils.plotting import PALETTE, highlight, overlay
 from viewer import app_data
 from viewer.app_data import escape_markdown, modified, open_csv, read_prediction, vote_of
-from viewer.html_page import format_score, html_table
+from viewer.html_page import data_url, format_score, html_table
 
 SIDE = 640  # pixels: the longer side of a photo on the page is at most this
 VIEWS = 4  # per line
@@ -212,7 +212,7 @@ def show_views(
         line = views[start : start + per_line]
         for column, (title, view) in zip(st.columns(per_line), line, strict=False):
             texts = {'caption': escape_markdown(title), 'alt': f'{photo.file_name}: {title}'}
-            column.image(view, width='stretch', output_format='PNG', **texts)
+            column.image(data_url(view, compress_level=1), width='stretch', **texts)
 
 
 def show_scores(truth: np.ndarray, preds: dict[str, np.ndarray], classes: tuple[str, ...]) -> None:

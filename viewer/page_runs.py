@@ -15,7 +15,7 @@ from utils.errors import BadInput
 from utils.plotting import draw_confusion
 from viewer import app_data
 from viewer.app_data import SourceScores, escape_markdown, show_error
-from viewer.html_page import format_interval, format_score, html_table
+from viewer.html_page import data_url, format_interval, format_score, html_table
 from voting.recipe import format_weights, read_ensemble, score_ensemble
 
 
@@ -177,7 +177,6 @@ def show_confusion(
     names = sorted(scored, key=lambda name: -intervals[name].value)
     name = st.selectbox('Run', names, key='confusion-run', width=320)
     st.image(
-        draw_confusion(scored[name].confusion, classes),
-        output_format='PNG',
+        data_url(draw_confusion(scored[name].confusion, classes)),
         alt=f'confusion matrix of {name}: rows are true classes, columns predicted ones, in % of the row',
     )

@@ -23,6 +23,7 @@ from engine.runs import best_miou, read_metrics, read_run_config
 from utils.errors import BadInput, one_line
 from utils.plotting import PALETTE, font, overlay
 from viewer.app_data import escape_markdown, load_coco, modified, show_error
+from viewer.html_page import data_url
 from viewer.uploads import FORMATS, MAX_MEGABYTES, read_upload
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def show_pieces(
     """Draw the photo with its pieces numbered, beside the bins that they go into."""
     left, right = st.columns([3, 2], gap='large')
     left.image(
-        draw_pieces(image, ids, pieces, opacity), width='stretch', output_format='PNG',
+        data_url(draw_pieces(image, ids, pieces, opacity), compress_level=1), width='stretch',
         alt=f'{name}, with {len(pieces)} pieces',
     )  # fmt: skip
     if not pieces:
