@@ -8,30 +8,35 @@ script, this prints the page of all keys:
 
     python config.py > docs/config.md
 
-Competition says what a data set is. It is read from competition.yaml in the data root, so that the classes
-and the conventions of the labels lie with the data, not with an experiment.
+competition.yaml in the data root says what a data set is (utils/competition.py), so that the classes and the
+conventions of the labels lie with the data, not with an experiment.
 """
 
-import ast
-import difflib
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from utils.cli import ArgumentParser, run_script
-from utils.errors import BadInput, one_line
-from utils.files import exists, refuse_device, write_text
-
-CLASSES = (
-    'Background', 'General trash', 'Paper', 'Paper pack', 'Metal', 'Glass',
-    'Plastic', 'Styrofoam', 'Plastic bag', 'Battery', 'Clothing',
-)  # fmt: skip
+from utils.competition import (  # noqa: F401 - other modules import from here what a data set is
+    CLASSES,
+    COMPETITION_FILE,
+    HOME,
+    Competition,
+    Slices,
+    Submission,
+    is_plain,
+    make_competition,
+    match_key,
+    read_competition,
+    validate,
+    write_competition,
+)
+from utils.errors import BadInput
+from utils.key_tables import key_table
+from utils.yaml_files import dump_yaml, parse_yaml, read_mapping, show_yaml
 
 # marks of keys that may differ from those that a run was trained with
 FREE = {'free': 'on resume and in inference'}  # what is trained does not depend on them
@@ -39,85 +44,32 @@ FREE_IN_INFERENCE = {'free': 'in inference'}  # a run's scores or pseudo-labels 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Downsample = Literal['nearest', 'block_max', 'prob_mean']
-LossTerm = Literal['ce', 'ohem', 'dice', 'lovasz', 'focal']
+LossTerm = Literal['ce', 'ohem', 'dice', 'lovasz', 'focal', 'bce']
 Block = Annotated[int, Field(ge=1, le=1000)]
 Positive = Annotated[float, Field(gt=0)]
 Scale = Annotated[float, Field(gt=0, le=16)]
-Model = TypeVar('Model', bound=BaseModel)
 Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
 FORMER_KEYS = {'schedule': 'lr_schedule'}  # older configs and checkpoints have these names
-COMPETITION_FILE = 'competition.yaml'  # in a data root
-MISSPELT_FILES = ('competition.yml', 'Competition.yaml', 'Competition.yml', 'competition.yaml.txt')
-BACKGROUNDS = ('background', 'bg', 'void', 'unlabeled', 'unlabelled', '배경')  # in lower case, without _
 
 
-def is_plain(text: str) -> bool:
-    """Tell whether a text can be a path and stand in one line, without control characters and long names."""
-    if any(unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp') for character in text):
-        return False
-    return len(text) < 1000 and all(len(part.encode()) <= 255 for part in text.split('/'))
-
-
-def match_key(name: str) -> str:
-    """Return the form in which names of classes are compared: whatever the case, spaces and Unicode form."""
-    return ' '.join(unicodedata.normalize('NFC', name).casefold().split())
-
-
-class Competition(BaseModel):
-    """Hold what is true of a data set, whoever trains on it; the defaults are the home competition's."""
+class ExtraData(BaseModel):
+    """Say how another data root is trained on beside the target's photos."""
 
     model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
 
-    classes: tuple[str, ...] = Field(CLASSES, min_length=2, max_length=255)
-    """Names of the classes in the order of their ids; 0 is the background. Categories are matched by name."""
-    categories: dict[str, str] = {}
-    """Class of each category of the annotations that has another name than its class."""
-    orientation: Literal['displayed', 'stored'] = 'displayed'
-    """How photos with an EXIF turn were labelled: as viewers display them, or as their pixels are stored."""
-    crowds: Literal['ignored', 'objects'] = 'ignored'
-    """What annotations with iscrowd 1 are: regions that training and scores ignore, or objects."""
-    intensity: tuple[float, float] | None = None
-    """Values of photos of more than 8 bits, such as 16-bit or float ones, that become 0 and 255."""
-    group: str | None = None
-    """Regular expression; photos in whose file names it matches the same text stay in one fold."""
-
-    @model_validator(mode='after')
-    def _check(self) -> 'Competition':
-        """Raise ValueError for names that are alike, and for values that cannot be used."""
-        names = [match_key(name) for name in self.classes]
-        for name, key in zip(self.classes, names, strict=True):
-            if not key or not is_plain(name):
-                raise ValueError(f'classes: found {name[:60]!r}, which is not a name for a class')
-            if names.count(key) > 1:
-                raise ValueError(f'classes: two of them have the same name, {name!r}')
-        late = next((name for name in self.classes[1:] if match_key(name) == 'background'), None)
-        if late is not None:
-            raise ValueError(f'classes: {late!r} is not the first; the background is, as class 0 in masks')
-        for category, name in self.categories.items():
-            if name not in self.classes:
-                raise ValueError(f'categories: {category} is {name!r}, which is none of the classes')
-        if self.intensity is not None and self.intensity[0] >= self.intensity[1]:
-            raise ValueError(f'intensity: found {list(self.intensity)}, the first must be below the second')
-        if self.group is not None:
-            try:
-                re.compile(self.group)
-            except re.error as error:
-                raise ValueError(f'group: {self.group!r} is not a regular expression: {error}') from None
-        return self
-
-    def class_id(self, category: str) -> int | None:
-        """Return the id of a category's class, by its name or by `categories`; None if there is none."""
-        ids = {match_key(name): k for k, name in enumerate(self.classes)}
-        ids |= {match_key(other): ids[match_key(name)] for other, name in self.categories.items()}
-        return ids.get(match_key(category))
-
-    def knows_background(self, category: str) -> bool:
-        """Tell whether a category is called like a background, or is said to be one in `categories`."""
-        key = match_key(category)
-        return key.strip('_') in BACKGROUNDS or key in map(match_key, self.categories)  # labelme's has _
-
-
-HOME = Competition()
+    root: Path
+    """Folder of its photos, with train_all.json (or train.json and val.json), as in data_root."""
+    share: float = Field(gt=0, lt=1)
+    """Share of the samples of an epoch that come from it."""
+    map: dict[str, str] = {}
+    """Our class of each of its classes that has another name, or ignore; by default classes of one name are
+    one class, and objects of all others are ignored.
+    """
+    background: Literal['trusted', 'ignored'] | None = None
+    """Whether what is not labelled there is none of our classes: trusted believes it, ignored learns from
+    objects alone; null believes it of the classes that it has objects of. With one class a pixel, null
+    ignores the background unless it has objects of all our classes.
+    """
 
 
 class Config(BaseModel):
@@ -146,14 +98,26 @@ class Config(BaseModel):
     """What the data set is: what competition.yaml in data_root says, if it exists."""
     folds: int = Field(5, ge=2, le=100)
     """Number of folds of the cross-validation."""
+    extra_data: tuple[ExtraData, ...] = ()
+    """Other data roots to train on too, but not to validate on."""
 
-    # Sizes: sides of squares, in pixels
-    cache_size: int = Field(512, ge=256, le=4096, multiple_of=256)
-    """Side in pixels of the cached photos and masks; a CSV holds them at 256."""
-    image_size: Side = 512
-    """Side in pixels at which the model sees a whole photo; this is scale 1."""
+    # Sizes in pixels
+    cache_size: int = Field(512, ge=0, le=8192)
+    """Longer side of the cached photos and masks, a multiple of 256 if that is score_size; 0 keeps each
+    photo's own size.
+    """
+    image_size: Side | Literal[0] = 512
+    """Longer side at which the model sees a whole photo; this is scale 1. 0 is the size in the cache."""
     crop_size: Side = 512
     """Side in pixels of a training crop."""
+
+    # How images are normalised
+    mean: tuple[Probability, ...] | None = None
+    """Mean of each band that is taken from values of 0 to 1; null: that of the encoder's weights for RGB, its
+    average for grey, else that of the training photos, which train.py fills in.
+    """
+    std: tuple[Positive, ...] | None = None
+    """Standard deviation of each band by which values are divided; null as for mean."""
 
     # Augmentation
     scale_range: tuple[Scale, Scale] = (0.5, 2.0)
@@ -167,7 +131,8 @@ class Config(BaseModel):
     rot90: Probability = 0.0
     """Probability of a turn by 90, 180 or 270 degrees."""
     photometric: Probability = 1.0
-    """Probability of random brightness, contrast, saturation and hue, each applied half the time."""
+    """Probability of random brightness, contrast, saturation and hue, each applied half the time; photos
+    other than 8-bit RGB have no saturation and hue."""
     copy_paste: Probability = 0.0
     """Probability of pasting an object of another training photo, more often one of a rare class."""
     mosaic: Probability = 0.0
@@ -185,9 +150,9 @@ class Config(BaseModel):
     blur: Probability = 0.0
     """Probability of a blur, which is Gaussian or that of motion."""
     noise: Probability = 0.0
-    """Probability of Gaussian noise."""
+    """Probability of Gaussian noise; only of 8 bits."""
     clahe: Probability = 0.0
-    """Probability of contrast-limited adaptive histogram equalisation."""
+    """Probability of contrast-limited adaptive histogram equalisation; only of grey or RGB of 8 bits."""
 
     # The model
     encoder: str = 'convnext_xlarge.fb_in22k'
@@ -238,7 +203,9 @@ class Config(BaseModel):
     accumulate: int = Field(1, ge=1, le=65_536)
     """Number of steps whose gradients are added up for one update."""
     loss: dict[LossTerm, Annotated[float, Field(ge=0)]] = Field({'ce': 1.0}, min_length=1)
-    """Weight of each term of the loss; the terms are keys of losses.LOSSES."""
+    """Weight of each term of the loss; the terms are keys of losses.LOSSES. Classes that may overlap have a
+    sigmoid each: ce is bce there, and all but bce serve both tasks.
+    """
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross entropy."""
     class_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
@@ -298,16 +265,20 @@ class Config(BaseModel):
     tta_scales: tuple[Scale, ...] = Field((1.0,), min_length=1, json_schema_extra=FREE)
     """Sizes of the predicted views, relative to image_size."""
     window: int = Field(0, ge=0, le=4096, multiple_of=32, json_schema_extra=FREE_IN_INFERENCE)
-    """Side in pixels of a window that slides over larger views, by two thirds of itself; 0 does without."""
+    """Side in pixels of the overlapping tiles through which a photo that is larger at scale 1 is predicted,
+    and of a window that slides over larger views, by two thirds of itself; 0 does without.
+    """
     downsample: Downsample = Field('nearest', json_schema_extra=FREE_IN_INFERENCE)
-    """Rule that reduces the full-size prediction to 256x256."""
+    """Rule that reduces the full-size prediction to score_size, if that is not own."""
 
     # Pseudo-labels
     pseudo_threshold: Probability = Field(0.8, json_schema_extra=FREE_IN_INFERENCE)
-    """Probability below which the most probable class of a pixel is ignored."""
+    """Probability below which the most probable class of a pixel is ignored; of a class that may overlap
+    others, a pixel between it and 1 minus it.
+    """
     pseudo_keep: Probability = Field(0.0, json_schema_extra=FREE_IN_INFERENCE)
     """Share of each class's pixels that are kept, the most confident ones, with a threshold for each class in
-    place of pseudo_threshold; 0 is off.
+    place of pseudo_threshold; of classes that may overlap, of each one's pixels and of the others; 0 is off.
     """
     pseudo_soft: bool = Field(False, json_schema_extra=FREE_IN_INFERENCE)
     """Keep each pixel at random, with the teacher's confidence as probability, in place of a threshold."""
@@ -330,17 +301,43 @@ class Config(BaseModel):
         if self.class_weights is not None and len(self.class_weights) != len(self.classes):
             expected = f'expected {len(self.classes)}, one a class'
             raise ValueError(f'class_weights: found {len(self.class_weights)}, {expected}')
+        size = self.competition.score_size
+        if size != 'own' and (self.cache_size == 0 or self.cache_size % size):
+            raise ValueError(
+                f'cache_size: found {self.cache_size}, expected a multiple of score_size, {size}'
+            )
+        for key in ('mean', 'std'):
+            found = getattr(self, key)
+            if found is not None and len(found) != self.competition.channels:
+                raise ValueError(
+                    f'{key}: found {len(found)}, expected {self.competition.channels}, one a band'
+                )
+        self._check_augmentation()
         if self.pseudo_soft and self.pseudo_keep:
             raise ValueError('pseudo_soft and pseudo_keep: expected one of the two')
         if self.scale_range[0] > self.scale_range[1]:
             raise ValueError(f'scale_range: found {self.scale_range}, the first must not be above the second')
         if sum(self.loss.values()) == 0:
             raise ValueError('loss: the weights of its terms are all 0')
+        if sum(extra.share for extra in self.extra_data) >= 1:
+            raise ValueError('extra_data: the shares leave no sample for data_root; expected a sum below 1')
+        if self.loss.get('bce') and not self.competition.is_multilabel:
+            raise ValueError('loss: bce is for classes that may overlap (task: multilabel); expected ce')
         for key, value in self:
             for text in value if isinstance(value, tuple) else [value]:
                 if isinstance(text, str | Path) and not is_plain(str(text)):
                     raise ValueError(f'{key}: found {str(text)[:60]!r}, which no file and no line can hold')
         return self
+
+    def _check_augmentation(self) -> None:
+        """Raise ValueError for a transform that albumentations does not have for such photos."""
+        competition = self.competition
+        photos = f'photos of {competition.channels} bands of {competition.depth} bits'
+        if self.noise and competition.depth == 16:
+            raise ValueError(f'noise: found {self.noise}, but {photos} get no noise; remove the key')
+        if self.clahe and not competition.is_rgb and (competition.channels, competition.depth) != (1, 8):
+            made_for = 'CLAHE is made for grey and RGB of 8 bits'
+            raise ValueError(f'clahe: found {self.clahe}, but {made_for}, not for {photos}; remove the key')
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -400,92 +397,10 @@ def load_config(
     for key in given.competition.model_fields_set:
         in_config, in_file = getattr(given.competition, key), getattr(competition, key)
         if in_config != in_file:
-            fault = f'{key} is {_show(in_config)}, but {root / COMPETITION_FILE} says {_show(in_file)}'
+            there = f'{root / COMPETITION_FILE} says {show_yaml(in_file)}'
+            fault = f'{key} is {show_yaml(in_config)}, but {there}'
             raise BadInput(f'{origins.get(key, path)}: {fault}; leave the key out, or mend that file')
     return cfg
-
-
-def read_competition(data_root: Path) -> Competition | None:
-    """Read competition.yaml of a data root; None if there is no such file. Raises BadInput."""
-    path = data_root / COMPETITION_FILE
-    if not exists(path):
-        for name in MISSPELT_FILES:
-            if exists(data_root / name):
-                raise BadInput(f'{data_root / name}: is not read; rename it to {COMPETITION_FILE}')
-        return None
-    return _validate(Competition, read_mapping(path), where=str(path), origins={})
-
-
-def write_competition(data_root: Path, competition: Competition) -> None:
-    """Write competition.yaml into a data root: the classes, and what differs from the defaults."""
-    values = competition.model_dump(mode='json', exclude_defaults=True) | {'classes': [*competition.classes]}
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    head = '# what this data set is; docs/data.md explains the keys'
-    write_text(data_root / COMPETITION_FILE, f'{head}\n{text}')
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file of keys and values. Raises BadInput."""
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise BadInput(f'{path}: found {type(values).__name__}, expected lines of "key: value"')
-    return values
-
-
-def _show(value: object) -> str:
-    """Return a value as YAML on one line, shortened."""
-    plain = [*value] if isinstance(value, tuple) else value
-    text = yaml.safe_dump(plain, default_flow_style=True, width=10_000, allow_unicode=True)
-    text = text.removesuffix('...\n').strip()
-    return text if len(text) <= 160 else f'{text[:150]} ...'
-
-
-class StrictLoader(yaml.SafeLoader):
-    """Read plain YAML; refuse tags (!!name), and a key that stands twice: the second would win silently."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        tag = getattr(self.peek_event(), 'tag', None)
-        if tag is not None:
-            raise yaml.YAMLError(f'has a tag ({tag[:60]}), which is not taken')
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.YAMLError(f'key {twice[:60]!r} stands twice')
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> Any:
-    """Read plain values from a YAML file; an empty one gives {}. Raises BadInput."""
-    try:
-        refuse_device(path)
-        values = parse_yaml(path.read_text(encoding='utf-8'), where=str(path))
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob('*.yaml')], n=1)
-        hint = f'; did you mean {path.with_name(near[0])}.yaml?' if near else ''
-        raise BadInput(f'{path}: no such file{hint}') from None
-    except IsADirectoryError:
-        raise BadInput(f'{path}: is a folder, expected a YAML file') from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f'{path}: cannot be read: {one_line(error)}; save it as UTF-8') from None
-    except OSError as error:
-        raise BadInput(f'{path}: cannot be read: {one_line(error)}') from None
-    return {} if values is None else values
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML into plain values. Raises BadInput, which names their source: `where`."""
-    try:
-        return yaml.load(text, Loader=StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f'line {mark.line + 1}, column {mark.column + 1}: ' if mark else ''
-        fault = one_line(error.problem or error.context)[:300]
-        raise BadInput(f'{where}: {place}not YAML: {fault}') from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BadInput(f'{where}: not YAML: {one_line(error)[:300]}') from None
 
 
 def make_config(values: dict[str, Any], where: str, origins: Mapping[str, str] | None = None) -> Config:
@@ -499,31 +414,7 @@ def make_config(values: dict[str, Any], where: str, origins: Mapping[str, str] |
         classes, competition = values.pop('classes'), values.get('competition', {})
         if isinstance(competition, dict):
             values['competition'] = {**competition, 'classes': classes}
-    return _validate(Config, values, where, origins)
-
-
-def _validate(model: type[Model], values: dict[str, Any], where: str, origins: Mapping[str, str]) -> Model:
-    """Make a model of plain values. Raises BadInput for the first key or value that is not allowed."""
-    for key in values:
-        if key not in model.model_fields:
-            name = str(key)[:60]
-            near = difflib.get_close_matches(name, model.model_fields, n=1)
-            hint = f'did you mean {near[0]!r}?' if near else 'docs/config.md lists the keys'
-            raise BadInput(f'{origins.get(key, where)}: unknown key {name!r}; {hint}')
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        keys = [key for key in first['loc'] if isinstance(key, str) and key != 'competition']
-        if not keys:
-            raise BadInput(f'{where}: {one_line(first["msg"].removeprefix("Value error, "))}') from None
-        key = keys[0]
-        owner = Competition if first['loc'][0] == 'competition' else model
-        schema = owner.model_json_schema()
-        part = schema['properties'].get(key)
-        allowed = describe_values(part, schema).replace('`', '') if part else 'a key of docs/config.md'
-        found = f'key {key!r}: found {repr(first["input"])[:80]}, expected {allowed}'
-        raise BadInput(f'{origins.get(key, where)}: {found}') from None
+    return validate(Config, values, where, origins)
 
 
 def keys_free_on_resume() -> set[str]:
@@ -539,74 +430,45 @@ def keys_free_in_inference() -> set[str]:
 
 def dump_config(cfg: Config) -> str:
     """Return a config as YAML, with every key."""
-    return yaml.safe_dump(cfg.model_dump(mode='json'), sort_keys=False, allow_unicode=True)
+    return dump_yaml(cfg.model_dump(mode='json'))
 
 
 def describe_config() -> str:
     """Return docs/config.md: each key with its default, the values that it may have, and its meaning."""
-    head = """
+    sections = [(Config, CONFIG_PAGE), (ExtraData, EXTRA_DATA_PAGE), (Competition, COMPETITION_PAGE)]
+    sections += [(Submission, SUBMISSION_PAGE), (Slices, SLICES_PAGE)]
+    return '\n'.join(f'{text}\n{key_table(model, leave_out=["competition"])}' for model, text in sections)
+
+
+CONFIG_PAGE = """\
 # Every key of a config
 
 Made by `python config.py > docs/config.md`. A file in `configs/` names what differs from these
 defaults; `--set key=value` changes any key in any command that takes `--cfg`.
 """
-    data = """
+EXTRA_DATA_PAGE = """\
+## The keys of an entry of `extra_data`
+
+A list of other data roots in a config, each as in
+`- {root: input/taco, share: 0.2, map: {Can: Metal, Rope: ignore}}`.
+"""
+COMPETITION_PAGE = """\
 # Every key of a data set: competition.yaml
 
 A fact of the data lies with the data, in `competition.yaml` in the data root; it names what differs from
 these defaults, which are the home competition's, and the importers write it. A config may give `classes`
 where that file does not.
 """
-    return f'{head.lstrip()}\n{_key_table(Config)}{data}\n{_key_table(Competition)}'
+SUBMISSION_PAGE = """\
+## The keys of `submission`
 
+They say how a CSV is written whose masks are run lengths.
+"""
+SLICES_PAGE = """\
+## The keys of `slices`
 
-def _key_table(model: type[BaseModel]) -> str:
-    lines = ['| key | default | allowed | meaning |', '| --- | --- | --- | --- |']
-    schema, defaults = model.model_json_schema(), model().model_dump(mode='json')
-    meanings = read_meanings(model)
-    for key in [key for key in meanings if key != 'competition']:
-        default = 'those of the home competition' if key == 'classes' else f'`{_show(defaults[key])}`'
-        allowed = describe_values(schema['properties'][key], schema)
-        meaning = meanings[key].replace('|', '\\|').replace('<', '&lt;')
-        lines.append(f'| `{key}` | {default} | {allowed} | {meaning} |')
-    return '\n'.join(lines) + '\n'
-
-
-def read_meanings(model: type[BaseModel]) -> dict[str, str]:
-    """Return the text below each key of a model in this file."""
-    tree = ast.parse(Path(__file__).read_text(encoding='utf-8'))
-    body = next(node for node in tree.body if getattr(node, 'name', '') == model.__name__).body
-    return {
-        field.target.id: one_line(text.value.value)
-        for field, text in pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
-
-
-def describe_values(part: dict[str, Any], schema: dict[str, Any]) -> str:
-    """Describe in a few words the values that a part of a JSON schema allows."""
-    if 'anyOf' in part:
-        return ' or '.join(describe_values(option, schema) for option in part['anyOf'])
-    if 'enum' in part or 'const' in part:
-        return ', '.join(f'`{value}`' for value in part.get('enum', [part.get('const')]))
-    kind = part.get('type')
-    if kind == 'array':
-        inner = part.get('items') or part['prefixItems'][0]
-        low, high = part.get('minItems'), part.get('maxItems')
-        count = low if low is not None and low == high else 'a list'
-        return f'{count}, each {describe_values(inner, schema)}'
-    if kind == 'object':
-        value = describe_values(part['additionalProperties'], schema)
-        if 'propertyNames' not in part:
-            return f'{{name: value}}, each value {value}'
-        names = describe_values(part['propertyNames'], schema)
-        return f'{{name: value}}, each name one of {names}, each value {value}'
-    words = {'integer': 'a whole number', 'number': 'a number', 'boolean': 'true, false', 'null': 'null'}
-    signs = {'minimum': 'from', 'exclusiveMinimum': 'above', 'maximum': 'to', 'exclusiveMaximum': 'below'}
-    limits = [f'{sign} {part[key]:.12g}' for key, sign in signs.items() if key in part]
-    steps = [f'in steps of {part["multipleOf"]}'] if 'multipleOf' in part else []
-    word = words.get(kind, 'a path' if part.get('format') == 'path' else 'a word')
-    return ' '.join([word, *limits, *steps])
+They say which photos are neighbouring slices of a volume, whose bands a photo takes in.
+"""
 
 
 def command(argv: list[str] | None = None) -> None:

@@ -1,7 +1,10 @@
-"""Score masks: confusion matrix → IoU of each class → mIoU, as the organiser computes them, with intervals.
+"""Score masks: pixels counted by image and class → IoU or Dice of each class → their mean, with intervals.
 
-A confusion matrix (K, K) has true classes as rows and predicted ones as columns. The counts of images are
-added up, not averaged: the score is that of all pixels together.
+    metric = metric_of(competition)        # submission.py; Metric() is the home competition's mIoU
+    counts = np.stack([count_pixels(truth, pred, num_classes) for truth, pred in pairs])    # (n, 3, K)
+    print(metric.label, metric.interval(counts))                    # mIoU 0.7222 [0.6769, 0.7658]
+
+A confusion matrix (K, K) has true classes as rows and predicted ones as columns.
 
 Intervals come from a bootstrap over images (the percentile interval of Efron and Tibshirani, An Introduction
 to the Bootstrap, 1993, chapter 13). They show how much a score depends on the choice of the images, not how
@@ -10,12 +13,14 @@ much it changes with the seed of a training.
 Shapes: n images, K classes, B draws.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 IGNORED = 255  # in the truth: these pixels do not count
 DRAWS = 2000  # of the bootstrap
+LABELS = {'miou': 'mIoU', 'dice': 'Dice', 'image_miou': 'image mIoU', 'image_dice': 'image Dice'}
 LEVEL = 0.95  # share of the draws that an interval holds
 
 
@@ -48,9 +53,23 @@ def image_counts(confusion: np.ndarray) -> np.ndarray:
     return np.stack([np.diag(confusion), confusion.sum(0), confusion.sum(1)])
 
 
-def class_iou(confusion: np.ndarray) -> np.ndarray:
-    """Compute the (K,) intersection over union; nan for a class that is in neither truth nor prediction."""
-    return iou_of_counts(*image_counts(confusion))
+def count_pixels(truth: np.ndarray, pred: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count the pixels of each class that are right, predicted, and true: two masks of one shape → (3, K).
+
+    They are (H, W) class ids, or (K, H, W) planes of classes that may overlap. Pixels that are IGNORED in the
+    truth do not count, nor do they in the plane of a class. Raises ValueError.
+    """
+    if truth.ndim == 2:
+        return image_counts(confusion_matrix(truth, pred, num_classes))
+    if truth.shape != pred.shape or len(truth) != num_classes:
+        raise ValueError(
+            f'truth is {truth.shape}, pred is {pred.shape}; expected {num_classes} planes of each'
+        )
+    counts = np.empty((3, num_classes), np.int64)
+    for k in range(num_classes):  # a plane at a time, which stays in the processor's cache
+        true, predicted = truth[k] == 1, (pred[k] != 0) & (truth[k] != IGNORED)
+        counts[:, k] = [np.count_nonzero(part) for part in (true & predicted, predicted, true)]
+    return counts
 
 
 def iou_of_counts(hits: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -59,41 +78,11 @@ def iou_of_counts(hits: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> 
     return np.divide(hits, union, out=np.full(union.shape, np.nan), where=union > 0)
 
 
-def miou_of_counts(counts: np.ndarray) -> np.ndarray:
-    """Compute the mIoU of image_counts: (..., 3, K) → (...)."""
-    return mean_of_iou(_iou(counts))
-
-
-def mean_iou(confusion: np.ndarray) -> float:
-    """Average the IoU over the classes that are in the truth or predicted; nan if there are none."""
-    return float(mean_of_iou(class_iou(confusion)))
-
-
 def mean_of_iou(iou: np.ndarray) -> np.ndarray:
     """Average (..., K) over the classes that are not nan: (...); nan if all are."""
     present = ~np.isnan(iou)
     total = np.where(present, iou, 0.0).sum(-1)
     return np.divide(total, present.sum(-1), out=np.full(total.shape, np.nan), where=present.any(-1))
-
-
-def pixel_accuracy(confusion: np.ndarray) -> float:
-    """Compute the share of the pixels that are right; nan if there are no pixels."""
-    total = confusion.sum()
-    return float(np.trace(confusion) / total) if total else float('nan')
-
-
-def format_table(counts: np.ndarray, classes: tuple[str, ...]) -> str:
-    """Format the scores of (n, 3, K) image_counts: a line a class, and the pixel accuracy."""
-    width = max(map(len, classes), default=0)
-    hits, predicted, true = counts.sum(0)
-    images = np.count_nonzero(counts[:, 2], axis=0)
-    lines = [f'{"class":<{width}}     IoU        pixels   share  images']
-    for k, (name, iou) in enumerate(zip(classes, iou_of_counts(hits, predicted, true), strict=True)):
-        share = true[k] / max(1, true.sum())
-        score = '-' if np.isnan(iou) else f'{iou:.4f}'
-        lines.append(f'{name:<{width}}  {score:>6}  {true[k]:>12,}  {share:>6.2%}  {images[k]:>6}')
-    lines.append(f'pixel accuracy {hits.sum() / max(1, true.sum()):.4f}')
-    return '\n'.join(lines)
 
 
 @dataclass(frozen=True)
@@ -108,37 +97,6 @@ class Interval:
         return f'{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]'
 
 
-def interval(counts: np.ndarray) -> Interval:
-    """Compute the mIoU of (n, 3, K) image_counts and its interval."""
-    return _interval(miou_of_counts(counts.sum(0)), miou_of_counts(draw(counts)))
-
-
-def by_class(counts: np.ndarray) -> list[Interval]:
-    """Compute the IoU of each class and its interval; nan for a class that is in no image."""
-    draws = _iou(draw(counts))
-    return [_interval(*pair) for pair in zip(_iou(counts.sum(0)), draws.T, strict=True)]
-
-
-def paired_interval(ours: np.ndarray, theirs: np.ndarray) -> Interval:
-    """Compute the mIoU of `ours` minus that of `theirs`, both (n, 3, K), and its interval."""
-    draws = miou_of_counts(draw(ours)) - miou_of_counts(draw(theirs))
-    return _interval(miou_of_counts(ours.sum(0)) - miou_of_counts(theirs.sum(0)), draws)
-
-
-def paired_by_class(ours: np.ndarray, theirs: np.ndarray) -> list[Interval]:
-    """Compute the difference of each class's IoU and its interval; nan for a class that is in no image."""
-    draws = _iou(draw(ours)) - _iou(draw(theirs))
-    values = _iou(ours.sum(0)) - _iou(theirs.sum(0))
-    return [_interval(*pair) for pair in zip(values, draws.T, strict=True)]
-
-
-def draw(counts: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Add up the counts of images drawn with replacement, alike for the same n: → (B, 3, K) float64."""
-    n = len(counts)
-    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws)  # (B, n)
-    return (times @ counts.reshape(n, -1).astype(np.float64)).reshape(draws, *counts.shape[1:])
-
-
 def verdict(difference: Interval, images: int) -> str:
     """Say in plain words which of two is better, given their paired difference on so many images."""
     if not (difference.low > 0 or difference.high < 0):
@@ -147,9 +105,126 @@ def verdict(difference: Interval, images: int) -> str:
     return f'the {better} is better: a significant difference on {images} photos'
 
 
-def _iou(counts: np.ndarray) -> np.ndarray:
-    """Compute the IoU of each class: (..., 3, K) image_counts → (..., K)."""
-    return iou_of_counts(*np.moveaxis(counts, -2, 0))
+@dataclass(frozen=True)
+class Metric:
+    """The score of a competition, from the image_counts of its images.
+
+    miou and dice add up the pixels of all images; image_miou and image_dice are the means over the images of
+    each class's score in an image. Either is then the mean over the `scored` classes, all if None. `empty` is
+    the score in an image of a class that neither truth nor prediction has there; None leaves it out. Images
+    whose pixels are all IGNORED count for nothing; if classes may `overlap`, they cannot be told from images
+    without an object, which do count.
+    """
+
+    name: str = 'miou'
+    scored: tuple[int, ...] | None = None
+    empty: float | None = 1.0
+    overlap: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name as it is shown."""
+        return LABELS[self.name]
+
+    @property
+    def class_label(self) -> str:
+        """The name of a class's score as it is shown."""
+        return self.label.replace('mIoU', 'IoU')
+
+    @property
+    def class_name(self) -> str:
+        """The name of a class's score in a column of a file."""
+        return self.name.replace('miou', 'iou')
+
+    @property
+    def is_by_image(self) -> bool:
+        """Return whether the counts of images must not be added up."""
+        return self.name.startswith('image_')
+
+    @property
+    def note(self) -> str:
+        """A line to stand below a table: how photos are averaged; empty if their pixels are added up."""
+        if not self.is_by_image:
+            return ''
+        empty = 'is left out' if self.empty is None else f'counts {self.empty:g}'
+        return (
+            f'{self.label}: the mean over photos, then over classes; a class that neither the truth nor the '
+            f'prediction of a photo has {empty} there'
+        )
+
+    def scored_ids(self, num_classes: int) -> tuple[int, ...]:
+        """Return the ids of the classes that count."""
+        return tuple(range(num_classes)) if self.scored is None else self.scored
+
+    def known(self, counts: np.ndarray) -> np.ndarray:
+        """Tell which images have something to score: (n, ..., 3, K) counts → (n, ...) bool."""
+        return counts.any((-2, -1)) | self.overlap
+
+    def score(self, counts: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
+        """Compute the score of n images: (n, ..., 3, K) counts → (...), nan without any class.
+
+        With `times` (B, n), how often each image counts in each of B draws → (B, ...).
+        """
+        return self.mean(self.by_class(counts, times))
+
+    def mean(self, scores: np.ndarray) -> np.ndarray:
+        """Average the scores of the classes that count, (..., K) → (...); nan without any."""
+        return mean_of_iou(scores if self.scored is None else np.take(scores, self.scored, -1))
+
+    def of_image(self, truth: np.ndarray, pred: np.ndarray, num_classes: int) -> float:
+        """Compute the score of one image alone, by two masks as for count_pixels."""
+        return float(self.score(count_pixels(truth, pred, num_classes)[None]))
+
+    def by_class(self, counts: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
+        """Compute the score of each class, scored or not: (n, ..., 3, K) → (..., K), nan for an absent one.
+
+        With `times`, as in score → (B, ..., K).
+        """
+        if not self.is_by_image:
+            return self._ratio(counts.sum(0) if times is None else np.tensordot(times, counts, 1))
+        scores = self._ratio(counts)  # (n, ..., K)
+        if self.empty is not None:
+            absent = np.isnan(scores) & self.known(counts)[..., None]
+            scores = np.where(absent, self.empty, scores)
+        present = ~np.isnan(scores)
+        times = np.ones(len(counts)) if times is None else times
+        total, number = (np.tensordot(times, part, 1) for part in (np.where(present, scores, 0), present))
+        return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+
+    def _ratio(self, counts: np.ndarray) -> np.ndarray:
+        """Compute IoU or Dice of counts, (..., 3, K) → (..., K); nan where there is neither."""
+        hits, predicted, true = np.moveaxis(counts, -2, 0)
+        if self.name.endswith('miou'):
+            return iou_of_counts(hits, predicted, true)
+        total = predicted + true
+        return np.divide(2 * hits, total, out=np.full(total.shape, np.nan), where=total > 0)
+
+    def interval(self, counts: np.ndarray) -> Interval:
+        """Compute the score of (n, 3, K) counts and its interval."""
+        return _interval(self.score(counts), self.score(counts, draw_times(len(counts))))
+
+    def class_intervals(self, counts: np.ndarray) -> list[Interval]:
+        """Compute the score of each class and its interval; nan for a class that is in no image."""
+        draws = self.by_class(counts, draw_times(len(counts)))
+        return [_interval(*pair) for pair in zip(self.by_class(counts), draws.T, strict=True)]
+
+    def paired_interval(self, ours: np.ndarray, theirs: np.ndarray) -> Interval:
+        """Compute the score of `ours` minus that of `theirs`, both (n, 3, K), and its interval."""
+        times = draw_times(len(ours))
+        draws = self.score(ours, times) - self.score(theirs, times)
+        return _interval(self.score(ours) - self.score(theirs), draws)
+
+    def paired_class_intervals(self, ours: np.ndarray, theirs: np.ndarray) -> list[Interval]:
+        """Compute the difference of each class's score and its interval; nan for a class in no image."""
+        times = draw_times(len(ours))
+        draws = self.by_class(ours, times) - self.by_class(theirs, times)
+        values = self.by_class(ours) - self.by_class(theirs)
+        return [_interval(*pair) for pair in zip(values, draws.T, strict=True)]
+
+
+def draw_times(n: int, draws: int = DRAWS) -> np.ndarray:
+    """Draw how often each of n images counts in each draw, alike for the same n: (B, n) float64."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), draws).astype(np.float64)
 
 
 def _interval(value: float, draws: np.ndarray) -> Interval:
@@ -157,3 +232,22 @@ def _interval(value: float, draws: np.ndarray) -> Interval:
     draws = draws[~np.isnan(draws)]
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(draws) else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))
+
+
+def format_table(counts: np.ndarray, classes: Sequence[str], metric: Metric | None = None) -> str:
+    """Format a line for each scored class, the pixel accuracy and the metric's note from (n, 3, K) counts."""
+    metric = metric or Metric()
+    width, label = max(map(len, classes), default=0), metric.class_label
+    (hits, _, true), scores = counts.sum(0), metric.by_class(counts)
+    images = np.count_nonzero(counts[:, 2], axis=0)
+    column = max(6, len(label))
+    lines = [f'{"class":<{width}}  {label:>{column}}        pixels   share  images']
+    for k in metric.scored_ids(len(classes)):
+        share = true[k] / max(1, true.sum())
+        score = '-' if np.isnan(scores[k]) else f'{scores[k]:.4f}'
+        lines.append(
+            f'{classes[k]:<{width}}  {score:>{column}}  {true[k]:>12,}  {share:>6.2%}  {images[k]:>6}'
+        )
+    if not metric.overlap:
+        lines.append(f'pixel accuracy {hits.sum() / max(1, true.sum()):.4f}')
+    return '\n'.join([*lines, *filter(None, [metric.note])])

@@ -3,12 +3,14 @@
 A disk, a quota or a file-size limit that is full raises Interrupted: make room, and resume.
 """
 
+import csv
 import hashlib
+import io
 import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -56,6 +58,13 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 file, whole or not at all. Raises BadInput, or Interrupted if there is no room."""
     with write_whole(path) as file:
         file.write(text.encode())
+
+
+def write_csv(path: str | Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as CSV, whole or not at all, as write_text does."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def remove_partials(folder: Path, *names: str) -> None:
@@ -109,8 +118,8 @@ def file_hash(path: Path) -> str:
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
 
 
-def map_array(path: Path, shape: tuple[int, ...]) -> 'np.memmap':
-    """Map the uint8 array of a .npy file into memory. Raises BadInput for a bad file, shape or type."""
+def map_array(path: Path, shape: tuple[int, ...], dtype: type | None = None) -> 'np.memmap':
+    """Map the array of a .npy file, uint8 by default. Raises BadInput for a bad file, shape or type."""
     import numpy as np  # slow: --help and typos do without
 
     refuse_device(path)
@@ -118,9 +127,10 @@ def map_array(path: Path, shape: tuple[int, ...]) -> 'np.memmap':
         array = np.load(path, mmap_mode='r', allow_pickle=False)
     except (OSError, ValueError, EOFError, OverflowError) as error:
         raise BadInput(f'{path}: not an array, or cut off: {one_line(error)[:160]}') from None
-    if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != np.uint8:
+    expected = np.dtype(dtype or np.uint8)
+    if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != expected:
         content = f'{array.shape} {array.dtype}' if isinstance(array, np.memmap) else 'an archive'
-        raise BadInput(f'{path}: found {content}, expected {shape} uint8')
+        raise BadInput(f'{path}: found {content}, expected {shape} {expected}')
     return array
 
 

@@ -1,0 +1,91 @@
+"""Keep arrays of different shapes in one memory-mapped .npy file."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.errors import BadInput
+from utils.files import allocate_array, map_array
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Shape = tuple[int, ...]
+
+
+class Ragged:
+    """Arrays by row, each of its own shape; a row is a view of the file.
+
+    If all shapes are the same, the file holds an ordinary (n, ...) array; else all values one after another.
+    """
+
+    def __init__(self, array: 'np.memmap', shapes: Sequence[Shape]) -> None:
+        import numpy as np  # slow: --help and typos do without
+
+        self.array, self.shapes = array, [*map(tuple, shapes)]
+        self._values = np.asarray(array)  # rows of a memmap would be memmaps, which are slower to work with
+        self._starts = None if _shared_shape(self.shapes) else _starts(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, row: int) -> 'np.ndarray':
+        if self._starts is None:
+            return self._values[row]
+        return self._values[self._starts[row] : self._starts[row + 1]].reshape(self.shapes[row])
+
+    def __setitem__(self, row: int, values: 'np.ndarray') -> None:
+        self[row][...] = values
+
+    def flush(self) -> None:
+        """Write what has changed to the disk."""
+        self.array.flush()
+
+    def __reduce__(self) -> tuple:
+        """Pickle the file name: a spawned process maps the file again instead of receiving it."""
+        return _reopen, (self.array.filename, self.shapes)
+
+
+def map_ragged(path: Path, shapes: Sequence[Shape], dtype: type | None = None) -> Ragged:
+    """Map a file of arrays of these shapes, uint8 by default. Raises BadInput if it holds others."""
+    return Ragged(map_array(path, _file_shape(shapes), dtype), shapes)
+
+
+def allocate_ragged(path: Path, dtype: type, shapes: Sequence[Shape]) -> Ragged:
+    """Make and map a file of zeros. Raises BadInput, or Interrupted if there is no room."""
+    return Ragged(allocate_array(path, dtype, _file_shape(shapes)), shapes)
+
+
+def open_ragged(path: Path, shapes: Sequence[Shape]) -> Ragged:
+    """Map a file that allocate_ragged made for writing, as another process does. Raises BadInput."""
+    import numpy as np  # slow: --help and typos do without
+
+    try:
+        array = np.lib.format.open_memmap(path, 'r+')
+    except (OSError, ValueError) as error:
+        raise BadInput(f'{path}: cannot be written: {error}') from None
+    return Ragged(array, shapes)
+
+
+def _reopen(path: Path, shapes: Sequence[Shape]) -> Ragged:
+    import numpy as np
+
+    return Ragged(np.load(path, mmap_mode='r'), shapes)
+
+
+def _shared_shape(shapes: Sequence[Shape]) -> Shape | None:
+    return shapes[0] if shapes and len(set(shapes)) == 1 else None
+
+
+def _file_shape(shapes: Sequence[Shape]) -> Shape:
+    """Return the shape of the one array that a file of these shapes holds."""
+    shapes = [*map(tuple, shapes)]
+    shared = _shared_shape(shapes)
+    return (_starts(shapes)[-1],) if shared is None else (len(shapes), *shared)
+
+
+def _starts(shapes: Sequence[Shape]) -> list[int]:
+    """Return where each array starts in the file, and where the last one ends."""
+    return [0, *accumulate(map(prod, shapes))]
