@@ -2,15 +2,18 @@
 
     python submission.py check output/submission.csv --data input/data     # every rule of the format
     python submission.py check output/submission.csv --against other.csv   # and how it differs from another
+    python submission.py from-sample sample_submission.csv --data input/mine   # competition.yaml: submission
 
-The format: the header image_id,PredictionString; one row an image, in the order of test.json; 65,536 class
-ids separated by one space, the rows of a 256x256 mask one after another; \\n line ends. It is written so, and
-check accepts nothing else. Everything else reads the CSVs of other tools too, as pandas does: a byte order
-mark, \\r\\n, quotes, other or swapped columns, an index, more spaces, 3.0 for 3, and ids that differ from the
-data's in Unicode form, slashes or spaces at their ends alone. Files are read and written a row at a time.
+The home format: the header image_id,PredictionString; one row an image, in the order of test.json; 65,536
+class ids separated by one space, the rows of a 256x256 mask one after another; \\n line ends. Where
+competition.yaml says so, masks are run lengths, with a row for each image and class, or for each image. CSVs
+are written so, and check accepts nothing else. Everything else reads the CSVs of other tools too, as pandas
+does: a byte order mark, \\r\\n, quotes, other or swapped columns, an index, more spaces, 3.0 for 3, and ids
+that differ from the data's in Unicode form, slashes or spaces at their ends alone. Files are read and written
+a row at a time.
 
-Shapes: N batch, K classes, S side of a prediction, B side that downsample_probs returns: SIDE, or S for
-block_max.
+Shapes: N batch, K classes, H W the scored size, S side of a prediction, B side that downsample_probs returns:
+SIDE, or S for block_max.
 """
 
 from argparse import Namespace
@@ -32,65 +35,77 @@ def read_arguments(argv: list[str] | None = None) -> Namespace:
     against = 'another submission to compare with; by default none'
     check.add_argument('--against', type=Path, metavar='CSV', help=against)
     add_config_arguments(check, required=False)
+    summary = "write how CSVs are written into competition.yaml, by a competition's sample submission"
+    sample = commands.add_parser('from-sample', help=summary, doc=f'{summary.capitalize()}.')
+    sample.add_argument('csv', type=Path, help='the sample')
+    root = 'data root with test.json, and competition.yaml with the classes'
+    sample.add_argument('--data', type=Path, required=True, help=root)
     args = parser.parse_args(argv)
-    require_files(args.csv, *([args.against] if args.against else []))
+    require_files(args.csv, *([args.against] if getattr(args, 'against', None) else []))
     return args
 
 
 if __name__ == '__main__':
     parse_early(read_arguments)  # --help does not wait for NumPy and pydantic
 
-import math
-import os
-import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from config import CLASSES, HOME, Competition, Config, load_config, read_competition
-from metrics import class_iou, confusion_matrix
+from config import (
+    COMPETITION_FILE,
+    HOME,
+    Competition,
+    Config,
+    load_config,
+    make_competition,
+    read_competition,
+)
+from metrics import Metric, count_pixels, iou_of_counts
+from utils.csv_rows import id_key
 from utils.errors import DONE, BadInput
-from utils.files import map_array, normal_name, refuse_device, write_whole
-from utils.foreign_csv import BOM, Layout, find_columns, header_fault, read_lines, split_row
-from utils.json_files import find_unknown_category, load_json, read_bytes, require
+from utils.files import normal_name, write_text
+from utils.id_csv import IdReader, IdWriter, check_ids
+from utils.id_text import SIDE
+from utils.json_files import find_unknown_category, load_json, read_bytes, require, whole_number
+from utils.ragged import Ragged, map_ragged
+from utils.run_csv import RunReader, RunTable, RunWriter, check_runs, class_key
+from utils.sample_csv import describe_sample, is_home, read_sample
+from utils.yaml_files import read_mapping, replace_keys, show_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SIDE = 256  # of a scored mask
-PIXELS = SIDE * SIDE
-WHOLE_NUMBER = re.compile(rb'^0*(\d+)(?:\.0*)?$')  # 3, 03, 3. and 3.0
-HEADER = b'image_id,PredictionString\n'
-# bytes of a row: 3.0 for 3, more spaces, or the ids of 512x512 pixels, of which an error gives the number
-MAX_LINE = 16 * PIXELS + 16_384
-HOME_LAYOUT = Layout(b',', 2, (0, 1))
-# a row of the format as far as its first class ids, in which no other column or quote is to be looked for
-HOME_ROW = re.compile(rb'(?:[^",]++|"(?:[^"]++|"")++"),[\d ]{64}')
-MAX_IMAGE_ID = 400  # characters
-EXCEL_CELL = 32_767  # characters that a cell holds
-PAIR = np.uint16(ord('0') + 256 * ord(' '))  # the bytes '0 ' as one little-endian number; '1 ' is one more
+Size = tuple[int, int]  # (H, W)
+WORST = 5  # images that a comparison lists
+Reader = IdReader | RunReader
+Writer = IdWriter | RunWriter
 
 
 def main(argv: list[str] | None = None) -> int:
     args = read_arguments(argv)
+    if args.command == 'from-sample':
+        write_format_of_sample(args.csv, args.data)
+        return DONE
     competition, data = competition_and_data(args)
     classes = competition.classes
-    image_ids = read_test_ids(data)
+    form = read_format(data, competition)
     files = [data / name for name in ('test.json', 'train_all.json', 'train.json')]
     if unknown := find_unknown_category(files, lambda name: competition.class_id(name) is not None):
         command = f'python prepare.py competition --data {data}'
         raise BadInput(f'{unknown} is no class; {command} writes the classes of the data, or give --cfg')
-    pixels = check_or_offer_rewrite(args, data, image_ids, len(classes))
-    print(f'{args.csv}: {len(image_ids)} images')
+    pixels = check_or_offer_rewrite(args, data, form)
+    print(f'{args.csv}: {len(form.sizes)} images')
     width = max(map(len, classes))
-    for name, share in zip(classes, pixels / pixels.sum(), strict=True):
+    for name, share in zip(classes, pixels / form.total_pixels, strict=True):
         print(f'{name:<{width}}  {share:>7.3%}')
     if args.against is not None:
-        print(compare_masks(args.csv, args.against, classes))
+        print(compare_masks(args.csv, args.against, form))
     print('ok')
     return DONE
 
@@ -107,11 +122,14 @@ def competition_and_data(args: Namespace) -> tuple[Competition, Path]:
     return read_competition(data) or HOME, data
 
 
-def read_test_ids(data: Path) -> list[str]:
-    """Read the image ids (file names) of a data root's test.json, in its order. Raises BadInput."""
+def read_test_sizes(data: Path, competition: Competition) -> dict[str, Size]:
+    """Read the image ids (file names) of a data root's test.json, in its order, and their (H, W).
+
+    Sizes that the competition does not need may be missing, and are (0, 0) then. Raises BadInput.
+    """
     path = data / 'test.json'
     images = require(f'{path}: the file', load_json(path, read_bytes(path)), 'images', list)
-    image_ids: list[str] = []
+    sizes: dict[str, Size] = {}
     seen: set[str] = set()
     for position, image in enumerate(images):
         image_id = require(f'{path}: images[{position}]', image, 'file_name', str)
@@ -120,20 +138,22 @@ def read_test_ids(data: Path) -> list[str]:
         if normal_name(image_id) in seen:
             raise BadInput(f'{path}: image {image_id!r} is listed twice')
         seen.add(normal_name(image_id))
-        image_ids.append(image_id)
-    if not image_ids:
+        height, width = (whole_number(image.get(key)) or 0 for key in ('height', 'width'))
+        if competition.score_size == 'own' and min(height, width) < 1:
+            fault = f'image {image_id!r} has no height and width, the size at which it is scored'
+            raise BadInput(f'{path}: {fault}; write them there, in pixels')
+        sizes[image_id] = height, width
+    if not sizes:
         raise BadInput(f'{path}: no images')
-    return image_ids
+    return sizes
 
 
-def check_or_offer_rewrite(
-    args: Namespace, data: Path, image_ids: Sequence[str], num_classes: int
-) -> np.ndarray:
+def check_or_offer_rewrite(args: Namespace, data: Path, form: 'MaskFormat') -> np.ndarray:
     """Check args.csv; if only its form is wrong, the error names the command that rewrites it."""
     try:
-        return check_submission(args.csv, image_ids, num_classes)
+        return form.check(args.csv)
     except BadInput as fault:
-        if not has_all_masks(args.csv, image_ids, num_classes):
+        if not has_all_masks(args.csv, form):
             raise
         out = args.csv.with_name(f'{args.csv.stem}_rewritten.csv')
         words = ('ensemble.py', args.csv, '--out', out, '--data', data)
@@ -141,72 +161,93 @@ def check_or_offer_rewrite(
         raise BadInput(f'{fault}; to rewrite it: {command}') from None
 
 
-def has_all_masks(path: Path, image_ids: Sequence[str], num_classes: int) -> bool:
-    """Say whether a CSV, whatever its form, has a readable mask of each of these images and no other row."""
+def has_all_masks(path: Path, form: 'MaskFormat') -> bool:
+    """Say whether a CSV, whatever its form, has a readable mask of each of the images and no other row."""
     try:
-        with SubmissionReader(path, num_classes, image_ids) as reader:
-            require_same_images(image_ids, 'test.json', reader)
-            for image_id in image_ids:
+        with form.reader(path) as reader:
+            require_same_images([*form.sizes], 'test.json', reader)
+            for image_id in form.sizes:
                 reader.read(image_id)
     except BadInput:
         return False
     return True
 
 
-def check_submission(path: Path, image_ids: Sequence[str], num_classes: int = len(CLASSES)) -> np.ndarray:
-    """Check every rule of a submission of these images; return the (K,) pixels per class. Raises BadInput."""
-    known = set(image_ids)
-    pixels = np.zeros(num_classes, np.int64)
-    row_ids: list[str] = []
-    for image_id, mask in read_rows(path, num_classes, strict=True):
-        if image_id not in known:
-            fault = f'image {image_id!r} is {unknown_image(image_id, image_ids)}'
-            raise BadInput(f'{path}: line {len(row_ids) + 2}: {fault}')
-        row_ids.append(image_id)
-        pixels += np.bincount(mask.ravel(), minlength=num_classes)
-    missing = known.difference(row_ids)
-    if missing:
-        first = next(image_id for image_id in image_ids if image_id in missing)
-        raise BadInput(f'{path}: {len(missing)} of {len(known)} test images have no row, such as {first!r}')
-    for line, (image_id, expected) in enumerate(zip(row_ids, image_ids, strict=True), start=2):
-        if image_id != expected:
-            fault = f'found image {image_id!r}, expected {expected!r} as in test.json'
-            raise BadInput(f'{path}: line {line}: {fault}')
-    return pixels
-
-
-def unknown_image(image_id: str, image_ids: Sequence[str]) -> str:
-    """Describe what an image id is that is none of the test images: another spelling of one, or unknown."""
-    same = next((name for name in image_ids if id_key(name) == id_key(image_id)), None)
-    if same is None:
-        return f'none of the {len(image_ids)} test images'
-    if unicodedata.normalize('NFC', same) == unicodedata.normalize('NFC', image_id):
-        return 'one of test.json in another Unicode form: the names look the same, but differ in their bytes'
-    return f'another spelling of {same!r}; expected it as in test.json'
-
-
-def compare_masks(path: Path, other: Path, classes: Sequence[str], worst: int = 5) -> str:
+def compare_masks(path: Path, other: Path, form: 'MaskFormat') -> str:
     """Describe how two submissions differ: overall, by class (1 - IoU), at worst. Raises BadInput."""
-    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    classes = form.competition.classes
+    counts = np.zeros((3, len(classes)), np.int64)
     shares: dict[str, float] = {}
-    with SubmissionReader(path, len(classes)) as ours, ExitStack() as stack:
-        theirs = stack.enter_context(SubmissionReader(other, len(classes), ours.image_ids))
+    with form.reader(path) as ours, form.reader(other) as theirs:
         require_same_images(ours.image_ids, path, theirs)
         for image_id in ours.image_ids:
             mask, other_mask = ours.read(image_id), theirs.read(image_id)
-            confusion += confusion_matrix(mask, other_mask, len(classes))
-            shares[image_id] = np.count_nonzero(mask != other_mask) / PIXELS
+            counts += count_pixels(mask, other_mask, len(classes))
+            differing = (mask != other_mask).reshape(-1, *mask.shape[-2:]).any(0)
+            shares[image_id] = np.count_nonzero(differing) / differing.size
     width = max(map(len, classes))
     lines = [f'against {other}: {np.mean(list(shares.values())):.3%} of the pixels differ']
-    for name, iou, pixels in zip(classes, class_iou(confusion), confusion.sum(0), strict=True):
+    total = sum(h * w for h, w in map(form.size, shares))
+    for name, iou, pixels in zip(classes, iou_of_counts(*counts), counts[1], strict=True):
         difference = 'in neither' if np.isnan(iou) else f'{1 - iou:>7.2%} differ'
-        lines.append(f'{name:<{width}}  {difference}, covers {pixels / confusion.sum():>7.3%} there')
-    for image_id in sorted(shares, key=lambda image_id: -shares[image_id])[:worst]:
+        lines.append(f'{name:<{width}}  {difference}, covers {pixels / total:>7.3%} there')
+    for image_id in sorted(shares, key=lambda image_id: -shares[image_id])[:WORST]:
         lines.append(f'{image_id}: {shares[image_id]:.2%} differ')
     return '\n'.join(lines)
 
 
-def require_same_images(image_ids: Sequence[str], source: Path | str, reader: 'SubmissionReader') -> None:
+def write_format_of_sample(sample: Path, data: Path) -> None:
+    """Write the keys `submission` and `score_size` by a sample submission, keep the rest. Raises BadInput."""
+    path = data / COMPETITION_FILE
+    settings = read_mapping(path) if path.exists() else {}
+    replaced = {'score_size': 'own', 'submission': None} if settings else {}
+    competition = make_competition(settings | replaced, where=str(path))
+    if not settings and not is_home(read_sample(sample), len(competition.object_ids)):
+        command = f'python prepare.py competition --data {data}'
+        raise BadInput(f'{path}: no such file; expected the classes first: {command}')
+    found, remarks = describe_sample(sample, list_image_names(data), list_class_names(competition))
+    values: dict[str, Any] = {'submission': found, 'score_size': SIDE}
+    if found is None:
+        values = {key: value for key, value in values.items() if key in settings or key == 'score_size'}
+    else:
+        known = settings.get('submission') or {}
+        found |= {key: known[key] for key in ('order', 'first', 'empty') if key in known}
+        remarks = [remark for remark in remarks if remark.partition(':')[0] not in known]
+        values['score_size'] = settings.get('score_size', 'own')
+        if 'score_size' not in settings:
+            remarks.append("score_size: own, the photos' sizes; write 256 if masks are 256x256 pixels")
+        if 'metric' not in settings:
+            remarks.append(f'metric: {competition.metric} is the default; write what the rules say')
+    make_competition(settings | values, where=str(path))  # raises BadInput if the classes do not go with it
+    write_text(path, replace_keys(path.read_text(encoding='utf-8') if settings else '', values))
+    how = 'a class id for each pixel' if found is None else f'run lengths: {show_yaml(found)}'
+    print(f'{path}: {how}')
+    for remark in remarks:
+        print(f'  to look at: {remark}')
+    print(next_line('prepare.py', 'check', '--data', data))
+
+
+def list_image_names(data: Path) -> dict[str, dict[str, str]]:
+    """Return the image id of each name that a test photo may have, for each of `image_names` that names one
+    photo alone. Raises BadInput.
+    """
+    sizes, names = read_test_sizes(data, HOME), {}
+    for kind in ('path', 'name', 'stem'):
+        with suppress(BadInput):  # two images would have the same name
+            names[kind] = {id_key(name): image_id for image_id, name in name_images(sizes, kind).items()}
+    return names
+
+
+def list_class_names(competition: Competition) -> dict[str, dict[str, str]]:
+    """Return the class of each name that it may have, for each of `class_names`."""
+    objects = [competition.classes[k] for k in competition.object_ids]
+    return {
+        kind: dict(zip(map(class_key, name_classes(competition, kind)), objects, strict=True))
+        for kind in ('name', 'id', 'number')
+    }
+
+
+def require_same_images(image_ids: Sequence[str], source: Path | str, reader: Reader) -> None:
     """Raise BadInput unless a CSV has exactly these images; `source` names their origin in the message."""
     expected, rows = set(image_ids), set(reader.image_ids)
     for image_id in image_ids:
@@ -217,6 +258,12 @@ def require_same_images(image_ids: Sequence[str], source: Path | str, reader: 'S
             raise BadInput(f'{reader.path}: has a row of image {image_id!r}, which {source} does not have')
 
 
+def metric_of(competition: Competition) -> Metric:
+    """Return the metric that a competition names."""
+    scored = tuple(competition.scored_ids)
+    return Metric(competition.metric, scored, competition.empty_score, competition.is_multilabel)
+
+
 # --- from a prediction's size to the scored size: s times 256 → 256, by the config's `downsample`
 #
 #   nearest     every s-th pixel, as the organiser takes the truth
@@ -224,21 +271,21 @@ def require_same_images(image_ids: Sequence[str], source: Path | str, reader: 'S
 #   block_max   the most probable class of each pixel, then the highest class id of each s x s block
 
 
-def downsample_mask(mask: np.ndarray) -> np.ndarray:
+def downsample_mask(mask: np.ndarray, side: int = SIDE) -> np.ndarray:
     """Take the truth at the scored size: (H, W) of any size → (256, 256) uint8; mask[::2, ::2] of 512x512."""
-    return cv2.resize(mask, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST)
 
 
-def downsample_probs(probs: 'Tensor', rule: str) -> 'Tensor':
-    """Reduce probabilities to what probs_to_ids needs: (N, K, S, S) → (N, K, B, B); S is a multiple of 256.
+def downsample_probs(probs: 'Tensor', rule: str, side: int = SIDE) -> 'Tensor':
+    """Reduce probabilities to what is decided on: (N, K, S, S) → (N, K, B, B); S is a multiple of `side`.
 
     Results of several views, folds or models can be averaged. Raises ValueError for another size or rule.
     """
-    step = _block_side(probs.shape)
+    step = _block_side(probs.shape, side)
     if rule == 'nearest':
         return probs[..., ::step, ::step]
     if rule == 'prob_mean':
-        return probs.reshape(*probs.shape[:2], SIDE, step, SIDE, step).mean((3, 5))
+        return probs.reshape(*probs.shape[:2], side, step, side, step).mean((3, 5))
     if rule == 'block_max':
         return probs
     raise ValueError(f'downsample is {rule!r}, expected nearest, prob_mean or block_max')
@@ -249,347 +296,157 @@ def probs_to_ids(probs: 'Tensor', rule: str) -> 'Tensor':
     return downsample_ids(probs.argmax(1), rule)
 
 
-def downsample_ids(pred: 'Tensor', rule: str) -> 'Tensor':
-    """Apply the rest of the rule to the most probable classes: (N, B, B) → (N, 256, 256)."""
-    step = _block_side(pred.shape)
-    return pred.reshape(-1, SIDE, step, SIDE, step).amax((2, 4)) if rule == 'block_max' else pred
+def downsample_ids(pred: 'Tensor', rule: str, side: int = SIDE) -> 'Tensor':
+    """Apply the rest of the rule to ids, or to planes of 0 and 1: (N, B, B) → (N, side, side)."""
+    step = _block_side(pred.shape, side)
+    return pred.reshape(-1, side, step, side, step).amax((2, 4)) if rule == 'block_max' else pred
 
 
-def probs_to_bytes(probs: 'Tensor') -> np.ndarray:
-    """Quantize the probabilities of a photo at the scored size: (K, B, B) → (K, 256, 256) uint8; 255 is 1."""
+def probs_to_bytes(probs: 'Tensor', width: int = SIDE) -> np.ndarray:
+    """Quantize the probabilities of a photo, or of rows of it: (K, H, width) → uint8, of which 255 is 1.
+
+    Those of block_max, (K, S, S), are first reduced to the scored (K, width, width).
+    """
     from torch.nn.functional import interpolate  # most commands do without torch
 
-    if probs.shape[-1] != SIDE:
+    if probs.shape[-1] != width:
         scaling = {'mode': 'bilinear', 'align_corners': False, 'antialias': True}
-        probs = interpolate(probs[None].float(), (SIDE, SIDE), **scaling)[0]
+        probs = interpolate(probs[None].float(), (width, width), **scaling)[0]
     return (probs.float() * 255).round().byte().cpu().numpy()
 
 
-def _block_side(shape: tuple[int, ...]) -> int:
+def _block_side(shape: tuple[int, ...], side: int) -> int:
     """Return the pixels of a prediction along each side of a scored pixel. Raises ValueError."""
-    if shape[-1] != shape[-2] or shape[-1] % SIDE:
-        raise ValueError(f'a prediction is {shape[-2]}x{shape[-1]}, expected a square of k x {SIDE}')
-    return shape[-1] // SIDE
+    if shape[-1] != shape[-2] or shape[-1] % side:
+        raise ValueError(f'a prediction is {shape[-2]}x{shape[-1]}, expected a square of k x {side}')
+    return shape[-1] // side
 
 
-class SubmissionWriter(ExitStack):
-    """Write a submission row by row, whole or not at all. Raises BadInput.
+class MaskFormat(ABC):
+    """The CSVs of a competition: their images, with the sizes of the photos, and how masks are written.
 
-    with SubmissionWriter(path) as writer:
-        writer.write(image_id, mask)
+    with form.reader(path) as reader, form.writer(out) as writer:
+        for image_id in reader.image_ids:
+            writer.write(image_id, reader.read(image_id))
+
+    A mask is (H, W) uint8 class ids, or (K, H, W) planes of 0 and 1 if classes may overlap.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__()
-        self.path = Path(path)
+    def __init__(self, competition: Competition, sizes: Mapping[str, Size]) -> None:
+        self.competition, self.sizes = competition, sizes
 
-    def __enter__(self) -> 'SubmissionWriter':
-        self.file = self.enter_context(write_whole(self.path))
-        self.file.write(HEADER)
-        return self
+    def size(self, image_id: str) -> Size:
+        """Return the (H, W) at which an image is scored."""
+        side = self.competition.score_size
+        return self.sizes[image_id] if side == 'own' else (side, side)
 
-    def write(self, image_id: str, mask: np.ndarray) -> None:
-        """Write the row of an image; mask is (256, 256) integer class ids. Raises BadInput and ValueError."""
-        self.file.write(encode_image_id(image_id, self.path) + b',' + encode_mask(mask) + b'\n')
-
-
-def encode_image_id(image_id: str, path: Path) -> bytes:
-    """Encode the first field of a row, quoted as in RFC 4180 if needed. Raises BadInput."""
-    try:
-        field = image_id.encode()
-    except UnicodeEncodeError:
-        field = b''
-    if not field or min(field) < ord(' '):
-        raise BadInput(f'{path}: image {image_id!r} is not a name that a row can hold')
-    quoted = b'"' + field.replace(b'"', b'""') + b'"'
-    return quoted if b',' in field or b'"' in field else field
-
-
-def encode_mask(mask: np.ndarray) -> bytes:
-    """Encode the second field of a row, (256, 256) class ids from 0 to 254. Raises ValueError."""
-    if mask.shape != (SIDE, SIDE) or not np.issubdtype(mask.dtype, np.integer):
-        raise ValueError(f'a mask is {mask.dtype} {mask.shape}, expected integers ({SIDE}, {SIDE})')
-    low, high = mask.min(), mask.max()
-    if low < 0 or high > 254:
-        raise ValueError(f'a mask has class ids from {low} to {high}, expected 0 to 254')
-    if high > 10:
-        return ' '.join(map(str, mask.ravel().tolist())).encode()
-    # pairs of bytes: a digit and a space; ':' comes after '9', and stands for 10 until it is replaced
-    text = (mask.astype('<u2') + PAIR).tobytes()[:-1]
-    return text.replace(b':', b'10') if high == 10 else text
-
-
-class Row(NamedTuple):
-    """The place of a row in its file, in bytes, and the number of its line."""
-
-    image_id: str
-    number: int
-    offset: int
-    length: int
-    layout: Layout
-
-
-def id_key(image_id: str) -> str:
-    """Return the form by which image ids are matched, whatever tool wrote them."""
-    return normal_name(image_id.strip())
-
-
-def read_rows(
-    path: str | Path, num_classes: int = len(CLASSES), strict: bool = False
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (image_id, (256, 256) uint8 mask) of each row, one in memory at a time. Raises BadInput."""
-    path = Path(path)
-    with _open(path) as file:
-        for row, text in _read_file(file, path, strict):
-            where = f'{path}: line {row.number}: image {row.image_id!r}'
-            yield row.image_id, decode_mask(text, num_classes, where, strict)
-
-
-def read_masks(path: str | Path, num_classes: int = len(CLASSES)) -> dict[str, np.ndarray]:
-    """Read the (256, 256) uint8 mask of each image, in the file's order. Raises BadInput."""
-    return dict(read_rows(path, num_classes))
-
-
-class SubmissionReader:
-    """Read the rows of a submission in any order; only their places are kept in memory. Raises BadInput.
-
-    with SubmissionReader(path) as reader:
-        mask = reader.read(reader.image_ids[0])
-
-    `names` are the data's image ids: a row of one of them has it as its image id, however the CSV writes it.
-    """
-
-    def __init__(self, path: str | Path, num_classes: int = len(CLASSES), names: Iterable[str] = ()) -> None:
-        self.path = Path(path)
-        self.num_classes = num_classes
-        exact = {name: name for name in names}
-        self.names = {id_key(name): name for name in exact} | exact
-
-    def __enter__(self) -> 'SubmissionReader':
-        self.file = _open(self.path)
-        self.rows = {}
-        try:
-            for row, _ in _read_file(self.file, self.path, strict=False):
-                key = id_key(row.image_id)
-                name = self.names.get(row.image_id) or self.names.get(key, row.image_id)
-                self.rows[key] = row._replace(image_id=name)
-        except BaseException:
-            self.file.close()
-            raise
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.file.close()
-
-    def __contains__(self, image_id: str) -> bool:
-        return id_key(image_id) in self.rows
+    def shape(self, image_id: str) -> tuple[int, ...]:
+        """Return the shape of an image's mask."""
+        planes = (len(self.competition.classes),) if self.competition.is_multilabel else ()
+        return *planes, *self.size(image_id)
 
     @property
-    def image_ids(self) -> list[str]:
-        """The image ids in the file's order."""
-        return [row.image_id for row in self.rows.values()]
+    def total_pixels(self) -> int:
+        """The pixels of all images as they are scored."""
+        return sum(h * w for h, w in map(self.size, self.sizes))
 
-    def read(self, image_id: str) -> np.ndarray:
-        """Read the (256, 256) uint8 mask of an image that the CSV contains. Raises BadInput."""
-        row = self.rows[id_key(image_id)]
-        try:
-            line = os.pread(self.file.fileno(), row.length, row.offset)
-            size = os.fstat(self.file.fileno()).st_size
-        except OSError as error:
-            raise BadInput(f'{self.path}: cannot be read: {error.strerror}') from None
-        where = f'{self.path}: line {row.number}'
-        if len(line) == row.length and (line[-1:] == b'\n' or row.offset + row.length == size):
-            id_now, text = _split_row(line, row.layout, where)
-            if id_key(id_now) == id_key(image_id):
-                return decode_mask(text, self.num_classes, f'{where}: image {image_id!r}', strict=False)
-        raise BadInput(f'{where}: image {image_id!r}: the file changed while it was read')
+    @abstractmethod
+    def reader(self, path: Path) -> Reader:
+        """Open a CSV of any tool whose rows are read in any order."""
+
+    @abstractmethod
+    def writer(self, path: Path) -> Writer:
+        """Write a CSV, whole or not at all."""
+
+    @abstractmethod
+    def check(self, path: Path) -> np.ndarray:
+        """Check every rule of a CSV; return the (K,) pixels of each class. Raises BadInput."""
 
 
-def open_probs(reader: SubmissionReader, num_classes: int) -> np.ndarray:
-    """Map the (n, K, 256, 256) uint8 probabilities that belong to the n rows of a CSV. Raises BadInput."""
+class IdFormat(MaskFormat):
+    """CSVs with a class id for each pixel of 256x256: those of the home competition."""
+
+    def reader(self, path: Path) -> IdReader:
+        return IdReader(path, len(self.competition.classes), self.sizes)
+
+    def writer(self, path: Path) -> IdWriter:
+        return IdWriter(path)
+
+    def check(self, path: Path) -> np.ndarray:
+        return check_ids(path, [*self.sizes], len(self.competition.classes))
+
+
+class RunFormat(MaskFormat):
+    """CSVs of run lengths, as `competition.rle` describes them."""
+
+    def __init__(self, competition: Competition, sizes: Mapping[str, Size]) -> None:
+        super().__init__(competition, sizes)
+        how, ids = competition.rle, competition.object_ids
+        self.table = RunTable(
+            how,
+            names=name_images(sizes, how.image_names),
+            classes=name_classes(competition, how.class_names),
+            first_id=ids.start,
+            num_classes=len(competition.classes),
+            may_overlap=competition.is_multilabel,
+            sizes={image_id: self.size(image_id) for image_id in sizes},
+        )
+
+    def reader(self, path: Path) -> RunReader:
+        return RunReader(path, self.table)
+
+    def writer(self, path: Path) -> RunWriter:
+        return RunWriter(path, self.table)
+
+    def check(self, path: Path) -> np.ndarray:
+        return check_runs(path, self.table)
+
+
+def mask_format(competition: Competition, sizes: Mapping[str, Size]) -> MaskFormat:
+    """Return the format of a competition's CSVs, by the (H, W) of its photos. Raises BadInput.
+
+    CSVs of ids need no sizes, and take images that are not among them.
+    """
+    return IdFormat(competition, sizes) if competition.rle is None else RunFormat(competition, sizes)
+
+
+def read_format(data: Path, competition: Competition, required: bool = True) -> MaskFormat:
+    """Return the format of the CSVs of a data root's test.json; CSVs of ids do without the file unless it is
+    `required`. Raises BadInput.
+    """
+    needed = required or competition.rle or (data / 'test.json').is_file()
+    return mask_format(competition, read_test_sizes(data, competition) if needed else {})
+
+
+def name_images(image_ids: Iterable[str], image_names: str) -> dict[str, str]:
+    """Return how images are called in a CSV, by image id. Raises BadInput if two have the same name."""
+    names: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for image_id in image_ids:
+        path = PurePosixPath(normal_name(image_id))
+        name = {'path': image_id, 'name': path.name, 'stem': path.stem}[image_names]
+        if owners.setdefault(name, image_id) != image_id:
+            fault = f'{owners[name]!r} and {image_id!r} are both {name!r} in the CSV'
+            raise BadInput(f'{COMPETITION_FILE}: submission: {fault}; write image_names: path')
+        names[image_id] = name
+    return names
+
+
+def name_classes(competition: Competition, class_names: str) -> list[str]:
+    """Return how the classes of objects are called in a CSV, in the order of their ids."""
+    ids = competition.object_ids
+    if class_names == 'name':
+        return [competition.classes[k] for k in ids]
+    return [str(k + (1 - ids.start if class_names == 'number' else 0)) for k in ids]
+
+
+def open_probs(reader: Reader, form: MaskFormat) -> Ragged:
+    """Map the (K, H, W) uint8 probabilities that belong to each row of a CSV. Raises BadInput."""
     path = reader.path.with_name(f'{reader.path.stem}_probs.npy')
     if not path.exists():
         raise BadInput(f'{path}: no such file; infer.py --save-probs writes it beside the CSV')
-    return map_array(path, (len(reader.image_ids), num_classes, SIDE, SIDE))
-
-
-def decode_mask(text: bytes, num_classes: int, where: str, strict: bool = True) -> np.ndarray:
-    """Decode the second field of a row into a (256, 256) uint8 mask. Raises BadInput(where ...).
-
-    Without `strict`, class ids may be separated by any white space, and written as 3.0 or 03.
-    """
-    pred = _decode(text, num_classes)
-    if pred is None and not strict:
-        text = _plain_ids(text)
-        pred = _decode(text, num_classes)
-    if pred is None:
-        raise BadInput(f'{where}: {find_fault(text, num_classes)}')
-    return pred.reshape(SIDE, SIDE)
-
-
-def _decode(text: bytes, num_classes: int) -> np.ndarray | None:
-    """Decode 65,536 class ids as uint8; return None if the text has anything else."""
-    pred = _decode_pairs(text) if num_classes <= 11 else _decode_tokens(text, num_classes)
-    return None if pred is None or pred.size != PIXELS or pred.max() >= num_classes else pred
-
-
-def _plain_ids(text: bytes) -> bytes:
-    """Write each whole number without zeros that mean nothing, and one space between them."""
-    tokens = text.split()
-    plain = {token: WHOLE_NUMBER.sub(rb'\1', token) for token in set(tokens)}
-    return b' '.join([plain[token] for token in tokens])
-
-
-def _decode_pairs(text: bytes) -> np.ndarray | None:
-    """Decode class ids 0 to 10 as uint8; return None if the text has anything else.
-
-    Each '10' becomes one byte, ':', which comes after '9'; then all is pairs of a digit and a space. This is
-    ten times as fast as _decode_tokens, and reading CSVs is most of a vote.
-    """
-    if b':' in text:
-        return None
-    if len(text) > 2 * PIXELS - 1:
-        codes = np.frombuffer(text, np.uint8).copy()
-        tens = (codes[:-1] == ord('1')) & (codes[1:] == ord('0'))
-        codes[:-1][tens] = ord(':')
-        text = codes[:1].tobytes() + codes[1:][~tens].tobytes()
-    if len(text) != 2 * PIXELS - 1:
-        return None
-    # modulo 65536: above 10 unless it is a digit and a space
-    pairs = np.frombuffer(text + b' ', '<u2') - PAIR
-    return pairs.astype(np.uint8) if pairs.max() <= 10 else None
-
-
-def _decode_tokens(text: bytes, num_classes: int) -> np.ndarray | None:
-    """Decode class ids as uint8; return None if the text has anything else."""
-    class_ids = {b'%d' % class_id: class_id for class_id in range(num_classes)}
-    try:
-        return np.array([class_ids[token] for token in text.split(b' ')], np.uint8)
-    except KeyError:
-        return None
-
-
-def find_fault(text: bytes, num_classes: int) -> str:
-    """Describe the first thing that is wrong with the second field of a row."""
-    if not text.strip():
-        return f'has no class ids, expected {PIXELS:,}'
-    allowed = f'expected 0 to {num_classes - 1}'
-    tokens = text.split(b' ')
-    few = len(tokens) < PIXELS and len(tokens) % 2 == 0
-    runs = f'; {len(tokens):,} numbers may be run lengths, expected {PIXELS:,} ids' if few else ''
-    for position, token in enumerate(tokens, start=1):
-        name = f'id {position} is ' + repr(token[:20].decode('ascii', 'backslashreplace'))
-        if not token:
-            return f'id {position} is empty; expected one space between ids, none before or after them'
-        if token[:1] == b'-' and token[1:].isdigit():
-            return f'{name}, negative; {allowed}'
-        if not token.isdigit():
-            return f'{name}, not a number; {allowed}'
-        if token[:1] == b'0' and len(token) > 1:
-            return f'{name}, with a zero in front; {allowed}'
-        if len(token) > 3 or int(token) >= num_classes:
-            return f'{name}; {allowed}{runs}'
-    assert len(tokens) != PIXELS, 'a row without a fault was refused'
-    side = math.isqrt(len(tokens))
-    size = f', a mask of {side}x{side}' if side * side == len(tokens) else ''
-    fault = f'found {len(tokens):,} ids{size}, expected {PIXELS:,}, {SIDE}x{SIDE}'
-    if EXCEL_CELL - 1 <= len(text) <= EXCEL_CELL:
-        fault += f'; Excel cuts a cell at {EXCEL_CELL:,} characters: use the CSV as it was before'
-    return fault
-
-
-def _open(path: Path) -> BinaryIO:
-    refuse_device(path)
-    try:
-        return path.open('rb', buffering=1 << 18)
-    except OSError as error:
-        raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
-
-
-def _read_file(file: BinaryIO, path: Path, strict: bool) -> Iterator[tuple[Row, bytes]]:
-    """Yield each row, and the unchecked text of its class ids. Raises BadInput."""
-    layout: Layout | None = None
-    seen: dict[str, Row] = {}
-    for number, offset, line in read_lines(file, path, MAX_LINE, strict):
-        if layout is None:
-            layout = _read_header(line, path, strict)
-            continue
-        where = f'{path}: line {number}'
-        if strict:
-            _require_home_line(line, where)
-        image_id, text = _split_home_row(line, where) if strict else _split_row(line, layout, where)
-        row = Row(image_id, number, offset, len(line), layout)
-        first = seen.setdefault(image_id if strict else id_key(image_id), row)
-        if first is not row:
-            spelling = '' if first.image_id == image_id else f', as {first.image_id!r}'
-            fault = f'is listed twice, first in line {first.number}{spelling}'
-            raise BadInput(f'{where}: image {image_id!r} {fault}')
-        yield row, text
-    if layout is None:
-        raise BadInput(f'{path}: is empty; expected the header {HEADER.decode().strip()!r}')
-    if not seen:
-        raise BadInput(f'{path}: no rows after the header')
-
-
-def _require_home_line(line: bytes, where: str) -> None:
-    """Raise BadInput unless a row has something in it, and ends with \\n alone."""
-    if line == b'\n':
-        raise BadInput(f'{where}: is empty; expected a row, or the end of the file')
-    if line[-1:] != b'\n':
-        raise BadInput(f'{where}: does not end with a newline; the file may be cut off')
-    if line[-2:] == b'\r\n':
-        raise BadInput(f'{where}: ends as on Windows, \\r\\n; expected \\n alone')
-
-
-def _read_header(line: bytes, path: Path, strict: bool) -> Layout:
-    """Return the columns by the first line of a file. Raises BadInput."""
-    if line == HEADER:
-        return HOME_LAYOUT
-    expected = HEADER.decode().strip()
-    if not strict:
-        layout = find_columns(line, expected.split(','))
-        if layout is not None:
-            return layout
-        line = line.removeprefix(BOM)  # not what it fails for
-    raise BadInput(f'{path}: {header_fault(line, expected)}')
-
-
-def _split_row(line: bytes, layout: Layout, where: str) -> tuple[str, bytes]:
-    """Split a row of any tool into its image id and the text of its class ids. Raises BadInput."""
-    if layout == HOME_LAYOUT and line[-1:] == b'\n' and line[-2:-1].isdigit() and HOME_ROW.match(line):
-        return _split_home_row(line, where)
-    image_id, text = split_row(line, layout, where)
-    return _decode_image_id(image_id, where), text.strip()
-
-
-def _split_home_row(line: bytes, where: str) -> tuple[str, bytes]:
-    """Split a row into its image id, without quotes, and the text of its class ids, without the \\n."""
-    if line[:1] == b'"':
-        quoted = re.match(rb'"((?:[^"]|"")*)",', line)
-        if quoted is None:
-            raise BadInput(f'{where}: the quotes around the image id do not end before a comma')
-        return _decode_image_id(quoted[1].replace(b'""', b'"'), where), line[quoted.end() : -1]
-    field, comma, text = line[:-1].partition(b',')
-    if not comma:
-        raise BadInput(f'{where}: has no comma; expected image_id,ids')
-    if b'"' in field:
-        raise BadInput(f'{where}: the image id has a quote in it, but none around it')
-    return _decode_image_id(field, where), text
-
-
-def _decode_image_id(field: bytes, where: str) -> str:
-    """Decode an image id, without its quotes. Raises BadInput."""
-    try:
-        image_id = field.decode()
-    except UnicodeDecodeError:
-        raise BadInput(f'{where}: the image id {field[:40]!r} is not UTF-8; save the CSV as UTF-8') from None
-    if not image_id.strip():
-        raise BadInput(f'{where}: the image id is empty')
-    if any(character < ' ' for character in image_id):
-        raise BadInput(f'{where}: the image id {image_id[:40]!r} has a control character')
-    if len(image_id) > MAX_IMAGE_ID:
-        raise BadInput(f'{where}: the image id has {len(image_id):,} characters, at most {MAX_IMAGE_ID}')
-    return image_id
+    num_classes = len(form.competition.classes)
+    return map_ragged(path, [(num_classes, *form.size(image_id)) for image_id in reader.image_ids])
 
 
 if __name__ == '__main__':

@@ -53,8 +53,11 @@ def _plain_name(name: bytes) -> bytes:
     return re.sub(rb'[ _-]', b'', name).lower()
 
 
-def header_fault(header: bytes, expected: str) -> str:
-    """Describe what is wrong with the first line of a file that is not exactly `expected`, or what it is."""
+def header_fault(header: bytes, expected: str, as_runs: bool = False) -> str:
+    """Describe what is wrong with the first line of a file that is not exactly `expected`, or what it is.
+
+    `as_runs` says that run lengths are expected.
+    """
     for start, fault in OTHER_FORMATS.items():
         if header.startswith(start):
             return fault
@@ -69,7 +72,7 @@ def header_fault(header: bytes, expected: str) -> str:
     if header == expected.encode():
         return 'line 1: does not end with a newline; the file may be cut off'
     found = f'line 1: found the header {header[:40].decode("utf-8", "replace").rstrip()!r}'
-    if RUN_LENGTHS.search(header[:400]):
+    if not as_runs and RUN_LENGTHS.search(header[:400]):
         return f'{found}, as of run-length encodings; expected {expected!r}, with a class id for each pixel'
     return f'{found}, expected {expected!r}'
 

@@ -1,6 +1,6 @@
 """Benchmark each hot path beside what people use instead, in turn, in one process.
 
-    python -m tools.bench csv        # also: vote, search, data, cache, metric, train, infer, memory, all
+    python -m tools.bench csv        # also: rle, vote, search, data, cache, metric, train, infer, memory, all
     python -m tools.bench all --json output/bench.json
     python -m tools.bench train --device cuda --cfg configs/convnext_knet.yaml
 
@@ -22,7 +22,7 @@ from config import load_config
 from utils.cli import ArgumentParser, at_least, parse_early, run_script
 from utils.files import write_text
 
-NAMES = ('csv', 'vote', 'search', 'data', 'cache', 'metric', 'train', 'infer', 'memory')
+NAMES = ('csv', 'rle', 'vote', 'search', 'data', 'cache', 'metric', 'train', 'infer', 'memory')
 
 
 def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -53,11 +53,13 @@ import torch
 
 from tools.bench.csv_votes import bench_csv, bench_memory, bench_metric, bench_search, bench_vote
 from tools.bench.fixtures import Way
+from tools.bench.run_lengths import bench_run_lengths
 from tools.bench.samples import bench_cache, bench_data
 from tools.bench.steps import bench_infer, bench_train
 
 BENCHMARKS = {
     'csv': bench_csv,
+    'rle': bench_run_lengths,
     'vote': bench_vote,
     'search': bench_search,
     'data': bench_data,

@@ -14,10 +14,12 @@ import pandas as pd
 
 import ensemble
 from metrics import confusion_matrix
-from submission import encode_mask, read_rows
 from tools.bench.fixtures import Benchmark, Way, perturb_masks, random_masks, write_masks
-from voting.hard import WeightScorer, count_votes, member_table, vote
+from utils.id_csv import read_rows
+from utils.id_text import encode_mask
+from voting.hard import count_votes, member_table, vote
 from voting.members import OofSample
+from voting.weights import WeightScorer
 
 MODELS = 5
 CANDIDATES = 100_000
@@ -82,20 +84,6 @@ def bench_vote(args: Namespace) -> list[Benchmark]:
             rows.append(' '.join(str(winner(pixel)) for pixel in pixels))
         pd.DataFrame({'PredictionString': rows}).to_csv(args.folder / 'd.csv', index=False)
 
-    def winner_by_dictionary(pixel: tuple[str, ...]) -> str:
-        """Vote as many teams do."""
-        votes: dict[str, int] = {}
-        for category in pixel:
-            votes[category] = votes.get(category, 0) + 1
-        return max(votes, key=votes.get)
-
-    def winner_by_array(pixel: tuple[str, ...]) -> int:
-        """Vote as published after the contest."""
-        votes = np.zeros(11)
-        for category in pixel:
-            votes[int(category)] += 1
-        return votes.argmax()
-
     def ours() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             ensemble.main([*map(str, paths), '--out', str(out)])
@@ -108,6 +96,22 @@ def bench_vote(args: Namespace) -> list[Benchmark]:
         'pandas, an array a pixel': Way(lambda: pixel_by_pixel(winner_by_array), 300, share),
     }
     return [(f'vote of {MODELS} x {args.rows} rows, validated', ways)]
+
+
+def winner_by_dictionary(pixel: tuple[str, ...]) -> str:
+    """Vote as many teams do."""
+    votes: dict[str, int] = {}
+    for category in pixel:
+        votes[category] = votes.get(category, 0) + 1
+    return max(votes, key=votes.get)
+
+
+def winner_by_array(pixel: tuple[str, ...]) -> int:
+    """Vote as published after the contest."""
+    votes = np.zeros(11)
+    for category in pixel:
+        votes[int(category)] += 1
+    return votes.argmax()
 
 
 def bench_search(args: Namespace) -> list[Benchmark]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from submission import SubmissionWriter
+from utils.id_csv import IdWriter
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def perturb_masks(masks: list[np.ndarray], seed: int) -> Iterator[np.ndarray]:
 
 def write_masks(path: Path, masks: list[np.ndarray]) -> Path:
     """Write a submission CSV of masks; return its path."""
-    with SubmissionWriter(path) as writer:
+    with IdWriter(path) as writer:
         for index, mask in enumerate(masks):
             writer.write(f'batch_01/{index:04d}.jpg', mask)
     return path

@@ -10,7 +10,7 @@ import ttach
 
 from config import Config, load_config
 from dataset import normalize
-from engine.inference import autocast, main_logits, predict_probs
+from engine.inference import Predictor, autocast, main_logits
 from engine.optim import build_optimizer
 from losses import segmentation_loss
 from models import SegModel
@@ -67,7 +67,7 @@ def bench_infer(args: Namespace) -> list[Benchmark]:
     @torch.inference_mode()
     def ours() -> None:
         size = (cfg.cache_size, cfg.cache_size)
-        probs = predict_probs(model, images, cfg, size, rule=cfg.downsample)
+        probs = Predictor.of(model, cfg).batch(images, size, cfg.downsample)
         probs_to_ids(probs, cfg.downsample).cpu()
 
     ways = {
