@@ -6,7 +6,8 @@
     python models.py --cfg configs/beit.yaml --size 640
 
 Encoders come from timm (networks/encoders.py) and, for smp-* heads, from segmentation-models-pytorch.
-Shapes: N batch, K classes, H W input, h w output, C_i channels of the feature of stride s_i.
+Shapes: N batch, B bands of a photo, K classes, H W input, h w output, C_i channels of the feature of
+stride s_i.
 """
 
 import inspect
@@ -42,7 +43,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from networks.encoders import TimmEncoder, checkpoint_gradients, find_custom_encoder, timm_cfg
+from networks.encoders import TimmEncoder, checkpoint_gradients, find_custom_encoder, set_bands, timm_cfg
 from networks.heads import FCN, HEADS, SETR, Head
 from networks.layers import FeatureNorms, FeaturePyramid
 from networks.pretrained import load_encoder_weights
@@ -58,8 +59,9 @@ FEATURE_NORMS = {'convnext': 1e-6, 'swin': 1e-5}
 class SegModel(nn.Module):
     """An encoder, a neck, auxiliary heads and a head.
 
-    `mean` and `std` are those of the encoder's weights, `loss_weights` has one number an output, `fixed_size`
-    is the one input size that the encoder takes, or None, `encoder_report` says which weights were loaded.
+    `mean` and `std` have one number a band, of values from 0 to 1, `loss_weights` has one an output,
+    `fixed_size` is the one input size that the encoder takes, or None, `encoder_report` says which weights
+    were loaded.
     """
 
     def __init__(self, cfg: Config, load_weights: bool = True) -> None:
@@ -68,20 +70,19 @@ class SegModel(nn.Module):
         self.encoder, self.neck, self.aux, self.head = build(cfg)
         self.loss_weights: list[float] = [cfg.aux_weight] * len(self.aux) + [*self.head.loss_weights]
         self.fixed_size: int | None = getattr(self.encoder, 'fixed_size', None)
-        pretrained_cfg = timm_cfg(cfg.encoder)
-        self.mean = tuple(pretrained_cfg.mean) if pretrained_cfg else (0.485, 0.456, 0.406)
-        self.std = tuple(pretrained_cfg.std) if pretrained_cfg else (0.229, 0.224, 0.225)
+        self.mean, self.std = normalisation(cfg)
+        self.max_value = cfg.competition.max_value
         self.encoder_report = load_encoder_weights(self.encoder, cfg) if load_weights else []
         if cfg.grad_checkpointing:
             checkpoint_gradients(self.encoder, cfg.encoder)
 
     @property
     def fill(self) -> tuple[int, ...]:
-        """The colour `mean` (RGB, 0 to 255), which a crop shows outside its photo."""
-        return tuple(round(255 * value) for value in self.mean)
+        """The colour `mean` (0 to 255, or 65535 for 16 bits), which a crop shows outside its photo."""
+        return tuple(round(self.max_value * value) for value in self.mean)
 
     def forward(self, images: Tensor) -> list:
-        """Turn normalised images (N, 3, H, W) into logits (N, K, h, w), or Queries, the main ones last."""
+        """Turn normalised images (N, B, H, W) into logits (N, K, h, w), or Queries, the main ones last."""
         return self.decode(self.encoder(images))
 
     def decode(self, feats: list[Tensor]) -> list:
@@ -89,6 +90,27 @@ class SegModel(nn.Module):
         feats = self.neck(feats)
         maps = feats[0] if isinstance(feats, tuple) else feats  # smp's plain ViTs add their prefix tokens
         return [logits for aux in self.aux for logits in aux(maps)] + self.head(feats)
+
+
+Values = tuple[float, ...]  # one a band
+
+
+def normalisation(cfg: Config) -> tuple[Values, Values]:
+    """Return the mean and std of each band, of values from 0 to 1: those of the config, or of the encoder's
+    weights for RGB, or their averages for grey.
+
+    A network for RGB, whose first weights timm adds up for grey, then sees a grey photo as it would in RGB.
+    Other bands have no such values: train.py takes those of the training photos; 0.5 stands for them where no
+    photos are read.
+    """
+    bands, weights = cfg.competition.channels, timm_cfg(cfg.encoder)
+    mean = tuple(weights.mean) if weights else (0.485, 0.456, 0.406)
+    std = tuple(weights.std) if weights else (0.229, 0.224, 0.225)
+    if bands == 1:
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    elif bands != 3:
+        mean = std = (0.5,) * bands
+    return cfg.mean or mean, cfg.std or std
 
 
 Parts = tuple[nn.Module, nn.Module, nn.ModuleList, Head]  # encoder, neck, auxiliary heads, head
@@ -99,19 +121,28 @@ def build_timm(cfg: Config) -> Parts:
     if cfg.head not in HEADS:
         expected = f'{", ".join(HEADS)}, or smp-<architecture>'
         raise BadInput(f"config key 'head': found {cfg.head!r}, expected one of {expected}")
+    if cfg.head == 'mask2former' and cfg.competition.is_multilabel:
+        fault = 'gives each pixel one class, but those of this task may overlap (task: multilabel)'
+        raise BadInput(f"config key 'head': mask2former {fault}; expected another head")
     if cfg.head == 'mask2former':  # it has a loss of its own
         refuse_unused(cfg, ['loss', 'label_smoothing', 'class_weights', 'aux_weight', 'aux_channels'])
     accepted = inspect.signature(HEADS[cfg.head]).parameters
     refuse_unused(cfg, [key for option, key in HEAD_OPTIONS.items() if option not in accepted])
+    bands = cfg.competition.channels
     if build := find_custom_encoder(cfg.encoder):
         refuse_unused(cfg, ['output_stride', 'features'])
         encoder = build(cfg.encoder, cfg.drop_path)
+        if bands != 3:
+            set_bands(encoder, bands)
     else:
-        encoder = TimmEncoder(cfg.encoder, cfg.drop_path, cfg.crop_size, cfg.output_stride, cfg.features)
+        options = {'output_stride': cfg.output_stride, 'blocks': cfg.features, 'bands': bands}
+        encoder = TimmEncoder(cfg.encoder, cfg.drop_path, cfg.crop_size, **options)
     neck = build_neck(encoder, cfg.encoder) if cfg.neck == 'auto' else nn.Identity()
     aux = build_aux(cfg, encoder.channels)
     keys = HEAD_OPTIONS | COARSE_OPTIONS
     options = {option: getattr(cfg, key) for option, key in keys.items() if option in accepted}
+    if 'overlapping' in accepted:
+        options['overlapping'] = cfg.competition.is_multilabel
     try:
         head = HEADS[cfg.head](encoder.channels, len(cfg.classes), **options)
     except ValueError as error:
@@ -143,7 +174,7 @@ def build_smp(cfg: Config) -> Parts:
     """Build the encoder and the decoder of an smp architecture, `smp-<arch>`. Raises BadInput."""
     arch = cfg.head.removeprefix('smp-')
     refuse_unused(cfg, ['head_channels', 'stages', 'queries', 'features', 'neck'])
-    in_timm = timm_cfg(cfg.encoder)
+    in_timm, bands = timm_cfg(cfg.encoder), cfg.competition.channels
     encoder = f'tu-{cfg.encoder}' if in_timm else cfg.encoder
     options = {'drop_path_rate': cfg.drop_path} if cfg.drop_path and in_timm else {}
     known = {name.lower(): getattr(smp, name) for name in dir(smp) if inspect.isclass(getattr(smp, name))}
@@ -152,7 +183,7 @@ def build_smp(cfg: Config) -> Parts:
     else:
         refuse_unused(cfg, ['output_stride'])
     try:
-        model = smp.create_model(arch, encoder, None, classes=len(cfg.classes), **options)
+        model = smp.create_model(arch, encoder, None, bands, len(cfg.classes), **options)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         message = f'smp cannot build {arch} over {cfg.encoder}: {one_line(error)}'
         raise BadInput(f"config keys 'head', 'encoder': {message}") from None
@@ -202,7 +233,7 @@ def count_model(cfg: Config, size: int) -> ModelCost:
         model = SegModel(cfg.model_copy(update=update)).eval().requires_grad_(False)
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         model.to_empty(device='cpu')  # shapes, without memory or arithmetic
-        feats = model.encoder(torch.zeros(1, 3, size, size))
+        feats = model.encoder(torch.zeros(1, cfg.competition.channels, size, size))
         encoder_flops = counter.get_total_flops()
         model.decode(feats)
         head_flops = counter.get_total_flops() - encoder_flops

@@ -9,7 +9,7 @@ white. More than 8 bits: the values of `intensity`, which is the same for the wh
 
 import io
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -28,9 +28,10 @@ from utils.log import log
 
 MAX_SIDE = 20_000  # pixels
 MAX_PIXELS = 1 << 27
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow warns of more, and refuses twice as many
 FORMATS = ('BMP', 'JPEG', 'PNG', 'TIFF', 'WEBP')  # some of Pillow's other readers start programs
 # the errors that Pillow raises for damaged files of these formats and for damaged EXIF data
-UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, struct.error)
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, OverflowError, struct.error)
 SWAPPED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 INVERSE = {6: 8, 8: 6}  # the others undo themselves
 
@@ -58,12 +59,21 @@ class NotIdentified(BadInput):
     """Pillow does not know the file's format, or the kind of its pixels."""
 
 
+class OtherBands(BadInput):
+    """A photo has another number of bands than is expected."""
+
+    def __init__(self, message: str, bands: int) -> None:
+        super().__init__(message)
+        self.bands = bands
+
+
 @dataclass(frozen=True)
 class Stored:
     """Hold a decoded photo as it is stored, before `orientation`, its EXIF orientation, turns it upright.
 
     Of 8 bits a channel: `pixels` (H, W, 3) uint8 is RGB. Of more: `pixels` are values (H, W) or (H, W, 3) of
-    another type, `opacity` (H, W) from 0 to 1, and `negative` says that the lowest value is white.
+    another type, `opacity` (H, W) from 0 to 1, and `negative` says that the lowest value is white. What
+    data/bands.py reads has (H, W, N) of any N.
     """
 
     pixels: np.ndarray
@@ -187,7 +197,7 @@ def refusals(name: object, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
         raise BadInput(f'{name}: no such image') from None
     except IsADirectoryError:
         raise BadInput(f'{name}: is a folder, expected an image') from None
-    except Image.DecompressionBombError:  # Pillow itself refuses 179 million, before our check
+    except Image.DecompressionBombError:  # Pillow refuses them before our check
         raise BadInput(f'{name}: found far too many pixels, {limits(max_pixels)}') from None
     except (*UNREADABLE, cv2.error) as error:
         raise BadInput(f'{name}: cannot be decoded: {one_line(error)[:300]}') from None
@@ -362,6 +372,12 @@ def split_alpha(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 def read_tiff_tags(content: bytes) -> tuple[Tags, int]:
     """Read the tags of a TIFF's first page, and count its pages. Raises some of UNREADABLE."""
+    pages = read_tiff_pages(content)
+    return pages[0], len(pages)
+
+
+def read_tiff_pages(content: bytes) -> list[Tags]:
+    """Read the tags of each page of a TIFF. Raises some of UNREADABLE."""
     file = io.BytesIO(content)
     head = content[: 16 if content[2:4] in (b'+\0', b'\0+') else 8]
     pages, offsets = [], set()
@@ -375,7 +391,7 @@ def read_tiff_tags(content: bytes) -> tuple[Tags, int]:
     needed = {Tiff.IMAGEWIDTH, Tiff.IMAGELENGTH, Tiff.BITSPERSAMPLE}
     if not pages or not needed <= set(pages[0]):
         raise ValueError('its tags are cut off or damaged')
-    return pages[0], len(pages)
+    return pages
 
 
 def is_deep_tiff(tags: Tags) -> bool:
@@ -401,7 +417,8 @@ def check_bands(tags: Tags, name: object) -> None:
     fault, advice = f'found {bands} bands', 'save red, green and blue alone; alpha must be marked as such'
     if bands == 3:
         fault, advice = f'{fault} that are not marked as RGB', 'gdal_translate -co PHOTOMETRIC=RGB marks them'
-    raise BadInput(f'{name}: {fault}, expected three, red, green and blue; {advice}')
+    advice += f', or write channels: {bands} into competition.yaml of the data root'
+    raise OtherBands(f'{name}: {fault}, expected three, red, green and blue; {advice}', bands)
 
 
 def decode_deep_tiff(content: bytes, tags: Tags, name: object, lenient: bool) -> Stored:
@@ -473,21 +490,35 @@ def check_size(path: Path, photo: Stored, expected: tuple[int, int] | None, orie
 
 def to_rgb(photo: Stored, name: object, intensity: Range | None, lenient: bool = False) -> np.ndarray:
     """Return a photo as stored as (H, W, 3) uint8 RGB, scaled from `intensity`. Raises BadInput."""
+    pixels = to_levels(photo, name, intensity and (intensity,), lenient)
+    return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
+
+
+def to_levels(
+    photo: Stored, name: object, ranges: Sequence[Range] | None, lenient: bool = False, top: int = 255
+) -> np.ndarray:
+    """Return a photo as stored as (H, W, N) uint8, or uint16 for a top of 65535, scaled from `ranges`: one
+    pair, or one a band. If lenient, values outside them are clipped, with a warning. Raises BadInput.
+    """
     if not photo.is_deep:
-        return photo.pixels
-    low, high = measure(photo, name)
-    span = f'found {photo.kind} of {show_range((low, high))}'
-    if intensity is None:
+        return photo.pixels if top == 255 else photo.pixels.astype(np.uint16) * np.uint16(top // 255)
+    if ranges is None:
+        span = f'found {photo.kind} of {show_range(measure(photo, name))}'
         advice = 'set intensity: [low, high], the range of all photos, in competition.yaml of the data root'
         raise BadInput(
             f'{name}: {span}, expected 8 bits a channel; {advice}; python prepare.py check prints it'
         )
-    if low < intensity[0] or high > intensity[1]:
-        fault = f'{name}: {span}, outside intensity, {show_range(intensity)}'
+    found = measure_bands(photo, name) if len(ranges) > 1 else (measure(photo, name),)
+    for band, ((low, high), limits) in enumerate(zip(found, ranges, strict=True), 1):
+        if low >= limits[0] and high <= limits[1]:
+            continue
+        where = f' in band {band}' if len(ranges) > 1 else ''
+        fault = f'{name}: found {photo.kind} of {show_range((low, high))}{where}'
+        fault = f'{fault}, outside intensity, {show_range(limits)}'
         if not lenient:
             raise BadInput(f'{fault} of competition.yaml; expected the range of all photos')
         warn_once(f'warning: {fault}: the values outside are clipped')
-    return scale(photo, intensity)
+    return scale(photo, ranges, top)
 
 
 def measure(photo: Stored, name: object) -> Range:
@@ -497,6 +528,14 @@ def measure(photo: Stored, name: object) -> Range:
         fault = f'found {np.count_nonzero(~np.isfinite(photo.pixels))} values that are NaN or infinite'
         raise BadInput(f'{name}: {fault}, expected numbers in all pixels')
     return low, high
+
+
+def measure_bands(photo: Stored, name: object) -> tuple[Range, ...]:
+    """Return the lowest and highest value of each band; raise BadInput for NaN and infinity."""
+    measure(photo, name)
+    values = np.atleast_3d(photo.pixels)
+    ends = values.min((0, 1)).astype(float).tolist(), values.max((0, 1)).astype(float).tolist()
+    return tuple(zip(*ends, strict=True))
 
 
 def full_range(photo: Stored, name: object) -> Range:
@@ -511,23 +550,35 @@ def full_range(photo: Stored, name: object) -> Range:
     return (low, high) if top is None else (0, top)
 
 
+def whole_range(ranges: Iterable[Range]) -> Range:
+    """Return the lowest and the highest value of ranges."""
+    lowest, highest = zip(*ranges, strict=True)
+    return min(lowest), max(highest)
+
+
+def widen(values: Range) -> Range:
+    """Make a range of one value one that `intensity` can be."""
+    low, high = values
+    return (low, high) if high > low else (low, low + 1)
+
+
 def show_range(values: Range, between: str = ' to ') -> str:
     """Write a range so that `intensity` can be set to it: all digits, whole numbers without a point."""
     return between.join(str(int(v)) if v == int(v) else str(v) for v in map(float, values))
 
 
-def scale(photo: Stored, intensity: Range) -> np.ndarray:
-    """Scale the values of a photo from (low, high) to (H, W, 3) uint8; transparent pixels on white."""
-    low, high = intensity
-    values = photo.pixels.astype(np.promote_types(photo.pixels.dtype, np.float32))
-    values = (values - low) * (255 / (high - low) if high > low else 0)
+def scale(photo: Stored, ranges: Sequence[Range], top: int = 255) -> np.ndarray:
+    """Scale the values of a photo from (low, high), one pair or one a band, to 0..top; transparent pixels
+    are white: (H, W) → (H, W, 1) uint8, or uint16 if top is above 255; (H, W, N) → (H, W, N).
+    """
+    values = np.atleast_3d(photo.pixels).astype(np.promote_types(photo.pixels.dtype, np.float32))
+    factors = [top / (high - low) if high > low else 0 for low, high in ranges]
+    values = (values - np.array(ranges, values.dtype)[:, 0]) * np.array(factors, values.dtype)
     if photo.negative:
-        values = 255 - values
-    if values.ndim == 2:
-        values = np.repeat(values[..., None], 3, axis=2)
+        values = top - values
     if photo.opacity is not None:
-        values = 255 - (255 - values) * photo.opacity[..., None]
-    return values.round().clip(0, 255).astype(np.uint8)
+        values = top - (top - values) * photo.opacity[..., None]
+    return values.round().clip(0, top).astype(np.uint8 if top == 255 else np.uint16)
 
 
 @cache

@@ -1,6 +1,6 @@
 """Encoders: networks of timm and smp without their classifiers; images in, a list of features out.
 
-Shapes: N batch, H W input, C_i channels of the feature of stride s_i.
+Shapes: N batch, H W input, B its bands (3 if it is RGB), C_i channels of the feature of stride s_i.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class TwinsEncoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Turn normalised images (N, 3, H, W) into features (N, C_i, H / s_i, W / s_i)."""
+        """Turn normalised images (N, B, H, W) into features (N, C_i, H / s_i, W / s_i)."""
         x, feats, twins = images, [], self.model
         for embed, blocks, position, norm in zip(
             twins.patch_embeds, twins.blocks, twins.pos_block, self.norms, strict=True
@@ -62,6 +62,7 @@ class TimmEncoder(nn.Module):
         image_size: int,
         output_stride: int = 32,
         blocks: tuple | None = None,
+        bands: int = 3,
     ) -> None:
         super().__init__()
         self.is_plain = name.startswith(PLAIN_VITS)
@@ -72,6 +73,8 @@ class TimmEncoder(nn.Module):
             options['drop_path_rate'] = drop_path
         if output_stride != 32:
             options['output_stride'] = output_stride
+        if bands != 3:
+            options['in_chans'] = bands
         if name.startswith('hrnet'):
             options['feature_location'] = ''  # the branches, before the classifier's own layers
         try:
@@ -91,7 +94,7 @@ class TimmEncoder(nn.Module):
         self.channels_first = str(getattr(self.model, 'output_fmt', 'NCHW')).endswith('NCHW')
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Turn normalised images (N, 3, H, W) into features (N, C_i, H / s_i, W / s_i)."""
+        """Turn normalised images (N, B, H, W) into features (N, C_i, H / s_i, W / s_i)."""
         feats = self.model(images)
         feats = [feats[i] for i in self.indices]
         if self.channels_first:
@@ -149,6 +152,17 @@ CUSTOM_ENCODERS: dict[str, Callable[[str, float], nn.Module]] = {'twins': TwinsE
 def find_custom_encoder(name: str) -> Callable[[str, float], nn.Module] | None:
     """Return the class of CUSTOM_ENCODERS that builds an encoder from its name and drop_path, or None."""
     return next((build for start, build in CUSTOM_ENCODERS.items() if name.startswith(start)), None)
+
+
+def set_bands(encoder: nn.Module, bands: int) -> None:
+    """Give the first convolution of an encoder for RGB so many input channels, with new random weights."""
+    convs = (module for module in encoder.modules() if isinstance(module, nn.Conv2d))
+    first = next((conv for conv in convs if conv.in_channels == 3 and conv.groups == 1), None)
+    if first is None:
+        raise BadInput(f"config key 'encoder': found no convolution of RGB to give {bands} bands")
+    first.in_channels = bands
+    first.weight = nn.Parameter(first.weight.new_empty((len(first.weight), bands, *first.kernel_size)))
+    first.reset_parameters()
 
 
 def is_smp_encoder(name: str) -> bool:

@@ -147,10 +147,17 @@ class KernelStage(nn.Module):
     """
 
     def __init__(
-        self, channels: int, *, heads: int, ffn_channels: int, split: int, activation: type[nn.Module]
+        self,
+        channels: int,
+        *,
+        heads: int,
+        ffn_channels: int,
+        split: int,
+        activation: type[nn.Module],
+        overlapping: bool,
     ) -> None:
         super().__init__()
-        self.split = split
+        self.split, self.overlapping = split, overlapping
         self.transform = nn.Conv2d(channels, channels, 1)
         self.updater = KernelUpdater(channels // split, activation)
         self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
@@ -171,7 +178,7 @@ class KernelStage(nn.Module):
         # fp32 under autocast too: a group is a sum over up to h*w pixels, which overflows in fp16
         with torch.autocast(x.device.type, enabled=False):
             # 1. the group of each kernel: the features of all pixels, weighted by its mask
-            probs = masks.float().softmax(dim=1)
+            probs = masks.float().sigmoid() if self.overlapping else masks.float().softmax(dim=1)
             groups = torch.einsum('nkhw,nchw->nkc', probs, x.float())
 
             # 2. update each kernel from its group: (N, K, C) as (N, K * split, C / split)
@@ -191,7 +198,8 @@ class KernelStage(nn.Module):
 
 class KNet(Head):
     """K-Net (arXiv:2106.14855) over UPerNet: the classifier's rows are kernels, one a class, and each stage
-    fits them to the image. Outputs: UPerNet's own, then one a stage. Raises ValueError.
+    fits them to the image. Outputs: UPerNet's own, then one a stage. Masks of `overlapping` classes are
+    sigmoids, as K-Net's of instances. Raises ValueError.
     """
 
     def __init__(
@@ -206,6 +214,7 @@ class KNet(Head):
         ffn_ratio: int = 4,
         split: int = 2,
         activation: str = 'gelu',
+        overlapping: bool = False,
     ) -> None:
         if channels % attention_heads or channels % split:
             divisors = f'{attention_heads} and {split}'
@@ -217,9 +226,8 @@ class KNet(Head):
         self.loss_weights = (1.0,) * (1 + stages)
         self.upernet = UPerNet(in_channels, num_classes, channels=channels, dropout=dropout)
         sizes = {'heads': attention_heads, 'ffn_channels': ffn_ratio * channels, 'split': split}
-        self.stages = nn.ModuleList(
-            KernelStage(channels, **sizes, activation=ACTIVATIONS[activation]) for _ in range(stages)
-        )
+        kinds = {'activation': ACTIVATIONS[activation], 'overlapping': overlapping}
+        self.stages = nn.ModuleList(KernelStage(channels, **sizes, **kinds) for _ in range(stages))
 
     def forward(self, feats: list[Tensor]) -> list[Tensor]:
         # 1. UPerNet: its map, its masks, and the kernels that made them

@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import constants as hub
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from config import Config
@@ -56,6 +57,7 @@ class Match:
     copies: tuple[str, ...] = ()  # other places of the same names
     rest: tuple[str, ...] = ()  # other names under that prefix, without it
     aside: tuple[str, ...] = ()  # the names under no such prefix
+    adapted: tuple[str, ...] = ()  # names of convolutions of RGB that were made to take other bands
 
 
 def load_encoder_weights(encoder: nn.Module, cfg: Config) -> list[str]:
@@ -89,7 +91,9 @@ def load_encoder(encoder: nn.Module, groups: Groups, cfg: Config, key: str, sour
     new_state = state | match.tensors
     encoder.load_state_dict({name: new_state[timm_key(name)] for name in encoder.state_dict()})
     random = sum(name.startswith('norms.') and name not in match.tensors for name in state)
-    return describe_loading(f'{key}: {source}', match, random)
+    lines = describe_loading(f'{key}: {source}', match, random)
+    bands = cfg.competition.channels
+    return lines + [f'{key}: {source}: {name} was made from RGB to {bands} bands' for name in match.adapted]
 
 
 def match_encoder(groups: Groups, state: dict[str, Tensor], cfg: Config) -> Match:
@@ -101,12 +105,35 @@ def match_encoder(groups: Groups, state: dict[str, Tensor], cfg: Config) -> Matc
         converted, start = convert_mmseg(mmseg, cfg.encoder), 'encoder.'
         named = {k.removeprefix(start): v for k, v in converted.items() if k.startswith(start)}
         match = max(match, match_names({'': named}, state), key=lambda candidate: len(candidate.tensors))
-    misfits = missing_names(match, state) or differing_shapes(match.tensors, state)
+    misfits = missing_names(match, state) or differing_shapes(adapt_bands(match.tensors, state)[0], state)
     if misfits and timm_cfg(cfg.encoder):
         match = convert_by_timm(match, groups, state, cfg) or match
+    tensors, adapted = adapt_bands(match.tensors, state)
+    match = replace(match, tensors=tensors, adapted=adapted)
     if mmseg and 2 * len(match.tensors) < len(state):
         convert_mmseg(mmseg, cfg.encoder)  # says which families it knows, if this is none of them
     return match
+
+
+def adapt_bands(
+    tensors: dict[str, Tensor], state: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Make the convolutions of RGB take the bands that the network has, as timm does: added up for one band,
+    else repeated in order and scaled. Return the tensors, and the names of these convolutions.
+    """
+
+    def is_of_rgb(name: str) -> bool:
+        there, here = tensors[name].shape, state[name].shape
+        return (
+            len(here) == 4
+            and there != here
+            and there[1] == 3
+            and (*there[:1], *there[2:]) == (*here[:1], *here[2:])
+        )
+
+    names = tuple(name for name in tensors if name in state and is_of_rgb(name))
+    made = {name: adapt_input_conv(state[name].shape[1], tensors[name]) for name in names}
+    return tensors | made, names
 
 
 def match_names(groups: Groups, state: dict[str, Tensor]) -> Match:
@@ -266,8 +293,7 @@ def read_encoder_weights(encoder: str, source: str, image_size: int) -> Groups:
     """
     path = Path(source)
     if source == 'timm':
-        paths = (WEIGHTS_DIR / f'{encoder}.{suffix}' for suffix in ('safetensors', 'pth', 'bin'))
-        path = next((path for path in paths if path.is_file()), None)
+        path = saved_weights(encoder)
     elif not path.is_file():
         expected = f'timm, none, {", ".join(LITE)} or a file'
         found = 'is a folder' if path.is_dir() else 'no such file'
@@ -286,6 +312,23 @@ def read_encoder_weights(encoder: str, source: str, image_size: int) -> Groups:
     return {'': model.state_dict()}
 
 
+def saved_weights(encoder: str) -> Path | None:
+    """Return the file of an encoder's published weights in WEIGHTS_DIR; None without one."""
+    paths = (WEIGHTS_DIR / f'{encoder}.{suffix}' for suffix in ('safetensors', 'pth', 'bin'))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def is_on_disk(encoder: str) -> bool:
+    """Return whether an encoder's published weights need no download."""
+    if saved_weights(encoder) is not None:
+        return True
+    repo, revision, _ = published_at(encoder)
+    return any(
+        isinstance(try_to_load_from_cache(repo, name, revision=revision), str)
+        for name in (('model.safetensors', 'pytorch_model.bin') if repo else ())
+    )
+
+
 def load_mmseg(model: nn.Module, state: dict[str, Tensor], encoder: str, path: Path) -> list[str]:
     """Load a whole network of mmsegmentation into a SegModel, without class layers for another number of
     classes, whose names are returned. Raises BadInput if any other tensor does not fit.
@@ -295,6 +338,7 @@ def load_mmseg(model: nn.Module, state: dict[str, Tensor], encoder: str, path: P
     converted = drop_counters(convert_mmseg(state, encoder))
     faults = [f'{name} is only in the file' for name in sorted(converted.keys() - keys.keys())]
     faults += [f'{name} is only in the model' for name in sorted(keys.keys() - converted.keys())]
+    converted, _ = adapt_bands(converted, {name: model_state[key] for name, key in keys.items()})
     shared, left_out = converted.keys() & keys.keys(), []
     for name in sorted(shared):
         there, here = tuple(converted[name].shape), tuple(model_state[keys[name]].shape)
@@ -325,10 +369,9 @@ def fetch_smp(encoder: str) -> Path:
 
 def check_download(encoder: str) -> None:
     """Raise BadInput, with what to download, unless the weights are cached or can be fetched."""
-    repo, revision, url = published_at(encoder)
-    for name in ('model.safetensors', 'pytorch_model.bin') if repo else ():
-        if isinstance(try_to_load_from_cache(repo, name, revision=revision), str):
-            return
+    if is_on_disk(encoder):
+        return
+    *_, url = published_at(encoder)
     problem = 'HF_HUB_OFFLINE is set'
     if not hub.HF_HUB_OFFLINE:
         try:
@@ -361,8 +404,9 @@ def load_whole_or_encoder(model: nn.Module, groups: Groups, cfg: Config) -> list
     """
     state = model.state_dict()
     match = match_names(groups, state)
-    if match.tensors.keys() >= state.keys() and not differing_shapes(match.tensors, state):
-        model.load_state_dict(match.tensors)
+    tensors, _ = adapt_bands(match.tensors, state)
+    if tensors.keys() >= state.keys() and not differing_shapes(tensors, state):
+        model.load_state_dict(tensors)
         unknown = 'the file does not say which labels they have seen, so scores may be too high'
         return [f'weights: {cfg.weights}: all {len(state)} tensors loaded', f'warning: weights: {unknown}']
     lines = load_encoder(model.encoder, groups, cfg, 'weights', str(cfg.weights))

@@ -47,9 +47,12 @@ def test_outputs_are_the_same_in_training_and_evaluation(name):
 
 
 @pytest.mark.parametrize('name', OUTPUTS)
-def test_every_parameter_gets_a_gradient_under_bf16(name):
-    head, isotropic = make_head(name)
+@pytest.mark.parametrize('overlapping', [False, True])
+def test_every_parameter_gets_a_gradient_under_bf16(name, overlapping):
+    head, isotropic = make_head(name, **({'overlapping': overlapping} if name == 'knet' else {}))
     mask = torch.randint(0, 11, (2, 64, 64), dtype=torch.uint8)
+    if overlapping:
+        mask = torch.randint(0, 2, (2, 11, 64, 64), dtype=torch.uint8)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         outputs = head.train()(make_feats(isotropic=isotropic))
     segmentation_loss(outputs, mask, head.loss_weights).backward()
@@ -105,6 +108,24 @@ def test_knet_sums_a_whole_image_in_fp16():
     with torch.autocast('cpu', dtype=torch.float16):
         kernels, masks = head.stages[0](torch.zeros(1, 16, 64, 64), torch.randn(1, 11, 16), masks)
     assert kernels.isfinite().all() and masks.isfinite().all()
+
+
+@torch.no_grad()
+def test_kernels_of_overlapping_classes_read_the_same_pixels():
+    """With sigmoids the kernel of a class that is everywhere reads what it would read if it were alone."""
+    x, kernels = torch.randn(1, 16, 8, 8), torch.randn(1, 11, 16)
+    masks = torch.full((1, 11, 8, 8), -100.0)
+    masks[:, 3] = 100.0
+    both = masks.clone()
+    both[:, 5] = 100.0
+    for overlapping in (True, False):
+        stage = make_head('knet', overlapping=overlapping)[0].stages[0]
+        groups = []
+        stage.updater.register_forward_hook(lambda _, inputs, out, seen=groups: seen.append(inputs[0]))
+        for one in (masks, both):
+            stage(x, kernels, one)
+        same = torch.equal(*(group.reshape(1, 11, 16)[:, 3] for group in groups))
+        assert same == overlapping
 
 
 def test_knet_has_the_width_of_the_paper():

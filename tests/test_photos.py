@@ -72,6 +72,13 @@ def tiff(pixels, photometric: int = 2, extra=(), turned: int = 1, order: str = '
     return head + content + struct.pack(f'{order}H', len(tags)) + entries + bytes(4) + values
 
 
+@pytest.mark.filterwarnings('error')
+def test_large_photo_is_read_without_a_warning(tmp_path):
+    Image.new('1', (10_000, 10_000)).save(tmp_path / 'a.png')
+    with open_photo(tmp_path / 'a.png') as photo:
+        assert photo.size == (10_000, 10_000)
+
+
 def png16(pixels, colour: int, transparent=()) -> bytes:
     """Write a PNG of 16 bits of any colour type, with a transparent colour if given."""
 
