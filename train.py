@@ -6,7 +6,7 @@
     python train.py --cfg configs/convnext.yaml --fold 0 --set epochs=1 batch_size=4
     torchrun --standalone --nproc-per-node=8 train.py --cfg configs/convnext.yaml --fold 0
 
-Writes best.pt (best validation mIoU), last.pt (to resume from), metrics.csv, log.txt, config.yaml and
+Writes best.pt (best validation score), last.pt (to resume from), metrics.csv, log.txt, config.yaml and
 provenance.yaml into output/<name>/fold<k>/, or with --fold -1 into output/<name>/all/, where best.pt is the
 last epoch's.
 """
@@ -42,9 +42,10 @@ if __name__ == '__main__':
 import numpy as np
 import torch
 
-from data.cache import open_cache
+from data.cache import open_cache, with_statistics
+from data.extra import open_extra
 from data.folds import held_out_hash, read_folds, split_fold
-from engine.checkpoint import is_checkpoint, load_checkpoint, load_model_state
+from engine.checkpoint import current_names, is_checkpoint, load_checkpoint, load_model_state
 from engine.distributed import Ranks, seed_everything, start_ranks
 from engine.dry_run import estimate_cost
 from engine.inference import evaluate
@@ -53,10 +54,10 @@ from engine.runs import check_run, lock_run, open_run
 from engine.sanity import check_classes, check_epoch, check_first_batch
 from engine.tracking import EpochResult, Tracking, draw_predictions, require_tracker, score_of, start_tracker
 from engine.trainer import PseudoLabels, Trainer, TrainingData
-from metrics import interval
 from models import SegModel
-from networks.pretrained import find_mmseg, load_mmseg, load_whole_or_encoder, read_groups
-from utils.errors import BadInput
+from networks.pretrained import adapt_bands, find_mmseg, load_mmseg, load_whole_or_encoder, read_groups
+from submission import metric_of
+from utils.errors import BadInput, plural
 from utils.log import log, start_log
 from utils.progress import gpu_memory
 from utils.signals import StopRequest, stop_requests
@@ -72,7 +73,7 @@ def main(
     pseudo: PseudoLabels | None = None,
     dry_run: bool = False,
 ) -> float:
-    """Train a fold and return its best validation mIoU (nan without one); a dry run only estimates the cost.
+    """Train a fold and return its best validation score (nan without one); a dry run only estimates the cost.
     Raises BadInput and CheckFailed.
     """
     ranks = start_ranks(cfg)
@@ -82,9 +83,12 @@ def main(
     seed_everything(cfg.seed, cfg.deterministic)
     start = load_start(cfg)
     data = load_data(cfg, fold, ranks, start, pseudo)
+    cfg = with_statistics(cfg, data.cache)
+    if ranks.is_main:
+        check_run(cfg, fold, resume, overwrite)  # with the mean and std of the photos as they are now
     resume = resume and (cfg.run_dir(fold) / 'last.pt').exists()
     if resume and ranks.is_main:
-        changes += compare_provenance(cfg.run_dir(fold), data.cache.coco.fingerprint)
+        changes += compare_provenance(cfg.run_dir(fold), data.fingerprint)
     model, notes = build_model(cfg, None if resume else start, resume)
     torch.manual_seed(cfg.seed + ranks.rank)  # the ranks share their first weights, but not their dropout
     with ExitStack() as stack:
@@ -100,7 +104,7 @@ def main(
         if resume:
             trainer.resume(cfg.run_dir(fold) / 'last.pt')
         if folder:
-            write_provenance(folder, data.cache.coco.fingerprint, ranks.world)
+            write_provenance(folder, data.fingerprint, ranks.world)
         if ranks.is_main:
             check_first_batch(trainer.model, trainer.samples, cfg, ranks.device, trainer.positions_in(0))
         if dry_run:
@@ -150,6 +154,10 @@ def load_data(
     count, least = len(train_rows), min_batch(cfg, ranks)
     if count < least:
         raise BadInput(f'--fold {fold}: found {count} photos to train on, expected at least {least}')
+    if pseudo and pseudo.schedule == 'pretrain' and len(pseudo.cache) < least:
+        fault = f'found {plural(len(pseudo.cache), "labelled photo")}, expected at least {least}'
+        raise BadInput(f'--schedule pretrain: {fault}')
+    extra = ranks.main_process_first(lambda: open_extra(cfg, cache, valid_rows))
     held_out = held_out_hash(cache.names(valid_rows))
     teachers = [pseudo.held_out] if pseudo else []
     teachers += [start['held_out']] if start and 'held_out' in start else []
@@ -158,7 +166,7 @@ def load_data(
         teachers.append(load_checkpoint(encoder)['held_out'])
     if any(teacher != held_out for teacher in teachers):  # a score would be too good
         held_out, valid_rows = None, valid_rows[:0]
-    return TrainingData(fold, cache, train_rows, valid_rows, held_out, pseudo)
+    return TrainingData(fold, cache, train_rows, valid_rows, held_out, pseudo, extra)
 
 
 def build_model(cfg: Config, start: dict | None, resume: bool) -> tuple[SegModel, list[str]]:
@@ -166,7 +174,9 @@ def build_model(cfg: Config, start: dict | None, resume: bool) -> tuple[SegModel
     model = SegModel(cfg, load_weights=not resume and start is None)
     notes = list(model.encoder_report)
     if start and 'held_out' in start:
-        load_model_state(model, start['model'], cfg.weights)
+        state, adapted = adapt_bands(current_names(start['model']), model.state_dict())
+        load_model_state(model, state, cfg.weights)
+        notes += [f'{cfg.weights}: {name} was made from RGB to other bands' for name in adapted]
     elif start and 'groups' in start:
         notes += load_whole_or_encoder(model, start['groups'], cfg)
     elif start:
@@ -180,7 +190,14 @@ def log_header(cfg: Config, data: TrainingData, changes: list[str], notes: list[
     """Log the photos, classes and weights; warn of absent classes and of changes since the last start."""
     present = [data.cache.coco.photos[row].classes for row in data.train_rows]
     sizes = f'{len(data.train_rows)} train, {len(data.valid_rows)} valid'
-    log.info(f'fold {data.fold}: {sizes}, classes {count_classes(present, cfg.classes)}')
+    counts = count_classes(present, cfg.classes, cfg.competition.object_ids)
+    log.info(f'fold {data.fold}: {sizes}, classes {counts}')
+    for extra in data.extra:
+        theirs = [extra.cache.coco.photos[row].classes for row in extra.rows]
+        present = present + theirs
+        counts = count_classes(theirs, cfg.classes, cfg.competition.object_ids)
+        origin = f'{len(theirs)} photos of {extra.cache.coco.root}, classes {counts}'
+        log.info('; '.join([f'extra data: {extra.share:.0%} of the samples from {origin}', *extra.remarks]))
     check_classes(present, cfg)
     for change in changes:
         log.warning(f'warning: changed since the last start: {change}')
@@ -190,9 +207,11 @@ def log_header(cfg: Config, data: TrainingData, changes: list[str], notes: list[
         log.info(f'with {len(data.pseudo.cache)} pseudo-labelled photos, schedule {data.pseudo.schedule}')
 
 
-def count_classes(present: list[set[int]], classes: tuple[str, ...]) -> str:
-    """List the classes with the photos of each, by the class ids of each photo; of many the commonest."""
-    counts = {name: sum(k in ids for ids in present) for k, name in enumerate(classes) if k}
+def count_classes(present: list[set[int]], classes: tuple[str, ...], object_ids: range) -> str:
+    """List the classes of objects with the photos of each, by the class ids of each photo; of many the
+    commonest.
+    """
+    counts = {classes[k]: sum(k in ids for ids in present) for k in object_ids}
     if len(counts) <= MANY_CLASSES:
         return ', '.join(f'{name} {count}' for name, count in counts.items())
     common = sorted(counts, key=counts.__getitem__, reverse=True)[:FEW_CLASSES]
@@ -203,6 +222,7 @@ def count_classes(present: list[set[int]], classes: tuple[str, ...]) -> str:
 def train_epochs(trainer: Trainer, tracking: Tracking | None) -> None:
     """Train, validate, report and save each epoch. Raises CheckFailed, and Interrupted if asked to stop."""
     cfg, data, before = trainer.cfg, trainer.data, (None, None)
+    metric = metric_of(cfg.competition)
 
     def validate(model: SegModel | None) -> np.ndarray | None:
         if model is None or not len(data.valid_rows):
@@ -219,24 +239,24 @@ def train_epochs(trainer: Trainer, tracking: Tracking | None) -> None:
             now = trainer.rates, counts
             check_epoch(cfg, epoch, now, before)
             before = now
-            result = EpochResult(epoch, trainer.step, max(trainer.rates), loss, counts)
+            result = EpochResult(epoch, trainer.step, max(trainer.rates), loss, counts, metric)
             if tracking:
                 report(trainer, tracking, result, time.monotonic() - started, bar.time_left())
             swa = trainer.finish_swa()
             swa_counts = validate(swa)
             if swa is not None:
-                score = '' if swa_counts is None else f': mIoU {interval(swa_counts)}'
+                score = '' if swa_counts is None else f': {metric.label} {metric.interval(swa_counts)}'
                 log.info(f'weights averaged over the last {trainer.swa_epochs} epochs{score}')
-            trainer.end_epoch(result.score, None if swa is None else score_of(swa_counts))
+            trainer.end_epoch(result.score, None if swa is None else score_of(swa_counts, metric))
 
 
 def report(trainer: Trainer, tracking: Tracking, result: EpochResult, seconds: float, left: str) -> None:
     """Log the line of an epoch, its metrics, and now and then a picture of predictions."""
-    cfg, data = trainer.cfg, trainer.data
+    cfg, data, metric = trainer.cfg, trainer.data, result.metric
     parts = [
         f'epoch {result.epoch + 1:>{len(str(cfg.epochs))}}/{cfg.epochs}',
         f'loss {result.loss:.4f}',
-        f'mIoU {"-" if result.counts is None else interval(result.counts)}',
+        f'{metric.label} {"-" if result.counts is None else metric.interval(result.counts)}',
         f'lr {result.lr:.2e}',
         f'{seconds:.0f} s',
         left,
@@ -256,9 +276,8 @@ def log_end(cfg: Config, trainer: Trainer) -> None:
         return
     fold, folder, split = trainer.data.fold, trainer.folder, 'oof' if len(trainer.data.valid_rows) else 'test'
     if split == 'oof':
-        log.info(
-            f'best mIoU {trainer.best:.4f} in epoch {trainer.best_epoch + 1}; wrote {folder / "best.pt"}'
-        )
+        best = f'best {metric_of(trainer.cfg.competition).label} {trainer.best:.4f}'
+        log.info(f'{best} in epoch {trainer.best_epoch + 1}; wrote {folder / "best.pt"}')
     else:
         seen = 'a teacher, or the model it started from, saw their labels'
         why = 'fold -1 trains on all photos' if fold == -1 else seen

@@ -11,7 +11,8 @@ import difflib
 import hashlib
 import shlex
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -20,17 +21,21 @@ import cv2
 import numpy as np
 
 from config import Competition, is_plain, match_key
+from data.bands import read_bands
 from data.layout import annotation_files
 from data.masks import Annotation, LeftOut, decode, encode_segmentation
 from data.paths import find_photo, index_files, inside, nearest_file
-from data.photos import MAX_PIXELS, MAX_SIDE, read_rgb
+from data.photos import MAX_PIXELS, MAX_SIDE
 from metrics import IGNORED
+from submission import MaskFormat, downsample_mask, mask_format
 from utils.errors import BadInput, join_first, plural
 from utils.files import exists, normal_name
 from utils.json_files import identify, load_json, read_bytes, require, whole_number
 
 FLAGS = {0: False, 1: True, '0': False, '1': True, 'false': False, 'true': True, '': False}
 SHOWN = 40  # class names in an error
+# keys of a competition that change neither photos nor masks
+NOT_OF_PIXELS = {'group', 'metric', 'score_size', 'score_background', 'empty_score', 'submission'}
 
 Id = int | str  # of an image or a category
 
@@ -44,11 +49,34 @@ class Photo:
     height: int
     width: int
     annotations: tuple[Annotation, ...] = ()
+    first_object: int = 1  # lowest id of a class of objects: 0 if there is no background
+    annotators: tuple[Id | None, ...] = ()  # who each drew a mask of it, if labels are soft
 
     @property
     def classes(self) -> set[int]:
-        """Return the ids of the classes that the photo has objects of, without background and crowds."""
-        return {a.category_id for a in self.annotations if a.category_id and not a.iscrowd}
+        """Return the ids of the classes that the photo has objects of, without background and crowds; of
+        several annotators those that most of them drew, or half of them with the first.
+        """
+        drawn = [
+            {a.category_id for a in one.annotations if a.category_id >= self.first_object and not a.iscrowd}
+            for one in self.by_annotator()
+        ]
+        votes = Counter(k for ids in drawn for k in ids)
+        return {k for k, count in votes.items() if 2 * count + (k in drawn[0]) > len(drawn)}
+
+    def by_annotator(self) -> list['Photo']:
+        """Return the photo once for each annotator, with the annotations of that one alone."""
+        if len(self.annotators) < 2:
+            return [self]
+        return [
+            replace(self, annotators=(), annotations=tuple(a for a in self.annotations if a.annotator == one))
+            for one in self.annotators
+        ]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return (H, W)."""
+        return self.height, self.width
 
 
 @dataclass(frozen=True)
@@ -62,10 +90,21 @@ class CocoSet:
     fingerprint: str
     competition: Competition
     left_out: LeftOut = field(default_factory=LeftOut)  # objects, and parts of them
+    unlabelled: tuple[int, ...] = ()  # classes whose absence is not known where no object is labelled
 
     def path(self, photo: Photo) -> Path:
         """Return where a photo is, whatever the Unicode form and the slashes of its name."""
         return find_photo(self.root, photo.file_name)
+
+    @cached_property
+    def has_annotators(self) -> bool:
+        """Whether several annotators drew a mask of a photo each."""
+        return any(len(photo.annotators) > 1 for photo in self.photos)
+
+    @cached_property
+    def form(self) -> MaskFormat:
+        """The format of CSVs with masks of these photos."""
+        return mask_format(self.competition, sizes_of(self.photos))
 
     @cached_property
     def files_on_disk(self) -> dict[str, list[str]]:
@@ -99,7 +138,7 @@ def read_coco(root: str | Path, split: str, competition: Competition) -> CocoSet
             photos[name], origins[name] = photo, path
     if not photos:
         raise BadInput(f'{files[0]}: no images')
-    digest.update(_conventions(competition))
+    digest.update(pixel_conventions(competition))
     return CocoSet(root, split, files, tuple(photos.values()), digest.hexdigest(), competition, left_out)
 
 
@@ -112,17 +151,28 @@ def read_labels(path: str | Path, competition: Competition) -> CocoSet:
         raise BadInput(f'{path}: no images')
     if len({normal_name(photo.file_name) for photo in photos}) < len(photos):
         raise BadInput(f'{path}: two images have the same file_name')
-    digest = hashlib.sha256(content + _conventions(competition)).hexdigest()
+    digest = hashlib.sha256(content + pixel_conventions(competition)).hexdigest()
     return CocoSet(path.parent, 'labels', (path,), photos, digest, competition, left_out)
 
 
-def _conventions(competition: Competition) -> bytes:
+def pixel_conventions(competition: Competition) -> bytes:
     """Return what a competition says of pixels: nothing if it is the home competition."""
-    return competition.model_dump_json(exclude_defaults=True, exclude={'group'}).removeprefix('{}').encode()
+    return (
+        competition.model_dump_json(exclude_defaults=True, exclude=NOT_OF_PIXELS).removeprefix('{}').encode()
+    )
+
+
+def sizes_of(photos: Iterable[Photo]) -> dict[str, tuple[int, int]]:
+    """Return the (H, W) of photos by their file names."""
+    return {photo.file_name: photo.size for photo in photos}
 
 
 def draw_mask(photo: Photo) -> np.ndarray:
-    """Draw the (H, W) uint8 mask of a photo: the most pixels first, ties in the order of the file."""
+    """Draw the (H, W) uint8 mask of a photo: the most pixels first, ties in the order of the file; of several
+    annotators the majority of their masks.
+    """
+    if len(photo.annotators) > 1:
+        return majority([draw_mask(one) for one in photo.by_annotator()])
     mask = np.zeros((photo.width, photo.height), np.uint8)  # transposed: RLE runs down the columns
     for annotation in sorted(photo.annotations, key=lambda a: -a.pixels):
         drawn = decode(annotation.rle, (photo.height, photo.width))
@@ -130,14 +180,64 @@ def draw_mask(photo: Photo) -> np.ndarray:
     return cv2.transpose(mask)
 
 
+def draw_plane(photo: Photo, class_id: int) -> np.ndarray:
+    """Draw the (H, W) uint8 plane of a class that may overlap others; IGNORED where only a crowd is. Of
+    several annotators it is the majority of their planes.
+    """
+    if len(photo.annotators) > 1:
+        return majority([draw_plane(one, class_id) for one in photo.by_annotator()])
+    plane = np.zeros((photo.width, photo.height), np.uint8)  # transposed, as in draw_mask
+    annotations = [a for a in photo.annotations if a.category_id == class_id]
+    for annotation in sorted(annotations, key=lambda a: not a.iscrowd):  # objects over crowds
+        drawn = decode(annotation.rle, photo.size)
+        np.copyto(plane, IGNORED if annotation.iscrowd else 1, where=drawn)
+    return cv2.transpose(plane)
+
+
+def majority(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """Return what most of the annotators' masks have at each pixel; ties go to the first annotator among
+    them. One who has IGNORED there does not vote.
+    """
+    stack = np.stack(masks)
+    votes = [np.where(mask == IGNORED, 0, (stack == mask).sum(axis=0)) for mask in masks]
+    return np.take_along_axis(stack, np.argmax(votes, axis=0)[None], axis=0)[0]
+
+
+def draw_planes(photo: Photo, num_classes: int) -> np.ndarray:
+    """Draw the (K, H, W) uint8 planes of a photo whose classes may overlap."""
+    planes = np.zeros((num_classes, photo.height, photo.width), np.uint8)
+    for class_id in {annotation.category_id for annotation in photo.annotations}:
+        planes[class_id] = draw_plane(photo, class_id)
+    return planes
+
+
+def draw_truth(photo: Photo, competition: Competition) -> np.ndarray:
+    """Draw a photo's truth at its own size: (H, W) ids, or (K, H, W) planes if classes may overlap."""
+    return draw_planes(photo, len(competition.classes)) if competition.is_multilabel else draw_mask(photo)
+
+
+def scored_truth(photo: Photo, competition: Competition) -> np.ndarray:
+    """Draw a photo's truth at the size that is scored: (h, w) ids, or (K, h, w) planes."""
+    return scale_truth(draw_truth(photo, competition), competition)
+
+
+def scale_truth(truth: np.ndarray, competition: Competition) -> np.ndarray:
+    """Bring a photo's truth from its own size to that which is scored: (h, w) ids, or (K, h, w) planes."""
+    if competition.score_size == 'own':
+        return truth
+    if truth.ndim == 2:
+        return downsample_mask(truth, competition.score_size)
+    return np.stack([downsample_mask(plane, competition.score_size) for plane in truth])
+
+
 def read_photo(coco: CocoSet, photo: Photo) -> np.ndarray:
-    """Read a photo as (H, W, 3) uint8 RGB; raise BadInput if its size is not that of its record.
+    """Read a photo as (H, W, channels) uint8, or uint16 if the data set's depth is 16; raise BadInput if its
+    size is not that of its record.
 
     A cut-off test photo is read as far as it decodes, since a CSV needs all of them.
     """
-    path, size, competition = require_photo(coco, photo), (photo.height, photo.width), coco.competition
-    lenient = coco.split == 'test'
-    return read_rgb(path, size, competition.orientation, competition.intensity, lenient)
+    path, lenient = require_photo(coco, photo), coco.split == 'test'
+    return read_bands(path, coco.competition, photo.size, lenient, coco.root)
 
 
 def require_photo(coco: CocoSet, photo: Photo) -> Path:
@@ -175,7 +275,7 @@ def _read_file(
     records = _read_images(path, images, need_ids=bool(listed))
     class_ids = _match_categories(path, data, listed, competition)
     lost = LeftOut()
-    annotations = _read_annotations(path, listed, records, class_ids, competition.crowds, lost)
+    annotations = _read_annotations(path, listed, records, class_ids, competition, lost)
     if listed and not is_test and not any(annotations.values()):
         reasons = ', '.join(f'{count:,} {reason}' for reason, count in lost.items())
         fault = f'{plural(len(listed), "annotation")} and no mask: {reasons}'
@@ -186,7 +286,11 @@ def _read_file(
     photos = []
     for position, (image_id, (name, height, width)) in enumerate(records.items()):
         number = image_id if keeps_ids else (first_id or 0) + position
-        photos.append(Photo(number, name, height, width, tuple(annotations[image_id])))
+        drawn = tuple(annotations[image_id])
+        annotators = ()
+        if competition.labels == 'soft':
+            annotators = _find_annotators(f'{path}: images[{position}]', images[position], drawn)
+        photos.append(Photo(number, name, height, width, drawn, competition.object_ids.start, annotators))
     return photos
 
 
@@ -274,7 +378,10 @@ def _match_categories(
         if class_id is None:
             fault = f'category {name!r:.80} has {count}, but is no class'
             raise BadInput(f'{path}: {fault}{_advise_on_class(name, competition.classes, path.parent)}')
-        if class_id == 0 and not competition.knows_background(name):
+        if class_id == 0 and not competition.is_multilabel and not competition.knows_background(name):
+            drawn = [record for record in listed if identify(record['category_id']) == category_id]
+            if competition.crowds == 'ignored' and all(_read_flag(str(path), record) for record in drawn):
+                continue  # regions to ignore are of the first class
             fault = f'category {name!r:.80} has {count}, but is the first class, the background'
             advice = 'if it is an object, write Background before it in classes'
             raise BadInput(f'{path}: {fault}; {advice}; if not, give categories: {{{name}: {name}}}')
@@ -304,7 +411,7 @@ def _read_annotations(
     listed: list[dict[str, Any]],
     images: dict[Id, tuple[str, int, int]],
     class_ids: dict[Id, int],
-    crowds: str,
+    competition: Competition,
     left_out: LeftOut,
 ) -> dict[Id, list[Annotation]]:
     """Check the annotation records and return those that have a mask by image id."""
@@ -315,11 +422,37 @@ def _read_annotations(
         if image_id not in images:
             raise BadInput(f'{where}: image_id {image_id!r:.60} is not among the images')
         class_id = class_ids[identify(record['category_id'])]
-        iscrowd = _read_flag(where, record) and crowds == 'ignored'
+        iscrowd = _read_flag(where, record) and competition.crowds == 'ignored'
+        annotator = identify(record.get('annotator'))
+        if annotator is None and record.get('annotator') is not None and competition.labels == 'soft':
+            found = str(record['annotator'])[:60]
+            raise BadInput(f'{where}: annotator is {found!r}, expected a whole number or text')
         encoded = encode_segmentation(where, record, images[image_id][1:], left_out)
         if encoded is not None:
-            annotations[image_id].append(Annotation(class_id, iscrowd, *encoded))
+            annotations[image_id].append(Annotation(class_id, iscrowd, *encoded, annotator))
     return annotations
+
+
+def _find_annotators(
+    where: str, record: dict[str, Any], drawn: Sequence[Annotation]
+) -> tuple[Id | None, ...]:
+    """Return who annotated a photo, in the order of the file: those whom its record lists, who may have found
+    nothing, else those of its annotations. Raises BadInput.
+    """
+    found = tuple(dict.fromkeys(annotation.annotator for annotation in drawn))
+    listed = record.get('annotators')
+    if listed is None:
+        if None in found and len(found) > 1:
+            fault = "some of its annotations have the key 'annotator', and some have not"
+            raise BadInput(f'{where}: {fault}; expected all or none of a photo')
+        return found
+    names = tuple(dict.fromkeys(map(identify, listed))) if isinstance(listed, list) else (None,)
+    if None in names:
+        raise BadInput(f'{where}: annotators is {str(listed)[:60]}, expected a list of numbers or texts')
+    for one in found:
+        if one not in names:
+            raise BadInput(f'{where}: annotators lacks {one!r:.60}, of whom there are annotations')
+    return names
 
 
 def _read_flag(where: str, record: dict[str, Any]) -> bool:

@@ -3,10 +3,7 @@
 A scene is a set of near-duplicates, or of photos that `group` in competition.yaml keeps together.
 """
 
-import csv
 import hashlib
-import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +11,10 @@ import cv2
 import numpy as np
 
 from config import COMPETITION_FILE, Config
-from data.cache import Cache
+from data.cache import Cache, resize
+from data.groups import group_names
 from utils.errors import BadInput, one_line, plural
-from utils.files import lock, normal_name, write_text
+from utils.files import lock, normal_name, write_csv
 from utils.foreign_csv import find_columns, header_fault, read_lines, split_row
 from utils.json_files import whole_number
 from utils.log import log
@@ -38,12 +36,9 @@ def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
             raise BadInput(f'{path}: no such file (folds_csv)')
         with lock(cfg.cache_dir / '.folds.lock', 'assigning folds', wait=True):
             if not path.exists():
-                text = io.StringIO()
-                writer = csv.writer(text, lineterminator='\n')
-                writer.writerow(['image_id', 'file_name', 'fold'])
-                for photo, fold in zip(cache.coco.photos, make_folds(cfg, cache), strict=True):
-                    writer.writerow((photo.image_id, photo.file_name, fold))
-                write_text(path, text.getvalue())
+                folds = zip(cache.coco.photos, make_folds(cfg, cache), strict=True)
+                rows = [(photo.image_id, photo.file_name, fold) for photo, fold in folds]
+                write_csv(path, [('image_id', 'file_name', 'fold'), *rows])
     rows = read_rows(path)
     fold_of = dict(rows)
     names = [normal_name(photo.file_name) for photo in cache.coco.photos]
@@ -142,21 +137,6 @@ def find_scenes(
     raise TooFewScenes(f'{root}: {fault}, expected at least one for each of {folds} folds; give {ways}')
 
 
-def group_names(root: Path, names: Sequence[str], pattern: str) -> np.ndarray:
-    """Return the (n,) group of each photo: the text in its file name that a pattern matches, or the first
-    parenthesis in it. Raises BadInput for a name that does not match.
-    """
-    texts = []
-    for name in names:
-        match = re.search(pattern, normal_name(name))
-        if match is None:
-            fault = f'group: {pattern} matches nothing in the file name {name!r}'
-            advice = 'a pattern that ends with |$ takes all other photos as one group'
-            raise BadInput(f'{root / COMPETITION_FILE}: {fault}; {advice}')
-        texts.append(match[0] if not match.re.groups or match[1] is None else match[1])
-    return np.unique(texts, return_inverse=True)[1]
-
-
 def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """Assign (n,) folds for (n, K) labels by iterative stratification (Sechidis et al., ECML PKDD 2011).
 
@@ -184,7 +164,7 @@ def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> n
 
 def thumbnail(photo: np.ndarray) -> np.ndarray:
     """Shrink an (H, W, 3) photo to 24x24 and return it as a vector of mean 0 and length 1."""
-    small = cv2.resize(photo, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+    small = resize(photo, (THUMBNAIL, THUMBNAIL), cv2.INTER_AREA).astype(np.float32).ravel()
     small -= small.mean()
     return small / max(np.linalg.norm(small), 1e-6)
 

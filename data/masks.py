@@ -5,9 +5,9 @@ Shapes: H W a photo's own height and width, which is a `size`. Run lengths go do
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pycocotools import mask as rle_codec
@@ -28,6 +28,7 @@ SHORT_PART = 'a part with fewer than 3 points'
 EMPTY_PART = 'a part that covers no pixel'
 
 Size = tuple[int, int]
+Key = TypeVar('Key', bound=Hashable)
 
 
 class LeftOut(Counter):
@@ -43,6 +44,11 @@ class LeftOut(Counter):
             self[reason] += count
             self.examples.setdefault(reason, where)
 
+    def print(self) -> None:
+        """Print the count of each reason, the largest first, and where the first is."""
+        for reason, count in self.most_common():
+            print(f'left out: {count:,} ({reason}), the first: {self.examples[reason]}')
+
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
@@ -52,6 +58,7 @@ class Annotation:
     iscrowd: bool  # its pixels are ignored
     rle: bytes
     pixels: int
+    annotator: int | str | None = None  # who drew it
 
 
 def encode_segmentation(
@@ -84,6 +91,19 @@ def encode_segmentation(
 def decode(rle: bytes, size: Size) -> np.ndarray:
     """Decode an annotation's RLE as (W, H) bool, the transpose of pycocotools' annToMask."""
     return rle_codec.decode({'size': list(size), 'counts': rle}).T.view(bool)
+
+
+def shared_pixels(rles: Mapping[Key, Sequence[bytes]], size: Size) -> dict[Key, tuple[int, int]]:
+    """Return the pixels of each class, and how many of them another class has, too; `rles` are by class."""
+    unions = {
+        key: decode(rle_codec.merge([{'size': size, 'counts': rle} for rle in some])['counts'], size)
+        for key, some in rles.items()
+    }
+    classes = sum((union.view(np.uint8) for union in unions.values()), np.zeros(size[::-1], np.uint8))
+    return {
+        key: (int(np.count_nonzero(union)), int(np.count_nonzero(classes[union] > 1)))
+        for key, union in unions.items()
+    }
 
 
 def encode_polygons(

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from config import parse_yaml
 from utils.errors import BadInput
 from utils.files import file_hash, write_text
+from utils.yaml_files import parse_yaml
 
 PACKAGES = (
     'torch', 'torchvision', 'timm', 'segmentation-models-pytorch', 'albumentations',

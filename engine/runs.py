@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import Config, dump_config, fold_files, fold_of, keys_free_on_resume, make_config, read_mapping
+from config import Config, dump_config, fold_files, fold_of, keys_free_on_resume, make_config
 from utils.errors import BadInput, one_line
 from utils.files import lock, remove_partials, write_text
+from utils.yaml_files import read_mapping
 
 # what train.py writes besides config.yaml
 WRITTEN = ('last.pt', 'best.pt', 'metrics.csv', 'provenance.yaml', 'changes.diff')
@@ -39,7 +40,8 @@ def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str
         return []
     old, new = _values(read_run_config(folder)), _values(cfg)
     again = 'start again with --overwrite'
-    changed = [key for key in new if new[key] != old[key]]
+    unknown = {key for key in ('mean', 'std') if new[key] is None}  # until the photos are read
+    changed = [key for key in new if new[key] != old[key] and key not in unknown]
     for key in changed:
         if key not in keys_free_on_resume():
             fault = f"holds another config's run ({key}: {old[key]!r} there, {new[key]!r} here)"
@@ -94,15 +96,18 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
     write_text(path, text.getvalue())
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read epoch, loss and miou (nan if empty) of each row, [] without a file. Raises BadInput."""
+def read_metrics(path: Path, metric: str = 'miou') -> list[dict[str, float]]:
+    """Read epoch, loss and, as score, the metric (nan if empty) of each row, [] without a file. Raises
+    BadInput.
+    """
     if not path.is_file():
         return []
-    keys = ('epoch', 'loss', 'miou')
+    keys = {'epoch': 'epoch', 'loss': 'loss', 'score': metric}
     try:
-        return [{key: float(row[key] or 'nan') for key in keys} for row in _read_rows(path)]
+        return [{key: float(row[name] or 'nan') for key, name in keys.items()} for row in _read_rows(path)]
     except UNREADABLE as error:
-        raise BadInput(f'{path}: expected a row an epoch with epoch, loss, miou: {one_line(error)}') from None
+        expected = f'a row an epoch with {", ".join(keys.values())}'
+        raise BadInput(f'{path}: expected {expected}: {one_line(error)}') from None
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
@@ -110,9 +115,9 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def best_miou(metrics: list[dict[str, float]]) -> float:
-    """Return the highest mIoU of the rows of a metrics.csv; nan if there is none."""
-    return max((row['miou'] for row in metrics if not math.isnan(row['miou'])), default=math.nan)
+def best_score(metrics: list[dict[str, float]]) -> float:
+    """Return the highest score of the rows of a metrics.csv; nan if there is none."""
+    return max((row['score'] for row in metrics if not math.isnan(row['score'])), default=math.nan)
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,8 @@ class FoldRun:
 def read_fold(folder: Path) -> FoldRun:
     """Read the config and the metrics of a run folder. Raises BadInput."""
     cfg = read_run_config(folder)
-    return FoldRun(fold_of(folder), folder, cfg, read_metrics(folder / 'metrics.csv'))
+    metrics = read_metrics(folder / 'metrics.csv', cfg.competition.metric)
+    return FoldRun(fold_of(folder), folder, cfg, metrics)
 
 
 def read_runs(run: Path) -> list[FoldRun]:
@@ -143,7 +149,14 @@ def read_runs(run: Path) -> list[FoldRun]:
     if not folds:
         raise BadInput(f'{run}: no fold*/oof.csv in it; python infer.py --split oof writes them')
     for fold in folds[1:]:
-        for key in ('classes', 'data_root'):
-            if getattr(fold.cfg, key) != getattr(folds[0].cfg, key):
-                raise BadInput(f'{fold.folder / "config.yaml"}: {key} is not that of {folds[0].folder}')
+        if key := _difference(fold.cfg, folds[0].cfg):
+            raise BadInput(f'{fold.folder / "config.yaml"}: {key} is not that of {folds[0].folder}')
     return folds
+
+
+def _difference(cfg: Config, first: Config) -> str | None:
+    """Return the first key that differs, of those by which two folds are one run; None if none does."""
+    for key in ('classes', 'task', 'metric', 'score_size'):
+        if getattr(cfg.competition, key) != getattr(first.competition, key):
+            return key
+    return None if cfg.data_root == first.data_root else 'data_root'

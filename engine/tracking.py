@@ -21,16 +21,18 @@ import numpy as np
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from config import Config, dump_config, read_yaml
+from config import Config, dump_config
 from data.cache import Cache
-from engine.inference import predict_rows, probs_to_masks
+from engine.inference import predict_rows, to_mask
 from engine.runs import append_metrics
-from metrics import interval, iou_of_counts, miou_of_counts
+from metrics import Metric
 from models import SegModel
+from submission import metric_of
 from utils.errors import BadInput, one_line
 from utils.files import lock, write_text
 from utils.log import log
-from utils.plotting import comparison_row, sheet
+from utils.plotting import comparison_row, score_note, sheet
+from utils.yaml_files import read_yaml
 
 TRACKER_FILE = 'tracker.yaml'
 PROJECT = 'trash-segmentation'  # WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME change it
@@ -144,25 +146,27 @@ class EpochResult:
     lr: float
     loss: float
     counts: np.ndarray | None
+    metric: Metric
 
     @property
     def score(self) -> float:
-        return score_of(self.counts)
+        return score_of(self.counts, self.metric)
 
     def values(self, classes: Sequence[str]) -> dict[str, float]:
         """Return the row of metrics.csv; nan for a value that is not known."""
         values = {'epoch': self.epoch, 'step': self.step, 'lr': self.lr, 'loss': self.loss}
+        name, prefix = self.metric.name, self.metric.class_name
         if self.counts is None:
-            return {**values, 'miou': math.nan, 'miou_low': math.nan, 'miou_high': math.nan}
-        score = interval(self.counts)
-        values |= {'miou': score.value, 'miou_low': score.low, 'miou_high': score.high}
-        iou = iou_of_counts(*self.counts.sum(0))
-        return values | {f'iou_{name}': float(value) for name, value in zip(classes, iou, strict=True)}
+            return {**values, name: math.nan, f'{name}_low': math.nan, f'{name}_high': math.nan}
+        score = self.metric.interval(self.counts)
+        values |= {name: score.value, f'{name}_low': score.low, f'{name}_high': score.high}
+        scores = zip(classes, self.metric.by_class(self.counts), strict=True)
+        return values | {f'{prefix}_{class_}': float(value) for class_, value in scores}
 
 
-def score_of(counts: np.ndarray | None) -> float:
-    """Return the mIoU of the (n, 3, K) counts of validation photos; nan without them."""
-    return math.nan if counts is None else float(miou_of_counts(counts.sum(0)))
+def score_of(counts: np.ndarray | None, metric: Metric) -> float:
+    """Return the score of the (n, 3, K) counts of validation photos; nan without them."""
+    return math.nan if counts is None else float(metric.score(counts))
 
 
 class Tracking:
@@ -220,9 +224,13 @@ class Tracking:
 def draw_predictions(model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config) -> np.ndarray:
     """Draw PHOTOS of the rows, the same in each epoch: photo, truth and prediction side by side."""
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, PHOTOS).astype(int))]
-    pictures = []
-    for batch, probs in predict_rows(model, cache, rows, cfg, tta=False):
-        for row, pred in zip(batch, probs_to_masks(probs, cfg), strict=True):
-            name = cache.names(np.array([row]))[0]
-            pictures.append(comparison_row(name, np.array(cache.photos[row]), cache.truth(row), pred))
+    metric, pictures, bands = metric_of(cfg.competition), [], []
+    for band in predict_rows(model, cache, rows, cfg, tta=False):
+        bands.append(to_mask(band.probs, cfg))
+        if band.is_last:
+            row, pred = int(rows[band.position]), np.concatenate(bands, axis=-2)
+            name, truth = cache.names(np.array([row]))[0], cache.truth(row)
+            note = score_note(metric.label, metric.of_image(truth, pred, len(cfg.classes)))
+            pictures.append(comparison_row(name, np.array(cache.photos[row]), truth, pred, note))
+            bands = []
     return sheet(pictures, ('photo', 'truth', 'prediction'), cfg.classes)

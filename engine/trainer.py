@@ -4,9 +4,10 @@ A resumed run ends with the same bits as one that was never interrupted: last.pt
 of each rank and the place within the epoch.
 """
 
+import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,15 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from config import Config
 from data.cache import Cache
-from dataset import EpochSampler, TrainingSet, batches_per_epoch, make_loader, normalize
+from data.extra import Extra
+from dataset import EpochSampler, TrainingSet, batches_per_epoch, make_loader, normalize, unpack_masks
 from engine.checkpoint import load_checkpoint, load_model_state, save_checkpoint
 from engine.distributed import Ranks
 from engine.inference import amp_dtype, autocast
 from engine.optim import build_optimizer, lr_factor
 from losses import segmentation_loss
 from models import SegModel
+from submission import metric_of
 from utils.errors import BadInput, CheckFailed, Interrupted
 from utils.log import log
 from utils.progress import Bar
@@ -57,6 +60,15 @@ class TrainingData:
     valid_rows: np.ndarray
     held_out: str | None  # hash of the photos whose labels the model never sees; None if it sees all
     pseudo: PseudoLabels | None = None
+    extra: tuple[Extra, ...] = ()  # photos of other data roots
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the annotations of all data roots."""
+        if not self.extra:
+            return self.cache.coco.fingerprint
+        parts = [self.cache.coco.fingerprint, *(extra.cache.coco.fingerprint for extra in self.extra)]
+        return hashlib.sha256(' '.join(parts).encode()).hexdigest()
 
 
 class Trainer:
@@ -90,7 +102,7 @@ class Trainer:
             devices = [ranks.device] if ranks.device.type == 'cuda' else None
             self.forward = DistributedDataParallel(self.forward, device_ids=devices)
         pseudo_cache = data.pseudo.cache if data.pseudo else None
-        self.samples = TrainingSet(cfg, data.cache, data.train_rows, model.fill, pseudo_cache)
+        self.samples = TrainingSet(cfg, data.cache, data.train_rows, model.fill, pseudo_cache, data.extra)
         self.sampler = EpochSampler(cfg.batch_size, cfg.seed, ranks.rank, ranks.world)
         self.loader = make_loader(self.samples, cfg.workers, batch_sampler=self.sampler)
         self.total_steps = self.steps_in(range(cfg.epochs))
@@ -112,12 +124,21 @@ class Trainer:
         """The current learning rate of each parameter group."""
         return [group['lr'] for group in self.optimizer.param_groups]
 
-    def positions_in(self, epoch: int) -> range:
-        """Return the positions that an epoch draws from; pseudo-labelled photos are the last ones."""
+    def positions_in(self, epoch: int) -> Sequence[int]:
+        """Return the positions of an epoch's samples; those from other data roots come last, and are beside
+        the clean photos alone.
+        """
+        own = self.own_positions(epoch)
+        if not self.data.extra or own.start:
+            return own
+        return np.concatenate([own, self.samples.extra_positions(epoch, len(own))])
+
+    def own_positions(self, epoch: int) -> range:
+        """Return the positions of an epoch in data_root; pseudo-labelled photos are the last ones."""
         clean, schedule = len(self.data.train_rows), self.pseudo_schedule
         if schedule == 'none' or (schedule != 'full' and epoch >= self.cfg.epochs // 2):
             return range(clean)
-        return range(clean if schedule == 'pretrain' else 0, len(self.samples))
+        return range(clean if schedule == 'pretrain' else 0, self.samples.own_size)
 
     def batches_in(self, epochs: range) -> list[int]:
         """Count the batches of each of the epochs."""
@@ -137,7 +158,8 @@ class Trainer:
         bar.set_description_str(f'epoch {epoch + 1}/{self.cfg.epochs}', refresh=False)
         for _ in self.steps(epoch):
             self.save_or_stop()
-            score = {} if math.isnan(self._score) else {'mIoU': f'{self._score:.3f}'}
+            label = metric_of(self.cfg.competition).label
+            score = {} if math.isnan(self._score) else {label: f'{self._score:.3f}'}
             bar.set_postfix(loss=f'{self.total / self.batch:.3f}', **score, refresh=False)
             bar.update()
         self.epoch = epoch + 1
@@ -172,25 +194,25 @@ class Trainer:
 
     def start_epoch(self, epoch: int) -> None:
         """Point the loader at an epoch, and log which photos it trains on if that has changed."""
-        positions = self.positions_in(epoch)
-        if self.data.pseudo and (epoch == 0 or positions != self.positions_in(epoch - 1)):
+        positions = self.own_positions(epoch)
+        if self.data.pseudo and (epoch == 0 or positions != self.own_positions(epoch - 1)):
             count = max(0, positions.stop - len(self.data.train_rows))
             log.info(f'epoch {epoch + 1}: training on {len(positions)} photos, {count} pseudo-labelled')
-        self.sampler.set_epoch(epoch, positions, start=self.batch)
+        self.sampler.set_epoch(epoch, self.positions_in(epoch), start=self.batch)
         self.model.train()
 
     def compute_loss(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Return the loss of (N, 3, C, C) uint8 images and their (N, C, C) masks."""
+        """Return the loss of (N, C, S, S) images and their masks, (N, S, S) or packed (N, S, S, 2P)."""
         cfg, device = self.cfg, self.ranks.device
         with autocast(cfg, device):
             outputs = self.forward(self.prepare(images))
-        masks = masks.to(device, non_blocking=True)
+        masks = unpack_masks(masks.to(device, non_blocking=True), len(cfg.classes))
         options = {'label_smoothing': cfg.label_smoothing, 'class_weights': cfg.class_weights}
         return segmentation_loss(outputs, masks, self.model.loss_weights, cfg.loss, **options)
 
     def end_epoch(self, score: float, swa_score: float | None = None) -> None:
         """Save last.pt, and best.pt if a model is the best so far; raise Interrupted if asked to stop. Takes
-        the validation mIoU, nan without one, of the averaged model and, if there is one, of finish_swa's.
+        the validation score, nan without one, of the averaged model and, if there is one, of finish_swa's.
         """
         self._score = score
         if self.ranks.is_main:
@@ -221,7 +243,7 @@ class Trainer:
         return Interrupted(f'{cause}stopped after {position}, with a checkpoint; go on with --resume')
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Normalise (N, 3, C, C) uint8 images on the model's device, in its memory format."""
+        """Normalise (N, C, S, S) images on the model's device, in its memory format."""
         images = normalize(images.to(self.ranks.device, non_blocking=True), self.model.mean, self.model.std)
         return images.contiguous(memory_format=self.memory_format)
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from config import CLASSES, Config, load_config
-from submission import SubmissionWriter
+from metrics import Metric, image_counts
+from utils.id_csv import IdWriter
 from utils.log import log
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared'
@@ -146,7 +147,7 @@ def write_rectangles(
 def write_csv(path: Path, masks: dict[str, np.ndarray]) -> Path:
     """Write a submission of (256, 256) masks by image id."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with SubmissionWriter(path) as writer:
+    with IdWriter(path) as writer:
         for image_id, mask in masks.items():
             writer.write(image_id, mask)
     return path
@@ -217,3 +218,8 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
     yield mount
     if folder.is_mount():
         subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """Compute the mIoU of a confusion matrix."""
+    return float(Metric().score(image_counts(confusion)[None]))

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 import train
+from config import HOME
 from data.cache import open_cache
 from dataset import TrainingSet
 from engine.distributed import Ranks
@@ -19,6 +20,7 @@ from engine.sanity import check_classes, check_counts, check_first_batch, check_
 from engine.writer import Predictions
 from metrics import IGNORED
 from models import SegModel
+from submission import mask_format
 from utils.errors import BadInput, CheckFailed
 from utils.log import log
 
@@ -159,7 +161,7 @@ def test_prediction_of_fewer_photos_leaves_no_csv(tiny, tmp_path):
     names = ['a.jpg', 'b.jpg', 'c.jpg']
     with (
         pytest.raises(CheckFailed, match='1 of 3 photos were not predicted, and 1 more than once'),
-        Predictions(tmp_path, 'test', names, tiny, False, Ranks.alone()) as predictions,
+        Predictions(tmp_path, 'test', names, mask_format(HOME, {}), False, Ranks.alone()) as predictions,
     ):
         for place in (0, 1, 1):
             predictions.write(place, np.zeros((256, 256), np.uint8), np.empty(0))

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from config import CLASSES, HOME, Competition
 from data.coco import IGNORED, Photo, draw_mask, read_coco, read_labels
 from data.masks import Annotation, LeftOut, encode_segmentation
-from submission import read_test_ids
+from submission import read_test_sizes
 from utils.errors import BadInput
 
 
@@ -324,9 +324,11 @@ def test_encodings_with_which_windows_writes_json(tmp_path, encoding):
     root = write_set(tmp_path / 'd', train=2, test=1, side=64)
     for name in ('train_all.json', 'test.json'):
         (root / name).write_text((root / name).read_text(), encoding=encoding)
-    assert len(read_coco(root, 'train', HOME).photos) == 2 and read_test_ids(root) == ['batch_01/0002.jpg']
+    assert len(read_coco(root, 'train', HOME).photos) == 2 and [*read_test_sizes(root, HOME)] == [
+        'batch_01/0002.jpg'
+    ]
     (root / 'test.json').write_text('{"images": [{"file_name": "유리.jpg"}]}', encoding='cp949')
-    for read in (read_test_ids, lambda root: read_coco(root, 'test', HOME)):
+    for read in (lambda root: read_test_sizes(root, HOME), lambda root: read_coco(root, 'test', HOME)):
         with pytest.raises(BadInput, match=r'test\.json: not JSON, or in no Unicode.*save it as UTF-8'):
             read(root)
 
@@ -439,17 +441,23 @@ def test_photos_alone_will_do_for_the_test(tmp_path, edit):
     edit(data)
     (root / 'test.json').write_text(json.dumps(data))
     names = [photo.file_name for photo in read_coco(root, 'test', HOME).photos]
-    assert names == read_test_ids(root) == ['batch_01/0001.jpg', 'batch_01/0002.jpg']
+    assert names == [*read_test_sizes(root, HOME)] == ['batch_01/0001.jpg', 'batch_01/0002.jpg']
     data['images'][1]['file_name'] = '.\\batch_01\\0001.jpg'
     (root / 'test.json').write_text(json.dumps(data))
-    for read in (read_test_ids, lambda root: read_coco(root, 'test', HOME)):
+    for read in (lambda root: read_test_sizes(root, HOME), lambda root: read_coco(root, 'test', HOME)):
         with pytest.raises(BadInput, match=r'test\.json: image .* is listed twice'):
             read(root)
 
 
 FOREIGN = {
-    'LabelMe': ({'version': '5', 'shapes': [], 'imagePath': 'a.jpg'}, 'seems to be LabelMe JSON'),
-    'Label Studio': ([{'id': 1, 'data': {}, 'annotations': []}], 'seems to be Label Studio JSON'),
+    'LabelMe': (
+        {'version': '5', 'shapes': [], 'imagePath': 'a.jpg'},
+        'seems to be LabelMe JSON.* prepare.py from-json imports it',
+    ),
+    'Label Studio': (
+        [{'id': 1, 'data': {}, 'annotations': []}],
+        'seems to be Label Studio JSON.* label-studio',
+    ),
     'results': (
         [{'image_id': 0, 'category_id': 1, 'segmentation': {}, 'score': 0.5}],
         'seems to be COCO results, predictions without',
@@ -460,8 +468,14 @@ FOREIGN = {
     ),
     'VIA': ({'a.jpg123': {'filename': 'a.jpg', 'regions': []}}, 'seems to be VIA JSON'),
     'VIA project': ({'_via_img_metadata': {}, '_via_settings': {}}, 'seems to be a project of VIA'),
-    'CVAT': ('<?xml version="1.0"?>\n<annotations><version>1.1</version>', 'seems to be CVAT XML'),
-    'VOC': ('<annotation>\n<folder>x</folder>', 'seems to be Pascal VOC XML'),
+    'CVAT': (
+        '<?xml version="1.0"?>\n<annotations><version>1.1</version>',
+        'seems to be CVAT XML.* prepare.py cvat',
+    ),
+    'VOC': (
+        '<annotation>\n<folder>x</folder>',
+        'seems to be Pascal VOC XML.* export the annotations as COCO',
+    ),
     'page': ('<!DOCTYPE html>\n<html>', 'seems to be a web page'),
     'lines': ('{"image": "a"}\n{"image": "b"}\n', 'seems to be JSON lines'),
     'LFS': ('version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull'),
@@ -478,7 +492,7 @@ def test_what_is_not_coco_is_named(tmp_path, kind):
     for name in ('train_all.json', 'test.json'):
         (root / name).write_text(content if isinstance(content, str) else json.dumps(content))
     reads = [lambda: read_coco(root, 'train', HOME), lambda: read_labels(root / 'test.json', HOME)]
-    for read in [*reads, lambda: read_test_ids(root)]:
+    for read in [*reads, lambda: read_test_sizes(root, HOME)]:
         with pytest.raises(BadInput, match=message) as error:
             read()
         assert 'COCO' in str(error.value) or kind == 'cut off'

@@ -26,12 +26,12 @@ def small(tiny, tmp_path, **sizes):
 
 def test_cache_holds_the_photos_and_masks(tiny):
     cache = open_cache(tiny, 'train')
-    assert cache.photos.shape == (24, 256, 256, 3) and cache.masks.shape == (24, 256, 256)
+    assert cache.photos.array.shape == (24, 256, 256, 3) and cache.masks.array.shape == (24, 256, 256)
     for row in (0, 23):
         photo = cache.coco.photos[row]
         assert np.array_equal(cache.photos[row], read_photo(cache.coco, photo))
         assert np.array_equal(cache.masks[row], draw_mask(photo))
-    assert open_cache(tiny, 'test').masks.max() == 0
+    assert open_cache(tiny, 'test').masks.array.max() == 0
 
 
 def test_the_scored_mask_is_every_second_pixel(tiny, tmp_path):
@@ -62,7 +62,7 @@ def test_a_broken_photo_leaves_no_cache_behind(tiny, tmp_path):
 
 def _open(cfg, barrier, results):
     barrier.wait()
-    results.put(open_cache(cfg, 'train').photos.sum())
+    results.put(open_cache(cfg, 'train').photos.array.sum())
 
 
 def test_two_processes_build_the_cache_once(tiny, tmp_path):
@@ -175,7 +175,7 @@ def test_ranks_share_the_same_global_batches():
 def test_a_spawned_process_maps_the_cache_again(tiny):
     cache = open_cache(tiny, 'train')
     sent = pickle.dumps(WholePhotos(cache, np.array([5, 7]), 64))
-    assert len(sent) < cache.photos.nbytes / 100
+    assert len(sent) < cache.photos.array.nbytes / 100
     assert torch.equal(pickle.loads(sent)[1][0], WholePhotos(cache, np.array([7]), 64)[0][0])
 
 
@@ -195,7 +195,7 @@ def test_rare_classes_are_pasted_more_often(tiny):
     samples.donors = {3: samples.donors[3], 4: samples.donors[4][:1]}
     black = np.zeros((256, 256, 3), np.uint8), np.zeros((256, 256), np.uint8)
     rng = np.random.default_rng(0)
-    pasted = np.concatenate([np.unique(samples.paste(*black, rng)[1]) for _ in range(60)])
+    pasted = np.concatenate([np.unique(samples.paste(black, rng)[1]) for _ in range(60)])
     assert (pasted == 4).sum() > 2 * (pasted == 3).sum() > 0
     assert torch.equal(samples[2, 5][0], samples[2, 5][0])  # from (seed, epoch, position) alone
 

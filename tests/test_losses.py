@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses import LOSSES, cross_entropy, dice, focal, lovasz, ohem, segmentation_loss
+from losses import LOSSES, binary_cross_entropy, cross_entropy, dice, focal, lovasz, ohem, segmentation_loss
+
+OF_IDS = [name for name in LOSSES if name != 'bce']
 
 
 def logits_of(probs: list[list[float]]) -> Tensor:
@@ -131,7 +133,7 @@ def test_focal():
     assert focal(LOGITS, MASK, gamma=0).item() == pytest.approx(cross_entropy(LOGITS, MASK).item())
 
 
-@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('name', OF_IDS)
 def test_ignored_pixels_do_not_count(name):
     torch.manual_seed(0)
     logits, mask = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randint(0, 4, (2, 8, 8))
@@ -142,7 +144,7 @@ def test_ignored_pixels_do_not_count(name):
     assert (logits.grad[:, :, 4:] == 0).all() and (logits.grad[:, :, :4] != 0).any()
 
 
-@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('name', OF_IDS)
 def test_all_ignored_is_0_with_a_gradient(name):
     logits = torch.randn(2, 4, 8, 8, requires_grad=True)
     mask = torch.full((2, 32, 32), 255, dtype=torch.uint8)
@@ -154,7 +156,7 @@ def test_all_ignored_is_0_with_a_gradient(name):
     assert (logits.grad == 0).all()
 
 
-@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('name', OF_IDS)
 @pytest.mark.parametrize('scale', [1.0, 1e4])
 def test_an_absent_class_is_finite(name, scale):
     torch.manual_seed(0)
@@ -164,14 +166,14 @@ def test_an_absent_class_is_finite(name, scale):
     assert loss.isfinite() and logits.grad.isfinite().all()
 
 
-@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('name', OF_IDS)
 def test_nan_is_not_hidden(name):
     logits = torch.randn(2, 4, 8, 8)
     logits[0, 0, 0, 0] = float('nan')
     assert LOSSES[name](logits, torch.randint(0, 4, (2, 8, 8))).isnan()
 
 
-@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('name', OF_IDS)
 def test_a_better_prediction_costs_less(name):
     torch.manual_seed(0)
     mask = torch.randint(0, 4, (2, 16, 16))
@@ -209,7 +211,7 @@ def test_class_weights_and_smoothing_reach_the_cross_entropies():
 def test_computed_in_fp32_under_autocast():
     torch.manual_seed(0)
     logits, mask = torch.randn(2, 4, 8, 8).bfloat16(), torch.randint(0, 4, (2, 32, 32))
-    terms = dict.fromkeys(LOSSES, 1.0)
+    terms = dict.fromkeys(OF_IDS, 1.0)
     expected = segmentation_loss([logits.float()], mask, [1.0], terms)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         loss = segmentation_loss([logits], mask, [1.0], terms)
@@ -218,7 +220,116 @@ def test_computed_in_fp32_under_autocast():
 
 def test_unknown_term_and_missing_weight_are_refused():
     logits, mask = torch.randn(2, 4, 8, 8), torch.randint(0, 4, (2, 8, 8))
-    with pytest.raises(ValueError, match='found jaccard, expected one of ce, ohem, dice, lovasz, focal'):
+    with pytest.raises(ValueError, match='found jaccard, expected one of ce, bce, ohem, dice, lovasz, focal'):
         segmentation_loss([logits], mask, [1.0], {'jaccard': 1.0})
     with pytest.raises(ValueError, match='zip'):
         segmentation_loss([logits, logits], mask, [1.0])
+
+
+# --- planes: two classes and four pixels, the last unknown for class 1
+PLANE_PROBS = torch.tensor([[0.9, 0.5, 0.8, 0.3], [0.1, 0.5, 0.2, 0.99]])
+PLANE_LOGITS = PLANE_PROBS.logit()[None, :, None]
+PLANES = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 255]], dtype=torch.uint8)[None, :, None]
+TRUE_PROBS = [[0.9, 0.5, 0.2, 0.3], [0.1, 0.5, 0.8]]  # of what is true, by class
+
+
+def planes_of(seed=0, shape=(2, 4, 8, 8)):
+    torch.manual_seed(seed)
+    return torch.randint(0, 2, shape, dtype=torch.uint8)
+
+
+def test_binary_cross_entropy():
+    losses = [-math.log(p) for row in TRUE_PROBS for p in row]
+    for name in ('bce', 'ce'):
+        assert LOSSES[name](PLANE_LOGITS, PLANES).item() == pytest.approx(sum(losses) / 7)
+    weighted = LOSSES['bce'](PLANE_LOGITS, PLANES, class_weights=(1.0, 3.0)).item()
+    assert weighted == pytest.approx((sum(losses[:4]) + 3 * sum(losses[4:])) / (4 + 9))
+    smooth = [-0.9 * math.log(p) - 0.1 * math.log(1 - p) for row in TRUE_PROBS for p in row]
+    assert LOSSES['bce'](PLANE_LOGITS, PLANES, label_smoothing=0.2).item() == pytest.approx(sum(smooth) / 7)
+    with pytest.raises(ValueError, match=r'bce: found a mask of \(1, 1, 4\), expected planes'):
+        binary_cross_entropy(LOGITS, MASK)
+
+
+def test_ohem_takes_the_hard_pixels_of_planes():
+    hard = [-math.log(p) for row in TRUE_PROBS for p in row if p < 0.7]
+    assert ohem(PLANE_LOGITS, PLANES).item() == pytest.approx(sum(hard) / 5)
+
+
+def test_focal_of_planes():
+    losses = [-((1 - p) ** 2) * math.log(p) for row in TRUE_PROBS for p in row]
+    assert focal(PLANE_LOGITS, PLANES).item() == pytest.approx(sum(losses) / 7)
+    assert focal(PLANE_LOGITS, PLANES, gamma=0).item() == pytest.approx(
+        cross_entropy(PLANE_LOGITS, PLANES).item()
+    )
+
+
+def test_dice_of_planes():
+    first, second = 1 - 2 * (0.9 + 0.5 + 0.3) / (3 + 2.5), 1 - 2 * 0.1 / (1 + 0.8)
+    assert dice(PLANE_LOGITS, PLANES).item() == pytest.approx((first + second) / 2)
+    absent, unknown = PLANES.clone(), PLANES.clone()
+    absent[0, 1, 0, 0], unknown[0, 1] = 0, 255
+    assert dice(PLANE_LOGITS, absent).item() == pytest.approx((first + 0.8 / 3) / 2)  # mean probability
+    assert dice(PLANE_LOGITS, unknown).item() == pytest.approx(first)
+
+
+def test_lovasz_of_planes_is_that_of_a_softmax_of_two():
+    """A class and its absence, as two logits, have the probabilities of one logit by the sigmoid."""
+    logits, planes = torch.randn(2, 1, 8, 8), planes_of(shape=(2, 1, 8, 8))
+    two = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    absence, presence = (
+        lovasz(-logits, 1 - planes).item(),
+        lovasz(logits, planes).item(),
+    )
+    assert lovasz(two, planes[:, 0].long()).item() == pytest.approx((absence + presence) / 2)
+
+
+def test_lovasz_of_a_hard_prediction_of_planes_is_its_mean_iou():
+    planes, pred = planes_of(0), planes_of(1)
+    planes[1, 2, :4] = 255
+    known = planes != 255
+    hits = ((planes == 1) & (pred == 1)).sum((0, 2, 3))
+    unions = (((planes == 1) | (pred == 1)) & known).sum((0, 2, 3))
+    loss = lovasz(200.0 * pred - 100, planes)
+    assert loss.item() == pytest.approx(1 - (hits / unions).mean().item())
+
+
+@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('value', [-1e4, 0.0, 1e4])
+def test_what_is_unknown_in_a_plane_does_not_count(name, value):
+    """Not in that plane alone: whatever the logits there are, and it gets no gradient."""
+    planes = planes_of()
+    planes[:, 1, 2:5] = 255
+    torch.manual_seed(3)
+    logits = torch.randn(2, 4, 8, 8)
+    before = LOSSES[name](logits, planes).item()
+    logits[:, 1, 2:5] = value
+    logits.requires_grad_()
+    loss = LOSSES[name](logits, planes)
+    loss.backward()
+    assert loss.item() == pytest.approx(before, rel=1e-4)
+    assert (logits.grad[:, 1, 2:5] == 0).all() and (logits.grad[:, 0, 2:5] != 0).any()
+
+
+@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('scale', [1.0, 1e4])
+def test_planes_that_are_empty_or_unknown_are_finite(name, scale):
+    planes = planes_of()
+    planes[:, 1], planes[:, 2] = 0, 255
+    logits = (scale * torch.randn(2, 4, 8, 8)).requires_grad_()
+    loss = LOSSES[name](logits, planes)
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all()
+    logits.grad = None
+    nothing = LOSSES[name](logits, torch.full_like(planes, 255))
+    nothing.backward()
+    assert nothing.item() == 0 and (logits.grad == 0).all()
+    assert LOSSES[name](torch.full_like(logits, float('nan')), planes).isnan()
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_a_better_prediction_of_planes_costs_less(name):
+    planes = planes_of()
+    planes[:, 0, :2] = 255
+    right = 2.0 * (planes == 1) - 1
+    losses = [segmentation_loss([scale * right], planes, [1.0], {name: 1.0}).item() for scale in (-3, 1, 9)]
+    assert losses[0] > losses[1] > losses[2] >= 0 and losses[2] < 0.01

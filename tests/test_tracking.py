@@ -1,13 +1,52 @@
 """Curves, config and pictures in wandb and MLflow, without a network."""
 
 import csv
+import math
 
+import numpy as np
 import pytest
 from processes import ended, start
 
 import train
-from engine.tracking import PROJECT, Mlflow, require_tracker
+from engine.runs import append_metrics, best_score, read_metrics
+from engine.tracking import PROJECT, EpochResult, Mlflow, require_tracker, score_of
+from metrics import Metric
 from utils.errors import BadInput, CheckFailed
+
+
+@pytest.mark.parametrize(
+    ('metric', 'columns', 'score'),
+    [
+        (Metric(), ['miou', 'iou_a', 'iou_b'], (5 / 8 + 1 / 4) / 2),
+        (Metric('dice', (1,)), ['dice', 'dice_a', 'dice_b'], 0.4),
+        (Metric('image_miou'), ['image_miou', 'image_iou_a', 'image_iou_b'], (0.625 + 0.625) / 2),
+        (Metric('image_dice', (1,)), ['image_dice', 'image_dice_a', 'image_dice_b'], (0.4 + 1) / 2),
+    ],
+)
+def test_the_competitions_metric_is_the_score_of_an_epoch(metric, columns, score, tmp_path):
+    counts = np.array([[[1, 1], [1, 2], [2, 3]], [[3, 0], [4, 0], [5, 0]]])
+    counts[0, :, 0], counts[1, :, 0] = (2, 2, 4), (3, 4, 3)  # IoU 0.5 and 0.75, together 5 of 8
+    result = EpochResult(0, 3, 1e-4, 2.5, counts, metric)
+    assert result.score == score_of(counts, metric) == pytest.approx(score)
+    values = result.values(('a', 'b'))
+    name, *classes = columns
+    assert [*values][4:] == [name, f'{name}_low', f'{name}_high', *classes]
+    assert values[name] == result.score and values[f'{name}_low'] <= values[name] <= values[f'{name}_high']
+    path = tmp_path / 'metrics.csv'
+    append_metrics(path, values)
+    append_metrics(path, {**values, 'epoch': 1, name: ''})
+    first, second = read_metrics(path, name)
+    assert first == {'epoch': 0, 'loss': 2.5, 'score': result.score} and math.isnan(second['score'])
+    assert best_score([first, second]) == result.score
+    other = 'dice' if name == 'miou' else 'miou'
+    with pytest.raises(BadInput, match=f'expected a row an epoch with epoch, loss, {other}'):
+        read_metrics(path, other)
+    nothing = EpochResult(0, 3, 1e-4, 2.5, None, metric)
+    assert math.isnan(nothing.score) and [*nothing.values(('a', 'b'))][4:] == [
+        name,
+        f'{name}_low',
+        f'{name}_high',
+    ]
 
 
 def test_a_missing_package_is_one_line_before_training(tiny, monkeypatch):
