@@ -1,6 +1,6 @@
 """Stage 2: predict the photos that a fold was validated on, or the test photos, with test-time augmentation.
 
-    python infer.py --cfg configs/convnext.yaml --fold 0 --split oof     # .../fold0/oof.csv, and its mIoU
+    python infer.py --cfg configs/convnext.yaml --fold 0 --split oof     # .../fold0/oof.csv, and its score
     python infer.py --cfg configs/convnext.yaml --fold all --split oof   # convnext/oof.csv, over all folds
     python infer.py --cfg configs/convnext.yaml --fold 0 --split test    # .../fold0/test.csv
     python infer.py --cfg configs/convnext.yaml --fold all --split test  # output/convnext/test.csv, averaged
@@ -14,11 +14,12 @@ pseudo-label retrain is --set name=convnext-pseudo. --fold -1 is the model that 
 
 import math
 from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import Config, fold_files, load_config
+from config import Competition, Config, fold_files, load_config
 from utils.cli import ArgumentParser, add_config_arguments, next_line, parse_early, parse_fold, run_script
 from utils.errors import BadInput
 
@@ -53,18 +54,29 @@ if __name__ == '__main__':
 import numpy as np
 import torch
 
+from data.bands import is_array, read_bands
 from data.cache import Cache, open_cache
 from data.folds import read_folds, split_fold
-from data.photos import likely_range, read_rgb, show_range
+from data.photos import likely_range, show_range
 from engine.checkpoint import load_oof_run, load_run
 from engine.distributed import Ranks, start_ranks
-from engine.inference import photo_probs, predict_shard, predict_shard_by_folds
+from engine.inference import Band, Truths, photo_bands, predict_shard, predict_shard_by_folds, to_mask
 from engine.writer import Predictions
-from metrics import LEVEL, confusion_matrix, format_table, image_counts, interval
-from submission import SubmissionReader, open_probs
+from metrics import LEVEL, format_table
+from submission import metric_of, open_probs, probs_to_bytes
 from utils.log import log, start_log
-from utils.plotting import overlay, write_png
+from utils.plotting import outline_side, overlay, to_display, write_png
 from utils.progress import progress
+from voting.thresholds import FILE as THRESHOLDS
+from voting.thresholds import (
+    HISTOGRAMS,
+    note_thresholds,
+    read_histograms,
+    read_thresholds,
+    threshold_counts,
+)
+
+BAND_ROWS = 1024  # of a photo, drawn at a time
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ class Settings:
 
 
 def main(cfg: Config, fold: int | None, split: str, save_probs: bool = False, tta: bool = True) -> float:
-    """Predict one fold, or all (None), and write the CSV; return oof's mIoU, or nan. Raises BadInput."""
+    """Predict one fold, or all (None), and write the CSV; return oof's score, or nan. Raises BadInput."""
     ranks = start_ranks(cfg)
     folder = cfg.output_dir / cfg.name if fold is None else cfg.run_dir(fold)
     if not folder.is_dir():
@@ -92,8 +104,8 @@ def main(cfg: Config, fold: int | None, split: str, save_probs: bool = False, tt
 
 
 def predict_oof(settings: Settings, fold: int | None) -> float:
-    """Write the oof.csv of one fold, or of each fold and of all together; return its mIoU."""
-    cfg, ranks = settings.cfg, settings.ranks
+    """Write the oof.csv of one fold, or of each fold and of all together; return its score."""
+    cfg, ranks, metric = settings.cfg, settings.ranks, metric_of(settings.cfg.competition)
     cache = ranks.main_process_first(lambda: open_cache(cfg, 'train'))
     folds = ranks.main_process_first(lambda: read_folds(cfg, cache))
     if fold == -1:
@@ -102,41 +114,63 @@ def predict_oof(settings: Settings, fold: int | None) -> float:
     counts = np.concatenate([predict_oof_fold(settings, k, cache, split_fold(folds, k)[1]) for k in numbers])
     if fold is None and ranks.is_main:
         merge_oof(settings, cache, folds)
-    log.info(format_table(counts, cfg.classes))
-    score = interval(counts)
-    log.info(f'mIoU {score}: {LEVEL:.0%} bootstrap interval on {len(counts)} photos')
+    log.info(format_table(counts, cfg.classes, metric))
+    score = metric.interval(counts)
+    log.info(f'{metric.label} {score}: {LEVEL:.0%} bootstrap interval on {len(counts)} photos')
     return score.value
 
 
 def predict_oof_fold(settings: Settings, k: int, cache: Cache, rows: np.ndarray) -> np.ndarray:
     """Write the oof.csv of fold k from its n rows of the cache; return their (n, 3, K) image_counts."""
-    cfg, ranks = settings.cfg, settings.ranks
+    cfg, ranks, form = settings.cfg, settings.ranks, cache.coco.form
     names = cache.names(rows)
     run = load_oof_run(cfg, k, names, ranks.device)
-    counts = np.zeros((len(rows), 3, len(cfg.classes)), np.int64)
-    with Predictions(cfg.run_dir(k), 'oof', names, cfg, settings.save_probs, ranks) as files:
-        for position, mask, probs in predict_shard(run, cache, rows, ranks, settings.tta, f'oof fold {k}'):
-            files.write(position, mask, probs)
-            confusion = confusion_matrix(cache.truth(rows[position]), mask, len(cfg.classes))
-            counts[position] = image_counts(confusion)
+    counts, truths = np.zeros((len(rows), 3, len(cfg.classes)), np.int64), Truths(cache, rows)
+    with Predictions(cfg.run_dir(k), 'oof', names, form, settings.save_probs, ranks) as files:
+        for band in predict_shard(run, cache, rows, ranks, settings.tta, f'oof fold {k}'):
+            mask, probs = write_band(files, band, run.cfg, run.thresholds)
+            counts[band.position] += truths.count(band.position, band.top, mask)
+            if cfg.competition.is_multilabel:
+                truth = truths.rows_of(band.position, band.top, mask.shape[-2])
+                files.add_histogram(band.position, threshold_counts(probs, truth))
+    if cfg.competition.is_multilabel and ranks.is_main:
+        note_thresholds(cfg.run_dir(k) / 'oof.csv', run.thresholds)
     counts = ranks.sum(torch.from_numpy(counts).to(ranks.device)).cpu().numpy()
-    log.info(f'fold {k}: mIoU {interval(counts)} on {len(rows)} photos; wrote {cfg.run_dir(k) / "oof.csv"}')
+    metric = metric_of(cfg.competition)
+    score = f'{metric.label} {metric.interval(counts)} on {len(rows)} photos'
+    log.info(f'fold {k}: {score}; wrote {cfg.run_dir(k) / "oof.csv"}')
     return counts
+
+
+def write_band(
+    files: Predictions, band: Band, cfg: Config, thresholds: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Write the mask and, if they are asked for, the probabilities of a band; return both."""
+    mask = to_mask(band.probs, cfg, thresholds)
+    needs_probs = files.files.keys() != {'masks'}
+    probs = probs_to_bytes(band.probs, mask.shape[-1]) if needs_probs else None
+    files.write(band.position, mask, probs, band.top)
+    return mask, probs
 
 
 def merge_oof(settings: Settings, cache: Cache, folds: np.ndarray) -> None:
     """Write <name>/oof.csv from the CSVs of all folds, in the order of the data set."""
-    cfg, save_probs = settings.cfg, settings.save_probs
+    cfg, save_probs, form = settings.cfg, settings.save_probs, cache.coco.form
     folder, names = cfg.output_dir / cfg.name, cache.names(np.arange(len(cache)))
     with ExitStack() as stack:
         paths = [cfg.run_dir(k) / 'oof.csv' for k in range(cfg.folds)]
-        readers = [stack.enter_context(SubmissionReader(path, len(cfg.classes))) for path in paths]
-        arrays = [open_probs(reader, len(cfg.classes)) for reader in readers] if save_probs else []
+        readers = [stack.enter_context(form.reader(path)) for path in paths]
+        arrays = [open_probs(reader, form) for reader in readers] if save_probs else []
+        histograms = []
+        if cfg.competition.is_multilabel:
+            histograms = [read_histograms(path.with_name(HISTOGRAMS), len(cfg.classes)) for path in paths]
         positions = [{name: n for n, name in enumerate(reader.image_ids)} for reader in readers]
-        files = stack.enter_context(Predictions(folder, 'oof', names, cfg, save_probs, Ranks.alone()))
+        files = stack.enter_context(Predictions(folder, 'oof', names, form, save_probs, Ranks.alone()))
         for row, (name, k) in enumerate(zip(names, folds, strict=True)):
             probs = arrays[k][positions[k][name]] if save_probs else None
             files.write(row, readers[k].read(name), probs)
+            if histograms:
+                files.add_histogram(row, histograms[k][positions[k][name]])
     log.info(f'wrote {folder / "oof.csv"}')
 
 
@@ -144,15 +178,18 @@ def predict_test(settings: Settings, fold: int | None, folder: Path) -> None:
     """Write the test.csv of one fold, or of the probabilities averaged over all folds."""
     cfg, ranks = settings.cfg, settings.ranks
     cache = ranks.main_process_first(lambda: open_cache(cfg, 'test'))
-    rows = np.arange(len(cache))
-    with Predictions(folder, 'test', cache.names(rows), cfg, settings.save_probs, ranks) as files:
+    rows, form = np.arange(len(cache)), cache.coco.form
+    thresholds = read_thresholds(cfg.output_dir / cfg.name, len(cfg.classes))
+    with Predictions(folder, 'test', cache.names(rows), form, settings.save_probs, ranks) as files:
         if fold is None:
-            predicted = predict_shard_by_folds(cfg, cache, rows, ranks, settings.tta, folder)
+            predicted = predict_shard_by_folds(cfg, cache, rows, ranks, settings.tta)
         else:
             run = load_run(cfg, fold, ranks.device)
             predicted = predict_shard(run, cache, rows, ranks, settings.tta, f'test fold {fold}')
-        for position, mask, probs in predicted:
-            files.write(position, mask, probs)
+        for band in predicted:
+            write_band(files, band, cfg, thresholds)
+    if cfg.competition.is_multilabel and ranks.is_main:
+        note_thresholds(folder / 'test.csv', thresholds)
     log.info(f'wrote {folder / "test.csv"}, {len(rows)} photos')
 
 
@@ -162,32 +199,84 @@ def predict_photo(
     """Write an overlay of a photo, predicted by one fold or by all; return its path. Raises BadInput."""
     start_log(None)
     device = start_ranks(cfg).device
-    photo = read_single(photo_path, cfg.competition.intensity)
-    folds = list(range(cfg.folds)) if fold is None else [fold]
-    numbers = progress(folds, 'folds', 'fold', quiet=len(folds) == 1)
-    total = sum(photo_probs(load_run(cfg, k, device), photo, tta) for k in numbers)
-    mask = total.argmax(0).to(torch.uint8).cpu().numpy()
+    photo = read_single(photo_path, cfg.competition)
+    folds = progress(range(cfg.folds) if fold is None else [fold], 'folds', 'fold', quiet=fold is not None)
+    runs = [load_run(cfg, k, device) for k in folds]
+    bands = zip(*(photo_bands(run, photo, tta) for run in runs), strict=True)
+    mask = LargeMask(photo.shape[:2], len(cfg.classes))
+    own = cfg.model_copy(update={'competition': cfg.competition.model_copy(update={'score_size': 'own'})})
+    for parts in bands:
+        probs = sum(part for _, part in parts) / len(runs)
+        mask.add(parts[0][0], to_mask(probs, own, runs[0].thresholds))
     out = out or cfg.output_dir / cfg.name / f'{photo_path.stem}_overlay.png'
-    write_png(out, overlay(photo, mask))
-    shares = np.bincount(mask.ravel(), minlength=len(cfg.classes)) / mask.size
+    write_png(out, draw_overlay(photo, mask))
+    shares = mask.pixels / (photo.shape[0] * photo.shape[1])
     summary = [f'{cfg.classes[k]} {shares[k]:.1%}' for k in np.argsort(-shares) if shares[k] >= 0.0005]
-    print(f'{photo_path}: {", ".join(summary)}; wrote {out}')
+    print(f'{photo_path}: {", ".join(summary) or "no class"}; wrote {out}')
     return out
 
 
-def read_single(path: Path, intensity: tuple[float, float] | None) -> np.ndarray:
-    """Read a photo of any kind as (H, W, 3) uint8, as far as it decodes. Raises BadInput.
+class LargeMask:
+    """The mask of a large photo, which comes in rows: ids, or a bit for each class that may overlap."""
 
-    One of more than 8 bits is scaled from `intensity`, as the training photos were, or from likely_range.
+    def __init__(self, size: tuple[int, int], num_classes: int) -> None:
+        self.pixels = np.zeros(num_classes, np.int64)
+        self.painted = np.zeros(size, np.uint8)
+        self.bits: np.ndarray | None = None  # (P, H, W), a bit a class
+
+    def add(self, top: int, mask: np.ndarray) -> None:
+        """Add rows from `top` on: (h, W) ids, or (K, h, W) planes."""
+        band = slice(top, top + mask.shape[-2])
+        if mask.ndim == 2:
+            self.pixels += np.bincount(mask.ravel(), minlength=len(self.pixels))
+            self.painted[band] = mask
+            return
+        self.pixels += np.count_nonzero(mask, axis=(1, 2))
+        bits = np.packbits(mask, axis=0)
+        if self.bits is None:
+            self.bits = np.zeros((len(bits), *self.painted.shape), np.uint8)
+        self.bits[:, band] = bits
+
+    def rows(self, top: int, stop: int) -> np.ndarray:
+        """Return rows of the mask: (h, W) ids, or (K, h, W) planes."""
+        if self.bits is None:
+            return self.painted[top:stop]
+        return np.unpackbits(self.bits[:, top:stop], axis=0, count=len(self.pixels))
+
+
+def draw_overlay(photo: np.ndarray, mask: LargeMask) -> np.ndarray:
+    """Draw a mask over its photo, a band of rows at a time."""
+    side, height = outline_side(photo.shape), len(photo)
+    picture = np.empty((*photo.shape[:2], 3), np.uint8)
+    for top in range(0, height, BAND_ROWS):
+        stop = min(top + BAND_ROWS, height)
+        first, last = max(0, top - side), min(height, stop + side)  # an outline looks beyond the band
+        drawn = overlay(to_display(photo[first:last]), mask.rows(first, last), side=side)
+        picture[top:stop] = drawn[top - first : stop - first]
+    return picture
+
+
+def read_single(path: Path, competition: Competition) -> np.ndarray:
+    """Read a photo of any kind as (H, W, channels), as far as it decodes. Raises BadInput.
+
+    One of more than 8 bits is scaled from `intensity`, as the training photos were, or grey and RGB ones from
+    likely_range.
     """
-    if intensity is None and (intensity := likely_range(path)) is not None:
-        log.info(f'{path}: more than 8 bits a channel: {show_range(intensity)} become 0 to 255')
-    return read_rgb(path, intensity=intensity, lenient=True)
+    if competition.intensity is None and competition.channels in (1, 3) and not is_array(path):
+        likely = likely_range(path)
+        if likely is not None:
+            log.info(f'{path}: more than 8 bits a channel: {show_range(likely)} become 0 to 255')
+            competition = competition.model_copy(update={'intensity': likely})
+    return read_bands(path, competition, lenient=True)
 
 
 def next_command(cfg: Config, args: Namespace) -> str:
-    """Name the command that follows: prediction of the test photos or a report, then a vote or a check."""
+    """Name the command that follows: the choice of thresholds, prediction of the test photos or a report,
+    then a vote or a check.
+    """
     folder = cfg.output_dir / cfg.name
+    if args.split == 'oof' and cfg.competition.is_multilabel and not (folder / THRESHOLDS).exists():
+        return next_line('evaluate.py', 'thresholds', folder, '--data', cfg.data_root)
     if args.split == 'oof' and not (cfg.data_root / 'test.json').is_file():
         report = ('viz.py', 'report', '--name', cfg.name, '--output', cfg.output_dir)
         return next_line(*report, '--data', cfg.data_root)

@@ -3,19 +3,25 @@
     python pseudo.py --cfg configs/convnext.yaml --fold 0 --teacher convnext --schedule half
     python pseudo.py --cfg configs/convnext.yaml --fold 0 --teacher convnext swin_knet --schedule full
     python pseudo.py --cfg configs/convnext.yaml --fold 0 --teacher convnext-pseudo --round 2 --schedule full
+    python pseudo.py --cfg configs/convnext.yaml --fold 0 --teacher convnext --photos more_photos
 
 The teachers' own fold k labels for fold k, so the student is validated on photos whose labels never reached
-it. --teacher-folds all averages every fold: better labels, but no validation score. Writes
-output/<name>-pseudo/fold<k>/ as train.py does, and pseudo_masks.npy, the labels at cache_size.
+it. --teacher-folds all averages every fold: better labels, but no validation score. --photos DIR labels the
+photos of any folder with a test.json (prepare.py test makes one) in place of the test photos. Writes
+output/<name>-pseudo/fold<k>/ as train.py does, and pseudo_masks.npy, the labels at the size of the cache.
+
+Of classes that may overlap a pixel of a class is known if its probability is at least pseudo_threshold, or at
+most 1 - pseudo_threshold; the others are ignored for that class.
 """
 
 import argparse
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from config import Config, load_config, read_yaml
+from config import Config, load_config
 from utils.cli import (
     ArgumentParser,
     add_training_arguments,
@@ -23,6 +29,7 @@ from utils.cli import (
     parse_early,
     run_script,
 )
+from utils.yaml_files import read_yaml
 
 
 def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
@@ -42,6 +49,8 @@ def read_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, C
     parser.add_argument(
         '--teacher-folds', choices=['own', 'all'], default='own', help='all: every fold of the teachers'
     )
+    photos_help = 'data root whose test.json lists the photos to label; by default the test photos'
+    parser.add_argument('--photos', type=Path, metavar='DIR', help=photos_help)
     args = parser.parse_args(argv)
     return args, load_config(args.cfg, args.set)
 
@@ -55,16 +64,17 @@ import yaml
 
 import train
 from data.cache import Cache, open_cache
+from data.planes import pack, unpack
 from engine.checkpoint import load_checkpoint, load_run
 from engine.distributed import start_ranks
-from engine.inference import make_eval_loader, predict_probs
+from engine.inference import Predictor, predict_sizes
 from engine.runs import check_run, lock_run
 from engine.trainer import PseudoLabels
 from metrics import IGNORED
 from utils.errors import BadInput
-from utils.files import allocate_array, file_hash, map_array, write_text
+from utils.files import file_hash, write_text
 from utils.log import start_log
-from utils.progress import progress
+from utils.ragged import Ragged, allocate_ragged, map_ragged
 from voting.calibration import apply_temperature, read_temperature
 
 MASKS_FILE, CONFIDENCE_FILE = 'pseudo_masks.npy', 'pseudo_sure.npy'
@@ -79,6 +89,7 @@ class Labelling:
     schedule: str = 'full'  # see engine.trainer.PseudoLabels
     round: int = 1  # the student's name gets it from 2 on
     all_folds: bool = False  # every fold of the teachers instead of the student's own
+    photos: Path | None = None  # data root of the photos; None: the test photos
 
 
 class Teacher(NamedTuple):
@@ -93,13 +104,15 @@ def main(
     cfg: Config, fold: int, labelling: Labelling, resume: bool = False, overwrite: bool = False
 ) -> float:
     """Label the test photos, train on them, and return what train.main does. Raises BadInput, CheckFailed."""
+    check_labelling(cfg, labelling)
     ranks = start_ranks(cfg)
     number = labelling.round if labelling.round > 1 else ''
     student = cfg.model_copy(update={'name': f'{cfg.name}-pseudo{number}'})
     folder = student.run_dir(fold)
     if ranks.is_main:
         check_run(student, fold, resume, overwrite)
-    cache = open_cache(cfg, 'test')
+    photos = cfg if labelling.photos is None else cfg.model_copy(update={'data_root': labelling.photos})
+    cache = ranks.main_process_first(lambda: open_cache(photos, 'test'))
     if ranks.is_main:
         teachers = find_teachers(cfg, fold, labelling)
         origin = label_origin(cfg, teachers, cache)
@@ -112,6 +125,17 @@ def main(
                 label(cfg, teachers, cache, folder, ranks.device)
     ranks.wait()
     return train.main(student, fold, resume, overwrite, read_labels(cfg, cache, folder, labelling.schedule))
+
+
+def check_labelling(cfg: Config, labelling: Labelling) -> None:
+    """Raise BadInput for photos that are not listed, and for labels that nothing can be left out of."""
+    root = labelling.photos
+    if root is not None and not (root / 'test.json').is_file():
+        command = f'python prepare.py test --photos {root}'
+        raise BadInput(f'--photos {root}: has no test.json, which lists the photos; {command} makes one')
+    if cfg.competition.is_multilabel and cfg.pseudo_threshold <= 0.5:
+        fault = f'found {cfg.pseudo_threshold}, expected more than 0.5 where classes may overlap'
+        raise BadInput(f"config key 'pseudo_threshold': {fault}")
 
 
 def find_teachers(cfg: Config, fold: int, labelling: Labelling) -> list[Teacher]:
@@ -159,29 +183,34 @@ def has_labels(folder: Path, origin: dict, resume: bool, overwrite: bool) -> boo
 
 def read_labels(cfg: Config, cache: Cache, folder: Path, schedule: str) -> PseudoLabels:
     """Map the labels of a run folder. Raises BadInput."""
-    shape = cache.photos.shape[:3]
-    masks = map_array(folder / MASKS_FILE, shape)
-    confidence = map_array(folder / CONFIDENCE_FILE, shape) if cfg.pseudo_soft else None
+    shapes = cache.masks.shapes
+    masks = map_ragged(folder / MASKS_FILE, shapes)
+    of_confidence = confidence_shapes(cfg, cache)
+    confidence = map_ragged(folder / CONFIDENCE_FILE, of_confidence) if cfg.pseudo_soft else None
     held_out = read_yaml(folder / ORIGIN_FILE)['held_out']
     return PseudoLabels(Cache(cache.coco, cache.photos, masks, confidence), schedule, held_out)
 
 
 def label(cfg: Config, teachers: list[Teacher], cache: Cache, folder: Path, device: torch.device) -> None:
-    """Write (n, S, S) uint8 labels, IGNORED below the cutoffs; with pseudo_soft also their confidence."""
+    """Write the labels, IGNORED below the cutoffs; with pseudo_soft also their confidence."""
     start_log(None)
     path = folder / MASKS_FILE
     partial, partial_confidence = (folder / f'.{path.name}{end}.partial' for end in ('', '.sure'))
-    shape = cache.photos.shape[:3]
+    shapes, known = confidence_shapes(cfg, cache), 0
+    keeps_all, needs_confidence = cfg.pseudo_soft, cfg.pseudo_soft or cfg.pseudo_keep > 0
+    cutoffs = np.full(num_codes(cfg), 0 if keeps_all else math.ceil(255 * cfg.pseudo_threshold))
     try:
-        masks = allocate_array(partial, np.uint8, shape)
-        confidence = allocate_array(partial_confidence, np.uint8, shape)
-        predict_labels(teachers, cache, masks, confidence, device)
-        no_cutoffs = np.zeros(len(cfg.classes), int)
-        cutoffs = no_cutoffs if cfg.pseudo_soft else class_cutoffs(masks, confidence, cfg)
-        known = 0
-        for mask, values in zip(masks, confidence, strict=True):
-            mask[values < cutoffs[mask]] = IGNORED
-            known += np.count_nonzero(mask != IGNORED)
+        masks = allocate_ragged(partial, np.uint8, cache.masks.shapes)
+        confidence = allocate_ragged(partial_confidence, np.uint8, shapes) if needs_confidence else None
+        for row, band, labels, values in predict_labels(teachers, cache, device):
+            if confidence is None:
+                known += ignore_doubt(labels, values, cutoffs, cfg)
+            else:
+                confidence[row][band] = values
+            masks[row][band] = labels
+        if confidence is not None:
+            cutoffs = cutoffs if keeps_all else class_cutoffs(masks, confidence, cfg)
+            known = sum(ignore_doubt(masks[row], confidence[row], cutoffs, cfg) for row in range(len(masks)))
         masks.flush()
         if cfg.pseudo_soft:
             confidence.flush()
@@ -191,51 +220,103 @@ def label(cfg: Config, teachers: list[Teacher], cache: Cache, folder: Path, devi
         partial.unlink(missing_ok=True)
         partial_confidence.unlink(missing_ok=True)
     use = 'used, each by its confidence' if cfg.pseudo_soft else 'confident enough'
-    print(f'pseudo-labels of {len(masks)} photos: {known / masks.size:.1%} of the pixels are {use}')
+    share = known / sum(map(math.prod, shapes))
+    print(f'pseudo-labels of {len(masks)} photos: {share:.1%} of the pixels are {use}')
     if cfg.pseudo_keep:
-        thresholds = ', '.join(f'{name} {cutoffs[k] / 255:.2f}' for k, name in enumerate(cfg.classes))
-        print(f'thresholds: {thresholds}')
+        print(f'thresholds: {describe_cutoffs(cutoffs, cfg)}')
+
+
+def confidence_shapes(cfg: Config, cache: Cache) -> list[tuple[int, ...]]:
+    """Return the shape of the confidence of each photo: (h, w), or (h, w, K) if classes may overlap."""
+    depth = (len(cfg.classes),) if cfg.competition.is_multilabel else ()
+    return [(*shape[:2], *depth) for shape in cache.masks.shapes]
 
 
 def predict_labels(
-    teachers: list[Teacher], cache: Cache, masks: np.ndarray, confidence: np.ndarray, device: torch.device
-) -> None:
-    """Fill masks (n, S, S) with the likeliest class, and confidence with 255 times its mean probability,
-    rounded down. All teachers are in memory together, so that no probabilities have to be stored.
+    teachers: list[Teacher], cache: Cache, device: torch.device
+) -> Iterator[tuple[int, slice, np.ndarray, np.ndarray]]:
+    """Label photos in bands of rows: yield the number of a photo, the rows, their labels as the cache has
+    masks, and the confidence: 255 times the mean probability, rounded down. All teachers are in memory
+    together, so that no probabilities have to be stored.
     """
     runs = [load_run(teacher.cfg, teacher.fold, device) for teacher in teachers]
-    loaders = [make_eval_loader(cache, np.arange(len(cache)), run.cfg) for run in runs]
-    side = masks.shape[1:]
-    for batches in progress(zip(*loaders, strict=True), 'pseudo-labels', 'batch', len(loaders[0])):
+    rows, sizes = np.arange(len(cache)), [shape[:2] for shape in cache.masks.shapes]
+    predictors = [Predictor.of(run.model, run.cfg) for run in runs]
+    descs = ['pseudo-labels', *[None] * (len(runs) - 1)]
+    predicted = [predict_sizes(p, cache, rows, sizes, d) for p, d in zip(predictors, descs, strict=True)]
+    for bands in zip(*predicted, strict=True):
         total = 0.0
-        for run, teacher, (images, _) in zip(runs, teachers, batches, strict=True):
-            with torch.inference_mode():
-                probs = predict_probs(run.model, images, run.cfg, side)
-                total = total + apply_temperature(probs, teacher.temperature, axis=1)
-        values, classes = (total / len(runs)).max(dim=1)
-        rows = batches[0][1].numpy()
-        masks[rows] = classes.to(torch.uint8).cpu().numpy()
-        confidence[rows] = (values * 255).to(torch.uint8).cpu().numpy()
+        for teacher, run, band in zip(teachers, runs, bands, strict=True):
+            total = total + calibrate(band.probs, teacher.temperature, run.cfg)
+        mean = total / len(runs)
+        band = slice(bands[0].top, bands[0].top + mean.shape[1])
+        if runs[0].cfg.competition.is_multilabel:
+            planes, values = (mean >= 0.5).to(torch.uint8), torch.maximum(mean, 1 - mean).permute(1, 2, 0)
+            labels = pack(planes.cpu().numpy())
+        else:
+            values, classes = mean.max(dim=0)
+            labels = classes.to(torch.uint8).cpu().numpy()
+        yield bands[0].position, band, labels, (values * 255).to(torch.uint8).cpu().numpy()
 
 
-def class_cutoffs(masks: np.ndarray, confidence: np.ndarray, cfg: Config) -> np.ndarray:
-    """Return the confidence, in 255ths, from which pixels of each class are kept: pseudo_threshold, or what
-    leaves the share pseudo_keep of its pixels (class-balanced self-training, arXiv:1810.07911).
+def calibrate(probs: torch.Tensor, temperature: float, cfg: Config) -> torch.Tensor:
+    """Apply a temperature to (K, H, W) probabilities, of classes that overlap to each by itself."""
+    if not cfg.competition.is_multilabel or temperature == 1:
+        return apply_temperature(probs, temperature, axis=0)
+    return apply_temperature(torch.stack([probs, 1 - probs]), temperature, axis=0)[0]
+
+
+def num_codes(cfg: Config) -> int:
+    """Count the codes of labels: a class each, or two for each class that may overlap (see to_codes)."""
+    return len(cfg.classes) * (2 if cfg.competition.is_multilabel else 1)
+
+
+def to_codes(mask: np.ndarray, cfg: Config) -> np.ndarray:
+    """Return the codes of a photo's labels: (h, w) ids, or from packed planes (h, w, K): 2k where class k is
+    absent, 2k + 1 where it is present.
     """
-    num_classes = len(cfg.classes)
-    if not cfg.pseudo_keep:
-        return np.full(num_classes, math.ceil(255 * cfg.pseudo_threshold))
-    counts = np.zeros((num_classes, 256), np.int64)
-    for mask, values in zip(masks, confidence, strict=True):
-        codes = mask.astype(np.int64) * 256 + values
+    if not cfg.competition.is_multilabel:
+        return mask
+    count = len(cfg.classes)
+    return unpack(mask, count).transpose(1, 2, 0) + 2 * np.arange(count, dtype=np.int64)
+
+
+def ignore_doubt(mask: np.ndarray, confidence: np.ndarray, cutoffs: np.ndarray, cfg: Config) -> int:
+    """Set the labels of a photo to IGNORED whose confidence is below the cutoffs; count the others."""
+    known = confidence >= cutoffs[to_codes(mask, cfg)]
+    if cfg.competition.is_multilabel:
+        planes = unpack(mask, len(cfg.classes))
+        planes[~known.transpose(2, 0, 1)] = IGNORED
+        mask[...] = pack(planes)
+    else:
+        mask[~known] = IGNORED
+    return np.count_nonzero(known)
+
+
+def class_cutoffs(masks: Ragged, confidence: Ragged, cfg: Config) -> np.ndarray:
+    """Return the highest cutoff of the confidence, in 255ths, that leaves each code the share pseudo_keep
+    of its pixels (class-balanced self-training, arXiv:1810.07911).
+    """
+    counts = np.zeros((num_codes(cfg), 256), np.int64)
+    for row in range(len(masks)):
+        codes = to_codes(masks[row], cfg).astype(np.int64) * 256 + confidence[row]
         counts += np.bincount(codes.ravel(), minlength=counts.size).reshape(counts.shape)
     cumulative = counts[:, ::-1].cumsum(axis=1)[:, ::-1]  # pixels with this confidence or more
     return np.maximum((cumulative >= cfg.pseudo_keep * cumulative[:, :1]).sum(axis=1) - 1, 0)
 
 
+def describe_cutoffs(cutoffs: np.ndarray, cfg: Config) -> str:
+    """List the cutoffs by class, as probabilities; of classes that overlap those of both labels."""
+    if not cfg.competition.is_multilabel:
+        return ', '.join(f'{name} {cutoffs[k] / 255:.2f}' for k, name in enumerate(cfg.classes))
+    pairs = [(1 - absent / 255, present / 255) for absent, present in cutoffs.reshape(-1, 2)]
+    named = zip(cfg.classes, pairs, strict=True)
+    return ', '.join(f'{name} up to {low:.2f} and from {high:.2f}' for name, (low, high) in named)
+
+
 def command(argv: list[str] | None = None) -> None:
     args, cfg = read_arguments(argv)
-    labelling = Labelling(args.teacher, args.schedule, args.round, all_folds=args.teacher_folds == 'all')
+    labelling = Labelling(args.teacher, args.schedule, args.round, args.teacher_folds == 'all', args.photos)
     main(cfg, args.fold, labelling, args.resume, args.overwrite)
 
 

@@ -12,6 +12,7 @@ from models import SegModel
 from utils.errors import BadInput
 from utils.files import write_whole
 from utils.safe_load import read_tensors
+from voting.thresholds import read_thresholds
 
 # the keys of every checkpoint, with their types
 CHECKPOINT = {
@@ -51,7 +52,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             found = type(checkpoint[key]).__name__
             raise BadInput(f'{path}: not a checkpoint of train.py: {key} is of type {found}')
     for key, value in checkpoint['model'].items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+        is_tensor = isinstance(value, torch.Tensor) and not value._backward_hooks  # which torch never saves
+        if not isinstance(key, str) or not is_tensor:
             raise BadInput(f'{path}: not a checkpoint of train.py: model holds {str(key)[:60]!r}, no tensor')
     return checkpoint
 
@@ -84,11 +86,15 @@ class Run:
     held_out: str | None  # hash of the photos whose labels it never saw; None if it saw all
     fold: int
     epoch: int
-    score: float  # validation mIoU
+    score: float  # of the validation photos, by the competition's metric
+    thresholds: tuple[float, ...]  # (K,) from which a pixel is of a class that may overlap others
 
 
-def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
-    """Load a run's best.pt; cfg gives the keys that are free in inference, as the views. Raises BadInput."""
+def load_run(cfg: Config, fold: int, device: torch.device, is_oof: bool = False) -> Run:
+    """Load a run's best.pt; cfg gives the keys that are free in inference, as the views. Raises BadInput.
+
+    Its thresholds are those chosen on all photos out of fold, or without its fold, to predict that (is_oof).
+    """
     path = cfg.run_dir(fold) / 'best.pt'
     checkpoint = load_checkpoint(path)
     trained = make_config(checkpoint['config'], where=str(path))
@@ -97,19 +103,25 @@ def load_run(cfg: Config, fold: int, device: torch.device) -> Run:
         if there != here:
             raise BadInput(f'{path}: was trained with {key} {there}, the config has {here}')
     refuse_other_pixels(path, trained, cfg)
-    trained = trained.model_copy(update={key: getattr(cfg, key) for key in keys_free_in_inference()})
+    free = {key: getattr(cfg, key) for key in ('competition', *keys_free_in_inference())}
+    trained = trained.model_copy(update=free)
     model = SegModel(trained, load_weights=False)
     load_model_state(model, checkpoint['model'], path)
     memory_format = torch.channels_last if trained.channels_last else torch.contiguous_format
     model = model.eval().to(device, memory_format=memory_format)
-    return Run(model, trained, *(checkpoint[key] for key in ('held_out', 'fold', 'epoch', 'score')))
+    facts = [checkpoint[key] for key in ('held_out', 'fold', 'epoch', 'score')]
+    thresholds = read_thresholds(cfg.output_dir / cfg.name, len(trained.classes), fold if is_oof else None)
+    return Run(model, trained, *facts, tuple(thresholds))
 
 
 def refuse_other_pixels(path: Path, trained: Config, cfg: Config) -> None:
-    """Raise BadInput if competition.yaml of the data that a run was trained on now gives other pixels."""
-    if trained.data_root != cfg.data_root:
-        return
-    for key in ('orientation', 'intensity'):
+    """Raise BadInput if competition.yaml now names another kind of masks than a run was trained on, or gives
+    the photos that it was trained on other pixels.
+    """
+    keys = ['task', 'channels']
+    if trained.data_root == cfg.data_root:
+        keys += ['orientation', 'intensity', 'depth', 'slices']
+    for key in keys:
         there, here = getattr(trained.competition, key), getattr(cfg.competition, key)
         if None not in (there, here) and there != here:
             fault = f'was trained with {key} {there}, but {cfg.data_root / COMPETITION_FILE} says {here}'
@@ -118,7 +130,7 @@ def refuse_other_pixels(path: Path, trained: Config, cfg: Config) -> None:
 
 def load_oof_run(cfg: Config, fold: int, names: list[str], device: torch.device) -> Run:
     """Load a run to predict the photos of its fold, by name. Raises BadInput if it was trained on them."""
-    run = load_run(cfg, fold, device)
+    run = load_run(cfg, fold, device, is_oof=True)
     if run.held_out != held_out_hash(names):
         raise BadInput(
             f'{cfg.run_dir(fold) / "best.pt"}: has seen labels of fold {fold} as the folds are now, so its '

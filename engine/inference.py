@@ -1,11 +1,21 @@
 """Predict with test-time augmentation: photos → probabilities → masks at the scored size, for all scripts.
 
-Shapes: N batch, C channels, H W a photo, K classes, h w logits of a view, S cache_size, B side after
+    for band in predict_rows(model, cache, rows, cfg):      # or predict_sizes(predictor, cache, rows, sizes)
+        mask = to_mask(band.probs, cfg)
+
+A photo takes one of two ways: Predictor.whole, in batches of one shape, or Predictor.tiled (engine/tiles.py)
+if it is larger than `window` at scale 1, where its longer side is image_size. Both keep its aspect and yield
+its probabilities in bands of rows, so that a large photo needs no more memory than a band. A single view that
+is larger than `window`, or not of the encoder's fixed size, passes through sliding windows (view_logits).
+
+Shapes: N batch, C channels, H W a photo, K classes, V views, h w logits of a view, S cache_size, B side after
 submission.downsample_probs (256, or S for block_max).
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,19 +25,28 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from config import Config
-from data.cache import Cache
+from data.cache import Cache, fit_size, resize_image
 from dataset import WholePhotos, make_loader, normalize
 from engine.checkpoint import Run, load_run
 from engine.distributed import Ranks
-from metrics import confusion_matrix, image_counts
+from engine.tiles import Scale, Size, even_bands, merge_tiles, resize_rows, resize_stream
+from metrics import count_pixels
 from models import SegModel
 from networks.layers import resize
-from submission import downsample_probs, probs_to_ids
+from submission import downsample_ids, downsample_probs
 from utils.errors import CheckFailed
-from utils.files import allocate_array
 from utils.progress import progress
+from voting.thresholds import DEFAULT
 
 STRIDE = 32  # pixels; the sides of every view are multiples of it
+BAND = 1 << 24  # probabilities in a band of a photo
+TILE_PIXELS = 1 << 20  # of the tiles that go through the model together
+
+Share = tuple[float, float]  # of the rows and the columns of padded images, that shows the photos
+WHOLE = (1.0, 1.0)
+Part = tuple[
+    int, int, Tensor
+]  # the number of a photo, the first of some of its rows, (K, h, W) probabilities
 
 
 class Flip(ttach.base.DualTransform):
@@ -43,7 +62,7 @@ class Flip(ttach.base.DualTransform):
 
 
 class Rescale(ttach.base.ImageOnlyTransform):
-    """Resize each view bilinearly, its sides rounded to the stride; view_probs resizes the logits back."""
+    """Resize each view bilinearly, its sides rounded to the stride; resize_logits undoes it."""
 
     identity_param = 1.0
 
@@ -52,22 +71,133 @@ class Rescale(ttach.base.ImageOnlyTransform):
         return resize(image, (height, width), antialias=True)
 
 
-def predict_probs(
-    model: SegModel,
-    images: Tensor,
-    cfg: Config,
-    size: tuple[int, int],
-    tta: bool = True,
-    rule: str | None = None,
-) -> Tensor:
-    """Average the probabilities of a batch over the config's views, or predict one plain view without tta.
+@dataclass(frozen=True)
+class Predictor:
+    """A model, and the views of a photo whose probabilities it averages, or with `stack` keeps apart.
 
-    (N, C, H, W) uint8 → (N, K, *size) float32 on the model's device; with a downsampling rule (N, K, B, B).
+    Then a result is (N, V, K, ...) in place of (N, K, ...).
     """
-    views = make_views(cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales) if tta else make_views()
-    device = next(model.parameters()).device
-    images = normalize(images.to(device, non_blocking=True), model.mean, model.std)
-    return sum(view_probs(model, images, cfg, view, size, rule) for view in views) / len(views)
+
+    model: SegModel
+    cfg: Config
+    views: Sequence[ttach.base.Transformer]
+    stack: bool = False
+
+    @classmethod
+    def of(cls, model: SegModel, cfg: Config, tta: bool = True) -> 'Predictor':
+        """Take the config's views, or without tta the plain one alone."""
+        every = make_views(cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales) if tta else make_views()
+        return cls(model, cfg, list(every))
+
+    def whole(self, images: Tensor, sizes: Sequence[Size | None]) -> Iterator[Part]:
+        """Predict images (N, C, H, W), each at a size (H, W), or (None) by the downsampling rule.
+
+        The logits of all are in memory, and the probabilities of a band.
+        """
+        if None in sizes:
+            side = self.cfg.cache_size
+            with torch.inference_mode():  # not around the yield: it would reach into the caller
+                batch = self.batch(images, (side, side), self.cfg.downsample)
+            yield from ((number, 0, probs) for number, probs in enumerate(batch))
+            return
+        with torch.inference_mode():
+            inputs, share = self.prepare(images)
+            maps = [self.logits(inputs, view) for view in self.views]
+        for number, size in enumerate(sizes):
+            step = self.band_rows(size)
+            for top in range(0, size[0], step):
+                rows = range(top, min(top + step, size[0]))
+                with torch.inference_mode():
+                    bands = (resize_logits(logits[number, None], share, size, rows) for logits in maps)
+                    probs = self.merge(to_probs(band, self.cfg)[0] for band in bands)
+                yield number, top, probs
+
+    def tiled(self, photos: Iterable[np.ndarray], sizes: Sequence[Size | None]) -> Iterator[Part]:
+        """Predict photos (h, w, C) at scale 1 through tiles, each at a size, or (None) by the rule."""
+        cfg = self.cfg
+        for number, (photo, size) in enumerate(zip(photos, sizes, strict=True)):
+            if size is None:
+                square = torch.cat([probs for _, probs in self.tiles(photo, (cfg.cache_size,) * 2)], dim=-2)
+                flat = square.flatten(0, -3)  # (K, S, S), or (V K, S, S)
+                probs = downsample_probs(flat[None], cfg.downsample, cfg.competition.score_size)[0]
+                yield number, 0, probs.unflatten(0, square.shape[:-2])
+            else:
+                yield from ((number, top, probs) for top, probs in self.tiles(photo, size))
+
+    def tiles(self, photo: np.ndarray, size: Size) -> Iterator[tuple[int, Tensor]]:
+        """Predict a photo (h, w, C) at scale 1 through tiles; yield bands of its probabilities at a size."""
+        side, num_classes = self.cfg.window, len(self.cfg.classes)
+        tile = min(side, photo.shape[0]), min(side, photo.shape[1])
+
+        def predict(corners: list[tuple[int, int]]) -> Tensor:
+            crops = [photo[top : top + tile[0], left : left + tile[1]] for top, left in corners]
+            with torch.inference_mode():
+                return self.batch(to_images(np.stack(crops)), tile).flatten(1, -3)
+
+        parts = merge_tiles(predict, photo.shape[:2], tile, max(1, TILE_PIXELS // (tile[0] * tile[1])))
+        bands = even_bands(resize_stream(parts, photo.shape[:2], size), size[0], self.band_rows(size))
+        for top, probs in bands:
+            yield top, probs.unflatten(0, (-1, num_classes)) if self.stack else probs
+
+    def batch(self, images: Tensor, size: Size, rule: str | None = None) -> Tensor:
+        """Predict images (N, C, H, W): (N, K, *size) float32, or with a downsampling rule (N, K, B, B)."""
+        inputs, share = self.prepare(images)
+        maps = (resize_logits(self.logits(inputs, view), share, size) for view in self.views)
+        return self.merge((to_probs(logits, self.cfg, rule) for logits in maps), dim=1)
+
+    def prepare(self, images: Tensor) -> tuple[Tensor, Share]:
+        """Normalise (N, C, H, W) images on the model's device, and pad their sides to multiples of STRIDE."""
+        device = next(self.model.parameters()).device
+        images = normalize(images.to(device, non_blocking=True), self.model.mean, self.model.std)
+        height, width = images.shape[-2:]
+        if height % STRIDE == width % STRIDE == 0:
+            return images, WHOLE
+        padded = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))  # 0 is the mean colour
+        return padded, (height / padded.shape[-2], width / padded.shape[-1])
+
+    def logits(self, inputs: Tensor, view: ttach.base.Transformer) -> Tensor:
+        """Compute the float32 logits of one view of prepared images, turned back: (N, K, h, w)."""
+        device, inputs = inputs.device, view.augment_image(inputs)
+        if self.cfg.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with autocast(self.cfg, device):
+            logits = view_logits(self.model, inputs, self.cfg.window)
+        return view.deaugment_mask(logits.float())
+
+    def merge(self, views: Iterable[Tensor], dim: int = 0) -> Tensor:
+        """Average the probabilities of all views, or stack them along a dimension."""
+        return torch.stack(list(views), dim) if self.stack else sum(views) / len(self.views)
+
+    def band_rows(self, size: Size) -> int:
+        """Return how many rows a band has of a photo that is predicted at a size."""
+        channels = len(self.cfg.classes) * (len(self.views) if self.stack else 1)
+        return max(1, min(size[0], BAND // (channels * size[1])))
+
+
+def resize_logits(maps: Tensor, share: Share, size: Size, rows: range | None = None) -> Tensor:
+    """Resize the share of maps (..., h, w) that shows a photo to a size (H, W); return all rows, or some."""
+    rows = range(size[0]) if rows is None else rows
+    if share == WHOLE and len(rows) == size[0]:
+        return resize(maps, size, antialias=True)
+    scale = Scale(*(a * b / c for a, b, c in zip(maps.shape[-2:], share, size, strict=True)))
+    height, width = (math.ceil(a * b - 1e-6) for a, b in zip(maps.shape[-2:], share, strict=True))
+    return resize_rows(maps[..., :height, :width], scale, rows, size[1])
+
+
+def to_images(photos: np.ndarray) -> Tensor:
+    """Turn photos (N, H, W, C) into images (N, C, H, W)."""
+    return torch.from_numpy(photos).permute(0, 3, 1, 2)
+
+
+def to_probs(logits: Tensor, cfg: Config, rule: str | None = None) -> Tensor:
+    """Turn logits (N, K, H, W) into the probabilities of one class a pixel, or of each class by itself; with
+    a downsampling rule into (N, K, B, B).
+    """
+    side = cfg.competition.score_size
+    if rule == 'nearest':  # the probabilities of a pixel need no other pixel
+        logits, rule = downsample_probs(logits, rule, side), None
+    probs = logits.sigmoid() if cfg.competition.is_multilabel else logits.softmax(dim=1)
+    return probs if rule is None else downsample_probs(probs, rule, side)
 
 
 def to_stride(side: float) -> int:
@@ -81,27 +211,6 @@ def make_views(
     """Combine every flip and no flip with every scale, every rotation and no rotation."""
     flip, rescale = Flip('mode', ('', *flips)), Rescale('scale', tuple(scales))
     return ttach.Compose([flip, rescale, ttach.Rotate90([0, *rotations])])
-
-
-def view_probs(
-    model: SegModel,
-    images: Tensor,
-    cfg: Config,
-    view: ttach.base.Transformer,
-    size: tuple[int, int],
-    rule: str | None = None,
-) -> Tensor:
-    """Predict one view of a normalised batch; the shapes are those of predict_probs."""
-    inputs = view.augment_image(images)
-    if cfg.channels_last:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with autocast(cfg, images.device):
-        logits = view_logits(model, inputs, cfg.window)
-    logits = resize(view.deaugment_mask(logits.float()), size, antialias=True)
-    if rule == 'nearest':  # the softmax of a pixel needs no other pixel
-        return downsample_probs(logits, rule).softmax(dim=1)
-    probs = logits.softmax(dim=1)
-    return probs if rule is None else downsample_probs(probs, rule)
 
 
 def view_logits(model: SegModel, inputs: Tensor, window: int) -> Tensor:
@@ -136,92 +245,200 @@ def main_logits(outputs: list) -> Tensor:
     return outputs[-1] if isinstance(outputs[-1], Tensor) else outputs[-1].logits()
 
 
+class Band(NamedTuple):
+    """The probabilities of a photo, or of some of its rows; all bands of a photo come one after another."""
+
+    position: int  # of the photo among the rows that were asked for
+    top: int  # the first of its rows
+    probs: Tensor  # (K, h, W), of several views (V, K, h, W); with a downsampling rule (K, B, B)
+    is_last: bool
+
+
 def predict_rows(
     model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config, tta: bool = True, desc: str | None = None
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Predict rows of the cache in batches; yield (rows, (N, K, B, B) probabilities)."""
-    size = cache.photos.shape[1:3]
-    loader = make_eval_loader(cache, rows, cfg)
-    model.eval()
-    for images, batch in progress(loader, desc or '', 'batch', quiet=desc is None):
-        with torch.inference_mode():  # not around the yield: it would reach into the caller
-            probs = predict_probs(model, images, cfg, size, tta, cfg.downsample)
-        yield batch.tolist(), probs
+) -> Iterator[Band]:
+    """Predict rows of the cache at the scored size, photos of one shape together; yield Bands of each."""
+    yield from predict_sizes(Predictor.of(model, cfg, tta), cache, rows, scored_sizes(cache, rows, cfg), desc)
 
 
-def make_eval_loader(cache: Cache, rows: np.ndarray, cfg: Config) -> DataLoader:
-    """Load whole photos at image_size, in batches of infer_batch_size and in the order of `rows`."""
-    workers = min(cfg.workers, -(-len(rows) // cfg.infer_batch_size))
-    return make_loader(WholePhotos(cache, rows, cfg.image_size), workers, batch_size=cfg.infer_batch_size)
+def scored_sizes(cache: Cache, rows: np.ndarray, cfg: Config) -> list[Size | None]:
+    """Return the size (H, W) at which each row is scored; None if squares are, by the downsampling rule."""
+    is_own = cfg.competition.score_size == 'own'
+    return [cache.coco.photos[row].size if is_own else None for row in rows]
 
 
-def probs_to_masks(probs: Tensor, cfg: Config) -> np.ndarray:
-    """Take the most probable classes by the config's rule: (N, K, B, B) → (N, 256, 256) uint8 on the CPU."""
-    return probs_to_ids(probs, cfg.downsample).to(torch.uint8).cpu().numpy()
+def predict_sizes(
+    predictor: Predictor,
+    cache: Cache,
+    rows: np.ndarray,
+    sizes: Sequence[Size | None],
+    desc: str | None = None,
+) -> Iterator[Band]:
+    """Predict rows of the cache, each at its size (H, W), or (None) by the downsampling rule."""
+    cfg = predictor.cfg
+    batches = group_by_shape([cache.photos.shapes[row] for row in rows], cfg.infer_batch_size)
+    is_tiled = [needs_tiles(cache.photos.shapes[rows[batch[0]]], cfg) for batch in batches]
+    whole = [batch for batch, tiled in zip(batches, is_tiled, strict=True) if not tiled]
+    loader = iter(make_eval_loader(cache, rows, cfg, whole)) if whole else iter(())
+    predictor.model.eval()
+    bar = progress(batches, desc or '', 'batch', quiet=desc is None)
+    for batch, tiled in zip(bar, is_tiled, strict=True):
+        batch_sizes = [sizes[position] for position in batch]
+        if tiled:
+            photos = (scaled_photo(cache.photos[rows[position]], cfg) for position in batch)
+            parts = predictor.tiled(photos, batch_sizes)
+        else:
+            images, _ = next(loader)
+            parts = predictor.whole(images, batch_sizes)
+        for number, top, probs in parts:
+            size = batch_sizes[number]
+            is_last = size is None or top + probs.shape[-2] == size[0]
+            yield Band(batch[number], top, probs, is_last)
+
+
+def group_by_shape(shapes: Sequence[tuple[int, ...]], size: int) -> list[list[int]]:
+    """Group positions into batches of one shape, in the order in which they are full; smaller ones last."""
+    batches, waiting = [], {}
+    for position, shape in enumerate(shapes):
+        batch = waiting.setdefault(tuple(shape), [])
+        batch.append(position)
+        if len(batch) == size:
+            batches.append(waiting.pop(tuple(shape)))
+    return [*batches, *waiting.values()]
+
+
+def scaled_size(shape: Sequence[int], cfg: Config) -> Size:
+    """Return the size (h, w) at scale 1 of a photo of a shape (H, W, ...)."""
+    return fit_size(tuple(shape[:2]), cfg.image_size)
+
+
+def needs_tiles(shape: Sequence[int], cfg: Config) -> bool:
+    """Tell whether a photo of a shape (H, W, ...) is larger at scale 1 than the config's window."""
+    return 0 < cfg.window < max(scaled_size(shape, cfg))
+
+
+def scaled_photo(photo: np.ndarray, cfg: Config) -> np.ndarray:
+    """Resize a photo (H, W, C) to scale 1; one that has that size stays mapped."""
+    return resize_image(photo, scaled_size(photo.shape, cfg))
+
+
+def make_eval_loader(cache: Cache, rows: np.ndarray, cfg: Config, batches: Sequence[list[int]]) -> DataLoader:
+    """Load whole photos at image_size, in batches of positions in `rows` whose photos have one shape."""
+    workers = min(cfg.workers, len(batches))
+    return make_loader(WholePhotos(cache, rows, cfg.image_size), workers, batch_sampler=batches)
+
+
+def to_mask(probs: Tensor, cfg: Config, thresholds: Sequence[float] | None = None) -> np.ndarray:
+    """Decide on the classes of a Band's pixels: (K, ...) probabilities → (H, W) uint8 ids on the CPU, or
+    (K, H, W) planes of those that reach their thresholds, by default 0.5.
+    """
+    return finish_mask(decide(probs, cfg, thresholds), cfg).cpu().numpy()
+
+
+def decide(probs: Tensor, cfg: Config, thresholds: Sequence[float] | None = None) -> Tensor:
+    """Return the likeliest classes, (..., K, H, W) → (..., H, W), or whether classes that may overlap reach
+    their thresholds, (..., K, H, W).
+    """
+    if not cfg.competition.is_multilabel:
+        return probs.argmax(-3)
+    lowest = probs.new_tensor(thresholds or [DEFAULT] * len(cfg.classes))
+    return (probs >= lowest[:, None, None]).to(torch.uint8)
+
+
+def finish_mask(pred: Tensor, cfg: Config) -> Tensor:
+    """Bring what was decided, (..., B, B), to the scored size, as uint8."""
+    side = cfg.competition.score_size
+    if side != 'own':
+        planes = downsample_ids(pred.reshape(-1, *pred.shape[-2:]), cfg.downsample, side)
+        pred = planes.reshape(*pred.shape[:-2], side, side)
+    return pred.to(torch.uint8)
 
 
 def predict_shard(
     run: Run, cache: Cache, rows: np.ndarray, ranks: Ranks, tta: bool, desc: str
-) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-    """Predict this rank's shard of the rows; yield (position, (256, 256) uint8 mask, (K, B, B) probs)."""
+) -> Iterator[Band]:
+    """Predict this rank's shard of the rows; yield its Bands, with positions in `rows`."""
     shard = ranks.shard(len(rows))
-    positions = iter(shard)
-    batches = predict_rows(run.model, cache, rows[shard], run.cfg, tta, desc if ranks.is_main else None)
-    for _, batch_probs in batches:
-        for mask, probs in zip(probs_to_masks(batch_probs, run.cfg), batch_probs, strict=True):
-            yield next(positions), mask, probs
+    desc = desc if ranks.is_main and desc else None
+    for band in predict_rows(run.model, cache, rows[shard], run.cfg, tta, desc):
+        yield band._replace(position=shard[band.position])
 
 
 def predict_shard_by_folds(
-    cfg: Config, cache: Cache, rows: np.ndarray, ranks: Ranks, tta: bool, folder: Path
-) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-    """Predict as predict_shard does, but average the folds, in a file in `folder`, one model at a time."""
-    shard = ranks.shard(len(rows))
-    path = folder / f'.averaged{ranks.rank}.partial'
-    total = None
-    try:
-        for k in range(cfg.folds):
-            run = load_run(cfg, k, ranks.device)
-            desc, done = f'test fold {k}' if ranks.is_main else None, 0
-            for batch, probs in predict_rows(run.model, cache, rows[shard], run.cfg, tta, desc):
-                if total is None:
-                    total = allocate_array(path, np.float32, (len(shard), *probs.shape[1:]))
-                total[done : done + len(batch)] += probs.cpu().numpy()
-                done += len(batch)
-        for number, position in enumerate(shard):
-            mean = torch.from_numpy(total[number] / cfg.folds)
-            yield position, probs_to_masks(mean[None], cfg)[0], mean
-    finally:
-        del total
-        path.unlink(missing_ok=True)
+    cfg: Config, cache: Cache, rows: np.ndarray, ranks: Ranks, tta: bool
+) -> Iterator[Band]:
+    """Predict as predict_shard does, but average the folds: each predicts a batch, or a tile, before the next
+    one is read.
+    """
+    workers = math.ceil(cfg.workers / cfg.folds)  # of each fold: they take turns
+    cfg = cfg.model_copy(update={'workers': workers})
+    runs = [load_run(cfg, k, ranks.device) for k in range(cfg.folds)]
+    folds = [
+        predict_shard(run, cache, rows, ranks, tta, '' if k else 'test all folds')
+        for k, run in enumerate(runs)
+    ]
+    for bands in zip(*folds, strict=True):
+        total = sum(band.probs.cpu().numpy() for band in bands)
+        yield bands[0]._replace(probs=torch.from_numpy(total / cfg.folds))
+
+
+def prediction_shapes(cfg: Config, cache: Cache, rows: np.ndarray) -> list[tuple[int, ...]]:
+    """Return the shape (K, H, W), or (K, B, B), of the probabilities of each row."""
+    side = cfg.cache_size if cfg.downsample == 'block_max' else cfg.competition.score_size
+    return [(len(cfg.classes), *(size or (side, side))) for size in scored_sizes(cache, rows, cfg)]
+
+
+def photo_bands(run: Run, photo: np.ndarray, tta: bool = True) -> Iterator[tuple[int, Tensor]]:
+    """Predict a photo of any size (H, W, C), at scale 1 as a photo of the cache is: yield its bands, the
+    first row of each and its (K, rows, W) probabilities.
+    """
+    predictor, size = Predictor.of(run.model, run.cfg, tta), photo.shape[:2]
+    cached = photo if run.cfg.image_size else resize_image(photo, fit_size(size, run.cfg.cache_size))
+    scaled = scaled_photo(cached, run.cfg)
+    if needs_tiles(cached.shape, run.cfg):
+        parts = predictor.tiled([scaled], [size])
+    else:
+        parts = predictor.whole(to_images(np.stack([scaled])), [size])
+    yield from ((top, probs) for _, top, probs in parts)
 
 
 def photo_probs(run: Run, photo: np.ndarray, tta: bool = True) -> Tensor:
-    """Predict a photo of any size, its longer side resized to image_size: (H, W, 3) uint8 RGB → (K, H, W)."""
-    height, width = photo.shape[:2]
-    image = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float()  # (1, 3, H, W)
-    scale = run.cfg.image_size / max(height, width)
-    size = (to_stride(height * scale), to_stride(width * scale))
-    inputs = resize(image, size, antialias=True).round().to(torch.uint8)
-    with torch.inference_mode():
-        probs = predict_probs(run.model, inputs, run.cfg, size, tta)
-        return resize(probs, (height, width), antialias=True)[0]
+    """Predict a photo of any size: (H, W, C) → (K, H, W)."""
+    return torch.cat([probs for _, probs in photo_bands(run, photo, tta)], dim=1)
 
 
 def evaluate(
     model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config, ranks: Ranks, tta: bool = False
 ) -> np.ndarray:
-    """Score a model on rows of the cache, each rank on its shard; return all (n, 3, K) image_counts."""
+    """Count the pixels of a model's masks of rows of the cache, each rank of its shard: (n, 3, K)."""
     counts = np.zeros((len(rows), 3, len(cfg.classes)), np.int64)
     seen = np.zeros(len(rows), np.int64)
-    positions = {int(row): position for position, row in enumerate(rows)}
+    shard, truths = ranks.shard(len(rows)), Truths(cache, rows)
     desc = 'valid' if ranks.is_main else None
-    for batch, probs in predict_rows(model, cache, rows[ranks.shard(len(rows))], cfg, tta, desc):
-        for row, mask in zip(batch, probs_to_masks(probs, cfg), strict=True):
-            counts[positions[row]] = image_counts(confusion_matrix(cache.truth(row), mask, len(cfg.classes)))
-            seen[positions[row]] += 1
+    for band in predict_rows(model, cache, rows[shard], cfg, tta, desc):
+        position = shard[band.position]
+        counts[position] += truths.count(position, band.top, to_mask(band.probs, cfg))
+        seen[position] += band.is_last
     check_seen(seen, ranks, 'validation')
     return ranks.sum(torch.from_numpy(counts).to(ranks.device)).cpu().numpy()
+
+
+class Truths:
+    """The masks of rows of a cache at the scored size, of which the last one is in memory."""
+
+    def __init__(self, cache: Cache, rows: np.ndarray) -> None:
+        self.cache, self.rows, self.position = cache, rows, None
+
+    def rows_of(self, position: int, top: int, height: int) -> np.ndarray:
+        """Return rows of a mask: (height, w) ids, or (K, height, w) planes."""
+        if position != self.position:
+            self.position, self.mask = position, self.cache.truth(int(self.rows[position]))
+        return self.mask[..., top : top + height, :]
+
+    def count(self, position: int, top: int, pred: np.ndarray) -> np.ndarray:
+        """Count the pixels of a predicted mask, or of rows of it: (3, K)."""
+        truth = self.rows_of(position, top, pred.shape[-2])
+        return count_pixels(truth, pred, len(self.cache.coco.competition.classes))
 
 
 def check_seen(seen: np.ndarray, ranks: Ranks, task: str) -> None:

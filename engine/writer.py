@@ -1,6 +1,7 @@
-"""Write the files of one prediction, which all ranks fill together: <split>.csv and <split>_probs.npy.
+"""Write the files of one prediction, which all ranks fill together: <split>.csv and <split>_probs.npy, and
+oof_histograms.npy of classes that may overlap, from which evaluate.py thresholds chooses.
 
-with Predictions(folder, 'test', names, cfg, save_probs, ranks) as predictions:
+with Predictions(folder, 'test', names, form, save_probs, ranks) as predictions:
     for position in ranks.shard(len(names)):
         predictions.write(position, mask, probs)
 """
@@ -9,13 +10,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from config import Config
 from engine.distributed import Ranks
 from engine.inference import check_seen
-from submission import SIDE, SubmissionWriter, probs_to_bytes
-from utils.files import allocate_array, lock, remove_partials
+from submission import MaskFormat
+from utils.files import lock, remove_partials
+from utils.ragged import Ragged, allocate_ragged, open_ragged
+from voting.thresholds import HISTOGRAM_TYPE, HISTOGRAMS
 
 
 class Predictions:
@@ -24,16 +25,22 @@ class Predictions:
     """
 
     def __init__(
-        self, folder: Path, split: str, names: list[str], cfg: Config, save_probs: bool, ranks: Ranks
+        self, folder: Path, split: str, names: list[str], form: MaskFormat, save_probs: bool, ranks: Ranks
     ) -> None:
-        self.folder, self.split, self.names, self.ranks = folder, split, names, ranks
+        self.folder, self.split, self.names, self.form, self.ranks = folder, split, names, form, ranks
         self.seen = np.zeros(len(names), np.int64)  # how often this rank wrote each photo
         self.lock = lock(folder / f'.{split}.lock' if ranks.is_main else None, f'predicting {split}')
         self.files = {'masks': folder / f'.{split}_masks.npy.partial'}
-        self.shapes = {'masks': (len(names), SIDE, SIDE)}
+        count = len(form.competition.classes)
+        self.shapes = {'masks': [form.size(name) for name in names]}
+        if form.competition.is_multilabel:  # a bit for each class
+            self.shapes['masks'] = [(-(-count // 8), *size) for size in self.shapes['masks']]
         if save_probs:
             self.files['probs'] = folder / f'.{split}_probs.npy.partial'
-            self.shapes['probs'] = (len(names), len(cfg.classes), SIDE, SIDE)
+            self.shapes['probs'] = [(count, *form.size(name)) for name in names]
+        if split == 'oof' and form.competition.is_multilabel:
+            self.files['histograms'] = folder / f'.{HISTOGRAMS}.partial'
+            self.shapes['histograms'] = [(count, 2, 256)] * len(names)
 
     def __enter__(self) -> 'Predictions':
         with ExitStack() as stack:
@@ -41,23 +48,30 @@ class Predictions:
             stack.callback(self.remove_files)
             if self.ranks.is_main:
                 remove_partials(self.folder, f'{self.split}.csv')
-            self.arrays = {key: self.open_shared(path, self.shapes[key]) for key, path in self.files.items()}
+            self.arrays = {key: self.open_shared(key) for key in self.files}
             self.stack = stack.pop_all()
         return self
 
-    def open_shared(self, path: Path, shape: tuple[int, ...]) -> np.memmap:
-        """Open a uint8 array in a file that all ranks write to; rank 0 creates it with zeros."""
+    def open_shared(self, key: str) -> Ragged:
+        """Open an array in a file that all ranks write to; rank 0 creates it with zeros."""
+        path, shapes = self.files[key], self.shapes[key]
+        dtype = HISTOGRAM_TYPE if key == 'histograms' else np.uint8
         return self.ranks.main_process_first(
-            lambda: allocate_array(path, np.uint8, shape), lambda: np.lib.format.open_memmap(path, 'r+')
+            lambda: allocate_ragged(path, dtype, shapes), lambda: open_ragged(path, shapes)
         )
 
-    def write(self, position: int, mask: np.ndarray, probs: torch.Tensor | np.ndarray | None) -> None:
-        """Write a photo's mask (256, 256) and probabilities: a (K, B, B) tensor, or bytes (K, 256, 256)."""
-        self.arrays['masks'][position] = mask
-        self.seen[position] += 1
+    def write(self, position: int, mask: np.ndarray, probs: np.ndarray | None, top: int = 0) -> None:
+        """Write a photo, or rows of it from `top` on: a mask of ids or planes, and probabilities as bytes."""
+        stop = top + mask.shape[-2]
+        packed = np.packbits(mask, axis=0) if mask.ndim == 3 else mask
+        self.arrays['masks'][position][..., top:stop, :] = packed
         if 'probs' in self.arrays:
-            content = probs_to_bytes(probs) if isinstance(probs, torch.Tensor) else probs
-            self.arrays['probs'][position] = content
+            self.arrays['probs'][position][:, top:stop] = probs
+        self.seen[position] += stop == self.shapes['masks'][position][-2]
+
+    def add_histogram(self, position: int, counts: np.ndarray) -> None:
+        """Add the (K, 2, 256) threshold_counts of rows of a photo out of fold."""
+        self.arrays['histograms'][position] += counts
 
     def __exit__(self, *error) -> None:
         with self.stack:
@@ -77,11 +91,19 @@ class Predictions:
                 path.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Write the CSV from the masks of all ranks, and rename the file of probabilities."""
-        probs_path = self.folder / f'{self.split}_probs.npy'
-        probs_path.unlink(missing_ok=True)  # those of an earlier CSV
-        with SubmissionWriter(self.folder / f'{self.split}.csv') as writer:
-            for name, mask in zip(self.names, self.arrays['masks'], strict=True):
+        """Write the CSV from the masks of all ranks, and rename the other files."""
+        finals = {'probs': f'{self.split}_probs.npy', 'histograms': HISTOGRAMS}
+        paths = {key: self.folder / name for key, name in finals.items()}
+        if self.split != 'oof':
+            del paths['histograms']
+        for path in paths.values():
+            path.unlink(missing_ok=True)  # those of an earlier CSV
+        with self.form.writer(self.folder / f'{self.split}.csv') as writer:
+            for position, name in enumerate(self.names):
+                mask = self.arrays['masks'][position]
+                if mask.ndim == 3:
+                    mask = np.unpackbits(mask, axis=0, count=len(self.form.competition.classes))
                 writer.write(name, mask)
-        if 'probs' in self.files:
-            self.files['probs'].replace(probs_path)
+        for key, path in paths.items():
+            if key in self.files:
+                self.files[key].replace(path)

@@ -5,13 +5,13 @@ import torch
 
 import infer
 import train
-from config import read_yaml
 from data.cache import open_cache
 from engine.checkpoint import load_checkpoint
 from engine.trainer import PseudoLabels
 from tools import soup
 from utils.errors import BadInput
 from utils.files import file_hash
+from utils.yaml_files import read_yaml
 
 
 def test_swa_is_the_mean_of_the_last_epochs_with_norms_of_its_own(tiny):

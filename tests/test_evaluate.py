@@ -154,12 +154,12 @@ def test_folds_with_the_same_photo_are_refused(rectangles, tmp_path):
     data, masks = rectangles
     coco = read_coco(data, 'train', HOME)
     paths = [write_csv(tmp_path / f'{fold}.csv', dict(list(masks.items())[fold::2])) for fold in (0, 1)]
-    folds = evaluate.read_fold_confusions(paths, coco, len(CLASSES))
+    folds = evaluate.read_fold_confusions(paths, coco)
     assert [fold.image_ids for fold in folds] == [tuple(masks)[0::2], tuple(masks)[1::2]]
-    assert np.array_equal(folds[0].counts()[2], image_counts(folds[0].matrices[2]))
+    assert np.array_equal(folds[0].counts[2], image_counts(folds[0].matrices[2]))
     with pytest.raises(BadInput, match=r"b.csv: image '0.jpg' is out of fold in .*0.csv too"):
         again = write_csv(tmp_path / 'b.csv', {'0.jpg': masks['0.jpg']})
-        evaluate.read_fold_confusions([*paths, again], coco, len(CLASSES))
+        evaluate.read_fold_confusions([*paths, again], coco)
 
 
 def test_a_folder_that_is_read_only_is_counted_again(rectangles, tmp_path, monkeypatch):
@@ -171,7 +171,7 @@ def test_a_folder_that_is_read_only_is_counted_again(rectangles, tmp_path, monke
         raise BadInput(f'{path}: cannot be written')
 
     monkeypatch.setattr(evaluate, 'write_whole', refuse)
-    assert evaluate.read_confusions(path, coco, len(CLASSES)).matrices.sum() == 12 * 256 * 256
+    assert evaluate.read_confusions(path, coco).matrices.sum() == 12 * 256 * 256
     assert sorted(file.name for file in tmp_path.iterdir()) == ['a.csv', 'data']
 
 

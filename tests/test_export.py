@@ -18,10 +18,10 @@ from data.folds import read_folds, split_fold
 from dataset import WholePhotos
 from engine.runs import read_metrics
 from models import SegModel
-from submission import SubmissionReader
 from tools import export_onnx
-from tools.export_onnx import MaskModel, compare_onnx, to_onnx
+from tools.export_onnx import Export, MaskModel, compare_onnx, to_onnx
 from utils.errors import BadInput, CheckFailed
+from utils.id_csv import IdReader
 
 
 @pytest.fixture(scope='module')
@@ -57,14 +57,14 @@ def test_onnx_gives_the_masks_of_infer_and_its_card_says_how(trained, exported, 
     _, rows = split_fold(read_folds(trained, cache), 0)
     photos = torch.stack([photo for photo, _ in WholePhotos(cache, rows, trained.image_size)]).numpy()
     masks, probs = session.run(None, {'photos': photos})  # all at once: no batch that it was made with
-    with SubmissionReader(exported / 'oof.csv', 11) as reader:
+    with IdReader(exported / 'oof.csv', 11) as reader:
         expected = np.stack([reader.read(name) for name in cache.names(rows)])
     assert len(np.unique(expected)) > 1
     assert np.mean(masks == expected) > 0.999
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
 
     card = (exported / 'model.md').read_text()
-    best = max(row['miou'] for row in read_metrics(exported / 'metrics.csv'))
+    best = max(row['score'] for row in read_metrics(exported / 'metrics.csv'))
     assert f'mIoU {best:.4f} on the photos of fold 0' in card and '| 10 | Clothing |' in card
     code = re.search(r'```python\n(.*?)```', card, re.DOTALL)[1]
     png = cv2.imencode('.png', photos[0].transpose(1, 2, 0)[..., ::-1])[1]  # nothing is lost
@@ -78,13 +78,13 @@ def test_onnx_gives_the_masks_of_infer_and_its_card_says_how(trained, exported, 
 
 def test_file_that_disagrees_is_not_written(trained, exported, monkeypatch):
     path = exported / 'model.onnx'
-    content = path.read_bytes()
+    export = Export(path.read_bytes(), (), (), ())
 
-    def of_other_weights(model: MaskModel, photos: WholePhotos) -> bytes:
+    def of_other_weights(model: MaskModel, photos: WholePhotos) -> Export:
         with torch.no_grad():
             for parameter in model.model.head.parameters():
                 parameter.neg_()
-        return content
+        return export
 
     monkeypatch.setattr(export_onnx, 'to_onnx', of_other_weights)
     path.write_bytes(b'the one before')
@@ -148,8 +148,8 @@ def test_every_family_has_an_onnx_form(name, encoder, channels):
     changes += [f'head_channels={channels}'] if channels else []
     changes += ['features=[3,6,9,12]'] if name in ('beit', 'setr') else []
     cfg = load_config(f'configs/{name}.yaml', changes)
-    model = MaskModel(SegModel(cfg, load_weights=False).eval(), cfg, 512)
+    model = MaskModel(SegModel(cfg, load_weights=False).eval(), cfg, ())
     export_onnx.unfuse(model)
     photos = [(torch.randint(0, 256, (3, 256, 256), dtype=torch.uint8), row) for row in range(4)]
-    agreement = compare_onnx(to_onnx(model, photos), model, photos, 3)
+    agreement = compare_onnx(to_onnx(model, photos).content, model, photos, 3)
     assert agreement.same_class > 0.999

@@ -14,11 +14,12 @@ from torch import nn
 
 import infer
 import train
-from engine.inference import predict_probs, view_logits, window_starts
+from engine.inference import Predictor, view_logits, window_starts
 from models import SegModel
-from submission import downsample_probs, probs_to_ids, read_masks
+from submission import downsample_probs, probs_to_ids
 from utils.errors import BadInput, Interrupted
 from utils.files import lock
+from utils.id_csv import read_masks
 
 
 class PixelModel(nn.Module):
@@ -82,8 +83,7 @@ def test_downsampled_probabilities_are_those_of_the_whole_photo(tiny, rule):
     photos = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     cfg = tiny.model_copy(update={'tta_flips': ('h',), 'tta_scales': (1.0, 1.5)})
     with torch.inference_mode():
-        whole = predict_probs(model, photos, cfg, (512, 512))
-        small = predict_probs(model, photos, cfg, (512, 512), rule=rule)
+        whole, small = (Predictor.of(model, cfg).batch(photos, (512, 512), r) for r in (None, rule))
     assert torch.allclose(whole.sum(1), torch.ones(2, 512, 512), atol=1e-5)
     torch.testing.assert_close(small, downsample_probs(whole, rule), rtol=0, atol=1e-6)
     assert torch.equal(probs_to_ids(small, rule), probs_to_ids(downsample_probs(whole, rule), rule))

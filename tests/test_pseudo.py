@@ -8,16 +8,11 @@ import pytest
 import pseudo
 import train
 from data.cache import Cache, open_cache
-from dataset import TrainingSet
+from data.planes import pack, unpack
+from dataset import TrainingSet, keep_pixels
 from metrics import IGNORED
 from pseudo import Labelling, class_cutoffs
 from utils.errors import BadInput, Interrupted
-
-
-def test_one_threshold_for_all(tiny):
-    masks = np.zeros((1, 2, 2), np.uint8)
-    cutoffs = class_cutoffs(masks, masks, tiny.model_copy(update={'pseudo_threshold': 0.8}))
-    assert cutoffs.tolist() == [204] * 11
 
 
 def test_a_share_of_each_class_is_kept_the_surest(tiny):
@@ -39,16 +34,24 @@ def test_everything_is_kept_with_a_share_of_one(tiny):
 
 def test_soft_labels_are_kept_as_often_as_the_teacher_is_sure(tiny):
     cache = open_cache(tiny, 'test')
-    confidence = np.full(cache.masks.shape, 51, np.uint8)  # a fifth
+    confidence = np.full(cache.masks.array.shape, 51, np.uint8)  # a fifth
     confidence[:, :128] = 255
     confidence[:, :8] = 0
-    soft = Cache(cache.coco, cache.photos, np.ones_like(cache.masks), confidence)
+    soft = Cache(cache.coco, cache.photos, np.ones_like(cache.masks.array), confidence)
     samples = TrainingSet(tiny, cache, np.arange(0), (0, 0, 0), soft)
     _, mask = samples.pixels(0, np.random.default_rng(0))
     assert (mask[:8] == IGNORED).all() and (mask[8:128] == 1).all()
     assert abs((mask[128:] == 1).mean() - 0.2) < 0.01
     _, other = samples.pixels(0, np.random.default_rng(1))
     assert not np.array_equal(mask, other)  # drawn anew
+
+
+def test_soft_labels_of_classes_that_overlap_are_kept_each_by_its_own_confidence():
+    planes = np.random.default_rng(0).integers(0, 2, (9, 200, 200), np.uint8)
+    packed = pack(planes)
+    kept = np.random.default_rng(1).random((200, 200, 9)) < np.linspace(0, 1, 9)
+    planes[~kept.transpose(2, 0, 1)] = IGNORED
+    assert np.array_equal(unpack(keep_pixels(packed, kept), 9), planes)
 
 
 def test_a_student_of_soft_labels(tiny, capsys):

@@ -2,9 +2,11 @@
 
     python -m tools.export_onnx --cfg configs/convnext.yaml --fold 0     # .../fold0/model.onnx and model.md
 
-Input: `photos`, (N, 3, S, S) uint8 RGB, any N, S the config's image_size; they are normalised inside.
-Outputs: `masks`, (N, 256, 256) uint8 class ids, as infer.py --no-tta predicts them, and `probs`, (N, K, B, B)
-float32, B as in submission.downsample_probs.
+Input: `photos`, (N, C, H, W) uint8, or uint16 of 16 bits, any N, of the size that most photos have at scale
+1, where their longer side is image_size; they are normalised inside. Outputs: `masks`, uint8 class ids (N, H,
+W), or planes (N, K, H, W) of classes that may overlap, as infer.py --no-tta predicts photos that need no
+tiles, and `probs`, (N, K, H, W) float32. Where squares are scored, masks are of that size, (N, 256, 256), and
+probs (N, K, B, B), B as in submission.downsample_probs.
 """
 
 import sys
@@ -30,6 +32,8 @@ def read_arguments(argv: list[str] | None = None) -> tuple[Config, Namespace]:
 if __name__ == '__main__':
     parse_early(read_arguments)
 
+from collections import Counter
+from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -43,9 +47,9 @@ from data.cache import Cache, open_cache
 from data.folds import read_folds, split_fold
 from dataset import WholePhotos
 from engine.checkpoint import Run, load_run
-from engine.inference import predict_probs
+from engine.inference import Predictor, decide, finish_mask, scaled_size
 from engine.provenance import installed, last_provenance
-from submission import SIDE, probs_to_ids
+from submission import metric_of
 from utils.errors import BadInput, CheckFailed, one_line
 from utils.files import lock, remove_partials, write_text, write_whole
 from utils.log import log, start_log
@@ -59,14 +63,25 @@ MAX_BYTES = 2**31 - 1  # of a protobuf, and so of an ONNX file
 class MaskModel(nn.Module):
     """Predict masks and probabilities of photos in one plain view; this is what the ONNX file does."""
 
-    def __init__(self, model: nn.Module, cfg: Config, side: int) -> None:
+    def __init__(self, model: nn.Module, cfg: Config, thresholds: Sequence[float]) -> None:
         super().__init__()
-        self.model, self.cfg, self.side = model, cfg, side
+        self.model, self.cfg, self.thresholds = model, cfg, thresholds
 
     def forward(self, photos: Tensor) -> tuple[Tensor, Tensor]:
-        size, rule = (self.side, self.side), self.cfg.downsample
-        probs = predict_probs(self.model, photos, self.cfg, size, tta=False, rule=rule)
-        return probs_to_ids(probs, rule).to(torch.uint8), probs
+        cfg, size, rule = self.cfg, tuple(photos.shape[2:]), None
+        if cfg.competition.score_size != 'own':
+            size, rule = (cfg.cache_size, cfg.cache_size), cfg.downsample
+        probs = Predictor.of(self.model, cfg, tta=False).batch(photos, size, rule)
+        return finish_mask(decide(probs, cfg, self.thresholds), cfg), probs
+
+
+class Export(NamedTuple):
+    """An ONNX file, and the shapes of what it takes and gives for two photos."""
+
+    content: bytes
+    photos: tuple[int, ...]
+    masks: tuple[int, ...]
+    probs: tuple[int, ...]
 
 
 class Agreement(NamedTuple):
@@ -100,24 +115,32 @@ def export_onnx(run: Run, cache: Cache, rows: np.ndarray, folder: Path) -> None:
         raise BadInput(f'ONNX export: found no {", ".join(missing)}; pip install {" ".join(missing)}')
     path, card = folder / 'model.onnx', folder / 'model.md'
     cfg = run.cfg.model_copy(update={'amp': 'off'})
-    model = MaskModel(run.model, cfg, cache.photos.shape[1]).eval()
+    model = MaskModel(run.model, cfg, run.thresholds).eval()
     unfuse(model)
+    rows = rows_of_one_size(cache, rows, cfg)
     positions = np.linspace(0, len(rows) - 1, min(len(rows), TEST_PHOTOS)).astype(int)
     photos = WholePhotos(cache, rows[positions], cfg.image_size)
     with lock(folder / '.onnx.lock', 'exporting'):
         remove_partials(folder, path.name, card.name)
-        content = to_onnx(model, photos)
-        agreement = compare_onnx(content, model, photos, cfg.infer_batch_size)
+        export = to_onnx(model, photos)
+        agreement = compare_onnx(export.content, model, photos, cfg.infer_batch_size)
         if agreement.same_class < MIN_AGREEMENT:
             raise CheckFailed(
                 f'{path}: not written: only {agreement}, between ONNX Runtime and torch; '
                 f'expected {MIN_AGREEMENT:.1%} of the pixels'
             )
         with write_whole(path) as file:
-            file.write(content)
-        write_text(card, model_card(run, agreement, len(content), folder))
+            file.write(export.content)
+        write_text(card, model_card(run, agreement, export, folder))
     log.info(f'ONNX Runtime against torch: {agreement}')
-    log.info(f'wrote {path}, {len(content) / 2**20:.1f} MiB, and its model card {card}')
+    log.info(f'wrote {path}, {len(export.content) / 2**20:.1f} MiB, and its model card {card}')
+
+
+def rows_of_one_size(cache: Cache, rows: np.ndarray, cfg: Config) -> np.ndarray:
+    """Return those of the rows whose photos have the commonest size at scale 1."""
+    sizes = [scaled_size(cache.photos.shapes[row], cfg) for row in rows]
+    commonest, _ = Counter(sizes).most_common(1)[0]
+    return rows[[size == commonest for size in sizes]]
 
 
 def unfuse(model: nn.Module) -> None:
@@ -127,14 +150,14 @@ def unfuse(model: nn.Module) -> None:
             module.fused_attn = False
 
 
-def to_onnx(model: MaskModel, photos: WholePhotos) -> bytes:
+def to_onnx(model: MaskModel, photos: WholePhotos) -> Export:
     """Build the ONNX file, for any number of photos. Raises BadInput if the model cannot be exported."""
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     if size > MAX_BYTES:
         raise BadInput(f'ONNX export: found {size / 2**30:.1f} GiB of weights, expected less than 2')
     batch = torch.stack([photos[0][0]] * 2)
     with torch.no_grad():
-        model(batch)  # fills caches that are kept between calls, outside of the graph
+        masks, probs = model(batch)  # fills caches that stay between calls, outside of the graph
         try:
             shapes = {'photos': {0: torch.export.Dim('N')}}
             graph = torch.export.export(model, (batch,), dynamic_shapes=shapes, strict=False)
@@ -145,7 +168,8 @@ def to_onnx(model: MaskModel, photos: WholePhotos) -> bytes:
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             raise BadInput(f'ONNX export: this model cannot be exported: {one_line(cause)[:300]}') from None
-    return program.model_proto.SerializeToString()
+    shapes = (tuple(tensor.shape) for tensor in (batch, masks, probs))
+    return Export(program.model_proto.SerializeToString(), *shapes)
 
 
 def compare_onnx(content: bytes, model: MaskModel, photos: WholePhotos, batch_size: int) -> Agreement:
@@ -154,30 +178,22 @@ def compare_onnx(content: bytes, model: MaskModel, photos: WholePhotos, batch_si
 
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
     bounds = [0, *range(1, len(photos), batch_size), len(photos)]
-    same_class, max_difference = 0, 0.0
+    same_class, pixels, max_difference = 0, 0, 0.0
     for start, stop in pairwise(bounds):
         batch = torch.stack([photos[position][0] for position in range(start, stop)])
         with torch.inference_mode():
             masks, probs = (output.numpy() for output in model(batch))
         onnx_masks, onnx_probs = session.run(None, {'photos': batch.numpy()})
         same_class += np.count_nonzero(masks == onnx_masks)
+        pixels += masks.size
         max_difference = max(max_difference, float(np.abs(probs - onnx_probs).max()))
-    return Agreement(len(photos), same_class / (len(photos) * SIDE * SIDE), max_difference)
+    return Agreement(len(photos), same_class / pixels, max_difference)
 
 
-def model_card(run: Run, agreement: Agreement, size: int, folder: Path) -> str:
+def model_card(run: Run, agreement: Agreement, export: Export, folder: Path) -> str:
     """Write the model card in Markdown: inputs, outputs, an example, scores, limits, and where it is from."""
     cfg, parameters = run.cfg, sum(p.numel() for p in run.model.parameters())
-    side, probs_side = cfg.image_size, cfg.cache_size if cfg.downsample == 'block_max' else SIDE
     provenance = last_provenance(folder) or {}
-    score = 'It was trained on every photo, so that there is no score.'
-    if run.held_out is not None:
-        score = (
-            f'mIoU {run.score:.4f} on the photos of fold {run.fold}, whose labels it never saw, in one plain '
-            f'view. Epoch {run.epoch + 1} of {cfg.epochs} was chosen on the same photos, so that the score '
-            'is slightly optimistic.'
-        )
-    classes = '\n'.join(f'| {k} | {name} |' for k, name in enumerate(cfg.classes))
     return f"""---
 library_name: onnx
 pipeline_tag: image-segmentation
@@ -186,39 +202,28 @@ pipeline_tag: image-segmentation
 # {cfg.name}, {folder.name}
 
 Semantic segmentation of photos into {len(cfg.classes)} classes: {cfg.head} over {cfg.encoder},
-{parameters / 1e6:.1f} million parameters, {size / 2**20:.1f} MiB.
+{parameters / 1e6:.1f} million parameters, {len(export.content) / 2**20:.1f} MiB.
 
 ## Inputs and outputs
 
-| | shape | |
-| --- | --- | --- |
-| `photos` | (N, 3, {side}, {side}) uint8 | RGB, 0 to 255, the whole photo resized; normalised inside |
-| `masks` | (N, {SIDE}, {SIDE}) uint8 | class ids |
-| `probs` | (N, {len(cfg.classes)}, {probs_side}, {probs_side}) float32 | probabilities |
+{describe_arrays(cfg, export)}
 
 ```python
-import numpy as np, onnxruntime
-from PIL import Image
-
-photo = Image.open('photo.jpg').convert('RGB').resize(({side}, {side}))
-photos = np.asarray(photo).transpose(2, 0, 1)[None]
+{example(cfg, export)}
 masks, probs = onnxruntime.InferenceSession('model.onnx').run(None, {{'photos': photos}})
 ```
 
-| id | class |
-| --- | --- |
-{classes}
+{format_classes(cfg, run.thresholds)}
 
 ## Scores
 
-{score}
+{describe_score(run)}
 
 ONNX Runtime {installed('onnxruntime')} against torch {installed('torch')}: {agreement}.
 
 ## Limits
 
-Every pixel gets one of the classes above, also in photos unlike those it was trained on. The code above
-squeezes a photo that is not square.
+{describe_limits(cfg, export)}
 
 ## Provenance
 
@@ -229,6 +234,70 @@ annotations {str(provenance.get('data', 'unknown'))[:12]},
 ```yaml
 {dump_config(cfg)}```
 """
+
+
+def describe_arrays(cfg: Config, export: Export) -> str:
+    """Return the table of the model card on photos, masks and probabilities."""
+    inputs, masks, probs = (f'(N, {", ".join(map(str, shape[1:]))})' for shape in export[1:])
+    depth = cfg.competition.depth
+    bands = 'RGB' if cfg.competition.is_rgb else 'bands as the photos have them'
+    is_multilabel = cfg.competition.is_multilabel
+    content = '1 in the plane of each class from its threshold on' if is_multilabel else 'class ids'
+    photos = f'{bands}, 0 to {2**depth - 1}, the whole photo resized; normalised inside'
+    return f"""| | shape | |
+| --- | --- | --- |
+| `photos` | {inputs} uint{depth} | {photos} |
+| `masks` | {masks} uint8 | {content} |
+| `probs` | {probs} float32 | probabilities |"""
+
+
+def example(cfg: Config, export: Export) -> str:
+    """Return the Python lines of the model card that make `photos`."""
+    _, bands, height, width = export.photos
+    if not cfg.competition.is_rgb:
+        kind = f'uint{cfg.competition.depth}'
+        return f"""import numpy as np, onnxruntime
+
+photo = np.load('photo.npy')  # ({height}, {width}, {bands}) {kind}
+photos = photo.transpose(2, 0, 1)[None]"""
+    return f"""import numpy as np, onnxruntime
+from PIL import Image
+
+photo = Image.open('photo.jpg').convert('RGB').resize(({width}, {height}))
+photos = np.asarray(photo).transpose(2, 0, 1)[None]"""
+
+
+def describe_score(run: Run) -> str:
+    """Return the sentences of the model card on the score of a run."""
+    if run.held_out is None:
+        return 'It was trained on every photo, so that there is no score.'
+    label = metric_of(run.cfg.competition).label
+    return (
+        f'{label} {run.score:.4f} on the photos of fold {run.fold}, whose labels it never saw, in one '
+        f'plain view. Epoch {run.epoch + 1} of {run.cfg.epochs} was chosen on the same photos, so that the '
+        'score is slightly optimistic.'
+    )
+
+
+def describe_limits(cfg: Config, export: Export) -> str:
+    """Return the sentences of the model card on what the model cannot do."""
+    every = 'Every pixel gets one of the classes above'
+    if cfg.competition.is_multilabel:
+        every = 'Any of the classes above may be predicted'
+    height, width = export.photos[2:]
+    shape = 'is not square' if height == width else f'has another aspect than {width} to {height}'
+    return f"""{every}, also in photos unlike those it was trained on. The code above
+squeezes a photo that {shape}."""
+
+
+def format_classes(cfg: Config, thresholds: Sequence[float]) -> str:
+    """Return the table of the classes, with their thresholds if they may overlap."""
+    if not cfg.competition.is_multilabel:
+        lines = [f'| {k} | {name} |' for k, name in enumerate(cfg.classes)]
+        return '\n'.join(['| id | class |', '| --- | --- |', *lines])
+    pairs = enumerate(zip(cfg.classes, thresholds, strict=True))
+    lines = [f'| {k} | {name} | {threshold:g} |' for k, (name, threshold) in pairs]
+    return '\n'.join(['| id | class | threshold |', '| --- | --- | --- |', *lines])
 
 
 def command(argv: list[str] | None = None) -> None:

@@ -7,7 +7,8 @@ Each photo is predicted once in every view, by the model that never saw it. A se
 flips, rotations and scales; its prediction is the mean of its views. The set for a fold (or for a fifth of a
 single fold) is chosen on the others, and compared with the plain view, the photo alone.
 
-Shapes: n photos, V views, C sets of views, K classes, P pixels, B as in submission.downsample_probs.
+Shapes: n photos, V views, C sets of views, K classes, P pixels, h W rows of a photo as engine.inference.Band
+has them.
 """
 
 import sys
@@ -45,24 +46,23 @@ if __name__ == '__main__':
     parse_early(read_arguments)
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, product
 
 import numpy as np
 import torch
+from ttach.base import Transformer
 
-from data.cache import open_cache
+from data.cache import Cache, open_cache
 from data.folds import read_folds, split_fold
-from dataset import normalize
 from engine.checkpoint import Run, load_oof_run
 from engine.distributed import start_ranks
-from engine.inference import make_eval_loader, make_views, view_probs
-from evaluate import cross_fit
-from metrics import confusion_matrix, image_counts, interval, miou_of_counts, paired_interval
-from submission import downsample_ids
+from engine.inference import Predictor, Truths, decide, finish_mask, make_views, predict_sizes, scored_sizes
+from metrics import Metric
+from submission import metric_of
 from utils.log import start_log
-from utils.progress import progress
+from voting.choices import cross_fit
 from voting.members import PARTS
 
 TABLE_SETS = 8  # the best ones, in the table
@@ -107,14 +107,14 @@ def main(cfg: Config, fold: int | None) -> ViewSet:
     start_log(None)
     sets = list_sets(cfg)
     tally = count(cfg, fold, sets)
-    totals = np.stack([tally.counts[tally.parts == part].sum(0) for part in range(max(tally.parts) + 1)])
-    best, best_of_others = cross_fit(totals)
-    order = np.argsort(-miou_of_counts(totals.sum(0)), kind='stable')[:TABLE_SETS]
+    metric = metric_of(cfg.competition)
+    best, best_of_others = cross_fit(tally.counts, tally.parts, metric)
+    order = np.argsort(-metric.score(tally.counts), kind='stable')[:TABLE_SETS]
     plain = next(number for number, view_set in enumerate(sets) if view_set.is_plain)
-    print(format_table(sets, tally, plain, [*order.tolist(), plain]))
+    print(format_table(sets, tally, plain, [*order.tolist(), plain], metric))
     out_of_sample = tally.counts[np.arange(len(tally.parts)), best_of_others[tally.parts]]
-    gain = paired_interval(out_of_sample, tally.counts[:, plain])
-    print(f'chosen on the other parts, out of sample: {interval(out_of_sample)}')
+    gain = metric.paired_interval(out_of_sample, tally.counts[:, plain])
+    print(f'chosen on the other parts, out of sample: {metric.label} {metric.interval(out_of_sample)}')
     print(f'above the photo alone by {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]')
     if gain.low > 0:
         print(f'use --set {sets[best]}')
@@ -129,58 +129,72 @@ def count(cfg: Config, fold: int | None, sets: Sequence[ViewSet]) -> Tally:
     device = start_ranks(cfg).device
     cache = open_cache(cfg, 'train')
     folds = read_folds(cfg, cache)
-    size = cache.photos.shape[1:3]
-    views = list(make_views(cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales))
-    seconds = np.zeros(len(views))
+    views = [TimedView(view) for view in make_views(cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales)]
     counts, parts = [], []
     for part, k in enumerate(range(cfg.folds) if fold is None else [fold]):
         _, rows = split_fold(folds, k)
         run = load_oof_run(cfg, k, cache.names(rows), device)
-        batch_size = max(1, 4 * run.cfg.infer_batch_size // len(views))  # all views of a batch are in memory
-        loader = make_eval_loader(cache, rows, run.cfg.model_copy(update={'infer_batch_size': batch_size}))
-        for images, batch in progress(loader, f'views, fold {k}', 'batch'):
-            probs = predict_views(run, images, views, size, seconds)
-            for position, row in enumerate(batch.tolist()):
-                counts.append(count_sets(probs[:, position], sets, cache.truth(row), cfg))
+        counts.append(count_fold(run, cache, rows, views, sets))
         parts += [part] * len(rows) if fold is None else (np.arange(len(rows)) * PARTS // len(rows)).tolist()
-    return Tally(np.stack(counts), np.array(parts), seconds / len(parts))
+    seconds = np.array([view.seconds for view in views])
+    return Tally(np.concatenate(counts), np.unique(parts, return_inverse=True)[1], seconds / len(parts))
 
 
-def predict_views(
-    run: Run, images: torch.Tensor, views: Sequence, size: tuple[int, int], seconds: np.ndarray
-) -> torch.Tensor:
-    """Predict a batch in every view: (V, N, K, B, B) probabilities. Adds the time of each to (V,) seconds."""
-    device = next(run.model.parameters()).device
-    view_results = []
-    with torch.inference_mode():
-        inputs = normalize(images.to(device, non_blocking=True), run.model.mean, run.model.std)
-        for number, view in enumerate(views):
-            start = time.perf_counter()
-            view_results.append(view_probs(run.model, inputs, run.cfg, view, size, run.cfg.downsample))
-            if device.type == 'cuda':
-                torch.cuda.synchronize(device)
-            seconds[number] += time.perf_counter() - start
-    return torch.stack(view_results)
+class TimedView:
+    """A view that adds up the seconds from an image to its logits."""
+
+    def __init__(self, view: Transformer) -> None:
+        self.view, self.seconds = view, 0.0
+
+    def augment_image(self, image: torch.Tensor) -> torch.Tensor:
+        self.start = time.perf_counter()
+        return self.view.augment_image(image)
+
+    def deaugment_mask(self, logits: torch.Tensor) -> torch.Tensor:
+        logits = self.view.deaugment_mask(logits)
+        if logits.device.type == 'cuda':
+            torch.cuda.synchronize(logits.device)
+        self.seconds += time.perf_counter() - self.start
+        return logits
 
 
-def count_sets(probs: torch.Tensor, sets: Sequence[ViewSet], truth: np.ndarray, cfg: Config) -> np.ndarray:
-    """Count the pixels of a photo under each set: (V, K, B, B) probabilities → (C, 3, K) image_counts. Only
-    the pixels on which the views disagree are averaged: elsewhere every mean has the same likeliest class.
+def count_fold(
+    run: Run, cache: Cache, rows: np.ndarray, views: Sequence[TimedView], sets: Sequence[ViewSet]
+) -> np.ndarray:
+    """Predict rows of the cache in every view, and count the pixels of every set: (n, C, 3, K)."""
+    cfg, truths = run.cfg, Truths(cache, rows)
+    batch_size = max(1, 4 * cfg.infer_batch_size // len(views))  # all views of a batch are in memory
+    small = cfg.model_copy(update={'infer_batch_size': batch_size})
+    predictor = Predictor(run.model, small, views, stack=True)
+    counts = np.zeros((len(rows), len(sets), 3, len(cfg.classes)), np.int64)
+    sizes, desc = scored_sizes(cache, rows, cfg), f'views, fold {run.fold}'
+    for band in predict_sizes(predictor, cache, rows, sizes, desc):
+        masks = predict_sets(band.probs, sets, run)
+        for number, mask in enumerate(masks):
+            counts[band.position, number] += truths.count(band.position, band.top, mask)
+    return counts
+
+
+def predict_sets(probs: torch.Tensor, sets: Sequence[ViewSet], run: Run) -> Iterator[np.ndarray]:
+    """Yield the mask of a photo, or of rows of it, under each set: (V, K, h, W) probabilities → masks. Only
+    the pixels on which the views disagree are averaged: elsewhere every mean decides as each view does.
     """
-    view_preds = probs.argmax(1)  # (V, B, B)
-    contested = (view_preds != view_preds[0]).any(0)
+    view_preds = decide(probs, run.cfg, run.thresholds)  # (V, h, W), or (V, K, h, W)
+    contested = (view_preds != view_preds[0]).flatten(0, -3).any(0)  # (h, W)
     contested_probs = probs[:, :, contested]  # (V, K, P)
-    counts = []
     for start in range(0, len(sets), CHUNK):
         chunk = sets[start : start + CHUNK]
         rows = [[view in view_set.views for view in range(len(probs))] for view_set in chunk]
         sums = probs.new_tensor(rows) @ contested_probs.flatten(1)
-        for class_ids in sums.view(len(chunk), *contested_probs.shape[1:]).argmax(1):  # of (C, K, P)
+        if run.cfg.competition.is_multilabel:
+            sums = sums / sums.new_tensor([[len(view_set.views)] for view_set in chunk])
+        decided = decide(
+            sums.view(len(chunk), *contested_probs.shape[1:]).unsqueeze(-2), run.cfg, run.thresholds
+        )
+        for values in decided.squeeze(-2):  # (P,), or (K, P)
             pred = view_preds[0].clone()
-            pred[contested] = class_ids
-            mask = downsample_ids(pred[None], cfg.downsample)[0].to(torch.uint8).cpu().numpy()
-            counts.append(image_counts(confusion_matrix(truth, mask, len(cfg.classes))))
-    return np.stack(counts)
+            pred[..., contested] = values
+            yield finish_mask(pred, run.cfg).cpu().numpy()
 
 
 def list_sets(cfg: Config) -> list[ViewSet]:
@@ -208,16 +222,19 @@ def subsets(values: Sequence) -> list[tuple]:
     return list(chain.from_iterable(combinations(values, size) for size in range(len(values) + 1)))
 
 
-def format_table(sets: Sequence[ViewSet], tally: Tally, plain: int, numbers: Sequence[int]) -> str:
-    """Format the sets of these numbers: cost, mIoU in sample, and how much that is above the photo alone."""
-    lines = ['  cost  mIoU    above the photo alone       views']
+def format_table(
+    sets: Sequence[ViewSet], tally: Tally, plain: int, numbers: Sequence[int], metric: Metric
+) -> str:
+    """Format the sets of these numbers: cost, score in sample, and how much that is above the photo alone."""
+    width = max(6, len(metric.label))
+    lines = [f'  cost  {metric.label:<{width}}  above the photo alone       views']
     cost = np.array([tally.seconds[list(view_set.views)].sum() for view_set in sets])
     for number in dict.fromkeys(numbers):
-        gain = paired_interval(tally.counts[:, number], tally.counts[:, plain])
-        score = miou_of_counts(tally.counts[:, number].sum(0))
+        gain = metric.paired_interval(tally.counts[:, number], tally.counts[:, plain])
+        score = metric.score(tally.counts[:, number])
         times = f'{cost[number] / cost[plain]:.1f}x'
         gain_text = f'{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]'
-        lines.append(f'{times:>6}  {score:.4f}  {gain_text}  {sets[number]}')
+        lines.append(f'{times:>6}  {score:<{width}.4f}  {gain_text}  {sets[number]}')
     lines.append(f'{len(sets)} sets of views, {1000 * cost[plain]:.0f} ms a photo alone; scores in sample')
     return '\n'.join(lines)
 

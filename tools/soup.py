@@ -53,8 +53,9 @@ from engine.distributed import Ranks, seed_everything, start_ranks
 from engine.inference import autocast, evaluate
 from engine.provenance import write_provenance
 from engine.runs import check_run, lock_run, open_run
-from metrics import interval, paired_interval, verdict
+from metrics import Metric, verdict
 from models import SegModel
+from submission import metric_of
 from utils.log import log, start_log
 from utils.progress import progress
 
@@ -67,7 +68,7 @@ def command(argv: list[str] | None = None) -> None:
 
 
 def main(cfg: Config, fold: int, paths: list[Path], overwrite: bool = False) -> float:
-    """Make and write the soup of the checkpoints; return its mIoU. Raises BadInput."""
+    """Make and write the soup of the checkpoints; return its score. Raises BadInput."""
     ranks = start_ranks(cfg)
     seed_everything(cfg.seed)
     cache = open_cache(cfg, 'train')
@@ -85,7 +86,7 @@ def main(cfg: Config, fold: int, paths: list[Path], overwrite: bool = False) -> 
                 raise BadInput(f'{folder}: holds a model already; give another name, or --overwrite')
         model = SegModel(cfg, load_weights=False).to(ranks.device)
         soup = make_soup(paths, states, FoldScorer(cfg, cache, train_rows, valid_rows, model, ranks))
-        score = interval(soup.counts).value
+        score = float(metric_of(cfg.competition).score(soup.counts))
         if ranks.is_main:
             folder = open_run(cfg, fold, overwrite)
             content = {'model': soup.state, 'config': cfg.model_dump(mode='json'), 'fold': fold, 'epoch': -1}
@@ -109,6 +110,11 @@ class FoldScorer:
     model: SegModel
     ranks: Ranks
 
+    @property
+    def metric(self) -> Metric:
+        """The competition's."""
+        return metric_of(self.cfg.competition)
+
     def score(self, states: list[State], path: Path) -> np.ndarray:
         """Load weights, of several the mean with new BatchNorm statistics; return their (n, 3, K) counts."""
         load_model_state(self.model, mean_state(states) if len(states) > 1 else states[0], path)
@@ -128,23 +134,25 @@ class Soup:
 
 def make_soup(paths: list[Path], states: list[State], scorer: FoldScorer) -> Soup:
     """Score each checkpoint, then add them one by one, the best first, as long as the score does not fall."""
-    single_counts = []
+    single_counts, metric = [], scorer.metric
     for path, state in zip(paths, states, strict=True):
         single_counts.append(scorer.score([state], path))
-        log.info(f'{path}: mIoU {interval(single_counts[-1])}')
-    best, *others = sorted(range(len(paths)), key=lambda n: -interval(single_counts[n]).value)
+        log.info(f'{path}: {metric.label} {metric.interval(single_counts[-1])}')
+    best, *others = sorted(range(len(paths)), key=lambda n: -metric.score(single_counts[n]))
     chosen, state, counts = [best], states[best], single_counts[best]
     for n in others:
         mean_counts = scorer.score([states[m] for m in (*chosen, n)], paths[n])
-        joins = interval(mean_counts).value >= interval(counts).value
-        log.info(f'with {paths[n]}: mIoU {interval(mean_counts)}: {"taken" if joins else "left out"}')
+        joins = metric.score(mean_counts) >= metric.score(counts)
+        score = f'{metric.label} {metric.interval(mean_counts)}'
+        log.info(f'with {paths[n]}: {score}: {"taken" if joins else "left out"}')
         if joins:
             chosen.append(n)
             counts = mean_counts
             state = {key: value.clone() for key, value in scorer.model.state_dict().items()}
-    log.info(f'soup of {len(chosen)} of {len(paths)}: mIoU {interval(counts)}, chosen on these photos')
+    score = f'{metric.label} {metric.interval(counts)}'
+    log.info(f'soup of {len(chosen)} of {len(paths)}: {score}, chosen on these photos')
     if len(chosen) > 1:
-        gain = paired_interval(counts, single_counts[best])
+        gain = metric.paired_interval(counts, single_counts[best])
         bounds = f'{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]'
         log.info(f'the soup against its best checkpoint: {bounds}: {verdict(gain, len(counts))}')
     return Soup([paths[n] for n in chosen], state, counts)

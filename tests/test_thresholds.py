@@ -1,0 +1,164 @@
+"""Thresholds of overlapping classes: chosen as by brute force, judged out of sample, kept in a file."""
+
+import numpy as np
+import pytest
+
+from config import Competition, Submission
+from metrics import Metric, count_pixels
+from utils.errors import BadInput
+from voting import thresholds
+from voting.thresholds import (
+    HISTOGRAM_TYPE,
+    choose_thresholds,
+    fit_thresholds,
+    format_thresholds,
+    read_thresholds,
+    threshold_counts,
+)
+
+METRICS = [('miou', 1.0), ('dice', 1.0), ('image_miou', None), ('image_dice', 1.0)]
+
+
+def photos_of(seed: int, number: int, num_classes: int = 3, shift: float = 0.0):
+    """Make stored probabilities and planes of photos of different sizes, with ignored pixels.
+
+    The last class is in no photo; `shift` moves where the first one is best cut.
+    """
+    rng = np.random.default_rng(seed)
+    photos = []
+    for index in range(number):
+        size = (num_classes, 5 + index % 3, 7)
+        truth = (rng.random(size) < 0.3).astype(np.uint8)
+        truth[-1] = 0
+        probs = np.clip(rng.normal(0.35, 0.15, size) + 0.25 * truth, 0, 1)
+        probs[0] = np.clip(probs[0] + shift, 0, 1)
+        truth[rng.random(size) < 0.1] = 255
+        photos.append(((probs * 255).round().astype(np.uint8), truth))
+    return photos
+
+
+def test_histograms_are_counts_of_pixels(monkeypatch):
+    monkeypatch.setattr(thresholds, 'BLOCK', 10)
+    for probs, truth in photos_of(0, 3):
+        counts = threshold_counts(probs, truth)
+        for k in range(3):
+            for row, value in enumerate((1, 0)):
+                expected = np.bincount(probs[k][truth[k] == value], minlength=256)
+                assert counts[k, row].tolist() == expected.tolist()
+
+
+def test_a_byte_reaches_a_threshold_as_its_probability_does():
+    halves = [round(n / 510, 6) for n in range(1, 511)]  # of bytes, and between: means of two thresholds
+    assert [thresholds.byte_of(value) for value in halves] == [-(-n // 2) for n in range(1, 511)]
+
+
+def slow_score(photos, values, metric, keep):
+    """Score photos at thresholds by comparing each probability."""
+    limits = np.array(values)[:, None, None]
+    counts = [count_pixels(t, (p / 255 >= limits).astype(np.uint8), len(p)) for p, t in photos]
+    return metric.score(np.stack(counts)[keep]), np.stack(counts)
+
+
+@pytest.mark.parametrize(('name', 'empty'), METRICS)
+def test_choice_is_the_best_of_all_and_no_part_has_a_say_in_its_own(name, empty):
+    photos, part = photos_of(1, 8, shift=0.2), np.arange(8) // 3
+    metric = Metric(name, (0, 1, 2), empty, overlap=True)
+    chosen = choose_thresholds(np.stack([threshold_counts(*photo) for photo in photos]), part, metric)
+    for number, values in ((None, chosen.values), *enumerate(chosen.by_part)):
+        keep = part != number if number is not None else np.ones(8, bool)
+        best, _ = slow_score(photos, values, metric, keep)
+        for k in range(2):
+            others = [[*values[:k], (byte - 0.5) / 255, *values[k + 1 :]] for byte in range(1, 256)]
+            assert best == max(slow_score(photos, one, metric, keep)[0] for one in others)
+        assert values[2] == 0.5  # in no photo
+    assert chosen.values[0] > chosen.values[1]
+    everything = np.ones(8, bool)
+    np.testing.assert_array_equal(chosen.counts[0], slow_score(photos, [0.5] * 3, metric, everything)[1])
+    for number, values in enumerate(chosen.by_part):
+        expected = slow_score(photos, values, metric, everything)[1][part == number]
+        np.testing.assert_array_equal(chosen.counts[1][part == number], expected)
+    assert chosen.gain.value == pytest.approx(metric.score(chosen.counts[1]) - metric.score(chosen.counts[0]))
+
+
+def test_the_nearest_of_equal_thresholds_is_taken():
+    truth = np.zeros((1, 4, 4), np.uint8)
+    truth[0, :2] = 1
+    photos = [(np.where(truth, 220, 30).astype(np.uint8), truth)] * 4
+    chosen = choose_thresholds(np.stack([threshold_counts(*p) for p in photos]), np.arange(4), Metric('dice'))
+    assert chosen.values == (0.5,) and not chosen.helps and 'not used' in format_thresholds(chosen, ['a'])
+    with pytest.raises(BadInput, match='thresholds: found fewer than 2 photos'):
+        choose_thresholds(np.zeros((1, 1, 2, 256), np.uint32), np.zeros(1, int), Metric('dice'))
+
+
+def test_a_class_in_one_part_alone_is_not_chosen_for_it():
+    photos = photos_of(4, 6, shift=0.1)
+    for probs, truth in photos[:4]:
+        truth[0][truth[0] == 1] = 0
+        probs[0] = 140  # too much, so that a higher threshold would score here
+    histograms = np.stack([threshold_counts(*photo) for photo in photos])
+    chosen = choose_thresholds(histograms, np.arange(6) // 2, Metric('image_dice', overlap=True))
+    assert chosen.by_part[2][0] == 0.5 != chosen.by_part[0][0]
+
+
+COMPETITION = Competition(
+    classes=('a', 'b', 'c'), task='multilabel', metric='dice', score_size='own', submission=Submission()
+)
+
+
+def write_histograms(folder, shift=0.3, folds=(0, 1, 3)):
+    for fold in folds:
+        path = folder / f'fold{fold}' / thresholds.HISTOGRAMS
+        path.parent.mkdir(parents=True)
+        photos = photos_of(fold, 4, shift=shift)
+        np.save(path, np.stack([threshold_counts(*photo) for photo in photos]))
+
+
+def test_thresholds_are_kept_with_the_model(tmp_path):
+    assert read_thresholds(tmp_path, 3) == [0.5] * 3
+    write_histograms(tmp_path)
+    report = fit_thresholds(tmp_path, COMPETITION)
+    assert 'at 0.5: Dice ' in report and 'on 12 photos' in report and report.endswith('thresholds.yaml')
+    assert 'bootstrap interval: used' in report and len(report.splitlines()) == 8
+    values = read_thresholds(tmp_path, 3)
+    assert values[0] > 0.55 and values[2] == 0.5
+    by_fold = [read_thresholds(tmp_path, 3, fold) for fold in (0, 1, 3)]
+    assert any(row != values for row in by_fold)
+    assert read_thresholds(tmp_path, 3, 2) == [0.5] * 3
+    with pytest.raises(BadInput, match='expected the thresholds of 4 classes'):
+        read_thresholds(tmp_path, 4)
+    path = tmp_path / thresholds.FILE
+    good = path.read_text()
+    path.write_text(good.replace('used: true', 'used: false'))
+    assert read_thresholds(tmp_path, 3) == read_thresholds(tmp_path, 3, 1) == [0.5] * 3
+    for bad in (
+        'used: true',
+        good.replace('by_fold', 'by'),
+        good.replace('thresholds: [0', 'thresholds: [1'),
+    ):
+        path.write_text(bad)
+        with pytest.raises(BadInput, match='thresholds.yaml: expected the thresholds of 3 classes'):
+            read_thresholds(tmp_path, 3)
+
+
+def test_a_single_fold_is_split_but_has_none_of_its_own(tmp_path):
+    write_histograms(tmp_path, folds=(2,))
+    fit_thresholds(tmp_path, COMPETITION)
+    assert read_thresholds(tmp_path, 3)[0] > 0.55 and read_thresholds(tmp_path, 3, 2) == [0.5] * 3
+
+
+def test_wrong_histograms_are_refused(tmp_path):
+    with pytest.raises(BadInput, match='oof_histograms.npy: no such file; infer.py --split oof writes it'):
+        fit_thresholds(tmp_path, COMPETITION)
+    with pytest.raises(BadInput, match='only the classes of a multilabel task'):
+        fit_thresholds(tmp_path, Competition())
+    for content, message in [
+        (np.zeros((4, 2, 2, 256), HISTOGRAM_TYPE), r'expected \(4, 3, 2, 256\) uint32'),
+        (np.zeros((4, 3, 2, 256)), 'uint32'),
+        (np.float32(1), r'expected \(0, 3'),
+    ]:
+        np.save(tmp_path / thresholds.HISTOGRAMS, content)
+        with pytest.raises(BadInput, match=message):
+            fit_thresholds(tmp_path, COMPETITION)
+    (tmp_path / thresholds.HISTOGRAMS).write_text('rubbish')
+    with pytest.raises(BadInput, match='not an array'):
+        fit_thresholds(tmp_path, COMPETITION)
