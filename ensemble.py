@@ -9,13 +9,18 @@
 
 --search chooses a weight for each model (with --by-class also for each of its classes) on the oof.csv beside
 each test.csv, and says so when a single model is better than any vote. With --soft it tries means of
-probabilities too, at calibrated temperatures if they help. It writes its choice to ensemble.yaml beside
---out; --recipe applies that file again, to the same members only.
+probabilities too, at calibrated temperatures if they help. It raises the metric of competition.yaml, and
+writes its choice to ensemble.yaml beside --out; --recipe applies that file again, to the same members only.
 
 Votes are matched by image_id, whatever tool wrote the CSVs (submission.py says what is read); the rows are in
-the order of the first CSV, or of --data's test.json, so one CSV alone is rewritten. A tie
-goes to the tied class of the earliest CSV on the command line; a vote of weight 0 does not count, not even in
-a tie. Weights are added up exactly as typed: 0.1 + 0.2 ties with 0.3.
+the order of the first CSV, or of --data's test.json, so one CSV alone is rewritten. A tie goes to the tied
+class of the earliest CSV on the command line; a vote of weight 0 does not count, not even in a tie. Weights
+are added up exactly as typed: 0.1 + 0.2 ties with 0.3.
+
+If classes may overlap (task: multilabel), each has a vote of its own: a pixel is of a class that more than
+half of the weight is for; at exactly half, the earliest CSV with a weight decides. A --soft vote compares the
+mean probability with a threshold a class, which --search chooses with the weights; without it, the mean of
+those in the members' thresholds.yaml, with the weights of the vote, or 0.5 where a member has none.
 
 --class-weights FILE.yaml also weighs each vote by the class that it is for, one weight per class:
 
@@ -26,17 +31,18 @@ Shapes: M members, K classes.
 
 import argparse
 import difflib
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
 
-from config import read_yaml
 from utils.cli import ArgumentParser, add_config_arguments, next_line, parse_early, run_script
 from utils.errors import DONE, BadInput
 from utils.files import require_files
+from utils.yaml_files import read_yaml
 
 
 def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -77,22 +83,23 @@ if __name__ == '__main__':
 
 import numpy as np
 
+from config import Competition
 from submission import (
-    PIXELS,
-    SIDE,
-    SubmissionReader,
-    SubmissionWriter,
+    MaskFormat,
+    Reader,
     competition_and_data,
+    mask_format,
     open_probs,
-    read_test_ids,
+    read_format,
     require_same_images,
 )
 from utils.files import lock, remove_partials
 from utils.progress import progress
-from voting.hard import vote, weight_table
+from voting.hard import Runs, member_table, vote, vote_runs, weight_table
 from voting.members import Member, find_members
 from voting.recipe import Recipe, read_recipe, search_recipe, write_recipe
-from voting.soft import mean_probs
+from voting.soft import soft_vote
+from voting.thresholds import list_outdated, mean_thresholds
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,9 +107,11 @@ def main(argv: list[str] | None = None) -> int:
     competition, data = competition_and_data(args)
     num_classes = len(competition.classes)
     members = find_members(args.csvs, args.out)
-    in_test_json = args.data is not None or (data / 'test.json').is_file()
-    test_ids = read_test_ids(data) if in_test_json else []
-    recipe = typed_recipe(args, members, num_classes)
+    form = read_format(data, competition, required=args.data is not None)
+    recipe = typed_recipe(args, members, competition)
+    oofs = [member.path.with_name('oof.csv') for member in members] if args.search else []
+    if outdated := list_outdated([*args.csvs, *oofs], num_classes):
+        print(outdated)
     with lock(args.out.with_name(f'.{args.out.name}.lock'), f'voting on {args.out.name}'):
         remove_partials(args.out.parent, args.out.name, 'ensemble.yaml')
         if args.search:
@@ -111,20 +120,24 @@ def main(argv: list[str] | None = None) -> int:
         elif args.recipe is not None:
             recipe = read_recipe(args.recipe, members, num_classes)
         write_vote = write_soft_vote if recipe.rule == 'soft vote' else write_hard_vote
-        print(write_vote(members, recipe, args.out, test_ids, args.data is not None))
+        print(write_vote(members, recipe, args.out, form, args.data is not None))
     check = ('submission.py', 'check', args.out, '--data', data)
     print(next_line(*check, cfg=args.cfg, changes=args.set))
     return DONE
 
 
-def typed_recipe(args: argparse.Namespace, members: Sequence[Member], num_classes: int) -> Recipe:
+def typed_recipe(args: argparse.Namespace, members: Sequence[Member], competition: Competition) -> Recipe:
     """Build the recipe of --weights (1 by default), --class-weights and --soft. Raises BadInput."""
     weights = args.weights or [Fraction(1)] * len(members)
     if len(weights) != len(members):
         raise BadInput(f'--weights: found {len(weights)}, expected {len(members)}, one per CSV')
-    by_class = read_class_weights(args.class_weights, members, num_classes)
+    by_class = read_class_weights(args.class_weights, members, len(competition.classes))
     table = [[weight * factor for factor in row] for weight, row in zip(weights, by_class, strict=True)]
-    return Recipe('soft vote' if args.soft else 'hard vote', table, [1.0] * len(members))
+    temperatures = [1.0] * len(members)
+    if not args.soft:
+        return Recipe('hard vote', table, temperatures)
+    thresholds = mean_thresholds([m.folder for m in members], table) if competition.is_multilabel else None
+    return Recipe('soft vote', table, temperatures, thresholds)
 
 
 def read_class_weights(
@@ -158,50 +171,78 @@ def read_class_weights(
 
 
 def open_members(
-    stack: ExitStack, members: Sequence[Member], num_classes: int, test_ids: Sequence[str], test_order: bool
-) -> tuple[list[SubmissionReader], Sequence[str]]:
+    stack: ExitStack, members: Sequence[Member], form: MaskFormat, test_order: bool
+) -> tuple[list[Reader], Sequence[str]]:
     """Open the members' CSVs; return them and the image ids of the output. Raises BadInput.
 
     The order is that of test.json if `test_order`, otherwise of the first CSV. Ids are spelled as in
     test.json if it has them, otherwise as in the first CSV.
     """
-    first = stack.enter_context(SubmissionReader(members[0].path, num_classes, test_ids))
-    image_ids, source = (test_ids, 'test.json') if test_order else (first.image_ids, members[0].path)
-    others = [SubmissionReader(member.path, num_classes, image_ids) for member in members[1:]]
-    readers = [first, *map(stack.enter_context, others)]
+    first = stack.enter_context(form.reader(members[0].path))
+    image_ids, source = ([*form.sizes], 'test.json') if test_order else (first.image_ids, members[0].path)
+    form = form if form.sizes else mask_format(form.competition, dict.fromkeys(image_ids, (0, 0)))
+    readers = [first, *(stack.enter_context(form.reader(member.path)) for member in members[1:])]
     for reader in readers:
         require_same_images(image_ids, source, reader)
     return readers, image_ids
 
 
 def write_hard_vote(
-    members: Sequence[Member], recipe: Recipe, out: Path, test_ids: Sequence[str], test_order: bool
+    members: Sequence[Member], recipe: Recipe, out: Path, form: MaskFormat, test_order: bool
 ) -> str:
     """Write the vote of the CSVs, with the ids and order of open_members; return a summary.
 
     Raises BadInput, and then leaves `out` as it was.
     """
     table = weight_table(recipe.table)
+    tables = [member_table(weights, 2) for weights in table.T] if form.competition.is_multilabel else [table]
     agreement = Agreement(len(members))
     with ExitStack() as stack:
-        readers, image_ids = open_members(stack, members, table.shape[1], test_ids, test_order)
-        writer = stack.enter_context(SubmissionWriter(out))
+        readers, image_ids = open_members(stack, members, form, test_order)
+        writer = stack.enter_context(form.writer(out))
         for image_id in progress(image_ids, 'vote', 'photo'):
-            preds = np.stack([reader.read(image_id).ravel() for reader in readers])
-            winner = preds[0].copy()
-            contested = np.flatnonzero((preds[1:] != preds[0]).any(0))
-            if contested.size:  # elsewhere all members agree, and there is nothing to count
-                winner[contested] = vote(preds[:, contested], table)
-                agreement.add(preds[:, contested], winner[contested])
-            writer.write(image_id, winner.reshape(SIDE, SIDE))
+            if form.competition.rle is None:
+                masks = [reader.read(image_id) for reader in readers]
+                writer.write(image_id, vote_pixels(np.stack(masks), table, agreement))
+            else:
+                layers = zip(*(reader.read_runs(image_id) for reader in readers), strict=True)
+                pixels = math.prod(form.size(image_id))
+                writer.write_runs(image_id, vote_layers(layers, pixels, tables, agreement))
     title = f'{out}: the vote of {len(members)} CSVs on {len(image_ids)} photos'
-    return '\n'.join([title, *format_agreement(agreement, members, table, len(image_ids) * PIXELS)])
+    pixels = sum(math.prod(form.shape(image_id)) for image_id in image_ids)
+    return '\n'.join([title, *format_agreement(agreement, members, table, pixels)])
+
+
+def vote_pixels(masks: np.ndarray, table: np.ndarray, agreement: 'Agreement') -> np.ndarray:
+    """Vote over (M, H, W) ids, and count the agreement; return (H, W) ids."""
+    preds = masks.reshape(len(masks), -1)
+    winner = preds[0].copy()
+    contested = np.flatnonzero((preds[1:] != preds[0]).any(0))
+    if contested.size:  # elsewhere all members agree, and there is nothing to count
+        winner[contested] = vote(preds[:, contested], table)
+        agreement.add(preds[:, contested], winner[contested])
+    return winner.reshape(masks.shape[1:])
+
+
+def vote_layers(
+    layers: Iterable[Sequence[Runs]], pixels: int, tables: Sequence[np.ndarray], agreement: 'Agreement'
+) -> list[Runs]:
+    """Vote over run lengths as they are, and count the agreement: runs and ids of M members in each layer,
+    with its table of weights; a layer is the plane of a class that may overlap others, or all of a mask.
+    """
+    winners = []
+    for members, table in zip(layers, tables, strict=True):
+        result = vote_runs(members, pixels, table)
+        contested = (result.votes != result.votes[0]).any(0)
+        agreement.add(result.votes[:, contested], result.winner[contested], result.pixels[contested])
+        winners.append((result.runs, result.ids))
+    return winners
 
 
 def write_soft_vote(
-    members: Sequence[Member], recipe: Recipe, out: Path, test_ids: Sequence[str], test_order: bool
+    members: Sequence[Member], recipe: Recipe, out: Path, form: MaskFormat, test_order: bool
 ) -> str:
-    """Write the class of the highest weighted mean probability, in a tie the lower one; return a summary.
+    """Write the soft_vote of the members with a weight; return a summary.
 
     The probabilities are in <name>_probs.npy beside each CSV, with the rows of the CSV. Raises BadInput.
     """
@@ -210,14 +251,13 @@ def write_soft_vote(
     weights, temperatures = table[voting], [recipe.temperatures[m] for m in voting]
     with ExitStack() as stack:
         voters = [members[m] for m in voting]
-        readers, image_ids = open_members(stack, voters, table.shape[1], test_ids, test_order)
-        probs = [open_probs(reader, table.shape[1]) for reader in readers]
+        readers, image_ids = open_members(stack, voters, form, test_order)
+        probs = [open_probs(reader, form) for reader in readers]
         rows = [{image_id: row for row, image_id in enumerate(reader.image_ids)} for reader in readers]
-        writer = stack.enter_context(SubmissionWriter(out))
+        writer = stack.enter_context(form.writer(out))
         for image_id in progress(image_ids, 'soft vote', 'photo'):
             photo_probs = [array[row[image_id]] for array, row in zip(probs, rows, strict=True)]
-            mean = mean_probs(photo_probs, weights, temperatures)
-            writer.write(image_id, mean.argmax(0).astype(np.uint8))
+            writer.write(image_id, soft_vote(photo_probs, weights, temperatures, recipe.thresholds))
     return f'{out}: the mean of the probabilities of {len(voting)} models on {len(image_ids)} photos'
 
 
@@ -229,12 +269,17 @@ class Agreement:
         self.outvoted = np.zeros(num_members, np.int64)  # another class than the member's won
         self.contested = 0  # not all members agree
 
-    def add(self, votes: np.ndarray, winner: np.ndarray) -> None:
-        """Count (M, P) votes of contested pixels and their (P,) winners."""
-        self.contested += len(winner)
-        self.outvoted += np.count_nonzero(votes != winner, axis=1)
+    def add(self, votes: np.ndarray, winner: np.ndarray, pixels: np.ndarray | None = None) -> None:
+        """Count (M, P) votes of contested pixels and their (P,) winners, or of stretches of (P,) pixels."""
+        self.contested += len(winner) if pixels is None else pixels.sum()
+        self.outvoted += count_true(votes != winner, pixels)
         for i, j in combinations(range(len(votes)), 2):
-            self.differing[i, j] += np.count_nonzero(votes[i] != votes[j])
+            self.differing[i, j] += count_true(votes[i] != votes[j], pixels)
+
+
+def count_true(which: np.ndarray, pixels: np.ndarray | None) -> np.ndarray:
+    """Count the true ones of (..., P) pixels, or of stretches of (P,) pixels → (...)."""
+    return np.count_nonzero(which, axis=-1) if pixels is None else which @ pixels
 
 
 def format_agreement(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_rectangles
+from conftest import mean_iou, write_rectangles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,18 +18,21 @@ import ensemble
 from config import HOME
 from data.coco import draw_mask, read_coco
 from ensemble import main, parse_weight
-from metrics import IGNORED, confusion_matrix, mean_iou
-from submission import SIDE, SubmissionWriter, downsample_mask, read_masks
+from metrics import IGNORED, confusion_matrix
+from submission import downsample_mask
 from utils.errors import BadInput
+from utils.id_csv import IdWriter, read_masks
+from utils.id_text import SIDE
 from voting import hard, recipe
-from voting.hard import WeightScorer, count_votes, search_weights, vote, weight_grid, weight_table
+from voting.hard import count_votes, vote, weight_table
 from voting.members import OofSample, find_members, read_samples
+from voting.weights import WeightScorer, format_search, search_weights, weight_grid
 
 IDS = ['b.jpg', 'a.jpg', 'c,d.jpg']
 
 
 def write_csv(path: Path, masks: dict[str, np.ndarray]) -> Path:
-    with SubmissionWriter(path) as writer:
+    with IdWriter(path) as writer:
         for image_id, mask in masks.items():
             writer.write(image_id, mask)
     return path
@@ -343,7 +346,7 @@ def test_merging_the_counts_in_between_changes_nothing(monkeypatch):
     samples = [(i % 3, *np.split(rng.integers(0, 5, (4, 8, 8), np.uint8), [1])) for i in range(20)]
     samples = [OofSample(part, truth[0], preds) for part, truth, preds in samples]
     whole = count_votes(samples, 3, 5)
-    keys = np.column_stack([whole.part, whole.truth, whole.votes])
+    keys = np.column_stack([whole.unit, whole.truth, whole.votes])
     slow: dict[tuple[int, ...], int] = {}
     for one in samples:
         for pixel in zip(one.truth.ravel().tolist(), *one.preds.reshape(3, -1).tolist(), strict=True):
@@ -370,7 +373,7 @@ def test_the_best_member_beats_every_vote():
     result = search_weights(count_votes(samples_of(truth, preds, [i // 2 for i in range(10)]), 3, 4))
     assert result.weights == (0, 1, 0)
     assert result.equal < result.singles[1] == result.best == result.single_out_of_sample
-    assert 'do not ensemble: use model good' in hard.format_search(result, ['bad', 'good', 'worse'])
+    assert 'do not ensemble: use model good' in format_search(result, ['bad', 'good', 'worse'])
 
 
 def test_independent_models_are_better_together():
@@ -380,7 +383,7 @@ def test_independent_models_are_better_together():
     result = search_weights(count_votes(samples_of(truth, preds, [i // 2 for i in range(10)]), 3, 4))
     assert np.count_nonzero(result.weights) == 3
     assert max(result.equal, result.best_out_of_sample) > result.single_out_of_sample
-    assert 'use the vote with weights' in hard.format_search(result, ['a', 'b', 'c'])
+    assert 'use the vote with weights' in format_search(result, ['a', 'b', 'c'])
 
 
 def test_a_choice_that_is_luck_is_not_used():
@@ -582,7 +585,7 @@ def test_gain_is_the_out_of_sample_difference_of_the_search(runs):
     photos = {p.file_name: p for p in read_coco(runs / 'data', 'train', HOME).photos}
 
     def samples():
-        return read_samples(members, photos, runs / 'data', 11)
+        return read_samples(members, photos, runs / 'data', HOME)
 
     result = search_weights(count_votes(samples(), 2, 11))
     line = recipe.format_gain(samples(), result, result, ['bad', 'good'])

@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import write_rectangles
+from conftest import mean_iou, write_rectangles
 
 from config import HOME
 from ensemble import main
-from metrics import confusion_matrix, mean_iou
-from submission import SIDE, SubmissionWriter, read_masks
+from metrics import Metric, confusion_matrix
 from utils.errors import BadInput
+from utils.id_csv import IdWriter, read_masks
+from utils.id_text import SIDE
 from voting.calibration import (
     Calibration,
     apply_temperature,
@@ -22,10 +23,11 @@ from voting.calibration import (
     read_temperature,
     write_calibration,
 )
-from voting.hard import ClassWeightSearch, class_sums, count_votes, search_weights, vote
+from voting.hard import count_votes, vote
 from voting.members import OofSample
 from voting.recipe import calibrate_model
 from voting.soft import calibrated_probs, mean_probs, search_soft, soft_grid
+from voting.weights import ClassWeightSearch, search_weights
 
 
 def samples_of(truth, preds, parts, probs=()):
@@ -67,7 +69,7 @@ def test_class_weights_are_scored_as_the_vote_is(seed):
                     other[model, category] = start[model] * halves
                     assert score(truth[keep], preds[keep], other, 4) <= reached
     for part in range(3):
-        sums = class_sums(search.pixels[part], vote(search.votes.T, table))
+        sums = search.vote_sums(search.pixels[part], vote(search.votes.T, table))[0]
         confusion = confusion_matrix(
             truth[parts == part], vote(preds[parts == part].swapaxes(0, 1), table), 4
         )
@@ -161,7 +163,7 @@ def test_calibrate_fits_each_model_and_says_whether_it_helps():
 def test_soft_search_is_the_best_of_all_means_out_of_sample():
     samples = soft_samples(1, side=16)  # the weights chosen without the first part differ from the others
     none = [Calibration(1.0, (1.0,) * 3, 0, 0, False)] * 2
-    result = search_soft(samples, 2, 4, none)
+    result = search_soft(samples, 2, 4, Metric(), none)
 
     def voted(weights, keep):
         confusion = np.zeros((4, 4), np.int64)
@@ -188,7 +190,7 @@ def test_soft_search_is_the_best_of_all_means_out_of_sample():
 def test_temperatures_are_used_where_they_help_the_vote():
     samples = soft_samples(2, temperatures=(6.0, 0.4), images=12, side=64)
     calibrations = calibrate(samples, 2)
-    result = search_soft(samples, 2, 4, calibrations)
+    result = search_soft(samples, 2, 4, Metric(), calibrations)
     assert result.out_of_sample >= result.uncalibrated_out_of_sample
     assert (result.temperatures != (1.0, 1.0)) == (result.out_of_sample > result.uncalibrated_out_of_sample)
     assert calibrated_probs(np.array([[255], [0]], np.uint8), 2.0).sum() == pytest.approx(255, rel=1e-4)
@@ -200,7 +202,7 @@ def test_ignored_pixels_do_not_count_in_the_soft_search():
     for one in samples:
         one.truth[:10] = 255
     cut = [OofSample(o.part, o.truth[10:], o.preds[:, 10:], [p[:, 10:] for p in o.probs]) for o in samples]
-    assert search_soft(samples, 2, 4, none) == search_soft(cut, 2, 4, none)
+    assert search_soft(samples, 2, 4, Metric(), none) == search_soft(cut, 2, 4, Metric(), none)
 
 
 # --- the commands -----------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ def soft_runs(tmp_path):
             folder = tmp_path / 'output' / model / f'fold{fold}'
             for split, chosen in (('oof', names[fold::2]), ('test', ['x.jpg', 'y.jpg'])):
                 rows = []
-                with SubmissionWriter(folder / f'{split}.csv') as writer:
+                with IdWriter(folder / f'{split}.csv') as writer:
                     for name in chosen:
                         logits = rng.normal(size=(11, SIDE, SIDE))
                         logits[2:] -= 3

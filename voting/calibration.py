@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from config import read_yaml
 from metrics import IGNORED
 from utils.errors import BadInput
 from utils.files import write_text
+from utils.yaml_files import read_yaml
+from voting.choices import require_parts
 from voting.members import OofSample
 
 BINS = 15  # of confidence
@@ -101,8 +102,7 @@ def calibrate(samples: Iterable[OofSample], num_models: int) -> list[Calibration
         for model_probs, sample_probs in zip(probs, sample.probs, strict=True):
             model_probs.append(sample_probs[:, ::STEP, ::STEP][:, labelled].T)
     part, truth = np.concatenate(parts), np.concatenate(truths)
-    if part.max(initial=0) < 1:
-        raise BadInput('calibration: found fewer than 2 photos out of fold')
+    require_parts(part, 'calibration: ')
     return [calibrate_pixels(np.concatenate(model_probs), truth, part) for model_probs in probs]
 
 

@@ -1,7 +1,7 @@
 """Find the members of an ensemble: CSVs of test photos, and the oof.csv and probabilities beside them.
 
     members = find_members(paths, out)
-    for sample in read_samples(list(by_model(members).values()), photos, data, num_classes):
+    for sample in read_samples(list(by_model(members).values()), photos, data, competition):
 
 Shapes: M models, K classes.
 """
@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from config import fold_of
-from data.coco import Photo, draw_mask
-from submission import SubmissionReader, downsample_mask, open_probs
+from config import Competition, fold_of
+from data.coco import Photo, scored_truth, sizes_of
+from submission import MaskFormat, Reader, mask_format, open_probs
 from utils.errors import BadInput
 from utils.files import file_hash
 from utils.progress import progress
+from utils.ragged import Ragged
+from voting.choices import split_evenly
 
 PARTS = 5  # into which the photos of a single fold are split, so that weights can be chosen without one part
 
@@ -28,9 +30,9 @@ class OofSample:
     """A photo out of fold: truth and predictions of all models, and their probabilities if asked for."""
 
     part: int  # weights for this photo are chosen without its part
-    truth: np.ndarray  # (256, 256) uint8 ids
-    preds: np.ndarray  # (M, 256, 256) uint8 ids
-    probs: Sequence[np.ndarray] = ()  # M of (K, 256, 256) uint8
+    truth: np.ndarray  # (H, W) uint8 ids, or (K, H, W) planes, at the scored size
+    preds: np.ndarray  # M of these
+    probs: Sequence[np.ndarray] = ()  # M of (K, H, W) uint8
 
 
 @dataclass(frozen=True)
@@ -84,42 +86,40 @@ def oof_hash(member: Member) -> str:
 class OofFile:
     """An open oof.csv, its fold, and the probabilities beside it if asked for, with the same rows."""
 
-    reader: SubmissionReader
+    reader: Reader
     fold: int | None
-    probs: np.ndarray | None  # (rows, K, 256, 256) uint8
+    probs: Ragged | None  # (K, H, W) uint8 of each row
     rows: dict[str, int]  # image id -> row
 
 
 def read_samples(
-    models: Models, photos: dict[str, Photo], data: Path, num_classes: int, soft: bool = False
+    models: Models, photos: dict[str, Photo], data: Path, competition: Competition, soft: bool = False
 ) -> Iterator[OofSample]:
     """Yield each photo out of fold, with probabilities if `soft`; `photos` are by name. Raises BadInput."""
+    form = mask_format(competition, sizes_of(photos.values()))
     with ExitStack() as stack:
-        sources = [open_oof_files(stack, model, num_classes, photos, soft) for model in models]
+        sources = [open_oof_files(stack, model, form, soft) for model in models]
         check_photos(models, sources, photos, data)
         for image_id, part in progress(split_parts(sources[0]).items(), 'count', 'photo'):
             files = [source[image_id] for source in sources]
             preds = np.stack([file.reader.read(image_id) for file in files])
-            truth = downsample_mask(draw_mask(photos[image_id]))
+            truth = scored_truth(photos[image_id], competition)
             probs = [file.probs[file.rows[image_id]] for file in files] if soft else []
             yield OofSample(part, truth, preds, probs)
 
 
 def open_oof_files(
-    stack: ExitStack, model: Sequence[Member], num_classes: int, names: Iterable[str], soft: bool
+    stack: ExitStack, model: Sequence[Member], form: MaskFormat, soft: bool
 ) -> dict[str, OofFile]:
-    """Open the oof.csv beside each member of a model; return the file of each image id. Raises BadInput.
-
-    `names` are the data's image ids.
-    """
+    """Open the oof.csv beside each member of a model; return the file of each image id. Raises BadInput."""
     files: dict[str, OofFile] = {}
     for member in model:
         path = member.path.with_name('oof.csv')
         if not path.is_file():
             raise BadInput(f'{path}: no such file; infer.py --split oof writes it')
-        reader = stack.enter_context(SubmissionReader(path, num_classes, names))
+        reader = stack.enter_context(form.reader(path))
         rows = {image_id: row for row, image_id in enumerate(reader.image_ids)}
-        file = OofFile(reader, member.fold, open_probs(reader, num_classes) if soft else None, rows)
+        file = OofFile(reader, member.fold, open_probs(reader, form) if soft else None, rows)
         for image_id in rows:
             if image_id in files:
                 raise BadInput(
@@ -147,6 +147,6 @@ def split_parts(files: dict[str, OofFile]) -> dict[str, int]:
     """Assign each image id its part, from 0: its fold, or one of PARTS in the order of a single CSV."""
     parts = {image_id: -1 if file.fold is None else file.fold for image_id, file in files.items()}
     if len(set(parts.values())) < 2:
-        parts = {image_id: position * PARTS // len(parts) for position, image_id in enumerate(parts)}
+        return dict(zip(files, split_evenly(len(files), PARTS).tolist(), strict=True))
     numbers = {part: number for number, part in enumerate(sorted(set(parts.values())))}
     return {image_id: numbers[part] for image_id, part in parts.items()}

@@ -18,26 +18,20 @@ from typing import Any, Literal, get_args
 import numpy as np
 import yaml
 
-from config import Competition, fold_files, read_yaml
+from config import Competition, fold_files
 from data.coco import training_photos
-from metrics import (
-    DRAWS,
-    IGNORED,
-    LEVEL,
-    Interval,
-    confusion_matrix,
-    image_counts,
-    interval,
-    iou_of_counts,
-    miou_of_counts,
-    paired_interval,
-)
+from metrics import DRAWS, IGNORED, LEVEL, Interval, Metric, count_pixels
+from submission import metric_of
 from utils.errors import BadInput
 from utils.files import write_text
+from utils.yaml_files import read_yaml
 from voting.calibration import RANGE, Calibration, calibrate, write_calibration
-from voting.hard import SearchResult, count_votes, format_search, search_weights, vote, weight_table
+from voting.choices import best_of
+from voting.hard import count_votes, vote_masks, weight_table
 from voting.members import Member, OofSample, by_model, member_of, oof_hash, read_samples
-from voting.soft import SoftResult, mean_probs, search_soft
+from voting.soft import SoftResult, search_planes, search_soft, soft_vote
+from voting.thresholds import parse_thresholds
+from voting.weights import SearchResult, format_search, search_weights
 
 Rule = Literal['hard vote', 'soft vote']
 WEIGHT = re.compile(r'\d{1,9}(\.\d{1,9}|/[1-9]\d{0,8})?', re.ASCII)
@@ -45,11 +39,14 @@ WEIGHT = re.compile(r'\d{1,9}(\.\d{1,9}|/[1-9]\d{0,8})?', re.ASCII)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to combine members: (M, K) weights by class, and the temperatures of a soft vote."""
+    """How to combine members: (M, K) weights by class, and the temperatures of a soft vote, or, where classes
+    may overlap, its thresholds.
+    """
 
     rule: Rule
     table: list[list[Fraction]]
     temperatures: list[float]
+    thresholds: list[float] | None = None  # (K,)
 
 
 def search_recipe(
@@ -58,12 +55,17 @@ def search_recipe(
     """Search the hard vote, or with `soft` any, that scores best out of sample; print it. Raises BadInput."""
     models = by_model(members)
     names, num_classes = [str(folder) for folder in models], len(competition.classes)
-    read = partial(read_samples, list(models.values()), training_photos(data, competition), data, num_classes)
-    hard = best = search_weights(count_votes(read(), len(models), num_classes), by_class)
+    metric = metric_of(competition)
+    read = partial(read_samples, list(models.values()), training_photos(data, competition), data, competition)
+    hard = best = search_weights(count_votes(read(), len(models), num_classes, metric), by_class)
     print(format_search(hard, names))
     if soft and len(models) > 1:
-        calibrations = calibrate(read(soft=True), len(models))
-        mean = search_soft(read(soft=True), len(models), num_classes, calibrations)
+        calibrations = []
+        if competition.is_multilabel:
+            mean = search_planes(read(soft=True), len(models), num_classes, metric)
+        else:
+            calibrations = calibrate(read(soft=True), len(models))
+            mean = search_soft(read(soft=True), len(models), num_classes, metric, calibrations)
         best = mean if mean.out_of_sample > hard.out_of_sample else hard
         print(format_soft(mean, calibrations, names, used=best is mean))
     print(format_gain(read(soft), best, hard, names))
@@ -74,7 +76,8 @@ def recipe_of(result: SearchResult | SoftResult, num_classes: int) -> Recipe:
     """Return the recipe that a search found, by model."""
     if isinstance(result, SoftResult):
         table = [[Fraction(weight)] * num_classes for weight in result.weights]
-        return Recipe('soft vote', table, list(result.temperatures))
+        thresholds = None if result.thresholds is None else [*result.thresholds]
+        return Recipe('soft vote', table, list(result.temperatures), thresholds)
     table = [[Fraction(weight) for weight in row] for row in result.table.tolist()]
     return Recipe('hard vote', table, [1.0] * len(table))
 
@@ -85,24 +88,29 @@ def share_weights(recipe: Recipe, members: Sequence[Member]) -> Recipe:
     numbers = [list(models).index(member.folder) for member in members]
     counts = [len(models[member.folder]) for member in members]
     table = [[w / count for w in recipe.table[n]] for n, count in zip(numbers, counts, strict=True)]
-    return Recipe(recipe.rule, table, [recipe.temperatures[number] for number in numbers])
+    temperatures = [recipe.temperatures[number] for number in numbers]
+    return Recipe(recipe.rule, table, temperatures, recipe.thresholds)
 
 
 def format_soft(
     result: SoftResult, calibrations: Sequence[Calibration], names: Sequence[str], used: bool
 ) -> str:
-    """Format the temperatures and scores of the soft vote, and say whether to use it."""
-    width = max(map(len, names))
+    """Format the temperatures or thresholds and the scores of the soft vote, and say whether to use it."""
+    width, label = max(map(len, names)), result.metric.label
     weights = ' '.join(map(str, result.weights))
-    temperatures = ' '.join(f'{temperature:g}' for temperature in result.temperatures)
     outcome = f'use the soft vote with weights {weights}: it scores' if used else 'no soft vote scores'
-    lines = [
-        'soft vote, the mean of probabilities:',
-        *(f'  {name:<{width}}  {line}' for name, line in zip(names, calibrations, strict=True)),
-        f'  weights {weights}, temperatures {temperatures}: mIoU {result.best:.4f}, too high: chosen on the '
-        'photos that it is scored on',
-        f'  mIoU out of sample: {result.out_of_sample:.4f}; '
-        f'without temperatures {result.uncalibrated_out_of_sample:.4f}',
+    lines = ['soft vote, the mean of probabilities:']
+    if result.thresholds is None:
+        temperatures = ' '.join(f'{temperature:g}' for temperature in result.temperatures)
+        lines += [f'  {name:<{width}}  {line}' for name, line in zip(names, calibrations, strict=True)]
+        chosen = f'temperatures {temperatures}'
+        without = f'; without temperatures {result.uncalibrated_out_of_sample:.4f}'
+    else:
+        chosen, without = f'thresholds {" ".join(f"{threshold:.3f}" for threshold in result.thresholds)}', ''
+    lines += [
+        f'  weights {weights}, {chosen}: {label} {result.best:.4f}, too high: chosen on the photos that it '
+        'is scored on',
+        f'  {label} out of sample: {result.out_of_sample:.4f}{without}',
         f'{outcome} higher out of sample',
     ]
     return '\n'.join(lines)
@@ -116,8 +124,8 @@ def format_gain(
     for sample in samples:
         single = sample.preds[np.argmax(hard.part_singles[sample.part])]
         for pred, counts in ((best.predict(sample), vote_counts), (single, single_counts)):
-            counts.append(image_counts(confusion_matrix(sample.truth, pred, hard.num_classes)))
-    gain = paired_interval(np.stack(vote_counts), np.stack(single_counts))
+            counts.append(count_pixels(sample.truth, pred, hard.num_classes))
+    gain = hard.metric.paired_interval(np.stack(vote_counts), np.stack(single_counts))
     if gain.low > 0:
         outcome = 'the vote beats it: a significant difference'
     elif gain.high < 0:
@@ -126,16 +134,18 @@ def format_gain(
         outcome = 'the vote does not beat it: no significant difference'
     return (
         f'best model: {names[np.argmax(hard.singles)]}; {outcome} on {len(vote_counts)} photos '
-        f'({gain.value:+.4f} mIoU out of sample, {LEVEL:.0%} bootstrap interval {gain.low:+.4f} to '
-        f'{gain.high:+.4f})'
+        f'({gain.value:+.4f} {hard.metric.label} out of sample, {LEVEL:.0%} bootstrap interval '
+        f'{gain.low:+.4f} to {gain.high:+.4f})'
     )
 
 
 def calibrate_model(folder: Path, data: Path, competition: Competition) -> str:
     """Fit a model's temperature on its oof_probs.npy and write it into its folder. Raises BadInput."""
+    if competition.is_multilabel:
+        advice = 'choose thresholds instead: evaluate.py thresholds'
+        raise BadInput(f'{folder}: classes that may overlap have no temperature; {advice} {folder}')
     members = [member_of(path) for path in fold_files(folder, 'oof.csv') or [folder / 'oof.csv']]
-    photos, num_classes = training_photos(data, competition), len(competition.classes)
-    samples = read_samples([members], photos, data, num_classes, soft=True)
+    samples = read_samples([members], training_photos(data, competition), data, competition, soft=True)
     (calibration,) = calibrate(samples, 1)
     path = write_calibration(folder, calibration, [oof_hash(member) for member in members])
     return f'{folder}: {calibration}; wrote {path}'
@@ -152,7 +162,9 @@ class RecipeEntry:
 
 
 def write_recipe(path: Path, members: Sequence[Member], recipe: Recipe) -> None:
-    """Write ensemble.yaml: the members, each with the hash of its oof.csv, their weights and temperatures."""
+    """Write ensemble.yaml: thresholds if there are any, and the members, each with the hash of its oof.csv,
+    its weight and its temperature.
+    """
     entries = []
     for member, weights, temperature in zip(members, recipe.table, recipe.temperatures, strict=True):
         entry = {'csv': str(member.path), 'oof': oof_hash(member)}
@@ -161,13 +173,15 @@ def write_recipe(path: Path, members: Sequence[Member], recipe: Recipe) -> None:
         if temperature != 1:
             entry['temperature'] = temperature
         entries.append(entry)
-    write_text(path, yaml.safe_dump({'rule': recipe.rule, 'members': entries}, sort_keys=False))
+    thresholds = {} if recipe.thresholds is None else {'thresholds': recipe.thresholds}
+    content = {'rule': recipe.rule, **thresholds, 'members': entries}
+    write_text(path, yaml.safe_dump(content, sort_keys=False))
     print(f'wrote {path}; ensemble.py --recipe {path} applies it again')
 
 
 def read_recipe(path: Path, members: Sequence[Member], num_classes: int) -> Recipe:
     """Read a recipe for these members. Raises BadInput if they are not the members of the recipe."""
-    rule, entries = read_entries(path, num_classes)
+    rule, thresholds, entries = read_entries(path, num_classes)
     by_oof = {entry.oof: entry for entry in entries}
     hashes = [oof_hash(member) for member in members]
     for oof, member in zip(hashes, members, strict=True):
@@ -177,19 +191,22 @@ def read_recipe(path: Path, members: Sequence[Member], num_classes: int) -> Reci
         if any(entry.weights) and entry.oof not in hashes:
             raise BadInput(f'{path}: its member {entry.csv} is not among the CSVs; give it too')
     chosen = [by_oof[oof] for oof in hashes]
-    return Recipe(rule, [entry.weights for entry in chosen], [entry.temperature for entry in chosen])
+    table, temperatures = [entry.weights for entry in chosen], [entry.temperature for entry in chosen]
+    return Recipe(rule, table, temperatures, thresholds)
 
 
-def read_entries(path: Path, num_classes: int) -> tuple[Rule, list[RecipeEntry]]:
-    """Read the rule and the members that ensemble.yaml lists. Raises BadInput."""
+def read_entries(path: Path, num_classes: int) -> tuple[Rule, list[float] | None, list[RecipeEntry]]:
+    """Read the rule, the thresholds and the members that ensemble.yaml lists. Raises BadInput."""
     content = read_yaml(path)
     try:
         entries = [parse_entry(entry, num_classes) for entry in content['members']]
+        thresholds = content.get('thresholds')
+        thresholds = None if thresholds is None else parse_thresholds(thresholds, num_classes)
         if content['rule'] not in get_args(Rule):
             raise ValueError('unknown rule')
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise BadInput(f'{path}: not a recipe of ensemble.py --search; search it again') from None
-    return content['rule'], entries
+    return content['rule'], thresholds, entries
 
 
 def parse_entry(entry: Any, num_classes: int) -> RecipeEntry:
@@ -208,6 +225,7 @@ def parse_entry(entry: Any, num_classes: int) -> RecipeEntry:
 class EnsembleScore:
     """An ensemble and its models on the photos out of fold: pixel counts, and what the ensemble changed."""
 
+    metric: Metric
     rule: Rule
     names: list[str]
     weights: list[list[Fraction]]  # (M, K)
@@ -216,38 +234,38 @@ class EnsembleScore:
 
     @property
     def best(self) -> int:
-        """Return the number of the model with the highest mIoU."""
-        return int(miou_of_counts(self.counts[:-1].sum(1)).argmax())
+        """Return the number of the model with the highest score."""
+        return int(best_of(np.array([self.metric.score(counts) for counts in self.counts[:-1]])))
 
     def gain(self) -> Interval:
-        """Compare the ensemble's mIoU with the best model's."""
-        return paired_interval(self.counts[-1], self.counts[self.best])
+        """Compare the ensemble's score with the best model's."""
+        return self.metric.paired_interval(self.counts[-1], self.counts[self.best])
 
     def lines(self) -> list[list[str]]:
-        """Tabulate the weight, mIoU and interval of each model and of the ensemble."""
+        """Tabulate the weight, score and interval of each model and of the ensemble."""
         weights = [*(format_weights(row) for row in self.weights), '']
-        rows = [['', 'weight', 'mIoU', f'{LEVEL:.0%} of {DRAWS:,} draws']]
+        rows = [['', 'weight', self.metric.label, f'{LEVEL:.0%} of {DRAWS:,} draws']]
         for name, weight, counts in zip([*self.names, self.rule], weights, self.counts, strict=True):
-            score = interval(counts)
+            score = self.metric.interval(counts)
             rows.append([name, weight, f'{score.value:.4f}', f'{score.low:.4f} to {score.high:.4f}'])
         return rows
 
     def class_lines(self, classes: tuple[str, ...]) -> list[list[str]]:
-        """Tabulate by class the IoU of the best model and of the ensemble, and the pixels that changed."""
-        model_iou, ensemble_iou = (iou_of_counts(*self.counts[m].sum(0)) for m in (self.best, -1))
+        """Tabulate by class the scores of the best model and of the ensemble, and the pixels that changed."""
+        model, ensemble = (self.metric.by_class(self.counts[m]) for m in (self.best, -1))
         mended, broken = self.changed[self.best]
         rows = [['class', self.names[self.best], self.rule, 'gain', 'pixels mended', 'pixels broken']]
         for k, name in enumerate(classes):
-            gain = ensemble_iou[k] - model_iou[k]
+            gain = ensemble[k] - model[k]
             if not np.isnan(gain):
-                ious = [f'{model_iou[k]:.4f}', f'{ensemble_iou[k]:.4f}', f'{gain:+.4f}']
-                rows.append([name, *ious, f'{mended[k]:,}', f'{broken[k]:,}'])
+                scores = [f'{model[k]:.4f}', f'{ensemble[k]:.4f}', f'{gain:+.4f}']
+                rows.append([name, *scores, f'{mended[k]:,}', f'{broken[k]:,}'])
         return rows
 
 
 def read_ensemble(path: Path, num_classes: int) -> tuple[list[Member], Recipe]:
     """Read the members that ensemble.yaml lists, and the recipe. Raises BadInput if a member has changed."""
-    members = [member_of(Path(entry.csv)) for entry in read_entries(path, num_classes)[1]]
+    members = [member_of(Path(entry.csv)) for entry in read_entries(path, num_classes)[2]]
     return members, read_recipe(path, members, num_classes)
 
 
@@ -261,16 +279,17 @@ def score_ensemble(path: Path, data: Path, competition: Competition) -> Ensemble
     soft = recipe.rule == 'soft vote'
     counts, changed = [], []
     photos = training_photos(data, competition)
-    for sample in read_samples(list(models.values()), photos, data, num_classes, soft):
+    for sample in read_samples(list(models.values()), photos, data, competition, soft):
         if soft:
-            winner = mean_probs(sample.probs, table, temperatures).argmax(0).astype(np.uint8)
+            winner = soft_vote(sample.probs, table, temperatures, recipe.thresholds)
         else:
-            winner = vote(sample.preds, table)
-        confusions = [confusion_matrix(sample.truth, pred, num_classes) for pred in (*sample.preds, winner)]
-        counts.append([image_counts(confusion) for confusion in confusions])
+            winner = vote_masks(sample.preds, table)
+        counts.append([count_pixels(sample.truth, pred, num_classes) for pred in (*sample.preds, winner)])
         changed.append([count_changes(sample.truth, pred, winner, num_classes) for pred in sample.preds])
     names = [folder.name for folder in models]
-    return EnsembleScore(recipe.rule, names, weights, np.stack(counts, axis=1), np.sum(changed, axis=0))
+    by_model_counts = np.stack(counts, axis=1)
+    metric, total = metric_of(competition), np.sum(changed, axis=0)
+    return EnsembleScore(metric, recipe.rule, names, weights, by_model_counts, total)
 
 
 def merge_members(
@@ -286,10 +305,12 @@ def merge_members(
 
 
 def count_changes(truth: np.ndarray, pred: np.ndarray, winner: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count by true class the pixels that only `winner`, then only `pred` has right → (2, K)."""
+    """Count by true class, or by plane, the pixels that only `winner`, then `pred` has right → (2, K)."""
     labelled = truth != IGNORED
     model_right, ensemble_right = pred == truth, winner == truth
     changes = (ensemble_right & ~model_right, model_right & ~ensemble_right)
+    if truth.ndim == 3:
+        return np.stack([np.count_nonzero(labelled & change, axis=(1, 2)) for change in changes])
     return np.stack([np.bincount(truth[labelled & change], minlength=num_classes) for change in changes])
 
 

@@ -1,11 +1,16 @@
-"""Vote softly: take the class of the highest weighted mean of the models' probabilities; search its weights.
+"""Vote softly: take the weighted mean of the models' probabilities; search its weights.
 
-    result = search_soft(samples, num_models, num_classes, calibrations)
+    result = search_soft(samples, num_models, num_classes, metric, calibrations)
+    result = search_planes(samples, num_models, num_classes, metric)        # where classes may overlap
 
-A pixel at which all models find the same class likeliest keeps it under any weights, so the search compares
-candidates on the other pixels only.
+The class of the highest mean wins. A pixel at which all models find the same class likeliest keeps it under
+any weights, so the search compares candidates on the other pixels only.
 
-Shapes: M models, K classes, P pixels, n candidates.
+If classes may overlap, a pixel is of each class whose mean, rounded to a byte as a model's is, reaches the
+threshold of the class. Thresholds are chosen with the weights, without the part that they are scored on. The
+pixels at which all models have the same byte are counted once for all candidates.
+
+Shapes: M models, K classes, P pixels, n candidates, T thresholds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,13 +18,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from metrics import IGNORED
+from metrics import IGNORED, Metric
 from voting.calibration import Calibration, apply_temperature
-from voting.hard import member_table, miou_of_sums, weight_grid
+from voting.choices import best_of
+from voting.hard import member_table
 from voting.members import OofSample
+from voting.thresholds import BYTES, byte_of, counts_at_thresholds, threshold_counts, threshold_of
+from voting.weights import weight_grid
 
 TOP_WEIGHTS = {2: 3, 3: 3, 4: 2}  # the highest whole weight tried, by the number of models; 1 with more
 MAX_GRID_MODELS = 8  # up to here all combinations are tried
+BLOCK = 1 << 22  # pixels, or pixels and classes, whose means are held at a time
 
 
 def mean_probs(
@@ -33,6 +42,39 @@ def mean_probs(
     return total
 
 
+def mean_bytes(probs: Sequence[np.ndarray], table: np.ndarray) -> np.ndarray:
+    """Round the weighted mean of M of (K, ...) uint8 probabilities to bytes, halves up; table (M, K).
+
+    A class without any weight has the probability 0.
+    """
+    total = np.maximum(table.sum(0, dtype=np.float32), np.finfo(np.float32).tiny)
+    mean = mean_probs(probs, table) / total.reshape(-1, *[1] * (probs[0].ndim - 1))
+    return (mean + np.float32(0.5)).astype(np.uint8)
+
+
+def soft_vote(
+    probs: Sequence[np.ndarray],
+    table: np.ndarray,
+    temperatures: Sequence[float] | None = None,
+    thresholds: Sequence[float] | None = None,
+) -> np.ndarray:
+    """Vote with M of (K, H, W) uint8 probabilities → (H, W) ids, or (K, H, W) planes if there are thresholds.
+
+    The lower class wins if means are equal.
+    """
+    num_classes, height, width = probs[0].shape
+    winner = np.empty((height, width) if thresholds is None else probs[0].shape, np.uint8)
+    limits = None if thresholds is None else np.array([*map(byte_of, thresholds)])[:, None, None]
+    step = max(1, BLOCK // (num_classes * width))
+    for rows in (np.s_[start : start + step] for start in range(0, height, step)):
+        block = [model_probs[:, rows] for model_probs in probs]
+        if limits is None:
+            winner[rows] = mean_probs(block, table, temperatures).argmax(0)
+        else:
+            winner[:, rows] = mean_bytes(block, table) >= limits
+    return winner
+
+
 def calibrated_probs(probs: np.ndarray, temperature: float) -> np.ndarray:
     """Apply a temperature to (K, ...) uint8 probabilities; return floats from 0 to 255."""
     if temperature == 1:
@@ -42,8 +84,9 @@ def calibrated_probs(probs: np.ndarray, temperature: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SoftResult:
-    """The best soft vote. Scores are mIoU; out of sample: a part's choice was made on the other parts."""
+    """The best soft vote. Out of sample: a part's choice was made on the other parts."""
 
+    metric: Metric  # of all scores
     weights: tuple[int, ...]
     temperatures: tuple[float, ...]
     best: float  # in sample
@@ -51,45 +94,78 @@ class SoftResult:
     part_weights: tuple[tuple[int, ...], ...]
     part_temperatures: tuple[tuple[float, ...], ...]
     uncalibrated_out_of_sample: float = float('nan')  # all temperatures are 1
+    thresholds: tuple[float, ...] | None = None  # (K,) where classes may overlap
+    part_thresholds: tuple[tuple[float, ...], ...] = ()
 
     def predict(self, sample: OofSample) -> np.ndarray:
-        """Vote with what was chosen without the part of the sample; return ids."""
+        """Vote with what was chosen without the part of the sample; return a mask."""
         table = member_table(self.part_weights[sample.part], len(sample.probs[0]))
-        return mean_probs(sample.probs, table, self.part_temperatures[sample.part]).argmax(0)
+        thresholds = self.part_thresholds[sample.part] if self.part_thresholds else None
+        return soft_vote(sample.probs, table, self.part_temperatures[sample.part], thresholds)
 
 
 def search_soft(
-    samples: Iterable[OofSample], num_models: int, num_classes: int, calibrations: Sequence[Calibration]
+    samples: Iterable[OofSample],
+    num_models: int,
+    num_classes: int,
+    metric: Metric,
+    calibrations: Sequence[Calibration],
 ) -> SoftResult:
-    """Search the weights with the highest mIoU; use temperatures if they score higher out of sample."""
+    """Search the weights with the highest score; use temperatures if they score higher out of sample."""
     candidates = soft_grid(num_models)
     modes = [[replace(calibration, helps=False) for calibration in calibrations]]  # without temperatures
     modes += [calibrations] if any(calibration.helps for calibration in calibrations) else []
-    part_sums: list[list[np.ndarray]] = [[] for _ in modes]  # per mode and part: (n, 2, K)
-    part_true: list[np.ndarray] = []  # per part: (K,)
+    tallies = [Tally(metric) for _ in modes]
     for sample in samples:
-        while len(part_true) <= sample.part:
-            part_true.append(np.zeros(num_classes, np.int64))
-            for sums in part_sums:
-                sums.append(np.zeros((len(candidates), 2, num_classes), np.int64))
         labelled = sample.truth != IGNORED
         truth = sample.truth[labelled]
         probs = [np.ascontiguousarray(model_probs[:, labelled]) for model_probs in sample.probs]
-        part_true[sample.part] += np.bincount(truth, minlength=num_classes)
+        true = np.bincount(truth, minlength=num_classes)
         likeliest = np.stack([model_probs.argmax(0) for model_probs in probs])
         agreed = (likeliest == likeliest[0]).all(0)
         agreed_sums = class_sums(likeliest[0][agreed], truth[agreed], num_classes)
         contested = [model_probs[:, ~agreed] for model_probs in probs]
-        for mode, sums in zip(modes, part_sums, strict=True):
+        for mode, tally in zip(modes, tallies, strict=True):
             temperatures = [calibration.used_for(sample.part) for calibration in mode]
-            sums[sample.part] += agreed_sums
-            sums[sample.part] += contested_sums(contested, truth[~agreed], candidates, temperatures)
-    results = [
-        choose_weights(np.stack(sums), np.stack(part_true), candidates, mode)
-        for mode, sums in zip(modes, part_sums, strict=True)
-    ]
+            sums = agreed_sums + contested_sums(contested, truth[~agreed], candidates, temperatures)
+            trues = np.broadcast_to(true, (len(sums), 1, num_classes))
+            tally.add(sample.part, np.concatenate([sums, trues], 1))
+    results = [choose_weights(tally, candidates, mode) for mode, tally in zip(modes, tallies, strict=True)]
     best = max(results, key=lambda result: result.out_of_sample)  # in a tie the one without temperatures
     return replace(best, uncalibrated_out_of_sample=results[0].out_of_sample)
+
+
+class Tally:
+    """Sums over photos, by part, from which a metric scores candidates: their counts, or, if the metric is a
+    mean over photos, the scores of the photos and how many there are.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        self.parts: list[np.ndarray] = []  # of each part: (..., 3, K) counts, or (..., 2, K) sums of scores
+
+    def add(self, part: int, counts: np.ndarray) -> None:
+        """Add the (..., 3, K) counts of a photo."""
+        sums = counts
+        if self.metric.is_by_image:
+            scores = self.metric.by_class(counts[None])
+            sums = np.stack([np.nan_to_num(scores), ~np.isnan(scores)], -2)
+        while len(self.parts) <= part:
+            self.parts.append(np.zeros_like(sums))
+        self.parts[part] += sums
+
+    def class_scores(self, sums: np.ndarray) -> np.ndarray:
+        """Score each class by (..., 3 or 2, K) sums over photos → (..., K); nan for an absent one."""
+        if not self.metric.is_by_image:
+            return self.metric.by_class(sums[None])
+        total, number = np.moveaxis(sums, -2, 0)
+        return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+
+    def without(self) -> np.ndarray:
+        """Add up the sums of all parts, and of all without each one → (1 + parts, ...)."""
+        parts = np.stack(self.parts)
+        total = parts.sum(0)
+        return np.concatenate([total[None], total - parts])
 
 
 def class_sums(pred: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
@@ -112,25 +188,80 @@ def contested_sums(
     return sums
 
 
-def choose_weights(
-    part_sums: np.ndarray, part_true: np.ndarray, candidates: np.ndarray, calibrations: Sequence[Calibration]
-) -> SoftResult:
-    """Choose the best candidate for all parts and for all but each one, from (parts, n, 2, K) class_sums and
-    (parts, K) pixels of each true class.
-    """
-    sums, true = part_sums.sum(0), part_true.sum(0)
-    scores = miou_of_sums(sums, true)
-    parts = zip(part_sums, part_true, strict=True)
-    chosen = [miou_of_sums(sums - part, true - one_true).argmax() for part, one_true in parts]
-    out_sums = sum(part[candidate] for part, candidate in zip(part_sums, chosen, strict=True))
+def choose_weights(tally: Tally, candidates: np.ndarray, calibrations: Sequence[Calibration]) -> SoftResult:
+    """Choose the best candidate for all parts and for all but each one, from the sums of each part."""
+    metric, sums = tally.metric, tally.without()
+    scores = metric.mean(tally.class_scores(sums))  # (1 + parts, n)
+    best, *chosen = best_of(scores)
+    out_sums = sum(part[candidate] for part, candidate in zip(tally.parts, chosen, strict=True))
     return SoftResult(
-        weights=tuple(candidates[scores.argmax()].tolist()),
+        metric=metric,
+        weights=tuple(candidates[best].tolist()),
         temperatures=tuple(c.used for c in calibrations),
-        best=float(scores.max()),
-        out_of_sample=float(miou_of_sums(out_sums, true)),
+        best=float(scores[0, best]),
+        out_of_sample=float(metric.mean(tally.class_scores(out_sums))),
         part_weights=tuple(tuple(candidates[candidate].tolist()) for candidate in chosen),
         part_temperatures=tuple(tuple(c.used_for(part) for c in calibrations) for part in range(len(chosen))),
     )
+
+
+def search_planes(
+    samples: Iterable[OofSample], num_models: int, num_classes: int, metric: Metric
+) -> SoftResult:
+    """Search the weights and thresholds with the highest score, where classes may overlap."""
+    candidates, tally, true = soft_grid(num_models), Tally(metric), []
+    for sample in samples:
+        histograms = [
+            plane_histograms([p[k] for p in sample.probs], sample.truth[k], candidates)
+            for k in range(num_classes)
+        ]
+        tally.add(
+            sample.part, np.concatenate([counts_at_thresholds(counts, BYTES) for counts in histograms], -1)
+        )
+        while len(true) <= sample.part:
+            true.append(np.zeros(num_classes, np.int64))
+        true[sample.part] += np.array([counts[0, 0].sum() for counts in histograms])
+    scores = tally.class_scores(tally.without())  # (1 + parts, n, T, K)
+    present = np.stack([sum(true), *(sum(true) - true)]) > 0  # (1 + parts, K)
+    limits = best_of(scores.swapaxes(2, 3)) * present[:, None]  # (1 + parts, n, K); 0 is the threshold 0.5
+    at_limits = np.take_along_axis(scores, limits[:, :, None], 2)[:, :, 0]
+    totals = metric.mean(at_limits)  # (1 + parts, n)
+    rows, chosen = np.arange(len(totals)), best_of(totals)
+    limits = limits[rows, chosen]  # (1 + parts, K)
+    pairs = zip(tally.parts, chosen[1:], limits[1:], strict=True)
+    out_sums = sum(part[number, limit, :, np.arange(num_classes)].T for part, number, limit in pairs)
+    weights = [tuple(candidates[number].tolist()) for number in chosen]
+    thresholds = [tuple(threshold_of(byte) for byte in BYTES[row]) for row in limits]
+    out_of_sample = float(metric.mean(tally.class_scores(out_sums)))
+    return SoftResult(
+        metric=metric,
+        weights=weights[0],
+        temperatures=(1.0,) * num_models,
+        best=float(totals[0, chosen[0]]),
+        out_of_sample=out_of_sample,
+        part_weights=tuple(weights[1:]),
+        part_temperatures=((1.0,) * num_models,) * len(weights[1:]),
+        uncalibrated_out_of_sample=out_of_sample,
+        thresholds=thresholds[0],
+        part_thresholds=tuple(thresholds[1:]),
+    )
+
+
+def plane_histograms(probs: Sequence[np.ndarray], truth: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Count the pixels of each mean byte: M of (H, W) uint8, (H, W) of 0, 1, IGNORED → (n, 2, 256)."""
+    differs = np.zeros(truth.shape, bool)
+    for model_probs in probs[1:]:
+        differs |= model_probs != probs[0]
+    agreed = np.where(differs, np.uint8(IGNORED), truth)
+    differs &= truth != IGNORED
+    contested = [model_probs[None, differs] for model_probs in probs]
+    offset = np.where(truth[differs] == 1, 0, 256)
+    histograms = np.empty((len(candidates), 2, 256), np.int64)
+    histograms[:] = threshold_counts(probs[0][None], agreed[None])
+    for histogram, weights in zip(histograms, candidates, strict=True):
+        mean = mean_bytes(contested, weights[:, None])[0]
+        histogram += np.bincount(offset + mean, minlength=512).reshape(2, 256)
+    return histograms
 
 
 def soft_grid(num_models: int) -> np.ndarray:
