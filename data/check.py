@@ -6,25 +6,31 @@ remark: the last line counts the remarks.
 
 import hashlib
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pycocotools import mask as rle_codec
 
 from config import COMPETITION_FILE, HOME, Competition, read_competition
-from data.coco import CocoSet, Photo, draw_mask, read_coco, require_photo
+from data.bands import find_slices, read_any_bands, to_channels, volume_of
+from data.coco import CocoSet, Photo, draw_mask, draw_truth, read_coco, require_photo
 from data.folds import TooFewScenes, find_scenes, near_duplicates, thumbnail
-from data.masks import EMPTY_PART, SHORT_PART
-from data.photos import Range, check_size, measure, read_stored, scale, show_range, turn
+from data.groups import group_names, match_group, suggest_group
+from data.masks import EMPTY_PART, SHORT_PART, shared_pixels
+from data.photos import Range, check_size, measure_bands, scale, show_range, turn, whole_range, widen
 from metrics import IGNORED
 from utils.errors import BadInput, join_first, plural
 from utils.json_files import read_bytes
 from utils.progress import progress
+from utils.yaml_files import show_yaml
 
 MAX_LISTED = 20  # groups of duplicates
+MUCH, MUCH_OF_ONE = 0.05, 0.25  # shares of the objects' pixels, and of one class's, that others cover
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,12 @@ class CheckedPhoto:
     orientation: int  # EXIF
     fits: tuple[str, ...]  # orientations of a competition with which the size is the recorded one
     truncated: bool
-    values: Range | None  # of more than 8 bits
+    bands: int  # that the competition's photos have, or another number
+    values: tuple[Range, ...] | None  # of each band, of more than 8 bits
+    type: np.dtype  # of its values
     thumbnail: np.ndarray
     checksum: str  # of the file
-    pixels: np.ndarray  # (256,) pixels of each class id in its mask
+    pixels: np.ndarray  # (2, 256) pixels of each class id: in its mask, and as count_pixels says
 
 
 def check_data(data: Path, competition: Competition, folds: int) -> tuple[list[str], bool]:
@@ -67,10 +75,13 @@ def check_data(data: Path, competition: Competition, folds: int) -> tuple[list[s
         *describe_sizes(photos),
         *describe_orientation(data, photos, competition),
         *describe_intensity(data, photos, competition),
+        *describe_slices(cocos),
         *describe_left_out(cocos),
+        *describe_annotators(cocos[0]),
         *describe_classes(cocos[0], sum(photo.pixels for photo in train)),
         *describe_duplicates(photos),
-        *describe_scenes(data, scenes, competition),
+        *describe_scenes(data, scenes, competition, train[0].name),
+        *hint_at_groups(train, competition),
     ]
     if len(cocos) == 1:
         print(f'{data / "test.json"}: not found, so no submission can be made')
@@ -109,14 +120,17 @@ def check_photos(coco: CocoSet, faults: list[str]) -> list[CheckedPhoto]:
 def check_photo(coco: CocoSet, photo: Photo) -> CheckedPhoto:
     """Decode a photo and draw its mask. Raises BadInput."""
     path, competition = require_photo(coco, photo), coco.competition
-    stored = read_stored(path, lenient=coco.split == 'test')  # cut-off test photos are predicted
+    lenient = coco.split == 'test'  # cut-off test photos are predicted
+    stored, bands = read_any_bands(path, competition.photo_channels, lenient)
     size = (photo.height, photo.width)
     sizes = {'displayed': stored.upright_size, 'stored': stored.size}
     fits = tuple(name for name, found in sizes.items() if found == size)
     if not fits:
         check_size(path, stored, size, competition.orientation)  # raises
-    values = measure(stored, path) if stored.is_deep else None
-    pixels = stored.pixels if values is None else scale(stored, competition.intensity or values)
+    values = measure_bands(stored, path) if stored.is_deep else None
+    ranges = competition.ranges if bands == competition.photo_channels else None
+    pixels = stored.pixels if values is None else scale(stored, ranges or [whole_range(values)])
+    pixels = to_channels(pixels, bands)
     if competition.orientation == 'displayed':
         pixels = turn(pixels, stored.orientation)
     return CheckedPhoto(
@@ -127,11 +141,46 @@ def check_photo(coco: CocoSet, photo: Photo) -> CheckedPhoto:
         orientation=stored.orientation,
         fits=fits,
         truncated=bool(stored.fault),
+        bands=bands,
         values=values,
+        type=stored.pixels.dtype,
         thumbnail=thumbnail(pixels),
         checksum=hashlib.sha256(read_bytes(path)).hexdigest(),
-        pixels=np.bincount(draw_mask(photo).ravel(), minlength=256),
+        pixels=count_pixels(photo, competition),
     )
+
+
+def count_pixels(photo: Photo, competition: Competition) -> np.ndarray:
+    """Count the pixels of each class id in a photo's mask, and of its objects as a whole → (2, 256) int64.
+
+    If classes may overlap, the second are those that another class has, too.
+    """
+    counts = np.zeros((2, 256), np.int64)
+    if len(photo.annotators) > 1:  # of the majority, where objects as a whole are not known
+        truth = draw_truth(photo, competition)
+        if not competition.is_multilabel:
+            counts[:] = np.bincount(truth.ravel(), minlength=256)
+            return counts
+        planes = truth == 1
+        others = planes & (planes.sum(axis=0) > 1)
+        counts[:, : len(planes)] = planes.sum(axis=(1, 2)), others.sum(axis=(1, 2))
+        counts[0, IGNORED] = np.count_nonzero(truth == IGNORED)
+        return counts
+    drawn: dict[tuple[int, bool], list[bytes]] = {}  # by class, and whether it is ignored
+    for annotation in photo.annotations:
+        drawn.setdefault((annotation.category_id, annotation.iscrowd), []).append(annotation.rle)
+    objects = {k: rles for (k, iscrowd), rles in drawn.items() if not iscrowd}
+    if not competition.is_multilabel:
+        counts[0] = np.bincount(draw_mask(photo).ravel(), minlength=256)
+        for k, rles in objects.items():
+            counts[1, k] = merged_area(rles, photo.size)
+        return counts
+    for k, pixels in shared_pixels(objects, photo.size).items():
+        counts[:, k] = pixels
+    for (k, iscrowd), rles in drawn.items():
+        if iscrowd:  # objects lie over crowds
+            counts[0, IGNORED] += merged_area([*rles, *objects.get(k, [])], photo.size) - counts[0, k]
+    return counts
 
 
 def describe_sizes(photos: list[CheckedPhoto]) -> list[str]:
@@ -188,50 +237,153 @@ def describe_orientation(data: Path, photos: list[CheckedPhoto], competition: Co
 
 
 def describe_intensity(data: Path, photos: list[CheckedPhoto], competition: Competition) -> list[str]:
-    """Print the range of photos of more than 8 bits; raise BadInput unless `intensity` holds the training
-    photos. Values of test photos outside it give a remark.
+    """Print the bands, and the ranges of photos of more than 8 bits; raise BadInput unless `channels` is the
+    number of bands and `intensity` holds the training photos. Values of test photos outside give a remark.
     """
+    bands = describe_channels(data, photos, competition)
     deep = [photo for photo in photos if photo.values is not None]
-    if not deep:
+    if not deep and bands == competition.photo_channels:
         return []
-    low, high = min(p.values[0] for p in deep), max(p.values[1] for p in deep)
+    settings = [f'intensity: {range_setting([photo.values for photo in deep])}'] if deep else []
+    if bands != competition.photo_channels:
+        depth = competition.depth == 8 and any(np.dtype(p.type).itemsize > 1 for p in deep)
+        count = bands * competition.channels // competition.photo_channels
+        settings = [f'channels: {count}', *(['depth: 16'] if depth else []), *settings]
+        fault = f'found photos of {plural(bands, "band")}, expected {competition.photo_channels}'
+        raise BadInput(f'{data}: {fault}; write {"; ".join(settings)} into {data / COMPETITION_FILE}')
+    low, high = whole_range(pair for photo in deep for pair in photo.values)
     found = f'{plural(len(deep), "photo")} of more than 8 bits a channel: values of {show_range((low, high))}'
-    setting = f'intensity: [{show_range((low, high if high > low else low + 1), ", ")}]'
-    advice = f'write {setting} into {data / COMPETITION_FILE}, the range of all of them'
-    limits = competition.intensity
+    advice = f'write {settings[0]} into {data / COMPETITION_FILE}, the range of all of them'
+    limits, top = competition.ranges, competition.max_value
     if limits is None:
-        raise BadInput(f'{data}: {found}, expected 8 bits or a range that becomes 0 to 255; {advice}')
-    outside = [p for p in deep if p.values[0] < limits[0] or p.values[1] > limits[1]]
-    given = f'intensity: [{show_range(limits, ", ")}]'
+        raise BadInput(f'{data}: {found}, expected 8 bits or a range that becomes 0 to {top}; {advice}')
+    outside = [photo for photo in deep if is_outside(photo, limits)]
+    given = f'intensity: {show_ranges(limits)}'
     train = [photo.name for photo in outside if photo.split == 'train']
     if train:
         raise BadInput(f'{data}: {found}, {plural(len(train), "training photo")} outside {given}; {advice}')
-    print(f'values: {found}; {given} become 0 to 255')
+    print(f'values: {found}; {given} become 0 to {top}')
     if not outside:
         return []
     names = join_first([photo.name for photo in outside])
     return [f'{plural(len(outside), "test photo")} ({names}) with values outside {given}, clipped']
 
 
+def describe_channels(data: Path, photos: list[CheckedPhoto], competition: Competition) -> int:
+    """Print the bands of photos other than grey and RGB, with the range of each; return how many they are.
+    Raises BadInput if not all have as many.
+    """
+    counts = Counter(photo.bands for photo in photos)
+    (bands, _), *others = counts.most_common()
+    if others:
+        names = (next(photo.name for photo in photos if photo.bands == n) for n in counts)
+        found = ', '.join(
+            f'{counts[n]} of {plural(n, "band")} (first: {name})' for n, name in zip(counts, names)
+        )
+        raise BadInput(f'{data}: found {found}, expected photos of as many bands; leave the others out')
+    if bands not in (1, 3):
+        print(f'bands: {bands}')
+        deep = [photo.values for photo in photos if photo.values is not None]
+        for band, pairs in enumerate(zip(*deep, strict=True), 1):
+            print(f'  band {band}: values of {show_range(whole_range(pairs))}')
+    return bands
+
+
+def range_setting(values: list[tuple[Range, ...]]) -> str:
+    """Write the ranges of all photos as `intensity`: one pair for grey and RGB, else one a band."""
+    bands = list(zip(*values, strict=True))
+    if len(bands) in (1, 3):
+        bands = [sum(bands, ())]
+    return show_ranges([widen(whole_range(pairs)) for pairs in bands])
+
+
+def show_ranges(ranges: Sequence[Range]) -> str:
+    """Write ranges as `intensity` has them."""
+    pairs = [f'[{show_range(pair, ", ")}]' for pair in ranges]
+    return pairs[0] if len(pairs) == 1 else f'[{", ".join(pairs)}]'
+
+
+def is_outside(photo: CheckedPhoto, limits: Sequence[Range]) -> bool:
+    """Return whether a photo has values outside of `intensity`."""
+    found = photo.values if len(limits) > 1 else [whole_range(photo.values)]
+    pairs = zip(found, limits, strict=True)
+    return any(values[0] < limit[0] or values[1] > limit[1] for values, limit in pairs)
+
+
+def describe_slices(cocos: list[CocoSet]) -> list[str]:
+    """Print how many photos have a missing neighbour, if slices are given; return a remark on volumes whose
+    slices the folds would separate. Raises BadInput for a name without a number.
+    """
+    competition, root = cocos[0].competition, cocos[0].root
+    slices = competition.slices
+    if slices is None:
+        return []
+    photos = [coco.path(photo) for coco in cocos for photo in coco.photos]
+    lacking = [
+        path for path in photos if len(set(find_slices(path, root, slices))) < len(set(slices.offsets))
+    ]
+    names = [photo.file_name for photo in cocos[0].photos]
+    volumes = [volume_of(name, slices) for name in names]
+    alone = f'{plural(len(lacking), "photo")} without all neighbours, which repeat the nearest'
+    print(f'slices: {plural(len(set(volumes)), "volume")}; {alone}')
+    if competition.group is not None:
+        groups = group_names(root, names, competition.group)
+        pairs = len({*zip(volumes, groups.tolist(), strict=True)})
+        return [] if pairs == len(set(volumes)) else ['slices of one volume are in several groups of `group`']
+    if len(set(volumes)) == len(volumes):
+        return []
+    groups = re.compile(slices.pattern).groups
+    advice = f'group: {show_yaml(slices.pattern)}' if groups > 1 else 'a group'
+    return [f'the folds separate slices of one volume; write {advice} into {root / COMPETITION_FILE}']
+
+
 def describe_left_out(cocos: list[CocoSet]) -> list[str]:
     """Print what was left out of the masks, by reason; return remarks with the numbers."""
     lost = Counter()
     for coco in cocos:
-        for reason, count in coco.left_out.most_common():
-            print(f'left out: {count:,} ({reason}), the first: {coco.left_out.examples[reason]}')
+        coco.left_out.print()
+        for reason, count in coco.left_out.items():
             lost['part' if reason in (SHORT_PART, EMPTY_PART) else 'object'] += count
     endings = {'object': 'left out', 'part': 'of objects left out'}
     return [f'{plural(lost[noun], noun)} {ending}' for noun, ending in endings.items() if lost[noun]]
 
 
+def describe_annotators(coco: CocoSet) -> list[str]:
+    """Print how many annotators the photos have, if they have several; return a remark on those whose masks
+    are taken as one, and on soft labels without any.
+    """
+    is_soft = coco.competition.labels == 'soft'
+    counts = [len({a.annotator for a in photo.annotations} - {None}) for photo in coco.photos]
+    if is_soft:
+        counts = [len(photo.annotators) for photo in coco.photos]
+    several = sum(count > 1 for count in counts)
+    found = f'{plural(several, "photo")} with several annotators, {max(counts)} at most'
+    if is_soft and several:
+        print(f'labels: soft; {found}: photos and pixels of a class are those of their majority')
+    elif is_soft:
+        return ['labels: soft, but no photo has annotations with different values of the key annotator']
+    elif several:
+        advice = f'labels: soft in {COMPETITION_FILE} makes each a mask of their own'
+        return [f'{found}, whose objects are taken as those of one ({advice})']
+    return []
+
+
 def describe_classes(coco: CocoSet, pixels: np.ndarray) -> list[str]:
-    """Print the photos, objects, crowds and pixels of each class; return remarks on crowds and lost ones."""
-    classes = coco.competition.classes
+    """Print the photos, objects, crowds and pixels of each class, and how they overlap; return remarks on
+    crowds and lost ones. `pixels` are those of count_pixels.
+    """
+    classes, ids = coco.competition.classes, coco.competition.object_ids
+    pixels, others = pixels
+    area = sum(photo.height * photo.width for photo in coco.photos)
     photos, objects, crowds = Counter(), Counter(), Counter()
     for photo in coco.photos:
-        photos.update({a.category_id for a in photo.annotations if not a.iscrowd})
+        photos.update(photo.classes)
+        photos.update(
+            {a.category_id for a in photo.annotations if not a.iscrowd and a.category_id not in ids}
+        )
         objects.update(a.category_id for a in photo.annotations if not a.iscrowd)
-        crowds.update(a.category_id or IGNORED for a in photo.annotations if a.iscrowd)  # of no class
+        crowded = [a.category_id for a in photo.annotations if a.iscrowd]
+        crowds.update(k if k in ids else IGNORED for k in crowded)  # those of the background are of no class
     width = max(15, *map(len, classes))
     columns = ['photos', 'objects', *(['crowds'] if crowds else [])]
     print(f'{"class":<{width}}' + ''.join(f'{name:>9}' for name in columns) + f'{"pixels":>15}{"share":>9}')
@@ -239,12 +391,14 @@ def describe_classes(coco: CocoSet, pixels: np.ndarray) -> list[str]:
         if k == IGNORED and not pixels[k]:
             continue
         counts = [counter[k] for counter in (photos, objects, crowds)][: len(columns)]
-        numbers = ''.join(f'{n:>9,}' if n or 0 < k < IGNORED else ' ' * 9 for n in counts)
-        print(f'{name:<{width}}{numbers}{pixels[k]:>15,}{pixels[k] / pixels.sum():>9.2%}')
-    empty = [name for k, name in enumerate(classes) if k and not objects[k] and not crowds[k]]
+        numbers = ''.join(f'{n:>9,}' if n or k in ids else ' ' * 9 for n in counts)
+        print(f'{name:<{width}}{numbers}{pixels[k]:>15,}{pixels[k] / area:>9.2%}')
+    empty = [classes[k] for k in ids if not objects[k] and not crowds[k]]
     if empty:
         print(f'no object: {", ".join(empty)}')
-    del objects[0], crowds[IGNORED]  # the background is no object
+    print_overlaps(coco.competition, pixels, others)
+    for k in (*range(ids.start), IGNORED):  # the background is no object
+        del objects[k], crowds[k]
     ignored = f'crowds, which are ignored (crowds: objects in {COMPETITION_FILE} makes them objects)'
     if not objects and not crowds:
         return ['no training photo has an object']
@@ -258,6 +412,27 @@ def describe_classes(coco: CocoSet, pixels: np.ndarray) -> list[str]:
     if hidden:
         remarks.append(f'all objects of {join_first(hidden)} are {ignored}')
     return remarks
+
+
+def print_overlaps(competition: Competition, pixels: np.ndarray, others: np.ndarray) -> None:
+    """Print how much of the objects lies under other classes, if that is much, or belongs to several."""
+    ids = competition.object_ids
+    whole = {k: pixels[k] if competition.is_multilabel else others[k] for k in ids}
+    lost = {k: others[k] if competition.is_multilabel else others[k] - pixels[k] for k in ids}
+    shares = {k: lost[k] / whole[k] for k in ids if whole[k]}
+    total = sum(lost.values()) / max(sum(whole.values()), 1)
+    worst = [k for k in sorted(shares, key=lambda k: -shares[k])[:3] if shares[k] >= 0.005]
+    most = ', '.join(f'{competition.classes[k]} ({shares[k]:.0%})' for k in worst)
+    if competition.is_multilabel and most:
+        print(f"overlaps: {total:.1%} of the objects' pixels have several classes, most of {most}")
+    elif total >= MUCH or max(shares.values(), default=0) >= MUCH_OF_ONE:
+        advice = f'if it should stay whole, write task: multilabel into {COMPETITION_FILE}'
+        print(f"overlaps: {total:.1%} of the objects' pixels lie under others, most of {most}; {advice}")
+
+
+def merged_area(rles: Sequence[bytes], size: tuple[int, int]) -> int:
+    """Return the number of pixels that run lengths cover together."""
+    return int(rle_codec.area(rle_codec.merge([{'size': size, 'counts': rle} for rle in rles])))
 
 
 def describe_duplicates(photos: list[CheckedPhoto]) -> list[str]:
@@ -303,12 +478,23 @@ def try_scenes(data: Path, train: list[CheckedPhoto], competition: Competition, 
         return error
 
 
-def describe_scenes(data: Path, scenes: Scenes, competition: Competition) -> list[str]:
-    """Print the scenes, if `group` makes them; return a remark on folds that cannot be made as asked."""
+def describe_scenes(data: Path, scenes: Scenes, competition: Competition, name: str) -> list[str]:
+    """Print the scenes, if `group` makes them, and that of a photo by its name; return a remark on folds that
+    cannot be made as asked.
+    """
     if isinstance(scenes, TooFewScenes):
         return [f'no folds can be made: {str(scenes).removeprefix(f"{data}: ")}']
     rows, remark = scenes
     if competition.group is not None:
         count = np.bincount(rows)
-        print(f'group: {len(count)} scenes of {count.min()} to {count.max()} photos by {competition.group}')
+        by_csv = competition.group.lower().endswith('.csv')
+        example = '' if by_csv else f', such as {match_group(name, competition.group)!r}'
+        photos = f'{count.min()} to {count.max()} photos'
+        print(f'group: {len(count)} scenes of {photos} by {competition.group}{example}')
+    return [remark] if remark else []
+
+
+def hint_at_groups(train: list[CheckedPhoto], competition: Competition) -> list[str]:
+    """Return a remark if the names of the training photos look as if they had groups, and none are given."""
+    remark = suggest_group([photo.name for photo in train]) if competition.group is None else ''
     return [remark] if remark else []

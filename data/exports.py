@@ -14,7 +14,16 @@ from urllib.parse import unquote
 
 from pydantic import ValidationError
 
-from config import COMPETITION_FILE, HOME, Competition, match_key, read_competition, write_competition
+from config import (
+    COMPETITION_FILE,
+    HOME,
+    Competition,
+    make_competition,
+    match_key,
+    read_competition,
+    write_competition,
+)
+from data.importers import print_competition
 from data.layout import annotation_files, describe_folder, find_exports, split_of
 from data.paths import find_photo
 from utils.errors import BadInput, one_line
@@ -60,9 +69,11 @@ def import_coco(root: Path, overwrite: bool) -> None:
     print_classes(root, competition)
 
 
-def write_classes(root: Path, overwrite: bool, table: Path | None = None) -> None:
+def write_classes(root: Path, overwrite: bool, table: Path | None = None, task: str | None = None) -> None:
     """Write competition.yaml with the categories of the annotations as classes, or with the classes that a
     table gives them: those of the home competition if it has no others. Other keys stay. Raises BadInput.
+
+    The task is as it was by default; classes of a multilabel one have no background.
     """
     path = root / COMPETITION_FILE
     if path.exists() and not overwrite:
@@ -74,8 +85,16 @@ def write_classes(root: Path, overwrite: bool, table: Path | None = None) -> Non
         categories = read_table(table)
         classes = tuple(dict.fromkeys([HOME.classes[0], *categories.values()]))
         classes = HOME.classes if set(classes) <= set(HOME.classes) else classes
-    competition = read_competition(root) or HOME
-    competition = competition.model_copy(update={'classes': classes, 'categories': categories})
+    earlier = read_competition(root) or HOME
+    task = task or earlier.task
+    if task == 'multilabel':
+        classes = classes[1:]
+        categories = {other: name for other, name in categories.items() if name in classes}
+    values = {key: getattr(earlier, key) for key in earlier.model_fields_set}
+    if 'score_size' not in values and classes != HOME.classes:
+        values['score_size'] = 'own'
+    values |= {'classes': classes, 'categories': categories, 'task': task}
+    competition = make_competition(values, where=str(path))
     write_competition(root, competition)
     print_classes(root, competition)
 
@@ -94,8 +113,11 @@ def read_table(path: Path) -> dict[str, str]:
 
 
 def print_classes(root: Path, competition: Competition) -> None:
-    background, *objects = competition.classes
-    print(f'{root / COMPETITION_FILE}: {background} and {len(objects)} classes: {", ".join(objects)}')
+    """Print the classes of a data root, and what else competition.yaml says of scores."""
+    objects = [competition.classes[k] for k in competition.object_ids]
+    first = '' if competition.is_multilabel else f'{competition.classes[0]} and '
+    print(f'{root / COMPETITION_FILE}: {first}{len(objects)} classes: {", ".join(objects)}')
+    print_competition(root, competition)
 
 
 def keep_coco(paths: list[Path]) -> list[Path]:
@@ -148,7 +170,8 @@ def competition_of(contents: Sequence[Content], path: Path) -> Competition:
                 names[name] = None
     background = next((name for name in names if match_key(name).strip('_') == 'background'), 'Background')
     try:
-        return Competition(classes=(background, *(name for name in names if name != background)))
+        classes = (background, *(name for name in names if name != background))
+        return Competition(classes=classes, score_size=256 if classes == HOME.classes else 'own')
     except ValidationError as error:
         fault = one_line(error.errors()[0]['msg'].removeprefix('Value error, '))
         raise BadInput(f'{path}: its categories cannot be classes: {fault}') from None

@@ -7,7 +7,7 @@ A value of a mask is a whole number: an id, or COLOUR plus 0xRRGGBB.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,18 @@ from PIL import Image
 from pycocotools import mask as rle_codec
 
 from config import HOME
-from data.importers import ImportedSet, PhotoFacts, list_photos, refuse_existing, refuse_overlap, write_set
+from data.importers import (
+    ImportedSet,
+    PhotoFacts,
+    list_photos,
+    name_photos,
+    refuse_existing,
+    refuse_overlap,
+    write_set,
+)
+from data.labelled import TASKS, Task
 from data.mask_legend import COLOUR, Legend, grey, read_legend, show
-from data.mask_pairs import LOSSY_SUFFIXES, MaskSource, lossy, pair
+from data.mask_pairs import LOSSY_SUFFIXES, MaskSource, lossy, pair, split_classes
 from data.photos import FORMATS, Orientation, open_photo, orientation, turn
 from metrics import IGNORED
 from utils.errors import BadInput
@@ -28,7 +37,7 @@ from utils.progress import progress
 
 MANY = 0.01  # share of ignored pixels above which a class without a pixel is a question
 STRETCHED = {'L;2': 85, 'L;4': 17}  # factors by which Pillow widens ids of 2 and 4 bits to 0..255
-LISTED = 6  # values in a message
+LISTED, SHOWN = 6, 24  # values in a message, and with their classes
 OTHER: dict[Orientation, Orientation] = {'displayed': 'stored', 'stored': 'displayed'}
 
 
@@ -56,35 +65,68 @@ class Values:
         return ', '.join(parts) + more
 
 
-def import_masks(source: MaskSource, out: Path, overwrite: bool) -> None:
+@dataclass(frozen=True)
+class MaskReader:
+    """Read the masks of photos as class ids."""
+
+    source: MaskSource
+    masks: Mapping[Path, Path]  # by photo
+    has_colours: bool
+    known: np.ndarray  # the values of all masks, sorted
+    ids: np.ndarray  # and the class id of each, uint8
+
+    @classmethod
+    def of(cls, source: MaskSource) -> 'MaskReader':
+        """Find the masks and what their values mean. Raises BadInput."""
+        masks, legend = pair(source), read_legend(source.changes, source.classes)
+        values = count_values(masks.values(), legend)
+        known, ids = np.array(sorted(choose_classes(source, legend, values).items())).T
+        return cls(source, masks, legend.has_colours, known, ids.astype(np.uint8))
+
+    def describe(self, classes: Sequence[str]) -> str:
+        """Return the first values of the masks and the class of each."""
+        names = [*classes, *['ignored'] * (IGNORED + 1 - len(classes))]
+        parts = [f'{show(value)} {names[k]}' for value, k in zip(self.known.tolist(), self.ids, strict=True)]
+        return ', '.join(parts[:SHOWN]) + (' ...' if parts[SHOWN:] else '')
+
+    def read(self, photo: Path, facts: PhotoFacts) -> np.ndarray:
+        """Read the (H, W) uint8 mask of a photo, as the photo is displayed. Raises BadInput."""
+        path, orientation = self.masks[photo], self.source.orientation
+        mask = read_values(path, self.has_colours, orientation == 'displayed')[0]
+        check_size(path, mask.shape, facts, orientation)
+        mask = self.ids[np.searchsorted(self.known, mask)]
+        return turn(mask, facts.orientation) if orientation == 'stored' else mask
+
+
+def import_masks(source: MaskSource, out: Path, overwrite: bool, task: Task = 'multiclass') -> None:
     """Import photos and their masks. Raises BadInput.
 
     The mask of a/b.jpg is masks/a/b.jpg.png, as `prepare.py masks` writes it, masks/a/b.png, or has one
-    ending more that all masks have, as in masks/a/b_mask.png.
+    ending more that all masks have, as in masks/a/b_mask.png. If classes may overlap, each has a folder of
+    masks, masks/<class>, in which it is 1.
     """
     refuse_existing(out, overwrite)
     refuse_overlap(out, filter(None, [source.photos, source.masks, source.test]))
-    masks = pair(source)
+    readers = [MaskReader.of(one) for one in (split_classes(source) if task == 'multilabel' else [source])]
+    if task == 'multiclass':
+        print(f'values of the masks: {readers[0].describe(source.classes)}')
     tests = list_photos(source.test) if source.test else []
-    legend = read_legend(source.changes, source.classes)
-    values = count_values(masks.values(), legend)
-    known, ids = np.array(sorted(choose_classes(source, legend, values).items())).T
     turned: list[Path] = []
 
     def annotate(path: Path, facts: PhotoFacts) -> list[dict[str, Any]]:
-        mask = read_values(masks[path], legend.has_colours, source.orientation == 'displayed')[0]
-        check_size(masks[path], mask.shape, facts, source.orientation)
-        mask = ids.astype(np.uint8)[np.searchsorted(known, mask)]  # all values of masks are known
-        if source.orientation == 'stored':
-            mask = turn(mask, facts.orientation)
+        annotations = []
+        for n, reader in enumerate(readers):
+            mask = reader.read(path, facts)
+            drawn = [rle_annotation(int(k), mask == k) for k in np.unique(mask) if k]
+            annotations += drawn if task == 'multiclass' else [one | {'category_id': n} for one in drawn]
         if facts.orientation != 1:
-            turned.append(masks[path])
-        return [rle_annotation(int(k), mask == k) for k in np.unique(mask) if k]
+            turned.append(readers[0].masks[path])
+        return annotations
 
-    names = {path: path.relative_to(source.photos).as_posix() for path in masks}
-    names |= {path: path.relative_to(source.test).as_posix() for path in tests}
-    splits = {'train_all.json': list(masks), 'test.json': tests}
-    write_set(ImportedSet(source.classes, splits, names, annotate), out, overwrite)
+    photos = list(readers[0].masks)
+    names = name_photos(source.photos, photos, source.test, tests)
+    splits = {'train_all.json': photos, 'test.json': tests}
+    write_set(ImportedSet(source.classes, splits, names, annotate, TASKS[task]), out, overwrite)
     if turned:
         way = f'{source.orientation} (--orientation {OTHER[source.orientation]} for the other way)'
         count = f'{len(turned)}, such as {turned[0]}'

@@ -1,6 +1,8 @@
 """Import YOLO segmentation labels: `class x1 y1 x2 y2 ...` from 0 to 1, a line an object, a file a photo.
 
 import_yolo(Path('set/data.yaml'), Path('input/mine'), boxes='refuse', overwrite=False)
+
+YOLO's class 0 is class 1 after the background, or class 0 if classes may overlap.
 """
 
 import math
@@ -9,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from config import make_config, match_key, read_yaml
+from config import make_config, match_key
 from data.importers import (
     PHOTO_SUFFIXES,
     ImportedSet,
@@ -27,14 +29,14 @@ from data.importers import (
     refuse_shared,
     write_set,
 )
+from data.labelled import TASKS, Boxes, Task, given_task, keep_boxes
 from data.paths import find_photo, inside
 from utils.errors import BadInput
 from utils.files import normal_name
+from utils.yaml_files import read_yaml
 
 TOLERANCE = 0.01  # coordinates may lie this far outside 0 to 1, as in YOLO's own tools; they are clipped
 DARKNET = re.compile(r'^\s*(classes|train|valid|names|backup)\s*=', re.MULTILINE)
-
-Boxes = Literal['refuse', 'skip', 'fill']
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ class YoloObject:
         return np.clip(np.array(numbers).reshape(-1, 2), 0, 1)
 
 
-def import_yolo(data_yaml: Path, out: Path, boxes: Boxes, overwrite: bool) -> None:
-    """Import a YOLO segmentation set. Raises BadInput.
+def import_yolo(data_yaml: Path, out: Path, boxes: Boxes, overwrite: bool, task: Task | None = None) -> None:
+    """Import a YOLO segmentation set; its task is by default that of a competition.yaml in `out`, or
+    multiclass. Raises BadInput.
 
     Its train and val become train_all.json, its test becomes test.json and test_labels.json. Boxes among the
     polygons are refused, left out ('skip'), or taken as rectangles ('fill').
@@ -82,21 +85,27 @@ def import_yolo(data_yaml: Path, out: Path, boxes: Boxes, overwrite: bool) -> No
         if split != 'test' and paths and bare.issuperset(paths):
             example = f'that of {paths[0].name} would be {labels[paths[0]]}'
             raise BadInput(f'{data_yaml}: no photo of {split} has a label file; {example}')
+    task = given_task(out, task) or 'multiclass'
+    skipped = int(task == 'multilabel')  # the background
     objects = {path: read_label(labels[path], len(classes)) for path in photos}
     refuse_poses(data_yaml, objects.values())
-    objects = take_boxes(data_yaml, objects, boxes)
+    places = [one.where for some in objects.values() for one in some if one.is_box]
+    if not keep_boxes(boxes, places, sum(map(len, objects.values()))):
+        objects = {path: [one for one in some if not one.is_box] for path, some in objects.items()}
 
     def annotate(path: Path, facts: PhotoFacts) -> list[dict[str, Any]]:
-        return [polygon_annotation(one.category_id, one.points(), facts.displayed) for one in objects[path]]
+        drawn = [(one.category_id - skipped, one.points()) for one in objects[path]]
+        return [polygon_annotation(k, points, facts.displayed) for k, points in drawn]
 
     test = splits['test']
     labelled = [path for split, paths in splits.items() if split != 'test' for path in paths]
     files = {'train_all.json': labelled, 'test.json': test}
     if not bare.issuperset(test):
         files['test_labels.json'] = test
-    write_set(ImportedSet(classes, files, names, annotate), out, overwrite)
+    write_set(ImportedSet(classes[skipped:], files, names, annotate, TASKS[task]), out, overwrite)
     for split, paths in splits.items():
-        if unlabelled := [path for path in paths if path in bare]:
+        unlabelled = [path for path in paths if path in bare]
+        if unlabelled and (split != 'test' or 'test_labels.json' in files):
             count = f'{len(unlabelled)} photos have no label file, so no objects'
             print(f'{split}: {count}, such as {unlabelled[0]}')
 
@@ -316,30 +325,6 @@ def refuse_poses(data_yaml: Path, objects: Iterable[Sequence[YoloObject]]) -> No
     if rows and len({len(row) for row in rows}) == 1 and all(map(is_pose, rows)):
         fault = f'all {len(rows)} labels are boxes with {len(rows[0]) // 3 - 1} keypoints each, so poses'
         raise BadInput(f'{data_yaml}: {fault}; expected polygons: a class and x y of at least 3 points')
-
-
-def take_boxes(
-    data_yaml: Path, objects: dict[Path, list[YoloObject]], boxes: Boxes
-) -> dict[Path, list[YoloObject]]:
-    """Return the objects without the boxes, or with them, and print their number. Raises BadInput."""
-    rectangles = [one for some in objects.values() for one in some if one.is_box]
-    if not rectangles:
-        return objects
-    first, total = rectangles[0].where, sum(map(len, objects.values()))
-    if len(rectangles) == total and boxes != 'fill':
-        fault = f'found a box, as are all {total} objects: these are detection labels; expected polygons'
-        advice = 'export them as segmentation, or --boxes fill takes rectangles'
-        raise BadInput(f'{first}: {fault}; {advice}')
-    if boxes == 'refuse':
-        fault = f'found a box, as are {len(rectangles)} of {total} objects, expected polygons'
-        ways = '--boxes skip leaves boxes out, --boxes fill takes them as rectangles'
-        raise BadInput(f'{first}: {fault}; {ways}')
-    files = len({one.where.rsplit(': line', 1)[0] for one in rectangles})
-    done = 'taken as rectangles' if boxes == 'fill' else 'left out'
-    print(f'{data_yaml}: {len(rectangles)} boxes of {total} objects, in {files} label files, were {done}')
-    if boxes == 'fill':
-        return objects
-    return {path: [one for one in some if not one.is_box] for path, some in objects.items()}
 
 
 def polygon_annotation(category_id: int, points: np.ndarray, size: Size) -> dict[str, Any]:

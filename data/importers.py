@@ -8,28 +8,54 @@ take their places, and train_all.json comes last: a set whose import was killed 
 """
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from config import COMPETITION_FILE, Competition, is_plain, read_competition, write_competition
+from config import (
+    COMPETITION_FILE,
+    HOME,
+    Competition,
+    is_plain,
+    make_competition,
+    read_competition,
+    write_competition,
+)
+from data.bands import read_any_bands
+from data.layout import SPLITS
 from data.paths import inside
-from data.photos import Range, copy_upright, measure, read_stored
-from utils.errors import BadInput, one_line
-from utils.files import cannot_write, lock, normal_name, refuse_device, remove_partials, write_text
+from data.photos import Range, copy_upright, measure_bands, whole_range, widen
+from utils.errors import BadInput, one_line, plural
+from utils.files import (
+    cannot_write,
+    lock,
+    normal_name,
+    refuse_device,
+    remove_partials,
+    write_text,
+    write_whole,
+)
+from utils.json_files import load_json, read_bytes
 from utils.progress import progress
 
-PHOTO_SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff'}
+PHOTO_SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff', '.npy'}
 UNREAD_SUFFIXES = {'.heic', '.heif', '.avif', '.jp2', '.jfif', '.gif', '.dng', '.cr2', '.nef', '.arw'}
 JUNK_FILES = {'thumbs.db', 'desktop.ini'}
 JUNK_FOLDERS = {'__macosx', '@eadir', '$recycle.bin'}
 SET_FILES = ('train_all.json', 'train.json', 'val.json', 'test.json', 'test_labels.json')
+# keys of a competition.yaml that was there before: an importer knows no better
+KEPT = ('metric', 'score_size', 'score_background', 'empty_score', 'submission', 'group')
+BANDS = ('depth', 'slices', 'intensity')  # and channels, if these are not those of 8-bit RGB
+TEST_FOLDER = 'test'  # in a data root, for test photos that lie elsewhere
 LOCK_FILE, PARTIAL, MANIFEST = '.import.lock', '.import', '.import.json'
 DESCRIPTION = 'imported by prepare.py'
+
+RGB = 3  # bands
 
 Size = tuple[int, int]  # (H, W)
 
@@ -42,6 +68,8 @@ class PhotoFacts:
     displayed: Size
     orientation: int
     values: Range | None  # lowest and highest, if it has more than 8 bits a channel
+    bands: int = RGB
+    ranges: tuple[Range, ...] | None = None  # the values of each band
 
 
 Annotate = Callable[[Path, PhotoFacts], list[dict[str, Any]]]  # makes the annotations of a photo
@@ -55,6 +83,7 @@ class ImportedSet:
     splits: Mapping[str, Sequence[Path]]
     names: Mapping[Path, str]
     annotate: Annotate
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what else the data tell, for competition.yaml
 
 
 def list_files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
@@ -66,6 +95,12 @@ def list_files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
         raise BadInput(f'{folder}: no such folder')
     files = (path for path in folder.rglob('*') if path.suffix.lower() in suffixes)
     return sorted(path for path in files if not is_junk(path.relative_to(folder)) and not path.is_dir())
+
+
+def natural_key(text: str) -> tuple[list[str | int], str]:
+    """Return the key that sorts names as a person counts: a2 before a10."""
+    parts = re.split(r'(\d+)', text.casefold(), flags=re.ASCII)
+    return [int(part) if n % 2 else part for n, part in enumerate(parts)], text
 
 
 def is_junk(path: Path) -> bool:
@@ -125,28 +160,33 @@ def refuse_shared(files: Mapping[Path, Path], kind: str) -> None:
             raise BadInput(f'{path}: would be the {kind} of {names}; rename one of them')
 
 
-def read_facts(path: Path) -> PhotoFacts:
-    """Decode a photo and return its sizes, EXIF turn and range of values. Raises BadInput."""
-    photo = read_stored(path)
-    values = measure(photo, path) if photo.is_deep else None
-    return PhotoFacts(photo.size, photo.upright_size, photo.orientation, values)
+def read_facts(path: Path, channels: int = RGB) -> PhotoFacts:
+    """Decode a photo, of so many bands if it can be; return what is known of it. Raises BadInput."""
+    photo, bands = read_any_bands(path, channels)
+    ranges = measure_bands(photo, path) if photo.is_deep else None
+    values = ranges and whole_range(ranges)
+    return PhotoFacts(photo.size, photo.upright_size, photo.orientation, values, bands, ranges)
 
 
 def write_set(imported: ImportedSet, out: Path, overwrite: bool) -> None:
     """Read and check everything, then write a data root: photos, a JSON file per split. Raises BadInput."""
     names = check_names(out, imported.names)
     photos = list(dict.fromkeys(path for paths in imported.splits.values() for path in paths))
-    facts = {path: read_facts(path) for path in progress(photos, 'photos', 'photo')}
+    earlier = read_competition(out) or HOME
+    channels = earlier.photo_channels
+    facts = {path: read_facts(path, channels) for path in progress(photos, 'photos', 'photo')}
+    intensity, bands = common_range(facts.values()), describe_bands(facts, earlier)
+    imported = replace(imported, facts={**imported.facts, **bands})
+    competition = competition_of_set(out, imported, bands.get('intensity', intensity))
     contents = {
         file_name: make_content(file_name, imported, names, {path: facts[path] for path in paths})
         for file_name, paths in imported.splits.items()
         if paths
     }
+    for content in contents.values():
+        content['categories'] = list_categories(competition, content['annotations'])
     if not any(one['iscrowd'] == 0 for one in contents['train_all.json']['annotations']):
         raise BadInput(f'{out}: would have no object of a class in any training photo; are these the labels?')
-    intensity = common_range(facts.values())
-    group = (read_competition(out) or Competition()).group
-    competition = Competition(classes=imported.classes, intensity=intensity, group=group)
     with lock(out / LOCK_FILE, 'importing a data set'):
         refuse_existing(out, overwrite)  # another import may have ended meanwhile
         partial = out / PARTIAL
@@ -154,12 +194,72 @@ def write_set(imported: ImportedSet, out: Path, overwrite: bool) -> None:
         remove_partials(out, MANIFEST, COMPETITION_FILE, *SET_FILES)
         try:
             for path in progress(photos, 'copy', 'photo'):
-                copy_upright(path, partial / names[path], intensity)
+                copy_photo(path, partial / names[path], intensity, keep=bool(bands))
             publish(out, set(names.values()), contents, competition)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    print_summary(contents, facts.values(), intensity)
+    print_summary(contents, facts.values(), None if bands else intensity)
     print(f'wrote {out}')
+    print_competition(out, competition)
+
+
+def describe_bands(facts: Mapping[Path, PhotoFacts], earlier: Competition) -> dict[str, Any]:
+    """Return the keys of competition.yaml for photos of other bands than RGB, those that it has already if
+    there are any; {} for RGB. Raises BadInput unless all photos have as many bands.
+    """
+    first = next(iter(facts))
+    bands = facts[first].bands
+    for path, photo in facts.items():
+        if photo.bands != bands:
+            found = f'found {plural(photo.bands, "band")}, but {first} has {bands}'
+            raise BadInput(f'{path}: {found}; expected photos of as many bands')
+    if bands != earlier.photo_channels and not earlier.is_rgb:
+        expected = f'channels: {earlier.channels} in {COMPETITION_FILE} expects {earlier.photo_channels}'
+        raise BadInput(f'{first}: found {plural(bands, "band")}, but {expected}; write what is true there')
+    if bands == RGB and earlier.is_rgb:
+        return {}
+    ranges = [photo.ranges for photo in facts.values() if photo.ranges]
+    pairs = tuple(widen(whole_range(band)) for band in zip(*ranges, strict=True))
+    found = {'channels': bands} | ({'depth': 16, 'intensity': pairs} if ranges else {})
+    if earlier.is_rgb:
+        return found
+    given = {key: getattr(earlier, key) for key in BANDS if key in earlier.model_fields_set}
+    return found | given | {'channels': earlier.channels}
+
+
+def copy_photo(source: Path, target: Path, intensity: Range | None, keep: bool) -> None:
+    """Copy a photo: byte for byte, if it is to keep its bands, else upright and as 8-bit RGB."""
+    if not keep:
+        copy_upright(source, target, intensity)
+        return
+    with write_whole(target) as file:
+        file.write(source.read_bytes())
+
+
+def competition_of_set(out: Path, imported: ImportedSet, intensity: Range | None) -> Competition:
+    """Return what is true of a set: what the importer knows, and what a competition.yaml in `out` says of
+    scores, CSVs and groups. Raises BadInput.
+    """
+    earlier = read_competition(out)
+    values: dict[str, Any] = {'score_size': 256 if imported.classes == HOME.classes else 'own'}
+    values |= imported.facts
+    if earlier is not None:
+        values |= {key: getattr(earlier, key) for key in KEPT if key in earlier.model_fields_set}
+    values |= {'classes': imported.classes, 'intensity': intensity}
+    return make_competition(values, where=str(out / COMPETITION_FILE))
+
+
+def print_competition(out: Path, competition: Competition) -> None:
+    """Print what competition.yaml says beside the classes, and what its reader has to say."""
+    values = competition.model_dump(mode='json', exclude_defaults=True, exclude={'classes', 'submission'})
+    if not values and competition.submission is None:
+        return
+    settings = ', '.join(f'{key}: {value}' for key, value in values.items())
+    print(f'{out / COMPETITION_FILE}: {settings}' if settings else f'{out / COMPETITION_FILE}')
+    if competition.rle is not None and competition.submission is None:
+        metric = f'the metric ({competition.metric} now)'
+        way = 'docs/competitions.md has examples, submission.py from-sample writes it'
+        print(f'  left to say there: {metric}, and how masks are written into a CSV (submission): {way}')
 
 
 def check_names(out: Path, names: Mapping[Path, str]) -> dict[Path, str]:
@@ -176,29 +276,48 @@ def check_names(out: Path, names: Mapping[Path, str]) -> dict[Path, str]:
     return normal
 
 
+def name_photos(
+    folder: Path, photos: Iterable[Path], test: Path | None = None, tests: Iterable[Path] = ()
+) -> dict[Path, str]:
+    """Return the names of training and test photos in a set: their paths below their folders.
+
+    If a training and a test photo would have the same, all are named below train/ and test/.
+    """
+    names = {path: path.relative_to(folder).as_posix() for path in photos}
+    test_names = {path: path.relative_to(test).as_posix() for path in tests if path not in names}
+    shared = set(map(normal_name, names.values())) & set(map(normal_name, test_names.values()))
+    if shared:
+        count = f'{len(shared)}, such as {min(shared)}'
+        print(f'names that training and test photos share: {count}; they are put below train/ and test/')
+        names = {path: f'train/{name}' for path, name in names.items()}
+        test_names = {path: f'test/{name}' for path, name in test_names.items()}
+    return names | test_names
+
+
 def common_range(facts: Iterable[PhotoFacts]) -> Range | None:
     """Return the lowest and highest value of all photos of more than 8 bits; None if there are none."""
     ranges = [photo.values for photo in facts if photo.values is not None]
-    if not ranges:
-        return None
-    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-    return (low, high) if high > low else (low, low + 1)
+    return widen(whole_range(ranges)) if ranges else None
 
 
 def make_content(
     file_name: str, imported: ImportedSet, names: Mapping[Path, str], photos: Mapping[Path, PhotoFacts]
 ) -> dict[str, Any]:
-    """Make the content of a split's JSON file; test.json has no annotations."""
+    """Make the content of a split's JSON file, without categories; test.json has no annotations."""
     images, annotations = [], []
     for image_id, (path, facts) in enumerate(progress(photos.items(), file_name, 'photo', len(photos))):
         height, width = facts.displayed
         images.append({'id': image_id, 'file_name': names[path], 'height': height, 'width': width})
         for annotation in [] if file_name == 'test.json' else imported.annotate(path, facts):
             annotations.append({'id': len(annotations), 'image_id': image_id, **annotation})
-    used = {annotation['category_id'] for annotation in annotations}  # ignored regions are of the background
-    categories = [{'id': k, 'name': name} for k, name in enumerate(imported.classes) if k or k in used]
     info = {'description': DESCRIPTION}
-    return {'info': info, 'images': images, 'categories': categories, 'annotations': annotations}
+    return {'info': info, 'images': images, 'categories': [], 'annotations': annotations}
+
+
+def list_categories(competition: Competition, annotations: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the categories of a JSON file: the classes of objects, and the background if it is used."""
+    ids = {*competition.object_ids, *(annotation['category_id'] for annotation in annotations)}
+    return [{'id': k, 'name': competition.classes[k]} for k in sorted(ids)]  # ignored regions are of id 0
 
 
 def publish(
@@ -287,7 +406,8 @@ def print_summary(
         empty = len(images) - len({annotation['image_id'] for annotation in annotations})
         print(f'{file_name}: {len(images)} photos, {len(annotations)} annotations, {empty} photos with none')
         counts = Counter('ignored' if a['iscrowd'] else a['category_id'] for a in annotations)
-        parts = [f'{one["name"]} {counts[one["id"]]}' for one in content['categories'] if one['id']]
+        shown = [one for one in content['categories'] if one['id'] or counts[0]]
+        parts = [f'{one["name"]} {counts[one["id"]]}' for one in shown]
         parts += [f'ignored {counts["ignored"]}'] if counts['ignored'] else []
         print(f'  annotations of each class: {", ".join(parts)}')
     facts = list(facts)
@@ -308,3 +428,66 @@ def read_lines(path: Path) -> list[str]:
         raise BadInput(f'{path}: cannot be read: {one_line(error)}; save it as UTF-8') from None
     except OSError as error:
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
+
+
+def write_test(folder: Path, root: Path, overwrite: bool) -> None:
+    """Write test.json of the photos below a folder, as a person counts; those elsewhere are copied below the
+    root. Raises BadInput; what was there before stays then.
+    """
+    target = root / 'test.json'
+    refuse_test(target, overwrite)
+    photos = list_photos(folder)
+    places = {path: place_of(path, folder, root) for path in photos}
+    names = {path: place.relative_to(root.resolve()).as_posix() for path, place in places.items()}
+    refuse_training(root, names.values())
+    copied = {path: place for path, place in places.items() if path.resolve() != place}
+    refuse_other_files(copied)
+    orientation = (read_competition(root) or Competition()).orientation
+    images = []
+    for path in progress(sorted(photos, key=lambda path: natural_key(names[path])), 'photos', 'photo'):
+        facts = read_facts(path)
+        height, width = facts.displayed if orientation == 'displayed' else facts.stored
+        images.append({'id': len(images), 'file_name': names[path], 'height': height, 'width': width})
+    with lock(root / LOCK_FILE, 'importing a data set'):
+        refuse_test(target, overwrite)
+        for path, place in progress(copied.items(), 'copy', 'photo', len(copied)):
+            with write_whole(place) as file:
+                file.write(read_bytes(path))
+        write_text(target, json.dumps({'images': images, 'annotations': [], 'categories': []}))
+    done = f', copied below {root / TEST_FOLDER}' if copied else ''
+    print(f'wrote {target}: {len(images)} photos{done}')
+
+
+def refuse_test(target: Path, overwrite: bool) -> None:
+    """Raise BadInput if there is a test.json already."""
+    if target.exists() and not overwrite:
+        raise BadInput(f'{target}: already exists; --overwrite replaces it')
+
+
+def place_of(path: Path, folder: Path, root: Path) -> Path:
+    """Return where a photo lies below a root, or is to be copied to."""
+    real = path.resolve()
+    if real.is_relative_to(root.resolve()):
+        return real
+    return root.resolve() / TEST_FOLDER / path.relative_to(folder)
+
+
+def refuse_training(root: Path, names: Iterable[str]) -> None:
+    """Raise BadInput if a photo is among the training photos of a root, which need not have any."""
+    names = {normal_name(name) for name in names}
+    for file in {root / name for group in SPLITS['train'] for name in group}:
+        if not file.is_file():
+            continue
+        images = load_json(file, read_bytes(file)).get('images') or []
+        known = [image.get('file_name') for image in images if isinstance(image, dict)]
+        shared = [name for name in known if isinstance(name, str) and normal_name(name) in names]
+        if shared:
+            fault = f'has the training photo {shared[0]} (one of {len(shared)})'
+            raise BadInput(f'{file}: {fault}; expected a folder of test photos alone in --photos')
+
+
+def refuse_other_files(copied: dict[Path, Path]) -> None:
+    """Raise BadInput for a photo in whose place another lies."""
+    for path, place in copied.items():
+        if place.exists() and (not place.is_file() or read_bytes(place) != read_bytes(path)):
+            raise BadInput(f'{place}: is in the way of {path}, and another; move one of them away')

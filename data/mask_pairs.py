@@ -1,7 +1,8 @@
 """Find the mask of each photo by its name: of a.jpg, a.png or a.jpg.png, or a_mask.png if all end so."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.importers import list_files, list_photos, refuse_shared
@@ -11,6 +12,7 @@ from utils.files import normal_name
 
 MASK_SUFFIXES = {'.png', '.bmp', '.gif', '.tif', '.tiff'}
 LOSSY_SUFFIXES = {'.jpg', '.jpeg', '.webp'}
+BACKGROUND = 'Background'
 SEPARATORS = '_-. '  # before an ending that the names of masks have and those of photos have not
 
 
@@ -25,6 +27,23 @@ class MaskSource:
     changes: Sequence[str] = ()  # of --map
     suffix: str | None = None
     orientation: Orientation = 'displayed'
+
+
+def class_folders(classes: Sequence[str]) -> list[str]:
+    """Return the names of the folders of masks, one a class, where classes may overlap."""
+    names = [re.sub(r'[/\\]|^\.', '_', name) for name in classes]
+    twice = {name for name in names if names.count(name) > 1}
+    return [f'{name}_{k}' if name in twice else name for k, name in enumerate(names)]
+
+
+def split_classes(source: MaskSource) -> list[MaskSource]:
+    """Return the masks of each class, in a folder of its name or in one for all of them. Raises BadInput."""
+    places = [source.masks / name for name in class_folders(source.classes)]
+    if missing := [place for place in places if not place.is_dir()]:
+        expected = f'expected one of masks for each class ({len(places)})'
+        raise BadInput(f'{missing[0]}: no such folder; {expected}')
+    pairs = zip(places, source.classes, strict=True)
+    return [replace(source, masks=place, classes=(BACKGROUND, name)) for place, name in pairs]
 
 
 def pair(source: MaskSource) -> dict[Path, Path]:

@@ -4,7 +4,6 @@ categories to the classes of the competition with taco.csv.
 A photo gets its final name only when it is complete, so a run that was killed continues.
 """
 
-import csv
 import io
 import json
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from data.exports import read_table
 from data.importers import PARTIAL, replace_json, stage_json
 from data.photos import decode, open_photo, read_rgb, to_rgb, turn
 from utils.errors import BadInput, CheckFailed, one_line
-from utils.files import lock, make_folder, remove_partials, write_text, write_whole
+from utils.files import lock, make_folder, remove_partials, write_csv, write_whole
 from utils.progress import progress
 
 TABLE = Path(__file__).with_name('taco.csv')  # category,class; edit it to choose other classes
@@ -247,7 +246,7 @@ def decode_original(content: bytes, size: tuple[int, int]) -> np.ndarray:
             raise Missing(f'found {width}x{height} pixels, its record says {size[0]}x{size[1]}')
         pixels = to_rgb(photo, name, intensity=None)
         upright = turn(pixels, photo.orientation) if recorded == photo.upright_size else pixels
-        return resize_image(upright, SIDE)
+        return resize_image(upright, (SIDE, SIDE))
     except BadInput as error:
         raise Missing(str(error)) from None
 
@@ -257,11 +256,8 @@ def write_missing(path: Path, missing: dict[str, tuple[str, str]]) -> None:
     path.unlink(missing_ok=True)
     if not missing:
         return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(('file_name', 'address', 'why'))
-    writer.writerows((name, *reason) for name, reason in missing.items())
-    write_text(path, text.getvalue())
+    rows = [(name, *reason) for name, reason in missing.items()]
+    write_csv(path, [('file_name', 'address', 'why'), *rows])
     for name, (url, why) in list(missing.items())[:MAX_LISTED]:
         print(f'missing: {name}: {why} ({url})')
     if len(missing) > MAX_LISTED:

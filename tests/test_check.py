@@ -70,7 +70,7 @@ def test_where_the_classes_come_from(root, check, tmp_path):
     config.write_text(json.dumps({'classes': names, 'folds': 2}))
     assert check('--cfg', str(config))[0] == f'11 classes from {config}: no {root / "competition.yaml"}'
     prepare.command(['competition', '--data', str(root)])
-    assert read_competition(root) == Competition(classes=tuple(names))
+    assert read_competition(root) == Competition(classes=tuple(names), score_size='own')
     write_competition(root, Competition(classes=tuple(names), crowds='objects'))
     path = root / 'competition.yaml'
     assert check()[0] == f'11 classes from {path}, crowds: objects'
@@ -82,7 +82,7 @@ def test_where_the_classes_come_from(root, check, tmp_path):
     config.unlink()
     change(root, lambda d: d['categories'].reverse())
     prepare.command(['competition', '--data', str(root), '--overwrite'])
-    assert read_competition(root) == Competition(classes=tuple(names), crowds='objects')
+    assert read_competition(root) == Competition(classes=tuple(names), score_size='own', crowds='objects')
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_groups_alone_if_near_duplicates_join_them(frames, check, tiny, monkeypa
     assert 'near-duplicates join the 3 groups of photos to 1, fewer than folds' in warning
     write_competition(frames, Competition(group=r'00(0[01])|$'))
     lines = check('--cfg', str(config))
-    assert r'group: 3 scenes of 1 to 4 photos by 00(0[01])|$' in lines
+    assert r"group: 3 scenes of 1 to 4 photos by 00(0[01])|$, such as '00'" in lines
     assert 'near-duplicates join the 3 groups' in last(lines)
 
 

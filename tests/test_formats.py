@@ -15,7 +15,7 @@ from pycocotools import mask as rle_codec
 import prepare
 import train
 from config import CLASSES, HOME, Competition, load_config, read_competition
-from data.coco import draw_mask, read_coco, read_labels
+from data.coco import draw_mask, draw_planes, read_coco, read_labels
 from utils.cli import run_script
 from utils.errors import BadInput
 
@@ -216,7 +216,7 @@ def test_yolo_boxes_are_refused_left_out_or_filled(tmp_path, capsys):
     ):
         run_yolo(path, tmp_path / 'out')
     run_yolo(path, tmp_path / 'skip', '--boxes', 'skip')
-    assert '2 boxes of 3 objects, in 2 label files, were left out' in capsys.readouterr().out
+    assert 'boxes left out: 2 of 3 objects' in capsys.readouterr().out
     run_yolo(path, tmp_path / 'fill', '--boxes', 'fill')
     expected = np.zeros((20, 40), np.uint8)
     expected[:10, :20] = 1
@@ -274,11 +274,12 @@ def test_yolo_layouts(tmp_path, layout):
     assert len(photos) == 1 + (layout == 'valid') and all(draw_mask(photo).any() for photo in photos)
 
 
-def test_yolo_test_photos_without_labels_get_no_test_labels(tmp_path):
+def test_yolo_test_photos_without_labels_get_no_test_labels(tmp_path, capsys):
     path = small_yolo(tmp_path / 'y', test='test/images')
     add_photo(tmp_path / 'y/test', 't', None)
     run_yolo(path, tmp_path / 'out')
     assert (tmp_path / 'out/test.json').exists() and not (tmp_path / 'out/test_labels.json').exists()
+    assert 'no label file' not in capsys.readouterr().out
 
 
 def test_files_of_darknet_are_refused(tmp_path):
@@ -314,7 +315,7 @@ def test_an_import_does_not_overwrite_a_data_set(tmp_path):
 
 
 def test_a_second_data_set_from_end_to_end(tmp_path, tiny_yaml, capsys):
-    """Import YOLO labels of three classes and train an epoch with the settings that are printed."""
+    """Import YOLO labels of three classes, check them as is printed, and train an epoch as that prints."""
     data = write_set(tmp_path / 'd', train=12, test=2, side=96)
     for file in ('train_all.json', 'test_labels.json'):
         content = json.loads((data / file).read_text())
@@ -322,10 +323,21 @@ def test_a_second_data_set_from_end_to_end(tmp_path, tiny_yaml, capsys):
             one['category_id'] = 1 + one['category_id'] % 3
         (data / file).write_text(json.dumps(content))
     run_yolo(write_yolo(tmp_path / 'yolo', data, tuple(NAMES)), tmp_path / 'mine')
-    printed = capsys.readouterr().out.splitlines()
     config = tmp_path / 'mine.yaml'
     config.write_text(tiny_yaml.read_text() + '\n')
-    (last,) = [line for line in printed if line.startswith('next: ')]
+    assert capsys.readouterr().out.endswith(f'next: python prepare.py check --data {tmp_path / "mine"}\n')
+    prepare.command(['check', '--data', str(tmp_path / 'mine')])
+    last = capsys.readouterr().out.splitlines()[-1]
     cfg = load_config(config, last.split(' --set ')[1].split())
     assert cfg.data_root == tmp_path / 'mine' and cfg.classes == ('Background', *NAMES)
     assert 0 <= train.main(cfg, 0) <= 1
+
+
+def test_yolo_classes_that_overlap(tmp_path):
+    label = '0 0 0 1 0 1 0.5 0 0.5\n2 0.5 0 1 0 1 1 0.5 1\n'
+    run_yolo(small_yolo(tmp_path / 'y', label), tmp_path / 'out', '--task', 'multilabel')
+    competition = read_competition(tmp_path / 'out')
+    assert competition.classes == tuple(NAMES) and competition.score_size == 'own'
+    (photo,) = read_coco(tmp_path / 'out', 'train', competition).photos
+    planes = draw_planes(photo, 3)
+    assert planes[0, :10].all() and planes[2, :, 20:].all() and planes.sum() == 800

@@ -4,6 +4,7 @@ import json
 import shutil
 import unicodedata
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from test_formats import assert_same, masks_of
 
 import prepare
 from config import HOME, Competition, read_competition
-from data.coco import draw_mask, read_coco, read_photo
+from data.coco import draw_mask, draw_truth, read_coco, read_photo
 from utils.errors import BadInput
 
 HEIGHT, WIDTH = 12, 20
@@ -40,7 +41,8 @@ def write_pairs(root: Path, masks: dict[str, Image.Image | np.ndarray], photo: s
 
 
 def imported(root: Path, competition: Competition = CLASSES) -> dict[str, np.ndarray]:
-    assert read_competition(root / 'out') == competition
+    size = 256 if competition.classes == HOME.classes else 'own'
+    assert read_competition(root / 'out') == competition.model_copy(update={'score_size': size})
     return masks_of(read_coco(root / 'out', 'train', competition).photos)
 
 
@@ -641,3 +643,124 @@ def test_photos_are_stored_upright_in_rgb(tmp_path):
     for photo in coco.photos:
         assert np.array_equal(draw_mask(photo), mask)
         assert np.abs(read_photo(coco, photo).astype(int) - upright).max() < 30
+
+
+# --- classes that overlap, and what a competition.yaml says -------------------------------------------------
+
+
+def write_planes(root: Path, planes: np.ndarray, names: Sequence[str], scale: int = 1) -> list[str]:
+    """Write a photo and a folder of masks for each class; return the words of the command."""
+    (root / 'p/x').mkdir(parents=True)
+    Image.new('RGB', planes.shape[:0:-1], (9, 9, 9)).save(root / 'p/x/a.jpg')
+    for name, plane in zip(names, planes, strict=True):
+        (root / 'm' / name / 'x').mkdir(parents=True)
+        Image.fromarray(plane * np.uint8(scale)).save(root / f'm/{name}/x/a.png')
+    words = ['--photos', str(root / 'p'), '--masks', str(root / 'm'), '--out', str(root / 'out')]
+    return ['from-masks', '--task', 'multilabel', *words]
+
+
+@pytest.mark.parametrize('scale', [1, 255])
+def test_a_folder_of_masks_for_each_class(tmp_path, scale, capsys):
+    planes = np.random.default_rng(0).integers(0, 2, (3, 20, 30)).astype(np.uint8)
+    words = write_planes(tmp_path, planes, ['c10', 'c9', 'big bottle'], scale)
+    if scale == 255:
+        with pytest.raises(BadInput, match='are these masks of 0 and 255\\?'):
+            prepare.command(words)
+        words += ['--map', '255=1']
+    prepare.command(words)
+    competition = read_competition(tmp_path / 'out')
+    assert competition.classes == ('big bottle', 'c9', 'c10') and competition.is_multilabel
+    assert 'classes (3), the folders of' in capsys.readouterr().out
+    (photo,) = read_coco(tmp_path / 'out', 'train', competition).photos
+    np.testing.assert_array_equal(draw_truth(photo, competition), planes[::-1])
+    prepare.command([*words, '--overwrite', '--classes', 'c10', 'big bottle'])
+    competition = read_competition(tmp_path / 'out')
+    (photo,) = read_coco(tmp_path / 'out', 'train', competition).photos
+    np.testing.assert_array_equal(draw_truth(photo, competition), planes[[0, 2]])
+    with pytest.raises(BadInput, match='m/can: no such folder; expected one of masks for each class'):
+        prepare.command([*words, '--overwrite', '--classes', 'c10', 'can'])
+
+
+def test_masks_of_each_class_come_back(tmp_path):
+    """`masks` writes what `from-masks` reads, regions that are ignored too."""
+    planes = np.random.default_rng(0).choice(np.uint8([0, 1, 255]), (2, 20, 30))
+    words = write_planes(tmp_path, planes, ['can', 'lid'])
+    prepare.command([*words, '--map', '255=ignore'])
+    prepare.command(['masks', '--data', str(tmp_path / 'out'), '--out', str(tmp_path / 'again')])
+    for name, plane in zip(('can', 'lid'), planes, strict=True):
+        np.testing.assert_array_equal(Image.open(tmp_path / f'again/{name}/x/a.jpg.png'), plane)
+    places = ['--masks', str(tmp_path / 'again'), '--map', '255=ignore']
+    prepare.command([*words[:5], *places, '--out', str(tmp_path / 'out2')])
+    assert json.loads((tmp_path / 'out/train_all.json').read_text()) == json.loads(
+        (tmp_path / 'out2/train_all.json').read_text()
+    )
+
+
+def test_training_and_test_photos_of_the_same_names(tmp_path, capsys):
+    """As of slices that are numbered from 0 in both folders."""
+    words = write_pairs(tmp_path, {'0': MASK, '1': MASK}, photo='{}.png')
+    (tmp_path / 't').mkdir()
+    for name in ('1', '2'):
+        Image.new('RGB', (WIDTH, HEIGHT), (int(name),) * 3).save(tmp_path / f't/{name}.png')
+    prepare.command([*words, *TWO, '--test', str(tmp_path / 't')])
+    assert 'names that training and test photos share: 1, such as 1.png' in capsys.readouterr().out
+    assert_same(imported(tmp_path), {'0': MASK, '1': MASK})
+    photos = read_coco(tmp_path / 'out', 'train', read_competition(tmp_path / 'out')).photos
+    assert [photo.file_name for photo in photos] == ['train/0.png', 'train/1.png']
+    tests = read_coco(tmp_path / 'out', 'test', read_competition(tmp_path / 'out'))
+    assert [photo.file_name for photo in tests.photos] == ['test/1.png', 'test/2.png']
+    assert (read_photo(tests, tests.photos[1]) == 2).all()
+
+
+def test_what_a_competition_yaml_says_of_scores_stays(tmp_path):
+    words = write_pairs(tmp_path, {'a': MASK}, photo='{}.png')
+    (tmp_path / 'out').mkdir()
+    text = 'metric: dice\nscore_size: 512\ncrowds: objects\nsubmission: {order: row}\ngroup: a|b\n'
+    (tmp_path / 'out/competition.yaml').write_text(text)
+    prepare.command([*words, *TWO])
+    competition = read_competition(tmp_path / 'out')
+    assert (competition.metric, competition.score_size, competition.group) == ('dice', 512, 'a|b')
+    assert competition.submission.order == 'row' and competition.crowds == 'ignored'
+
+
+@pytest.mark.parametrize(
+    ('text', 'facts'),
+    [
+        ('channels: 1\n', {'channels': 1, 'depth': 16, 'intensity': ((7, 3000),)}),
+        ('channels: 1\nintensity: [0, 4095]\n', {'channels': 1, 'depth': 16, 'intensity': (0, 4095)}),
+        ('depth: 16\nslices: {offsets: [-1, 0, 1]}\n', {'channels': 3, 'depth': 16}),
+    ],
+)
+def test_bands_of_a_competition_yaml_stay(tmp_path, text, facts):
+    words = write_pairs(tmp_path, {'a_1': MASK}, photo='{}.png')
+    Image.fromarray(np.linspace(7, 3000, MASK.size).reshape(MASK.shape).astype(np.uint16)).save(
+        tmp_path / 'p/a_1.png'
+    )
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/competition.yaml').write_text(text)
+    prepare.command([*words, *TWO])
+    competition = read_competition(tmp_path / 'out')
+    assert {key: getattr(competition, key) for key in facts} == facts
+    assert bool(competition.slices) == ('slices' in text)
+    assert (tmp_path / 'out/a_1.png').read_bytes() == (tmp_path / 'p/a_1.png').read_bytes()
+    Image.fromarray(coded(MASK)).save(tmp_path / 'p/a_1.png')
+    with pytest.raises(
+        BadInput, match='a_1.png: found 3 bands, but channels: . in competition.yaml expects 1'
+    ):
+        prepare.command([*words, *TWO, '--overwrite'])
+
+
+def test_value_0_may_be_a_class_as_real_as_the_others(tmp_path, capsys):
+    words = write_pairs(tmp_path, {'a': ids(0, 1, 2, 11)})
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/competition.yaml').write_text('classes: [sky, road, car]\n')
+    prepare.command([*words, '--map', '11=ignore'])
+    assert 'values of the masks: 0 sky, 1 road, 2 car, 11 ignored' in capsys.readouterr().out
+    competition = read_competition(tmp_path / 'out')
+    assert_same(masks_of(read_coco(tmp_path / 'out', 'train', competition).photos), {'a': ids(0, 1, 2, 255)})
+    assert list(competition.scored_ids) == [0, 1, 2]
+
+
+def test_a_set_of_the_home_classes_is_scored_as_at_home(tmp_path):
+    prepare.command(write_pairs(tmp_path, {'a': MASK}, photo='{}.png'))
+    assert read_competition(tmp_path / 'out') == HOME

@@ -1,8 +1,10 @@
 """Test the commands of prepare.py: a clean set passes, and each fault ends in one line and status 2."""
 
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from entry_points import ROOT
 from PIL import Image
 
 import prepare
-from config import CLASSES, HOME
+from config import CLASSES, HOME, read_competition
 from data.coco import draw_mask, read_coco
 from utils.cli import run_script
 from utils.errors import BadInput
@@ -126,6 +128,127 @@ def test_help_and_check_import_nothing_slow(shapes):
 
     printed = run('--help')
     assert printed.endswith('\n[]\n')
-    for name in ('check', 'competition', 'masks', 'folds', 'demo', 'taco', 'coco', 'yolo', 'from-masks'):
+    names = 'check competition test masks folds demo taco coco yolo from-masks from-json cvat'
+    for name in names.split():
         assert re.search(rf'^    {name}\s+\S', printed, re.MULTILINE)
     assert run('check', '--data', str(shapes)).endswith("\n['scipy']\n")  # of the near-duplicates
+
+
+# --- classes that overlap -----------------------------------------------------------------------------------
+
+LARGE, SMALL = [2, 2, 30, 2, 30, 20, 2, 20], [10, 5, 20, 5, 20, 40, 10, 40]
+
+
+def write_overlaps(root: Path, names: tuple[str, str] = ('can', 'lid')) -> dict[str, np.ndarray]:
+    """Write a COCO file of two objects over each other; return the whole mask of each."""
+    root.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (40, 48)).save(root / 'a.png')
+    annotations = [
+        {'id': k, 'image_id': 0, 'category_id': k + 1, 'iscrowd': 0, 'segmentation': [polygon]}
+        for k, polygon in enumerate((LARGE, SMALL))
+    ]
+    content = {
+        'images': [{'id': 0, 'file_name': 'a.png', 'height': 48, 'width': 40}],
+        'categories': [{'id': k + 1, 'name': name} for k, name in enumerate(names)],
+        'annotations': annotations,
+    }
+    (root / 'train_all.json').write_text(json.dumps(content))
+    masks = {name: np.zeros((48, 40), np.uint8) for name in names}
+    masks[names[0]][2:20, 2:30], masks[names[1]][5:40, 10:20] = 1, 1
+    return masks
+
+
+def test_classes_of_a_multilabel_task(tmp_path, capsys):
+    whole = write_overlaps(tmp_path / 'd')
+    prepare.command(['competition', '--data', str(tmp_path / 'd'), '--task', 'multilabel'])
+    competition = read_competition(tmp_path / 'd')
+    assert competition.classes == ('can', 'lid') and competition.is_multilabel
+    assert competition.score_size == 'own'
+    prepare.command(['masks', '--data', str(tmp_path / 'd'), '--out', str(tmp_path / 'm')])
+    for name, mask in whole.items():
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f'm/{name}/a.png.png')), mask)
+    capsys.readouterr()
+    prepare.command(['check', '--data', str(tmp_path / 'd')])
+    out = capsys.readouterr().out
+    both = int((whole['can'] & whole['lid']).sum())
+    for name, mask in whole.items():
+        assert re.search(rf'^{name} +1 +1 +{mask.sum()} +{mask.mean():.2%}$', out, re.MULTILINE)
+    total = 2 * both / sum(map(np.sum, whole.values()))
+    shares = [f'{name} ({both / mask.sum():.0%})' for name, mask in reversed(whole.items())]
+    assert f"{total:.1%} of the objects' pixels have several classes, most of {', '.join(shares)}" in out
+    assert 'Background' not in out
+
+
+def test_check_says_how_much_lies_under_others(tmp_path, capsys):
+    whole = write_overlaps(tmp_path / 'd')
+    prepare.command(['competition', '--data', str(tmp_path / 'd')])
+    capsys.readouterr()
+    prepare.command(['check', '--data', str(tmp_path / 'd')])
+    both, pixels = int((whole['can'] & whole['lid']).sum()), [int(mask.sum()) for mask in whole.values()]
+    text = f"{both / sum(pixels):.1%} of the objects' pixels lie under others"
+    out = capsys.readouterr().out
+    assert f'{text}, most of can ({both / pixels[0]:.0%})' in out and 'task: multilabel' in out
+
+
+def test_names_of_classes_that_are_no_folders(tmp_path):
+    """They stay inside of the folder, and apart."""
+    write_overlaps(tmp_path / 'd', ('../a', '__.a'))
+    prepare.command(['competition', '--data', str(tmp_path / 'd'), '--task', 'multilabel'])
+    prepare.command(['masks', '--data', str(tmp_path / 'd'), '--out', str(tmp_path / 'm/x')])
+    folders = {path.parent.relative_to(tmp_path / 'm/x').as_posix() for path in tmp_path.rglob('*.png.png')}
+    assert len(folders) == 2 and not any('/' in folder or folder.startswith('.') for folder in folders)
+
+
+# --- test.json of a folder ----------------------------------------------------------------------------------
+
+
+def write_photos(folder: Path, *names: str) -> None:
+    for k, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (30 + k, 20)).save(folder / name)
+
+
+def test_photos_below_the_root(tmp_path):
+    """They stay where they are, in the order in which a person counts, also of one name in two folders."""
+    root = tmp_path / 'd'
+    write_photos(root / 'test', 'a10.png', 'a9.png', 'x/a9.png')
+    before = {path: path.read_bytes() for path in root.rglob('*.png')}
+    prepare.command(['test', '--photos', str(root / 'test'), '--data', str(root)])
+    coco = read_coco(root, 'test', HOME)
+    assert [photo.file_name for photo in coco.photos] == ['test/a9.png', 'test/a10.png', 'test/x/a9.png']
+    assert [photo.size for photo in coco.photos] == [(20, 31), (20, 30), (20, 32)]
+    assert {path: path.read_bytes() for path in root.rglob('*.png')} == before
+
+
+def test_photos_elsewhere_are_copied(tmp_path):
+    write_photos(tmp_path / 'p', 'a.png', 'x/a.png')
+    write_photos(tmp_path / 'd', 'a.png')
+    words = ['test', '--photos', str(tmp_path / 'p'), '--data', str(tmp_path / 'd')]
+    prepare.command(words)
+    coco = read_coco(tmp_path / 'd', 'test', HOME)
+    assert [photo.file_name for photo in coco.photos] == ['test/a.png', 'test/x/a.png']
+    for photo in coco.photos:
+        source = tmp_path / 'p' / photo.file_name.removeprefix('test/')
+        assert coco.path(photo).read_bytes() == source.read_bytes()
+    before = (tmp_path / 'd/test.json').read_bytes()
+    with pytest.raises(BadInput, match='test.json: already exists; --overwrite replaces it'):
+        prepare.command(words)
+    Image.new('RGB', (9, 9)).save(tmp_path / 'p/a.png')
+    with pytest.raises(BadInput, match='test/a.png: is in the way of .*p/a.png'):
+        prepare.command([*words, '--overwrite'])
+    assert (tmp_path / 'd/test.json').read_bytes() == before
+    (tmp_path / 'd/test/a.png').unlink()
+    prepare.command([*words, '--overwrite'])
+    assert read_coco(tmp_path / 'd', 'test', HOME).photos[0].size == (9, 9)
+
+
+def test_training_photos_are_no_test_photos(tmp_path):
+    write_overlaps(tmp_path / 'd')
+    words = ['test', '--photos', str(tmp_path / 'd'), '--data', str(tmp_path / 'd')]
+    with pytest.raises(BadInput, match=r'has the training photo a.png \(one of 1\)'):
+        prepare.command(words)
+    (tmp_path / 'd/test').mkdir()
+    (tmp_path / 'd/test/b.png').write_bytes(b'no photo')
+    with pytest.raises(BadInput, match='b.png: cannot be decoded'):
+        prepare.command([*words[:2], str(tmp_path / 'd/test'), *words[3:]])
+    assert not (tmp_path / 'd/test.json').exists()

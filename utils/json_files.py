@@ -10,7 +10,8 @@ from utils.errors import BadInput, one_line
 from utils.files import refuse_device
 
 EXPECTED = 'expected COCO JSON, an object with images, annotations and categories'
-EXPORT = f'{EXPECTED}; export the annotations as COCO'
+# commands of prepare.py that read what a tool writes, by the beginning of its name below
+COMMANDS = {'LabelMe': 'from-json', 'Label Studio': 'label-studio', 'CVAT': 'cvat'}
 
 # by their first bytes: files that are no JSON
 STARTS = {
@@ -62,7 +63,7 @@ def load_json(path: Path, content: bytes) -> dict[str, Any]:
         raise BadInput(f'{path}: {fault}') from None
     kind = _guess_json(data)
     if kind:
-        raise BadInput(f'{path}: seems to be {kind}, {EXPORT}')
+        raise BadInput(f'{path}: {_refuse(kind)}')
     if not isinstance(data, dict):
         raise BadInput(f'{path}: found {type(data).__name__}, {EXPECTED}')
     return data
@@ -79,10 +80,10 @@ def _guess_text(content: bytes) -> str | None:
     if start.startswith(b'<'):
         tag = re.search(rb'<(annotations?|!doctype html|html)\b', start, re.IGNORECASE)
         names = {b'annotations': 'CVAT XML', b'annotation': 'Pascal VOC XML', None: 'XML'}
-        return f'seems to be {names.get(tag and tag[1].lower(), "a web page")}, {EXPORT}'
+        return _refuse(names.get(tag and tag[1].lower(), 'a web page'))
     lines = [line for line in start.splitlines()[:2] if line.strip()]
     if [line.strip()[:1] for line in lines] == [b'{', b'{'] and lines[0].rstrip().endswith(b'}'):
-        return f'seems to be JSON lines, an object in each line, {EXPORT}'
+        return _refuse('JSON lines, an object in each line')
     return None
 
 
@@ -101,6 +102,13 @@ def _guess_json(data: Any) -> str | None:
     return (
         _match(data, OBJECTS) or _match(first, {'VIA JSON': {'filename', 'regions'}}) or _match(data, ITEMS)
     )
+
+
+def _refuse(kind: str) -> str:
+    """Say what a file seems to be, and how its annotations come in."""
+    command = next((command for tool, command in COMMANDS.items() if kind.startswith(tool)), None)
+    way_out = f'python prepare.py {command} imports it' if command else 'export the annotations as COCO'
+    return f'seems to be {kind}, {EXPECTED}; {way_out}'
 
 
 def _match(record: Any, formats: dict[str, set[str]]) -> str | None:
