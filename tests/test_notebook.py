@@ -13,7 +13,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
-from submission import SubmissionReader, read_test_ids
+from config import HOME
+from submission import read_test_sizes
+from utils.id_csv import IdReader
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / 'notebooks/start.ipynb'
@@ -79,10 +81,10 @@ def test_demo_and_a_real_fold(repository, small, monkeypatch):
     output = small / 'trash/output'
     for name, root in (('first', small / 'trash/input/demo8'), ('fcn_resnet50', data)):
         assert (output / name / 'fold0/oof.csv').is_file() and printed.count(f'output/{name}/fold0/oof.csv')
-        with SubmissionReader(output / name / 'fold0/test.csv') as reader:
-            assert list(reader.image_ids) == read_test_ids(root)
-    with SubmissionReader(output / 'submission.csv') as vote, SubmissionReader(reader.path) as fold:
-        assert list(vote.image_ids) == read_test_ids(data)
+        with IdReader(output / name / 'fold0/test.csv') as reader:
+            assert list(reader.image_ids) == [*read_test_sizes(root, HOME)]
+    with IdReader(output / 'submission.csv') as vote, IdReader(reader.path) as fold:
+        assert list(vote.image_ids) == [*read_test_sizes(data, HOME)]
         for image_id in vote.image_ids:
             assert np.array_equal(vote.read(image_id), fold.read(image_id))
     assert f'to submit: {output / "submission.csv"}' in printed

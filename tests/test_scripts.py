@@ -56,6 +56,8 @@ def test_submission_is_checked_compared_handed_in_and_kept(shapes, tmp_path):
 @pytest.mark.parametrize(
     ('script', 'words', 'more', 'message'),
     [
+        ('kaggle_offline.sh', [], {}, 'usage'),
+        ('kaggle_offline.sh', ['nosuch'], {}, 'nosuch: no such folder'),
         ('run.sh', [], {}, 'usage'),
         ('run.sh', ['demo', 'nosuch'], {}, 'configs/nosuch.yaml: no such file'),
         ('run.sh', ['demo'], {'SCHEDULE': 'quarter'}, 'SCHEDULE=quarter: expected full, half or pretrain'),
