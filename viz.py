@@ -22,13 +22,13 @@ from typing import NoReturn
 import numpy as np
 
 from config import load_config
-from data.coco import draw_mask, read_coco, read_photo
+from data.coco import read_coco, read_photo, scored_truth
 from data.layout import annotation_files
 from evaluate import read_truth
-from submission import SubmissionReader, competition_and_data, downsample_mask
+from submission import competition_and_data, metric_of
 from utils.cli import MAX_SEED, ArgumentParser, Commands, add_config_arguments, at_least, run_script
 from utils.errors import DONE, BadInput, one_line
-from utils.plotting import comparison_row, sheet, write_png
+from utils.plotting import comparison_row, score_note, sheet, write_png
 from viewer.uploads import MAX_MEGABYTES
 
 APP = Path(__file__).parent / 'viewer/app.py'
@@ -127,7 +127,8 @@ def pictures(args: argparse.Namespace) -> None:
     if args.labels is not None:
         truth_photos = read_truth(args.labels, competition).photos
     truths = {photo.file_name: photo for photo in truth_photos}
-    with SubmissionReader(args.csv, len(classes)) as reader:
+    metric = metric_of(competition)
+    with coco.form.reader(args.csv) as reader:
         photos = [photo for photo in coco.photos if photo.file_name in reader]
         if not photos:
             other = repr(reader.image_ids[0])
@@ -137,9 +138,11 @@ def pictures(args: argparse.Namespace) -> None:
             photo = photos[index]
             if truths and photo.file_name not in truths:
                 raise BadInput(f'{args.labels}: has no image {photo.file_name!r}, which {args.csv} has')
-            truth = downsample_mask(draw_mask(truths[photo.file_name])) if truths else None
-            pred = reader.read(photo.file_name)
-            rows.append(comparison_row(photo.file_name, read_photo(coco, photo), truth, pred))
+            pred, truth, note = reader.read(photo.file_name), None, ''
+            if truths:
+                truth = scored_truth(truths[photo.file_name], competition)
+                note = score_note(metric.label, metric.of_image(truth, pred, len(classes)))
+            rows.append(comparison_row(photo.file_name, read_photo(coco, photo), truth, pred, note))
     headings = ['photo', 'truth', 'prediction'] if truths else ['photo', 'prediction']
     write_png(args.out, sheet(rows, headings, classes, groups=2 if truths else 3), step=8)
     print(f'wrote {args.out}: {len(rows)} photos of {args.csv}')

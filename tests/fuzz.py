@@ -28,14 +28,13 @@ sys.path.insert(0, str(ROOT))
 
 def imports() -> None:
     """Import the readers as globals of this file; atheris instruments what is imported inside its block."""
-    global checkpoint, coco, config, submission, safe_load, torch
+    global checkpoint, coco, config, errors, id_csv, safe_load, torch
     import torch
 
     import config
-    import submission
     from data import coco
     from engine import checkpoint
-    from utils import safe_load
+    from utils import errors, id_csv, safe_load
 
 
 # --- targets -----------------------------------------------------------------------------------------------
@@ -46,20 +45,20 @@ def fuzz_csv(data: bytes) -> None:
     path = WORK / 'in.csv'
     path.write_bytes(data.replace(b'~', b'0 ' * 65_535))
     try:
-        masks = submission.read_masks(path)
-    except config.BadInput as error:
+        masks = id_csv.read_masks(path)
+    except errors.BadInput as error:
         require_line(error)
         masks = None
     else:
-        with submission.SubmissionWriter(WORK / 'out.csv') as writer:
+        with id_csv.IdWriter(WORK / 'out.csv') as writer:
             for image_id, mask in masks.items():
                 writer.write(image_id, mask)
-        again = submission.read_masks(WORK / 'out.csv')
+        again = id_csv.read_masks(WORK / 'out.csv')
         assert list(again) == list(masks) and all((again[key] == masks[key]).all() for key in masks)
     try:
-        with submission.SubmissionReader(path) as reader:  # the same rules, in other code
+        with id_csv.IdReader(path) as reader:  # the same rules, in other code
             rows = {image_id: reader.read(image_id) for image_id in reader.image_ids}
-    except config.BadInput:
+    except errors.BadInput:
         rows = None
     assert (masks is None) == (rows is None), 'one reader took what the other refused'
     assert masks is None or all((rows[key] == masks[key]).all() for key in masks)
@@ -73,7 +72,7 @@ def fuzz_coco(data: bytes) -> None:
         (root / name).write_bytes(data)
         try:
             labels = coco.read_coco(root, split, config.Competition(classes=CLASSES))
-        except config.BadInput as error:
+        except errors.BadInput as error:
             require_line(error)
             continue
         for photo in labels.photos:
@@ -105,7 +104,7 @@ def fuzz_config(data: bytes) -> None:
     for overrides in ([], [f'lr={text}'], [text]):
         try:
             cfg = config.load_config(path if not overrides else GOOD_YAML, overrides)
-        except config.BadInput as error:
+        except errors.BadInput as error:
             require_line(error)
             continue
         again = WORK / 'again.yaml'
@@ -119,7 +118,7 @@ def fuzz_checkpoint(data: bytes) -> None:
     for read in (safe_load.read_tensors, checkpoint.load_checkpoint):
         try:
             content = read(path)
-        except config.BadInput as error:
+        except errors.BadInput as error:
             require_line(error)
             continue
         if read is checkpoint.load_checkpoint:
@@ -150,7 +149,7 @@ def same(a, b) -> bool:
 
 def require_line(error: Exception) -> None:
     """Assert that a message is short enough to read."""
-    text = config.one_line(error)
+    text = errors.one_line(error)
     assert len(text) < 4000, f'{len(text)} characters'
 
 

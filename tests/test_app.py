@@ -18,9 +18,10 @@ import evaluate
 from config import CLASSES, HOME, Competition, dump_config, make_config
 from data.coco import CocoSet, draw_mask, read_coco, read_labels
 from evaluate import read_confusions
-from metrics import class_iou, confusion_matrix, image_counts
-from submission import SubmissionReader, downsample_mask
+from metrics import Metric, confusion_matrix, image_counts, iou_of_counts
+from submission import downsample_mask
 from utils.errors import BadInput
+from utils.id_csv import IdReader
 from viewer.uploads import MAX_MEGABYTES, MAX_SIDE, read_upload
 from voting.hard import member_table, vote
 from voting.members import find_members
@@ -113,12 +114,12 @@ def test_first_page_says_how_the_runs_stand(shapes, output, train):
     taken = [np.where(mask == 4, 5, mask) if n % 2 else mask for n, mask in enumerate(right)]
     pairs = zip(right, taken, strict=True)
     counts = sum(confusion_matrix(downsample_mask(a), downsample_mask(b), len(CLASSES)) for a, b in pairs)
-    expected = f'{np.nanmean(class_iou(counts)):.4f}'
+    expected = f'{np.nanmean(iou_of_counts(*image_counts(counts))):.4f}'
     assert runs[1][0] == 'second' and runs[2][0] == 'run'  # the best first
     assert runs[2][3:7] == ['0 1 of 2', '3', '0.4000', expected] and runs[2][8] == '24'
     low, high = map(float, runs[2][7].split(' to '))
     assert low < float(expected) < high
-    assert ious[5][:3] == ['Metal', f'{class_iou(counts)[4]:.4f}', '0.0000']
+    assert ious[5][:3] == ['Metal', f'{iou_of_counts(*image_counts(counts))[4]:.4f}', '0.0000']
     assert 'ensemble.yaml yet: python ensemble.py' in page.caption[2].value.replace('\\', '')
 
 
@@ -237,12 +238,10 @@ def test_truth_and_scores_of_test_photos_whose_labels_are_known(shapes, output):
     page.selectbox(key='order-test').set_value(page_photos.WORST).run()
     assert not page.exception and not page.error
     ious = {}
-    with SubmissionReader(output / 'run/fold0/test.csv') as reader:
+    with IdReader(output / 'run/fold0/test.csv') as reader:
         for photo in read_labels(labels, HOME).photos:
             truth = downsample_mask(draw_mask(photo))
-            ious[photo.file_name] = np.nanmean(
-                class_iou(confusion_matrix(truth, reader.read(photo.file_name), len(CLASSES)))
-            )
+            ious[photo.file_name] = Metric().of_image(truth, reader.read(photo.file_name), len(CLASSES))
     worst = min(ious, key=ious.get)
     assert where(page) == (1, worst)
     said = page.caption[0].value.replace('\\', '')
@@ -301,13 +300,14 @@ def test_page_follows_a_csv_that_is_written_again(photos, output, train):
 
 def test_confusions_are_counted_once_and_again_when_something_changed(output, train, tmp_path, monkeypatch):
     path = shutil.copy(output / 'run/fold1/oof.csv', tmp_path / 'oof.csv')
-    found = read_confusions(path, train, len(CLASSES))
+    found = read_confusions(path, train)
     masks = {photo.file_name: draw_mask(photo) for photo in train.photos[1::2]}
     for row, (name, mask) in enumerate(masks.items()):
         expected = confusion_matrix(downsample_mask(mask), np.where(mask == 4, 5, mask), len(CLASSES))
         assert found.image_ids[row] == name and np.array_equal(found.matrices[row], expected)
-        assert np.array_equal(found.counts()[row], image_counts(expected))
-        assert np.array_equal(found.ious()[row], class_iou(expected), equal_nan=True)
+        assert np.array_equal(found.counts[row], image_counts(expected))
+        ious = iou_of_counts(*image_counts(expected))
+        assert np.array_equal(found.class_scores(Metric())[row], ious, equal_nan=True)
     assert (tmp_path / '.oof.csv.confusions.npz').stat().st_size < 10_000
 
     def never(*_):
@@ -315,15 +315,15 @@ def test_confusions_are_counted_once_and_again_when_something_changed(output, tr
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluate.metrics, 'confusion_matrix', never)
-        again = read_confusions(path, train, len(CLASSES))
+        again = read_confusions(path, train)
         assert again.image_ids == found.image_ids and np.array_equal(again.matrices, found.matrices)
     other = CocoSet(train.root, 'train', train.files, train.photos, 'other', HOME)
     monkeypatch.setattr(evaluate.metrics, 'confusion_matrix', never)
     with pytest.raises(AssertionError):
-        read_confusions(path, other, len(CLASSES))
+        read_confusions(path, other)
     os.utime(path, (1, 1))
     with pytest.raises(AssertionError):
-        read_confusions(path, train, len(CLASSES))
+        read_confusions(path, train)
     monkeypatch.undo()
     kept = tmp_path / '.oof.csv.confusions.npz'
     whole = kept.read_bytes()
@@ -332,10 +332,10 @@ def test_confusions_are_counted_once_and_again_when_something_changed(output, tr
     for content in flipped:
         content[rng.integers(len(content))] ^= 1 << rng.integers(8)
         kept.write_bytes(content)
-        read_confusions(path, train, len(CLASSES))  # raises nothing
+        read_confusions(path, train)  # raises nothing
     for content in (b'', b'no archive', whole[: len(whole) // 2]):
         kept.write_bytes(content)
-        assert np.array_equal(read_confusions(path, train, len(CLASSES)).matrices, found.matrices)
+        assert np.array_equal(read_confusions(path, train).matrices, found.matrices)
 
 
 def test_the_vote_is_that_of_the_ensemble():
@@ -348,7 +348,7 @@ def test_the_vote_is_that_of_the_ensemble():
 def test_a_photo_out_of_fold_twice_is_refused(output, train):
     path = output / 'run/fold0/oof.csv'
     with pytest.raises(BadInput, match='is out of fold in .* too'):
-        app_data.score_source('run', [path, output / 'second/fold0/oof.csv'], train, len(CLASSES))
+        app_data.score_source('run', [path, output / 'second/fold0/oof.csv'], train)
 
 
 def test_four_thousand_rows_are_quick(shapes, tmp_path):
@@ -372,7 +372,7 @@ def test_four_thousand_rows_are_quick(shapes, tmp_path):
     times = []
     for _ in range(2):
         start = time.process_time()
-        assert len(read_confusions(path, train, len(CLASSES)).image_ids) == 4000
+        assert len(read_confusions(path, train).image_ids) == 4000
         times.append(time.process_time() - start)
     page = open_page('viewer.page_photos', tmp_path, tmp_path / 'o')
     page.selectbox(key='order-train').set_value(page_photos.WORST).run()

@@ -28,9 +28,10 @@ from config import HOME, load_config
 from data.coco import read_coco, read_photo
 from data.photos import read_rgb
 from engine.checkpoint import load_checkpoint
-from submission import HEADER, SIDE, read_masks
 from utils.errors import BadInput
 from utils.files import map_array
+from utils.id_csv import HEADER, read_masks
+from utils.id_text import SIDE
 from utils.safe_load import LEGACY, read_tensors
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,8 +9,8 @@ from PIL import Image
 
 import viz
 from config import CLASSES, Config, dump_config
-from metrics import IGNORED, confusion_matrix
-from submission import SubmissionWriter
+from metrics import IGNORED, confusion_matrix, image_counts
+from utils.id_csv import IdWriter
 from viewer import label_errors
 
 
@@ -26,7 +26,7 @@ def run(tmp_path):
     masks['6.png'][0, :50] = 9  # too few pixels to look at
     folder = tmp_path / 'output/one/fold0'
     folder.mkdir(parents=True)
-    with SubmissionWriter(folder / 'oof.csv') as writer:
+    with IdWriter(folder / 'oof.csv') as writer:
         for name, mask in masks.items():
             writer.write(name, mask)
     cfg = Config(name='one', data_root=data)
@@ -65,11 +65,16 @@ def test_sure_disagreement_comes_first(run):
     assert float(found[0][5]) == 1000 and float(found[1][5]) == pytest.approx(4800 * 5 / 255, abs=0.1)
 
 
+def disagreements(truth, pred):
+    matrix = confusion_matrix(truth, pred, 11)
+    return label_errors.disagreements(image_counts(matrix), matrix)
+
+
 def test_ignored_pixels_are_no_suspects():
     truth, pred = np.full((256, 256), IGNORED, np.uint8), np.ones((256, 256), np.uint8)
-    assert label_errors.disagreements(confusion_matrix(truth, pred, 11)) == []
+    assert disagreements(truth, pred) == []
     truth[:100] = 0  # what is left of the missing class is not ignored
-    assert label_errors.disagreements(confusion_matrix(truth, pred, 11)) == [('missing', 1, 25600)]
+    assert disagreements(truth, pred) == [('missing', 1, 25600)]
     probs = np.zeros((11, 256, 256), np.uint8)
     probs[1] = 255
     assert label_errors.weigh([('missing', 1, 25600)], truth, pred, probs) == [25600.0]

@@ -19,17 +19,23 @@ import viz
 from config import CLASSES, HOME, dump_config, make_config
 from data.coco import draw_mask, read_coco, read_labels
 from metrics import IGNORED
-from submission import SubmissionReader, downsample_mask
+from submission import downsample_mask
 from utils.errors import BadInput
+from utils.id_csv import IdReader
 from utils.plotting import (
     GAP,
     PALETTE,
     VIEW,
     comparison_row,
+    differing,
     draw_confusion,
     draw_curves,
+    fit,
     overlay,
+    resize_mask,
+    resize_photo,
     sheet,
+    to_display,
     write_png,
 )
 from viewer import report
@@ -67,13 +73,16 @@ def output(shapes, tmp_path_factory) -> Path:
 def test_palette_is_the_contests_and_never_repeats():
     assert PALETTE.shape == (256, 3) and PALETTE.dtype == np.uint8
     assert PALETTE[[0, 1, 8, 10, 255]].tolist() == [
-        [0, 0, 0],
+        [240, 144, 0],
         [192, 0, 128],
         [192, 192, 128],
         [128, 0, 192],
         [255] * 3,
     ]
     assert len(np.unique(PALETTE, axis=0)) == 256
+    first = PALETTE[:151].astype(float)
+    gaps = np.linalg.norm(first[:, None] - first, axis=-1) + 99 * np.eye(151)
+    assert gaps.min() > 10 and np.median(gaps.min(1)) > 20  # of 0 to 255 in each channel
 
 
 def test_overlay_tints_objects_outlines_them_and_leaves_the_background():
@@ -96,6 +105,51 @@ def test_overlay_tints_objects_outlines_them_and_leaves_the_background():
         overlay(image, mask[:-1])
 
 
+def test_overlapping_objects_mix_their_colours_and_keep_their_outlines():
+    image = np.full((40, 60, 3), 90, np.uint8)
+    planes = np.zeros((3, 40, 60), np.uint8)
+    planes[0, 5:25, 5:35], planes[2, 15:35, 20:50], planes[1, 38, 58] = 1, 1, IGNORED
+    out = overlay(image, planes, opacity=1)
+    colours = PALETTE.astype(int)
+    assert out[10, 10].tolist() == PALETTE[0].tolist() and out[30, 40].tolist() == PALETTE[2].tolist()
+    assert out[20, 28].tolist() == ((colours[0] + colours[2]) // 2).tolist()
+    assert (out[5, 5:20] == PALETTE[0]).all() and (out[15, 20:35] == PALETTE[2]).all()
+    assert (out[24, 5:20] == PALETTE[0]).all() and (out[24, 21:34] == PALETTE[0]).all()  # inside the other
+    assert (out[38, 58] == 255).all() and (out[0, 0] == 90).all()
+    ids = np.where(planes[0] == 1, 4, 0).astype(np.uint8)
+    as_plane = np.zeros((5, 40, 60), np.uint8)
+    as_plane[4] = planes[0]
+    assert np.array_equal(overlay(image, ids), overlay(image, as_plane))
+
+
+def test_photos_of_any_bands_are_displayed():
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (6, 9, 3), np.uint8)
+    assert np.array_equal(to_display(rgb), rgb)
+    for grey in (rgb[..., 0], rgb[..., :1], rgb[..., :2]):
+        assert np.array_equal(to_display(grey), np.repeat(rgb[..., :1], 3, 2))
+    deep = np.concatenate([rgb, rgb], 2).astype(np.uint16) * 16 + 100
+    deep[0, 0, :2], deep[..., 5] = (100, 100 + 255 * 16), 65535  # the sixth band is not shown
+    deep[0, 0, 2] = int(rgb[0, 0, 2]) * 16 + 100
+    assert np.array_equal(to_display(deep)[1:], rgb[1:])
+    assert not to_display(np.full((4, 4, 1), 700, np.uint16)).any()
+    assert to_display(rng.random((4, 5, 6))).dtype == np.uint8
+    for photo in (rgb[..., 0], rgb[..., :1], rgb[..., :2], rgb, deep):
+        assert resize_photo(photo, (4, 5)).shape == (4, 5, 3)
+
+
+def test_views_keep_the_aspect():
+    assert [fit(size, 256) for size in ((512, 512), (100, 300), (300, 100), (5000, 1))] == [
+        (256, 256), (85, 256), (256, 85), (256, 1),
+    ]  # fmt: skip
+    planes = np.random.default_rng(0).integers(0, 2, (3, 64, 32), np.uint8)
+    assert np.array_equal(resize_mask(planes, (32, 16)), planes[:, ::2, ::2])
+    assert np.array_equal(resize_mask(planes[0], (32, 16)), planes[0, ::2, ::2])
+    assert np.array_equal(differing([planes, planes]), np.zeros((64, 32), bool))
+    assert np.array_equal(differing([planes, 1 - planes[::-1]]), (planes == planes[::-1]).any(0))
+    assert np.array_equal(differing([planes[0], planes[1], planes[2]]), (planes != planes[0]).any(0))
+
+
 def test_png_is_whole_and_its_faults_are_told(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
     write_png(tmp_path / 'new' / 'a.png', image)
@@ -115,15 +169,13 @@ def test_sheet_has_a_place_for_each_view():
     pred[:128] = 3
     truth = pred.copy()
     truth[:64] = 0
-    row = comparison_row('photo.jpg', image, truth, pred)
-    assert [view.shape for view in row.views] == [(VIEW, VIEW, 3)] * 3 and row.ids == {0, 3}
-    assert row.note == 'mIoU 0.58'  # background 128 of 192 rows, paper pack 64 of 128: (2/3 + 1/2) / 2
-    assert comparison_row('photo.jpg', image, None, pred).note == ''
+    row = comparison_row('photo.jpg', image, truth, pred, 'mIoU 0.58')
+    assert [view.shape for view in row.views] == [(85, VIEW, 3)] * 3 and row.ids == {3}  # 100 of 300
     one = sheet([row], ['photo', 'truth', 'prediction'], CLASSES)
     four = sheet([row] * 4, ['photo', 'truth', 'prediction'], CLASSES)
     assert one.shape[1] == 3 * VIEW + GAP * 3 and four.shape[1] == 2 * one.shape[1] + GAP
-    assert four.shape[0] == one.shape[0] + VIEW + 28
-    assert (four == 77).all(2).sum() >= 4 * VIEW * VIEW  # the grey photo, four times
+    assert four.shape[0] == one.shape[0] + 85 + 28
+    assert (four == 77).all(2).sum() >= 4 * 85 * VIEW  # the grey photo, four times
     assert (one == PALETTE[3]).all(2).sum() > 14 * 14  # the legend's swatch, and the outlines
 
 
@@ -225,7 +277,7 @@ def test_report_says_what_the_ensemble_did(output, tmp_path, capsys):
     shutil.copytree(output / 'run' / 'fold0', tmp_path / 'o' / 'half' / 'fold0')
     shutil.copytree(output / 'run' / 'fold0', tmp_path / 'o' / 'other' / 'fold0')
     name = 'batch_01/0000.jpg'
-    with SubmissionReader(tmp_path / 'o/half/fold0/oof.csv') as reader:
+    with IdReader(tmp_path / 'o/half/fold0/oof.csv') as reader:
         masks = {image_id: reader.read(image_id) for image_id in reader.image_ids}
     wrong = np.count_nonzero(masks[name])
     masks[name] = np.zeros((256, 256), np.uint8)
@@ -248,14 +300,14 @@ def test_report_says_what_the_ensemble_did(output, tmp_path, capsys):
 def test_report_ranks_photos_by_their_own_score(output, shapes):
     runs = report.read_runs(output / 'run')
     coco = read_coco(shapes, 'train', HOME)
-    folds = report.read_confusions_of(runs, coco, len(CLASSES))
+    folds = report.read_confusions_of(runs, coco)
     scored = report.score_photos(runs, folds, coco)
     with_metal = {
         photo.file_name for photo in coco.photos[1::2] if (downsample_mask(draw_mask(photo)) == 4).any()
     }
     assert {one.photo.file_name for one in scored if one.score < 1} == with_metal
     assert sum(fold.matrices.sum() for fold in folds) == 24 * 256 * 256
-    assert report.curve(runs, 'miou')['fold 1'] == [(1, 0.1), (3, 0.4)]
+    assert report.curve(runs, 'score')['fold 1'] == [(1, 0.1), (3, 0.4)]
 
 
 @pytest.mark.parametrize('number', [1, 2, 3, 20])
@@ -265,7 +317,7 @@ def test_no_photo_is_among_the_worst_and_among_the_best(number, shapes, monkeypa
     sheets = []
     monkeypatch.setattr(report, 'draw_photos', lambda photos, *_: sheets.append([p.score for p in photos]))
     monkeypatch.setattr(report, 'html_picture', lambda title, *_, **__: title)
-    assert len(report.ranking_parts(scored, None, CLASSES)) == len(sheets) == min(2, number)
+    assert len(report.ranking_parts(scored, None)) == len(sheets) == min(2, number)
     chosen = [score for scores in sheets for score in scores]
     assert len(set(chosen)) == len(chosen) == min(number, 2 * report.RANKED) and sheets[0][0] == 0
     assert number == 1 or sheets[1][0] == number - 1

@@ -1,12 +1,12 @@
 """Draw masks and numbers: the contest's colours, overlays, sheets of photos, curves, a confusion matrix.
 
-Shapes: H W the size of a photo, K classes. Pictures are (H, W, 3) uint8 RGB; masks are (H, W) uint8 ids, with
-IGNORED for unknown pixels.
+Shapes: H W the size of a photo, h w that of a view, C bands, K classes. Pictures are (H, W, 3) uint8 RGB;
+masks are (H, W) uint8 ids, or (K, H, W) planes of classes that may overlap, with IGNORED for unknown pixels.
 """
 
 import colorsys
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from metrics import IGNORED, confusion_matrix, mean_iou
+from metrics import IGNORED
 from utils.files import write_whole
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ CONTEST_COLOURS = (
 )  # fmt: skip
 RIGHT, WRONG = (0, 96, 168), (200, 30, 40)  # the blue of Paper, and red
 INK, PALE, PAPER = '#1c1c1c', '#6b6b6b', '#ffffff'
-VIEW = 256  # side of a photo in a sheet, the same as of a submitted mask
+FIRST_COLOUR = (240, 144, 0)  # of class 0 if it is an object; a background is not drawn
+VIEW = 256  # longer side of a photo in a sheet, the same as of a mask of the home competition
 GAP = 8
 MAX_NUMBERED = 40  # classes of a confusion matrix whose cells have numbers
 
@@ -37,7 +38,7 @@ MAX_NUMBERED = 40  # classes of a confusion matrix whose cells have numbers
 def make_palette() -> np.ndarray:
     """Return (256, 3) uint8 RGB: the contest's colours, then generated ones, and white for IGNORED."""
     palette = np.full((256, 3), 255, np.uint8)
-    palette[: len(CONTEST_COLOURS)] = CONTEST_COLOURS
+    palette[: len(CONTEST_COLOURS)] = FIRST_COLOUR, *CONTEST_COLOURS[1:]
     for k in range(len(CONTEST_COLOURS), IGNORED):
         # hues by the golden ratio: far apart for neighbouring ids, and never the same
         rgb = colorsys.hsv_to_rgb(k * 0.618034 % 1, (0.55, 0.75, 0.95)[k % 3], (0.95, 0.75)[k // 3 % 2])
@@ -48,17 +49,95 @@ def make_palette() -> np.ndarray:
 PALETTE = make_palette()
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """Tint and outline the objects of an (H, W) mask on an (H, W, 3) photo; the background is unchanged."""
-    if image.shape[:2] != mask.shape:
-        raise ValueError(f'image is {image.shape[:2]}, mask is {mask.shape}; expected one size')
-    colours = PALETTE[mask]
+def to_display(photo: np.ndarray) -> np.ndarray:
+    """Return (H, W, 3) uint8 of an (H, W) or (H, W, C) photo: grey for one or two bands, else the first three
+    as RGB. More than 8 bits are stretched from the darkest to the brightest value.
+    """
+    bands = photo[..., None] if photo.ndim == 2 else photo
+    bands = bands[..., :3] if bands.shape[2] >= 3 else np.repeat(bands[..., :1], 3, axis=2)
+    if bands.dtype == np.uint8:
+        return np.ascontiguousarray(bands)
+    low, high = float(bands.min()), float(bands.max())
+    return np.round((bands - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def fit(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return the (h, w) with the aspect of (H, W) whose longer side is `side`."""
+    return tuple(max(1, round(length * side / max(size))) for length in size)
+
+
+def resize_photo(photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a photo of any bands to an (h, w, 3) picture."""
+    bands = photo if photo.ndim == 2 else np.ascontiguousarray(photo[..., :3])
+    smaller = max(size) <= max(photo.shape[:2])
+    interpolation = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    return to_display(cv2.resize(bands, size[::-1], interpolation=interpolation))
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize ids or planes to (h, w) or (K, h, w), nearest neighbour."""
+    if mask.shape[-2:] == size:
+        return mask
+    resized = [cv2.resize(plane, size[::-1], interpolation=cv2.INTER_NEAREST) for plane in _planes(mask)]
+    return np.stack(resized).reshape(*mask.shape[:-2], *size)
+
+
+def _planes(mask: np.ndarray) -> np.ndarray:
+    """Return planes as they are, and ids as one plane: (n, H, W)."""
+    return mask.reshape(-1, *mask.shape[-2:])
+
+
+def regions_of(mask: np.ndarray) -> dict[int, np.ndarray]:
+    """Return the (H, W) bool pixels of each class of objects that a mask has, and of IGNORED."""
+    if mask.ndim == 2:
+        return {int(k): mask == k for k in np.unique(mask[mask > 0])}
+    regions = {k: plane == 1 for k, plane in enumerate(mask)} | {IGNORED: (mask == IGNORED).any(0)}
+    return {k: region for k, region in regions.items() if region.any()}
+
+
+def differing(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the (H, W) bool pixels on which ids, or any of the planes, are not the same in all masks."""
+    differ = np.zeros(masks[0].shape[-2:], bool)
+    for mask in masks[1:]:
+        for plane, first in zip(_planes(mask), _planes(masks[0]), strict=True):
+            differ |= plane != first
+    return differ
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.6, side: int | None = None) -> np.ndarray:
+    """Tint and outline the objects of a mask on an (H, W, 3) photo; the background is unchanged.
+
+    Colours are mixed where objects overlap, and each keeps its outline; `side` is outline_side of the photo
+    if these are some of its rows.
+    """
+    if image.shape[:2] != mask.shape[-2:]:
+        raise ValueError(f'image is {image.shape[:2]}, mask is {mask.shape[-2:]}; expected one size')
+    side = side or outline_side(image.shape)
+    regions = [(k, *_cut(region, side // 2)) for k, region in regions_of(mask).items()]
+    total, depth = np.zeros(image.shape, np.uint16), np.zeros((*image.shape[:2], 1), np.uint16)
+    for k, box, region in regions:
+        total[box][region] += PALETTE[k]
+        depth[box][region] += 1
+    colours = (total // np.maximum(depth, 1)).astype(np.uint8)
     mixed = cv2.addWeighted(image, 1 - opacity, colours, opacity, 0)
-    tinted = np.where((mask > 0)[..., None], mixed, image)
-    side = 2 * max(1, round(min(mask.shape) / 400)) + 1  # an outline of 1 pixel at 256, of 3 at 1200
+    out = np.where(depth > 0, mixed, image)
     kernel = np.ones((side, side), np.uint8)
-    border = (mask > 0) & (cv2.dilate(mask, kernel) != cv2.erode(mask, kernel))
-    return np.where(border[..., None], colours, tinted)
+    for k, box, region in regions:
+        inner = cv2.erode(region.astype(np.uint8), kernel)
+        out[box][region & (inner == 0)] = PALETTE[k]
+    return out
+
+
+def outline_side(shape: tuple[int, ...]) -> int:
+    """Return the side of the square by which an outline is found: 1 pixel wide at 256, and 3 at 1200."""
+    return 2 * max(1, round(min(shape[:2]) / 400)) + 1
+
+
+def _cut(region: np.ndarray, margin: int) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Return the box around a region, with a margin as far as the photo reaches, and the region in it."""
+    x, y, w, h = cv2.boundingRect(region.astype(np.uint8))
+    box = slice(max(0, y - margin), y + h + margin), slice(max(0, x - margin), x + w + margin)
+    return box, region[box]
 
 
 def highlight(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
@@ -82,7 +161,7 @@ def write_png(path: str | Path, image: np.ndarray, step: int = 1) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """A photo in a sheet: its title and a note above it, its views, and the class ids seen in them."""
+    """A photo in a sheet: its title and a note above it, its views, and the ids of the objects in them."""
 
     title: str
     note: str
@@ -90,17 +169,20 @@ class Row:
     ids: frozenset[int]
 
 
-def comparison_row(name: str, image: np.ndarray, truth: np.ndarray | None, pred: np.ndarray) -> Row:
-    """Put a photo of any size beside its truth, if known, and its prediction, both (256, 256) masks."""
-    view = cv2.resize(image, (VIEW, VIEW), interpolation=cv2.INTER_AREA)
-    masks = [pred] if truth is None else [truth, pred]
-    score = np.nan
-    if truth is not None:
-        num_classes = int(max(pred.max(), truth[truth != IGNORED].max(initial=0))) + 1
-        score = mean_iou(confusion_matrix(truth, pred, num_classes))
-    note = '' if np.isnan(score) else f'mIoU {score:.2f}'
+def comparison_row(
+    name: str, photo: np.ndarray, truth: np.ndarray | None, pred: np.ndarray, note: str = ''
+) -> Row:
+    """Put a photo of any size and bands beside its truth, if known, and its prediction, masks of any size."""
+    size = fit(photo.shape[:2], VIEW)
+    view = resize_photo(photo, size)
+    masks = [resize_mask(mask, size) for mask in (truth, pred) if mask is not None]
     views = (view, *(overlay(view, mask) for mask in masks))
-    return Row(name, note, views, frozenset(np.unique(masks).tolist()))
+    return Row(name, note, views, frozenset(k for mask in masks for k in regions_of(mask)))
+
+
+def score_note(label: str, score: float) -> str:
+    """Format a score to stand above a photo; nothing for nan."""
+    return '' if np.isnan(score) else f'{label} {score:.2f}'
 
 
 def sheet(
@@ -109,7 +191,8 @@ def sheet(
     """Draw rows of views under their headings, in `groups` columns, with a legend of the classes in them."""
     groups = min(groups, len(rows))
     wide = len(headings) * VIEW + (len(headings) - 1) * GAP // 2
-    tall = VIEW + 28
+    tallest = max(view.shape[0] for row in rows for view in row.views)
+    tall = tallest + 28
     legend = draw_legend({k for row in rows for k in row.ids}, classes, groups * (wide + 3 * GAP) - GAP)
     top = 2 * GAP + 20
     lines = [rows[start : start + groups] for start in range(0, len(rows), groups)]
@@ -127,16 +210,17 @@ def sheet(
             title = elide(row.title, 13, wide - text_width(row.note, 13) - GAP)
             draw.text((left, y + 10), title, PALE, font(13), 'lm')
             for number, view in enumerate(row.views):
-                canvas.paste(Image.fromarray(view), (left + number * (VIEW + GAP // 2), y + 22))
+                x = left + number * (VIEW + GAP // 2) + (VIEW - view.shape[1]) // 2
+                canvas.paste(Image.fromarray(view), (x, y + 22 + (tallest - view.shape[0]) // 2))
     canvas.paste(Image.fromarray(legend), (0, top + len(lines) * tall))
     return np.array(canvas)
 
 
-def draw_legend(ids: Iterable[int], classes: Sequence[str], width: int) -> np.ndarray:
-    """Draw a swatch and a name for each id but the background's, in lines of `width` pixels."""
+def draw_legend(ids: Collection[int], classes: Sequence[str], width: int) -> np.ndarray:
+    """Draw a swatch and a name for each id, in lines of `width` pixels."""
     entries: list[tuple[int, int, int, str]] = []
     x, y = GAP, GAP
-    for k in sorted(set(ids) - {0}):
+    for k in sorted(ids):
         name = 'ignored' if k == IGNORED else classes[k]
         needed = 22 + text_width(name, 14) + 2 * GAP
         if x + needed > width and x > GAP:

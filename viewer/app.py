@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--labels', type=Path)
     add_config_arguments(parser, required=False)
     args = parser.parse_args(argv)
-    st.set_page_config('Trash', layout='wide')
+    st.set_page_config('Segmentation', layout='wide')
     st.html(STYLE)
     try:
         competition, data = competition_and_data(args)

@@ -18,9 +18,9 @@ from config import Competition, fold_files
 from data.coco import CocoSet, read_coco, read_labels
 from data.layout import annotation_files
 from evaluate import read_fold_confusions
-from metrics import mean_of_iou
-from submission import PIXELS, SubmissionReader
+from submission import Reader, metric_of
 from utils.errors import BadInput
+from utils.plotting import differing
 from voting.hard import member_table, vote
 
 T = TypeVar('T')
@@ -41,19 +41,21 @@ def find_sources(output: Path, split: str) -> dict[str, list[Path]]:
     return sources
 
 
-def read_prediction(paths: Sequence[Path], image_id: str, num_classes: int) -> np.ndarray | None:
-    """Read a photo's (256, 256) ids from the first CSV that has it; None if none has. Raises BadInput."""
-    path = csv_with(paths, image_id, num_classes)
-    return None if path is None else open_csv(path, modified(path), num_classes).read(image_id)
+def read_prediction(paths: Sequence[Path], image_id: str, coco: CocoSet) -> np.ndarray | None:
+    """Read a photo's mask from the first CSV that has it; None if none has. Raises BadInput."""
+    path = csv_with(paths, image_id, coco)
+    return None if path is None else open_csv(path, coco).read(image_id)
 
 
-def csv_with(paths: Sequence[Path], image_id: str, num_classes: int) -> Path | None:
+def csv_with(paths: Sequence[Path], image_id: str, coco: CocoSet) -> Path | None:
     """Return the first CSV that has a row for a photo. Raises BadInput."""
-    return next((p for p in paths if image_id in open_csv(p, modified(p), num_classes)), None)
+    return next((path for path in paths if image_id in open_csv(path, coco)), None)
 
 
 def vote_of(preds: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
-    """Vote with equal weights; a tie goes to the first prediction."""
+    """Vote with equal weights, in each plane by itself if classes may overlap; a tie goes to the first."""
+    if preds[0].ndim == 3:
+        return np.stack([vote_of(planes, 2) for planes in zip(*preds, strict=True)])
     stack = np.stack(preds)
     winner = stack[0].copy()
     contested = (stack[1:] != stack[0]).any(0)
@@ -79,21 +81,31 @@ def _load_coco(
 def with_truth(coco: CocoSet, labels: Path) -> CocoSet:
     """Give photos the annotations of a COCO file. Raises BadInput if the file lacks a photo."""
     truth = read_labels(labels, coco.competition)
-    annotations = {(photo.file_name, photo.height, photo.width): photo.annotations for photo in truth.photos}
+    labelled = {(photo.file_name, photo.height, photo.width): photo for photo in truth.photos}
     photos = []
     for photo in coco.photos:
         key = (photo.file_name, photo.height, photo.width)
-        if key not in annotations:
+        if key not in labelled:
             size = f'{photo.width}x{photo.height}'
             raise BadInput(f'{labels}: has no image {photo.file_name!r} of {size}, which {coco.files[0]} has')
-        photos.append(replace(photo, annotations=annotations[key]))
+        theirs = labelled[key]
+        photos.append(replace(photo, annotations=theirs.annotations, annotators=theirs.annotators))
     return replace(coco, photos=tuple(photos), fingerprint=coco.fingerprint + truth.fingerprint)
 
 
+def open_csv(path: Path, coco: CocoSet) -> Reader:
+    """Open a CSV and find its rows, once while the file and the photos stay the same. Raises BadInput."""
+    return _open_csv(path, modified(path), state_of(coco), coco)
+
+
 @st.cache_resource(max_entries=128, show_spinner='Indexing the rows of a CSV')
-def open_csv(path: Path, time: int, num_classes: int) -> SubmissionReader:
-    """Open a CSV and find its rows, once while the file stays the same. Raises BadInput."""
-    return SubmissionReader(path, num_classes).__enter__()
+def _open_csv(path: Path, time: int, state: str, _coco: CocoSet) -> Reader:
+    return _coco.form.reader(path).__enter__()
+
+
+def state_of(coco: CocoSet) -> str:
+    """Return what results depend on: the annotations, and how the competition writes and scores masks."""
+    return f'{coco.fingerprint} {coco.competition.model_dump_json()}'
 
 
 def modified(path: Path) -> int:
@@ -108,51 +120,56 @@ def modified(path: Path) -> int:
 class SourceScores:
     """The scores of a source on photos with a known truth, in their order; nan for photos it lacks."""
 
-    scores: np.ndarray  # (N,) mean IoU over the classes in truth or prediction
-    ious: np.ndarray  # (N, K)
+    scores: np.ndarray  # (N,) of each photo alone
+    class_scores: np.ndarray  # (N, K)
     counts: np.ndarray  # (n, 3, K) metrics.image_counts of the n photos that it has
-    confusion: np.ndarray  # (K, K)
+    confusion: np.ndarray | None  # (K, K); None if classes may overlap
 
 
-def score_source(title: str, paths: Sequence[Path], coco: CocoSet, num_classes: int) -> SourceScores:
+def score_source(title: str, paths: Sequence[Path], coco: CocoSet) -> SourceScores:
     """Score a source. Raises BadInput, also if two of its CSVs have the same photo."""
 
     def compute() -> SourceScores:
         def bar(image_ids: Sequence[str], path: Path) -> Iterator[str]:
             return progress_bar(image_ids, f'Counting {title}, {paths.index(path) + 1} of {len(paths)}')
 
-        folds = read_fold_confusions(paths, coco, num_classes, bar)
+        folds, metric = read_fold_confusions(paths, coco, bar), metric_of(coco.competition)
         rows = {photo.file_name: row for row, photo in enumerate(coco.photos)}
-        ious = np.full((len(rows), num_classes), np.nan)
+        scores = np.full(len(rows), np.nan)
+        class_scores = np.full((len(rows), len(coco.competition.classes)), np.nan)
         for fold in folds:
-            ious[[rows[image_id] for image_id in fold.image_ids]] = fold.ious()
-        counts = np.concatenate([fold.counts() for fold in folds])
-        confusion = sum(fold.matrices.sum(0, dtype=np.int64) for fold in folds)
-        return SourceScores(mean_of_iou(ious), ious, counts[counts.any((1, 2))], confusion)
+            places = [rows[image_id] for image_id in fold.image_ids]
+            scores[places], class_scores[places] = fold.scores(metric), fold.class_scores(metric)
+        counts = np.concatenate([fold.counts for fold in folds])
+        matrices = [fold.matrices for fold in folds if fold.matrices is not None]
+        confusion = sum(matrix.sum(0, dtype=np.int64) for matrix in matrices) if matrices else None
+        return SourceScores(scores, class_scores, counts[metric.known(counts)], confusion)
 
-    return cached(('source', *key_of(paths), coco.fingerprint), compute)
+    return cached(('source', *key_of(paths), state_of(coco)), compute)
 
 
-def compare_sources(
-    sources: dict[str, list[Path]], coco: CocoSet, num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
+def compare_sources(sources: dict[str, list[Path]], coco: CocoSet) -> tuple[np.ndarray, np.ndarray]:
     """Return the (N,) share of each photo's pixels on which the sources differ, nan for a photo that none
     has, and the (N, K) pixels of each class in their vote. Raises BadInput.
     """
+
+    num_classes = len(coco.competition.classes)
 
     def compute() -> tuple[np.ndarray, np.ndarray]:
         disagreement = np.full(len(coco.photos), np.nan)
         pixels = np.zeros((len(coco.photos), num_classes), np.int64)
         for row, photo in enumerate(progress_bar(coco.photos, f'Comparing {", ".join(sources)}')):
-            found = (read_prediction(paths, photo.file_name, num_classes) for paths in sources.values())
+            found = (read_prediction(paths, photo.file_name, coco) for paths in sources.values())
             preds = [pred for pred in found if pred is not None]
             if preds:
-                disagreement[row] = np.count_nonzero((np.stack(preds) != preds[0]).any(0)) / PIXELS
-                pixels[row] = np.bincount(vote_of(preds, num_classes).ravel(), minlength=num_classes)
+                disagreement[row] = differing(preds).mean()
+                winner = vote_of(preds, num_classes)
+                planes = winner if winner.ndim == 3 else winner == np.arange(num_classes)[:, None, None]
+                pixels[row] = np.count_nonzero(planes, axis=(1, 2))
         return disagreement, pixels
 
     paths = [path for csvs in sources.values() for path in csvs]
-    return cached(('agreement', *key_of(paths), coco.fingerprint), compute)
+    return cached(('agreement', *key_of(paths), state_of(coco)), compute)
 
 
 def key_of(paths: Sequence[Path]) -> tuple[tuple[Path, int], ...]:

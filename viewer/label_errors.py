@@ -7,31 +7,29 @@ It covers the folds that have an oof.csv. A suspect is a class in a photo; EXPLA
 Shapes: K classes.
 """
 
-import csv
-import io
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from data.coco import CocoSet, Photo, draw_mask, read_coco
+from data.coco import CocoSet, Photo, read_coco, scored_truth
 from engine.runs import FoldRun, read_runs
 from metrics import IGNORED
-from submission import SubmissionReader, downsample_mask, open_probs
-from utils.files import write_text
+from submission import open_probs
+from utils.files import write_csv
 from utils.plotting import sheet
 from viewer.html_page import html_picture, html_table, write_page
-from viewer.report import photo_row, read_confusions_of
+from viewer.report import PhotoRows, read_confusions_of
 
 LISTED = 60  # suspects in the table
 DRAWN = 6  # photos in the sheet of a class
 MIN_PIXELS = 64  # of a suspect
 EXPLANATION = (
-    'A model that never saw these labels disagrees with them. <b>Missing</b>: it sees the class on labelled '
-    'background, perhaps a hole in the annotation. <b>Doubtful</b>: the class is labelled and the model sees '
+    'A model that never saw these labels disagrees with them. <b>Missing</b>: it sees the class {where}, '
+    'perhaps a hole in the annotation. <b>Doubtful</b>: the class is labelled and the model sees '
     'something else. <b>Strength</b>: the number of such pixels; if probabilities were saved, each counts by '
     'the probability of the prediction minus that of the label. The model may be wrong: look before you '
     'change a label. suspects.csv lists all of them.'
@@ -58,36 +56,41 @@ def main(name: str, output: Path, data: Path | None = None) -> Path:
     runs = read_runs(output / name)
     cfg = runs[0].cfg
     coco = read_coco(data or cfg.data_root, 'train', cfg.competition)
-    suspects = sorted(find_suspects(runs, coco, len(cfg.classes)), key=lambda suspect: -suspect.strength)
+    suspects = sorted(find_suspects(runs, coco), key=lambda suspect: -suspect.strength)
     folder = output / name / 'suspects'
-    write_csv(folder / 'suspects.csv', suspects, cfg.classes)
-    write_html(folder / 'index.html', name, suspects, coco, cfg.classes)
+    write_suspects(folder / 'suspects.csv', suspects, cfg.classes)
+    write_html(folder / 'index.html', name, suspects, coco)
     photos = len({suspect.photo.file_name for suspect in suspects})
     print(f'{name}: {len(suspects)} suspects in {photos} photos; wrote {folder / "index.html"}, suspects.csv')
     return folder / 'index.html'
 
 
-def find_suspects(runs: list[FoldRun], coco: CocoSet, num_classes: int) -> Iterator[Suspect]:
+def find_suspects(runs: list[FoldRun], coco: CocoSet) -> Iterator[Suspect]:
     """Find the suspects of MIN_PIXELS or more in every photo out of fold. Raises BadInput."""
-    photos = {photo.file_name: photo for photo in coco.photos}
-    for run, fold in zip(runs, read_confusions_of(runs, coco, num_classes), strict=True):
-        with SubmissionReader(run.oof_csv, num_classes) as reader:
-            probs = open_probs(reader, num_classes) if (run.folder / 'oof_probs.npy').exists() else None
-            for row, (image_id, confusion) in enumerate(zip(fold.image_ids, fold.matrices, strict=True)):
-                found = [one for one in disagreements(confusion) if one[2] >= MIN_PIXELS]
+    photos, form = {photo.file_name: photo for photo in coco.photos}, coco.form
+    for run, fold in zip(runs, read_confusions_of(runs, coco), strict=True):
+        with form.reader(run.oof_csv) as reader:
+            probs = open_probs(reader, form) if (run.folder / 'oof_probs.npy').exists() else None
+            for row, image_id in enumerate(fold.image_ids):
+                matrix = None if fold.matrices is None else fold.matrices[row]
+                found = [one for one in disagreements(fold.counts[row], matrix) if one[2] >= MIN_PIXELS]
                 strengths = [float(pixels) for *_, pixels in found]
                 photo = photos[image_id]
                 if probs is not None and found:
-                    truth = downsample_mask(draw_mask(photo))
+                    truth = scored_truth(photo, coco.competition)
                     strengths = weigh(found, truth, reader.read(image_id), probs[row])
                 for (kind, k, pixels), strength in zip(found, strengths, strict=True):
                     yield Suspect(photo, run.oof_csv, run.fold, kind, k, pixels, strength)
 
 
-def disagreements(confusion: np.ndarray) -> list[tuple[Kind, int, int]]:
-    """List (kind, class, pixels) of each class that is missing or doubtful, from (K, K) confusions."""
-    missing, doubtful = confusion[0].copy(), confusion.sum(1) - np.diag(confusion)
-    missing[0] = doubtful[0] = 0
+def disagreements(counts: np.ndarray, matrix: np.ndarray | None) -> list[tuple[Kind, int, int]]:
+    """List (kind, class, pixels) of each class that is missing or doubtful, from (3, K) image_counts and the
+    (K, K) confusion matrix; without one classes may overlap.
+    """
+    hits, predicted, true = counts
+    missing, doubtful = predicted - hits if matrix is None else matrix[0].copy(), true - hits
+    if matrix is not None:
+        missing[0] = doubtful[0] = 0  # the background
     return [
         (kind, int(k), int(pixels[k]))
         for kind, pixels in (('missing', missing), ('doubtful', doubtful))
@@ -98,7 +101,9 @@ def disagreements(confusion: np.ndarray) -> list[tuple[Kind, int, int]]:
 def weigh(
     found: list[tuple[Kind, int, int]], truth: np.ndarray, pred: np.ndarray, probs: np.ndarray
 ) -> list[float]:
-    """Sum, for each disagreement, how much likelier than the label the prediction is; probs (K, 256, 256)."""
+    """Sum, for each disagreement, how much likelier than the label the prediction is; probs (K, h, w)."""
+    if truth.ndim == 3:
+        return [_weigh_plane(kind, truth[k], pred[k], probs[k]) for kind, k, _ in found]
     label = np.where(truth == IGNORED, 0, truth)
     of_pred, of_label = (np.take_along_axis(probs, ids[None].astype(np.intp), 0)[0] for ids in (pred, label))
     excess = np.clip(of_pred.astype(float) - of_label, 0, None) / 255
@@ -110,26 +115,34 @@ def weigh(
     return strengths
 
 
-def write_csv(path: Path, suspects: list[Suspect], classes: tuple[str, ...]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['file_name', 'fold', 'kind', 'class', 'pixels', 'strength'])
+def _weigh_plane(kind: Kind, truth: np.ndarray, pred: np.ndarray, prob: np.ndarray) -> float:
+    """Sum how much likelier than the label the prediction of a class that may overlap is; prob (h, w)."""
+    label = int(kind == 'doubtful')
+    excess = prob[(truth == label) & (pred == 1 - label)].astype(float) * (2 / 255) - 1
+    return float(np.clip(-excess if label else excess, 0, None).sum())
+
+
+def write_suspects(path: Path, suspects: list[Suspect], classes: tuple[str, ...]) -> None:
+    """Write a table of suspects."""
+    rows = [('file_name', 'fold', 'kind', 'class', 'pixels', 'strength')]
     for suspect in suspects:
         row = (suspect.photo.file_name, suspect.fold, suspect.kind, classes[suspect.class_id], suspect.pixels)
-        writer.writerow((*row, f'{suspect.strength:.1f}'))
-    write_text(path, text.getvalue())
+        rows.append((*row, f'{suspect.strength:.1f}'))
+    write_csv(path, rows)
 
 
-def write_html(
-    path: Path, name: str, suspects: list[Suspect], coco: CocoSet, classes: tuple[str, ...]
-) -> None:
+def write_html(path: Path, name: str, suspects: list[Suspect], coco: CocoSet) -> None:
     """Write a page: a sheet of pictures for each kind and class, then a table of the strongest suspects."""
-    parts = [f'<p>{EXPLANATION}</p>']
-    for kind, k in product(('missing', 'doubtful'), range(len(classes))):
-        group = [suspect for suspect in suspects if (suspect.kind, suspect.class_id) == (kind, k)]
-        if group:
-            picture = draw_suspects(group[:DRAWN], coco, classes)
-            parts.append(html_picture(f'{classes[k]}: {kind}', picture, photos=True))
+    competition = coco.competition
+    classes = competition.classes
+    where = 'where it is not labelled' if competition.is_multilabel else 'on labelled background'
+    parts = [f'<p>{EXPLANATION.format(where=where)}</p>']
+    with PhotoRows(coco) as photo_rows:
+        for kind, k in product(('missing', 'doubtful'), range(len(classes))):
+            group = [suspect for suspect in suspects if (suspect.kind, suspect.class_id) == (kind, k)]
+            if group:
+                picture = draw_suspects(group[:DRAWN], photo_rows)
+                parts.append(html_picture(f'{classes[k]}: {kind}', picture, photos=True))
     lines = [['photo', 'fold', 'kind', 'class', 'pixels', 'strength']]
     for suspect in suspects[:LISTED]:
         row = [suspect.photo.file_name, str(suspect.fold), suspect.kind, classes[suspect.class_id]]
@@ -138,10 +151,10 @@ def write_html(
     write_page(path, f'{name}: likely label errors', parts)
 
 
-def draw_suspects(suspects: list[Suspect], coco: CocoSet, classes: tuple[str, ...]) -> np.ndarray:
+def draw_suspects(suspects: list[Suspect], photo_rows: PhotoRows) -> np.ndarray:
     """Draw a sheet of photo, label and prediction."""
     rows = []
     for suspect in suspects:
         note = f'{suspect.pixels:,} px, strength {suspect.strength:,.0f}'
-        rows.append(replace(photo_row(coco, suspect.photo, suspect.csv, len(classes)), note=note))
-    return sheet(rows, ['photo', 'label', 'prediction'], classes)
+        rows.append(photo_rows.make(suspect.photo, suspect.csv, note))
+    return sheet(rows, ['photo', 'label', 'prediction'], photo_rows.coco.competition.classes)

@@ -9,27 +9,29 @@ import streamlit as st
 
 from config import Competition, fold_files
 from data.coco import CocoSet
-from engine.runs import FoldRun, best_miou, read_fold
-from metrics import DRAWS, LEVEL, Interval, class_iou, interval
+from engine.runs import FoldRun, best_score, read_fold
+from metrics import DRAWS, LEVEL, Interval, Metric
+from submission import metric_of
 from utils.errors import BadInput
 from utils.plotting import draw_confusion
 from viewer import app_data
 from viewer.app_data import SourceScores, escape_markdown, show_error
 from viewer.html_page import data_url, format_interval, format_score, html_table
+from viewer.report import hit_lines
 from voting.recipe import format_weights, read_ensemble, score_ensemble
 
 
 def page(data: Path, output: Path, competition: Competition) -> None:
     """Draw the page. Raises BadInput."""
     st.title('Runs')
-    coco, classes = app_data.load_coco(data, 'train', competition), competition.classes
+    coco, metric = app_data.load_coco(data, 'train', competition), metric_of(competition)
     st.caption(escape_markdown(f'{len(coco.photos):,} training photos of {data}; runs of {output}'))
     runs, errors = find_runs(output)
     sources = app_data.find_sources(output, 'train')
     scored: dict[str, SourceScores] = {}
     for name, paths in sources.items():
         try:
-            scored[name] = app_data.score_source(name, paths, coco, len(classes))
+            scored[name] = app_data.score_source(name, paths, coco)
         except BadInput as error:
             errors.append(error)
     for error in errors:
@@ -39,16 +41,16 @@ def page(data: Path, output: Path, competition: Competition) -> None:
         st.info(escape_markdown(f'No runs under {output} yet: {train}'))
         return
     intervals = {name: interval_of(sources[name], source, coco) for name, source in scored.items()}
-    show_runs(runs, scored, intervals)
+    show_runs(runs, scored, intervals, metric)
     try:
         show_ensemble(output / 'ensemble.yaml', data, competition)
     except BadInput as error:
         show_error(error)
     if any(fold.metrics for folds in runs.values() for fold in folds):
-        show_curves(runs)
+        show_curves(runs, metric)
     if scored:
-        show_classes(scored, intervals, classes)
-        show_confusion(scored, intervals, classes)
+        show_classes(scored, intervals, competition)
+        show_confusion(scored, intervals, competition.classes)
 
 
 def find_runs(output: Path) -> tuple[dict[str, list[FoldRun]], list[BadInput]]:
@@ -65,19 +67,23 @@ def find_runs(output: Path) -> tuple[dict[str, list[FoldRun]], list[BadInput]]:
 
 
 def interval_of(paths: list[Path], source: SourceScores, coco: CocoSet) -> Interval:
-    """Return the out-of-fold mIoU with its interval, computed once; nan if all pixels are IGNORED."""
+    """Return the out-of-fold score with its interval, computed once; nan if all pixels are IGNORED."""
     nan, counts = Interval(math.nan, math.nan, math.nan), source.counts
-    key = ('interval', *app_data.key_of(paths), coco.fingerprint)
-    return app_data.cached(key, lambda: interval(counts) if len(counts) else nan)
+    key = ('interval', *app_data.key_of(paths), app_data.state_of(coco))
+    metric = metric_of(coco.competition)
+    return app_data.cached(key, lambda: metric.interval(counts) if len(counts) else nan)
 
 
 def show_runs(
-    runs: dict[str, list[FoldRun]], scored: dict[str, SourceScores], intervals: dict[str, Interval]
+    runs: dict[str, list[FoldRun]],
+    scored: dict[str, SourceScores],
+    intervals: dict[str, Interval],
+    metric: Metric,
 ) -> None:
     """Draw a table with a row per run, the best out of fold first."""
     unscored = Interval(-1, -1, -1)
     names = sorted({*runs, *scored}, key=lambda name: (-intervals.get(name, unscored).value, name))
-    header = 'run|encoder|head|folds|epochs|validation mIoU|out-of-fold mIoU'
+    header = f'run|encoder|head|folds|epochs|validation {metric.label}|out-of-fold {metric.label}'
     lines = [[*header.split('|'), f'{LEVEL:.0%} interval', 'photos']]
     for name in names:
         folds = runs.get(name, [])
@@ -86,7 +92,7 @@ def show_runs(
         if any(fold.fold < 0 for fold in folds):
             trained += ' all'
         epochs = sorted({int(fold.metrics[-1]['epoch']) + 1 for fold in folds if fold.metrics})
-        best = [miou for miou in (best_miou(fold.metrics) for fold in folds) if not math.isnan(miou)]
+        best = [score for score in (best_score(fold.metrics) for fold in folds) if not math.isnan(score)]
         score = intervals.get(name)
         cells = [name]
         cells += [first.encoder, first.head, f'{trained} of {first.folds}'] if first else ['-'] * 3
@@ -96,11 +102,13 @@ def show_runs(
         cells.append(f'{len(scored[name].counts):,}' if name in scored else '-')
         lines.append(cells)
     st.html(html_table(lines))
+    over = 'the mean over photos and classes' if metric.is_by_image else 'the pixels of all photos together'
     st.caption(
-        'Validation: the mean over the folds of the best epoch. Out of fold: one confusion matrix over all '
-        'photos, each predicted by the model that was not trained on it, with a bootstrap interval from '
-        f'{DRAWS:,} draws of the photos.'
+        f'Validation: the mean over the folds of the best epoch. Out of fold: {over}, each photo predicted '
+        f'by the model that was not trained on it, with a bootstrap interval from {DRAWS:,} draws of them.'
     )
+    if metric.note:
+        st.caption(escape_markdown(metric.note))
     for name, folds in runs.items():
         for fold in folds:
             if fold.fold >= 0 and (fold.folder / 'best.pt').exists() and not fold.oof_csv.exists():
@@ -134,48 +142,53 @@ def show_ensemble(path: Path, data: Path, competition: Competition) -> None:
         st.html(html_table(ensemble.lines()) + html_table(ensemble.class_lines(competition.classes)))
 
 
-def show_curves(runs: dict[str, list[FoldRun]]) -> None:
-    """Draw the loss and the validation mIoU of all runs, a line per run or per fold."""
+def show_curves(runs: dict[str, list[FoldRun]], metric: Metric) -> None:
+    """Draw the loss and the validation score of all runs, a line per run or per fold."""
     st.header('Curves')
     by_fold = st.toggle('One line per fold', len(runs) == 1, key='each-fold', persist_state='session')
     rows = [
-        (f'{name} fold {fold.fold}' if by_fold else name, int(row['epoch']) + 1, row['miou'], row['loss'])
+        (f'{name} fold {fold.fold}' if by_fold else name, int(row['epoch']) + 1, row['score'], row['loss'])
         for name, folds in runs.items()
         for fold in folds
         for row in fold.metrics
     ]
-    table = pd.DataFrame(rows, columns=['run', 'epoch', 'mIoU', 'loss'])
+    table = pd.DataFrame(rows, columns=['run', 'epoch', metric.label, 'loss'])
     table = table.groupby(['run', 'epoch'], as_index=False).mean()
-    for column, key in zip(st.columns(2), ('mIoU', 'loss'), strict=True):
+    for column, key in zip(st.columns(2), (metric.label, 'loss'), strict=True):
         points = table.dropna(subset=[key])
-        column.markdown('**Validation mIoU**' if key == 'mIoU' else '**Training loss**')
+        column.markdown('**Training loss**' if key == 'loss' else f'**Validation {key}**')
         column.line_chart(
             points, x='epoch', y=key, color='run', height=320, alt=f'{key} of {", ".join(runs)}'
         )
 
 
 def show_classes(
-    scored: dict[str, SourceScores], intervals: dict[str, Interval], classes: tuple[str, ...]
+    scored: dict[str, SourceScores], intervals: dict[str, Interval], competition: Competition
 ) -> None:
-    """Draw a table of the IoU of each class in each run."""
+    """Draw a table of the score of each class in each run."""
     st.header('Classes')
-    ious = {name: class_iou(source.confusion) for name, source in scored.items()}
-    pixels = next(iter(scored.values())).confusion.sum(1)
-    lines = [['out-of-fold IoU', *scored, 'share of pixels']]
-    for k, name in enumerate(classes):
+    metric, classes = metric_of(competition), competition.classes
+    scores = [metric.by_class(source.counts) for source in scored.values()]
+    pixels = next(iter(scored.values())).counts[:, 2].sum(0)
+    lines = [[f'out-of-fold {metric.class_label}', *scored, 'share of pixels']]
+    for k in metric.scored_ids(len(classes)):
         share = f'{pixels[k] / max(1, pixels.sum()):.2%}'
-        lines.append([name, *(format_score(iou[k]) for iou in ious.values()), share])
-    lines.append(['mIoU', *(format_score(intervals[name].value) for name in scored), ''])
-    st.html(html_table(lines, total='mIoU'))
+        lines.append([classes[k], *(format_score(score[k]) for score in scores), share])
+    lines.append([metric.label, *(format_score(intervals[name].value) for name in scored), ''])
+    st.html(html_table(lines, total=metric.label))
 
 
 def show_confusion(
     scored: dict[str, SourceScores], intervals: dict[str, Interval], classes: tuple[str, ...]
 ) -> None:
-    """Draw the confusion matrix of one run."""
-    st.header('Confusion matrix')
+    """Draw the confusion matrix of one run; if classes may overlap, a table of hits and misses."""
+    overlap = any(source.confusion is None for source in scored.values())
+    st.header('Hits and misses' if overlap else 'Confusion matrix')
     names = sorted(scored, key=lambda name: -intervals[name].value)
     name = st.selectbox('Run', names, key='confusion-run', width=320)
+    if overlap:
+        st.html(html_table(hit_lines(scored[name].counts.sum(0), classes)))
+        return
     st.image(
         data_url(draw_confusion(scored[name].confusion, classes)),
         alt=f'confusion matrix of {name}: rows are true classes, columns predicted ones, in % of the row',

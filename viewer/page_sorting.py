@@ -19,12 +19,14 @@ import streamlit as st
 from PIL import Image, ImageDraw
 
 from config import Competition, fold_files, fold_of
-from engine.runs import best_miou, read_metrics, read_run_config
+from data.cache import resize_image
+from data.coco import read_photo
+from engine.runs import best_score, read_fold, read_run_config
 from utils.errors import BadInput, one_line
-from utils.plotting import PALETTE, font, overlay
+from utils.plotting import PALETTE, fit, font, overlay, regions_of, to_display
 from viewer.app_data import escape_markdown, load_coco, modified, show_error
 from viewer.html_page import data_url
-from viewer.uploads import FORMATS, MAX_MEGABYTES, read_upload
+from viewer.uploads import FORMATS, MAX_MEGABYTES, MAX_SIDE, read_upload
 
 if TYPE_CHECKING:
     from engine.checkpoint import Run
@@ -64,7 +66,7 @@ def page(data: Path, output: Path, competition: Competition) -> None:
         st.info(escape_markdown(f'No trained model under {output} yet: {train}'))
         return
     side = st.sidebar
-    best = int(np.argmax([best_score(path) for path in models.values()]))
+    best = int(np.argmax([score_of(path) for path in models.values()]))
     title = side.selectbox('Model', list(models), best, key='model', persist_state='session')
     opacity = side.slider('Opacity', 0.0, 1.0, 0.5, 0.05, key='opacity-sort', persist_state='session')
     side.caption('Photos stay on this machine and are not saved.')
@@ -76,8 +78,9 @@ def page(data: Path, output: Path, competition: Competition) -> None:
     run = load_model(models[title], modified(models[title]))
     start = perf_counter()
     with st.spinner('Predicting'):
-        pieces, ids = find_pieces(photo_probs(run, image, tta=False).float().cpu().numpy())
-    show_pieces(name, image, ids, pieces, run.cfg.classes, opacity)
+        probs = photo_probs(run, image, tta=False).float().cpu().numpy()
+        pieces, mask = find_pieces(probs, run.thresholds if run.cfg.competition.is_multilabel else None)
+    show_pieces(name, to_display(image), mask, pieces, run.cfg.classes, opacity)
     size = f'{image.shape[1]} × {image.shape[0]}'
     st.caption(escape_markdown(f'{name}, {size}: {title}, {perf_counter() - start:.1f} s'))
 
@@ -89,10 +92,10 @@ def find_models(output: Path) -> dict[str, Path]:
     return {f'{path.parents[1].name}, {path.parent.name}': path for path in paths}
 
 
-def best_score(checkpoint: Path) -> float:
-    """Return the highest validation mIoU of a run; -1 if it is unknown."""
+def score_of(checkpoint: Path) -> float:
+    """Return the highest validation score of a run; -1 if it is unknown."""
     try:
-        return float(np.nan_to_num(best_miou(read_metrics(checkpoint.with_name('metrics.csv'))), nan=-1))
+        return float(np.nan_to_num(best_score(read_fold(checkpoint.parent).metrics), nan=-1))
     except BadInput:
         return -1
 
@@ -110,6 +113,9 @@ def load_model(checkpoint: Path, time: int) -> 'Run':
 
 def choose_image(data: Path, competition: Competition) -> tuple[str, np.ndarray | None]:
     """Return the name and the pixels of the photo that is uploaded, taken or chosen; None if none is yet."""
+    if not competition.is_rgb:
+        st.caption('Cameras and uploads have RGB; the photos of this data set have other bands: choose one.')
+        return choose_sample(data, competition)
     how = st.segmented_control(
         'Photo', [FILE, CAMERA, SAMPLE], default=FILE, required=True, key='how', label_visibility='collapsed'
     )
@@ -137,6 +143,9 @@ def choose_sample(data: Path, competition: Competition) -> tuple[str, np.ndarray
     coco = load_coco(data, 'test', competition)
     photos = {photo.file_name: photo for photo in coco.photos}
     name = st.selectbox('Test photo', list(photos), key='sample')
+    if not competition.is_rgb:
+        photo = read_photo(coco, photos[name])
+        return name, resize_image(photo, fit(photo.shape[:2], min(MAX_SIDE, max(photo.shape[:2]))))
     path = coco.path(photos[name])
     try:
         return name, read_upload(name, path.read_bytes())
@@ -144,27 +153,40 @@ def choose_sample(data: Path, competition: Competition) -> tuple[str, np.ndarray
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
 
 
-def find_pieces(probs: np.ndarray) -> tuple[list[Piece], np.ndarray]:
-    """Find the pieces in (K, H, W) probabilities; return them, largest first, and the (H, W) ids of them."""
-    ids = probs.argmax(0).astype(np.uint8)
-    numbers = np.zeros_like(ids)  # number of each pixel's piece, from 1: MIN_SHARE allows 250 pieces
-    pieces = []
-    for k in np.unique(ids[ids > 0]):
-        count, labels, stats, _ = cv2.connectedComponentsWithStats((ids == k).astype(np.uint8))
+def find_pieces(
+    probs: np.ndarray, thresholds: Sequence[float] | None = None
+) -> tuple[list[Piece], np.ndarray]:
+    """Find the pieces in (K, H, W) probabilities; return them, largest first, and the mask of them: ids, or
+    with `thresholds` (K,) planes of classes that may overlap.
+    """
+    pieces, regions = [], []
+    for k, plane in class_planes(probs, thresholds).items():
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(plane.astype(np.uint8))
         for label in range(1, count):
-            share = stats[label, cv2.CC_STAT_AREA] / ids.size
+            share = stats[label, cv2.CC_STAT_AREA] / plane.size
             if share < MIN_SHARE:
                 continue
             region = labels == label
             depth = cv2.distanceTransform(np.pad(region.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
             y, x = np.unravel_index(depth.argmax(), depth.shape)
-            pieces.append(Piece(int(k), float(share), float(probs[k][region].mean()), (int(x), int(y))))
-            numbers[region] = len(pieces)
+            pieces.append(Piece(k, float(share), float(probs[k][region].mean()), (int(x), int(y))))
+            regions.append(np.packbits(region))  # 1,600 x 1,600 pixels of many pieces
     largest = sorted(range(len(pieces)), key=lambda n: -pieces[n].share)[:MAX_PIECES]
-    class_ids = np.zeros(1 + len(pieces), np.uint8)
+    mask = np.zeros(probs.shape[1:] if thresholds is None else probs.shape, np.uint8)
     for n in largest:
-        class_ids[1 + n] = pieces[n].class_id
-    return [pieces[n] for n in largest], class_ids[numbers]
+        region = np.unpackbits(regions[n], count=probs[0].size).reshape(probs.shape[1:]) == 1
+        if thresholds is None:
+            mask[region] = pieces[n].class_id
+        else:
+            mask[pieces[n].class_id][region] = 1
+    return [pieces[n] for n in largest], mask
+
+
+def class_planes(probs: np.ndarray, thresholds: Sequence[float] | None) -> dict[int, np.ndarray]:
+    """Return the (H, W) bool pixels of each class of objects that is predicted somewhere."""
+    if thresholds is None:
+        return regions_of(probs.argmax(0).astype(np.uint8))
+    return regions_of((probs >= np.array(thresholds)[:, None, None]).astype(np.uint8))
 
 
 def read_bins(path: Path = BINS) -> dict[str, Bin]:
@@ -180,16 +202,21 @@ def read_bins(path: Path = BINS) -> dict[str, Bin]:
 
 
 def show_pieces(
-    name: str, image: np.ndarray, ids: np.ndarray, pieces: list[Piece], classes: Sequence[str], opacity: float
+    name: str,
+    image: np.ndarray,
+    mask: np.ndarray,
+    pieces: list[Piece],
+    classes: Sequence[str],
+    opacity: float,
 ) -> None:
     """Draw the photo with its pieces numbered, beside the bins that they go into."""
     left, right = st.columns([3, 2], gap='large')
     left.image(
-        data_url(draw_pieces(image, ids, pieces, opacity), compress_level=1), width='stretch',
+        data_url(draw_pieces(image, mask, pieces, opacity), compress_level=1), width='stretch',
         alt=f'{name}, with {len(pieces)} pieces',
     )  # fmt: skip
     if not pieces:
-        right.info('No trash was found in this photo.')
+        right.info('Nothing was found in this photo.')
         return
     bins = read_bins()
     for k in dict.fromkeys(piece.class_id for piece in pieces):
@@ -197,9 +224,9 @@ def show_pieces(
         right.html(bin_card(classes[k], k, bins.get(classes[k]), numbered))
 
 
-def draw_pieces(image: np.ndarray, ids: np.ndarray, pieces: list[Piece], opacity: float) -> np.ndarray:
+def draw_pieces(image: np.ndarray, mask: np.ndarray, pieces: list[Piece], opacity: float) -> np.ndarray:
     """Draw the overlay with the number of each piece in its middle."""
-    picture = Image.fromarray(overlay(image, ids, opacity))
+    picture = Image.fromarray(overlay(image, mask, opacity))
     draw = ImageDraw.Draw(picture)
     radius = max(9, round(max(image.shape[:2]) / 40))
     for number, piece in enumerate(pieces, start=1):
