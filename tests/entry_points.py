@@ -3,8 +3,14 @@
 import importlib
 import re
 import subprocess
+import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+
+from utils.cli import ArgumentParser
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = subprocess.check_output(['git', 'ls-files', '*.py'], cwd=ROOT, text=True).split()
@@ -36,3 +42,27 @@ def entry(script: str) -> Callable:
     """Return the function that a script of SCRIPTS runs."""
     module, function = SCRIPTS[script]
     return getattr(importlib.import_module(module), function)
+
+
+class Parsed(Exception):
+    """Carries the parser that a script was about to use."""
+
+
+def parser_of(script: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> ArgumentParser:
+    """Return the parser to which a script gives these arguments; fail if it has none."""
+
+    def stop(self, argv=None):
+        raise Parsed(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, 'argv', [script, *argv])
+        patch.setattr(ArgumentParser, 'parse_args', stop)
+        with pytest.raises(Parsed) as caught:
+            entry(script)(argv)
+    return caught.value.args[0]
+
+
+def parse_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Namespace:
+    """Return what a script's parser makes of the words after `python`; it exits if it refuses them."""
+    script, argv = split_command(words)
+    return parser_of(script, argv, monkeypatch).parse_args(argv)

@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from entry_points import entry, split_command
-from test_docs import Parsed, blocks_of
+from entry_points import parse_command
+from test_docs import blocks_of
 
 import config
 from config import read_competition
@@ -34,19 +34,10 @@ def test_the_first_is_the_home_competition(tmp_path):
 
 @pytest.mark.parametrize('line', [line for line in COMMANDS if 'python ' in line])
 def test_each_command_is_one_that_its_script_takes(line, monkeypatch):
-    parse = config.ArgumentParser.parse_args
-
-    def stop(self, argv=None):
-        raise Parsed(parse(self, argv))
-
-    monkeypatch.setattr(config.ArgumentParser, 'parse_args', stop)
     monkeypatch.chdir(ROOT)
     words = shlex.split(re.sub(r'^for .*; do |; done$', '', line).replace('$fold', '0'), comments=True)
     words = [word for text in words for word in (['data_root=input/a'] if text == '$set' else [text])]
-    script, argv = split_command(words[1:])
-    monkeypatch.setattr('sys.argv', [script, *argv])
-    with pytest.raises(Parsed):
-        entry(script)(argv)
+    parse_command(words[1:], monkeypatch)
 
 
 def test_figures_are_filled_in():

@@ -9,12 +9,9 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, write_csv, write_rectangles, write_set
-from entry_points import entry, split_command
+from entry_points import entry, parse_command, split_command
 from test_formats import write_yolo
-from test_terminal import Parsed
 
-import config
-import infer
 import prepare
 import train
 from config import load_config
@@ -59,7 +56,7 @@ def follow(monkeypatch, capsys):
             monkeypatch.setattr(sys, 'argv', [script, *argv])
             run = entry(script)
             if script == until and path[1:]:
-                parsed(run)
+                parsed(words)
                 return path, []
             capsys.readouterr()
             assert run() in (None, 0)
@@ -71,20 +68,11 @@ def follow(monkeypatch, capsys):
             python, *words = shlex.split(following[0].removeprefix('next: '))
             assert python == 'python'
 
-    def parsed(run) -> None:
-        parse = config.ArgumentParser.parse_args
-
-        def stop(self, argv=None):
-            raise Parsed(parse(self, argv))
-
-        with monkeypatch.context() as patch:
-            patch.setattr(config.ArgumentParser, 'parse_args', stop)
-            with pytest.raises(Parsed) as found:
-                run()
-        args = found.value.args[0]
+    def parsed(words) -> None:
+        args = parse_command(words, monkeypatch)
         if hasattr(args, 'cfg'):
             cfg = load_config(args.cfg, args.set)
-            assert run is not infer.command or (cfg.run_dir(args.fold) / 'best.pt').is_file()
+            assert words[0] != 'infer.py' or (cfg.run_dir(args.fold) / 'best.pt').is_file()
 
     monkeypatch.chdir(ROOT)
     return lambda *words, until='': typed([str(word) for word in words], until)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from entry_points import ROOT, SCRIPTS, entry
+from entry_points import ROOT, SCRIPTS, parser_of
 
 import config
 import train
@@ -19,22 +19,6 @@ from utils import progress as progress_module
 from utils.cli import ArgumentParser
 from utils.log import say
 from utils.progress import Bar, progress
-
-
-class Parsed(Exception):
-    """Carry a script's parser out of it."""
-
-
-def parser_of(script, words, monkeypatch):
-    def stop(self, argv=None):
-        raise Parsed(self)
-
-    monkeypatch.setattr(sys, 'argv', [script, *words])
-    with monkeypatch.context() as patch:
-        patch.setattr(ArgumentParser, 'parse_args', stop)
-        with pytest.raises(Parsed) as caught:
-            entry(script)(words)
-    return caught.value.args[0]
 
 
 def commands_of(parser):
