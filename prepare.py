@@ -53,13 +53,14 @@ from data.import_masks import import_masks
 from data.import_rle import RunCsv, import_rle
 from data.import_yolo import import_yolo
 from data.importers import natural_key, write_test
-from data.labelled import TASKS, Boxes, Source, Task, given_task
+from data.labelled import TASKS, Boxes, Source, given_task
 from data.layout import annotation_files
 from data.mask_legend import read_names
 from data.mask_pairs import MaskSource, class_folders
 from data.plan import Budget, make_plan, read_fingerprint
 from submission import competition_and_data
 from utils.cli import MAX_SEED, ArgumentParser, add_config_arguments, at_least, next_line, run_script
+from utils.competition import Order, Task
 from utils.errors import BadInput, plural
 from utils.files import exists, lock, make_folder, normal_name, remove_partials, write_text, write_whole
 from utils.json_files import load_json, read_bytes
@@ -238,7 +239,7 @@ def add_run_lengths(add: Add) -> None:
     rows = 'the CSV: a row an image and class, an image, or an object'
     command.add_argument('--csv', type=Path, required=True, help=rows)
     order = 'how pixels are counted: down the columns, as is usual, or along the rows'
-    command.add_argument('--order', choices=['column', 'row'], default='column', help=order)
+    command.add_argument('--order', choices=get_args(Order), default='column', help=order)
     first = 'number of the first pixel'
     command.add_argument('--first', type=int, choices=[0, 1], default=1, help=first)
     columns = 'columns of the CSV, as in image=id mask=annotation; by default they are found'

@@ -27,11 +27,12 @@ from data.importers import (
     refuse_overlap,
     write_set,
 )
-from data.labelled import TASKS, Task
+from data.labelled import TASKS
 from data.mask_legend import COLOUR, Legend, grey, read_legend, show
 from data.mask_pairs import LOSSY_SUFFIXES, MaskSource, lossy, pair, split_classes
 from data.photos import FORMATS, Orientation, open_photo, orientation, turn
 from metrics import IGNORED
+from utils.competition import Task
 from utils.errors import BadInput
 from utils.progress import progress
 

@@ -30,14 +30,14 @@ from data.labelled import (
 )
 from data.photos import NotIdentified, open_photo, orientation
 from submission import name_images
-from utils.competition import Role
+from utils.competition import Order, Role
 from utils.csv_rows import decode_image_id, id_key, open_csv
 from utils.errors import BadInput, join_first, plural
 from utils.foreign_csv import RUN_LENGTHS, Layout, read_lines, split_row
 from utils.json_files import whole_number
 from utils.progress import progress
 from utils.run_csv import EMPTY
-from utils.run_lengths import Order, count_runs, decode_runs, encode_runs, parse_runs
+from utils.run_lengths import count_runs, decode_runs, encode_runs, parse_runs
 from utils.sample_csv import MAX_LINE, Sample, may_be_runs, read_sample
 
 CLASS_COLUMN = re.compile(r'(class|label|category)([ _-]?(id|name|label))?', re.IGNORECASE)

@@ -29,8 +29,9 @@ from data.importers import (
     refuse_shared,
     write_set,
 )
-from data.labelled import TASKS, Boxes, Task, given_task, keep_boxes
+from data.labelled import TASKS, Boxes, given_task, keep_boxes
 from data.paths import find_photo, inside
+from utils.competition import Task
 from utils.errors import BadInput
 from utils.files import normal_name
 from utils.yaml_files import read_yaml

@@ -33,13 +33,13 @@ from data.importers import (
 )
 from data.masks import LeftOut, check_polygon, decode, encode_segmentation, shared_pixels
 from data.photos import MAX_PIXELS, MAX_SIDE
+from utils.competition import Task
 from utils.errors import BadInput, join_first, one_line, plural
 from utils.files import normal_name
 from utils.json_files import read_bytes, whole_number
 from utils.progress import progress
 
 Boxes = Literal['refuse', 'skip', 'fill']
-Task = Literal['multiclass', 'multilabel']
 MOST_MEASURED = 200  # photos in which overlaps are measured
 MANY = 0.01  # share of the objects' pixels with several classes from which classes overlap on purpose
 IGNORE = '__ignore__'  # labelme's label of what is ignored

@@ -211,7 +211,7 @@ def slow_planes(sample, values, limits):
 @pytest.mark.parametrize('metric', METRICS[1:3], ids=lambda metric: metric.name)
 def test_weights_and_thresholds_of_a_soft_vote_are_the_best_of_all(metric):
     samples = draw_probs('multilabel')
-    result = soft.search_planes(samples, 2, NUM_CLASSES, metric)
+    result = soft.search_soft_planes(samples, 2, NUM_CLASSES, metric)
     grid = soft_grid(2).tolist()
 
     def class_scores(values, limits, kept):
@@ -261,7 +261,7 @@ def test_a_class_in_no_photo_keeps_its_threshold():
     samples = draw_probs('multilabel')
     for one in samples:
         one.truth[1][(one.truth[1] == 1) & (one.part != 2)] = 0
-    result = soft.search_planes(samples, 2, NUM_CLASSES, Metric('image_dice'))
+    result = soft.search_soft_planes(samples, 2, NUM_CLASSES, Metric('image_dice'))
     assert result.part_thresholds[2][1] == 0.5 and result.thresholds[1] != 0.5
 
 

@@ -25,7 +25,9 @@ CLASSES = (
 )  # fmt: skip
 
 MetricName = Literal['miou', 'dice', 'image_miou', 'image_dice']
+Order = Literal['column', 'row']  # in which pixels are counted
 Role = Literal['image', 'class', 'image_class', 'mask']  # of a column
+Task = Literal['multiclass', 'multilabel']
 Range = tuple[float, float]  # (low, high)
 Model = TypeVar('Model', bound=BaseModel)
 COMPETITION_FILE = 'competition.yaml'  # in a data root
@@ -58,7 +60,7 @@ class Submission(BaseModel):
     """How images are called: by the file_name, by that without folders, or also without its ending."""
     class_names: Literal['name', 'id', 'number'] = 'name'
     """How classes are called: by name, by id in masks, or by number, the first object being 1."""
-    order: Literal['column', 'row'] = 'column'
+    order: Order = 'column'
     """Order in which pixels are counted: down the columns, as is usual, or along the rows."""
     first: Literal[0, 1] = 1
     """Number of the first pixel."""
@@ -113,7 +115,7 @@ class Competition(BaseModel):
     """Names of the classes in the order of their ids, matched with categories by name. Class 0 is the
     background, or the first object if the task is multilabel.
     """
-    task: Literal['multiclass', 'multilabel'] = 'multiclass'
+    task: Task = 'multiclass'
     """Whether a pixel has one class, or any number of them, each with a mask of its own."""
     metric: MetricName = 'miou'
     """Score that is to be raised: that of the pixels of all photos together (miou, dice), or the mean over

@@ -12,14 +12,12 @@ so that most of a large photo costs nothing.
 Shapes: H W the size of a mask, r runs.
 """
 
-from typing import Literal
-
 import cv2
 import numpy as np
 
+from utils.competition import Order
 from utils.errors import BadInput
 
-Order = Literal['column', 'row']  # in which pixels are counted
 Size = tuple[int, int]  # (H, W)
 DIGITS, SPACE = b'0123456789', b' \t\r\n'
 

@@ -5,8 +5,7 @@
 If classes may overlap, each has a vote of its own, over 0 and 1: more than half of the weight wins, and at
 exactly half the earliest member.
 
-Shapes: M models, K classes, U distinct votes with their truth, r runs, s stretches of
-equal votes.
+Shapes: M models, K classes, U distinct votes with their truth, r runs, s stretches of equal votes.
 """
 
 from collections.abc import Iterable, Sequence

@@ -29,7 +29,7 @@ from voting.calibration import RANGE, Calibration, calibrate, write_calibration
 from voting.choices import best_of
 from voting.hard import count_votes, vote_masks, weight_table
 from voting.members import Member, OofSample, by_model, member_of, oof_hash, read_samples
-from voting.soft import SoftResult, search_planes, search_soft, soft_vote
+from voting.soft import SoftResult, search_soft, search_soft_planes, soft_vote
 from voting.thresholds import parse_thresholds
 from voting.weights import SearchResult, format_search, search_weights
 
@@ -62,7 +62,7 @@ def search_recipe(
     if soft and len(models) > 1:
         calibrations = []
         if competition.is_multilabel:
-            mean = search_planes(read(soft=True), len(models), num_classes, metric)
+            mean = search_soft_planes(read(soft=True), len(models), num_classes, metric)
         else:
             calibrations = calibrate(read(soft=True), len(models))
             mean = search_soft(read(soft=True), len(models), num_classes, metric, calibrations)

@@ -1,7 +1,7 @@
 """Vote softly: take the weighted mean of the models' probabilities; search its weights.
 
     result = search_soft(samples, num_models, num_classes, metric, calibrations)
-    result = search_planes(samples, num_models, num_classes, metric)        # where classes may overlap
+    result = search_soft_planes(samples, num_models, num_classes, metric)        # where classes may overlap
 
 The class of the highest mean wins. A pixel at which all models find the same class likeliest keeps it under
 any weights, so the search compares candidates on the other pixels only.
@@ -205,7 +205,7 @@ def choose_weights(tally: Tally, candidates: np.ndarray, calibrations: Sequence[
     )
 
 
-def search_planes(
+def search_soft_planes(
     samples: Iterable[OofSample], num_models: int, num_classes: int, metric: Metric
 ) -> SoftResult:
     """Search the weights and thresholds with the highest score, where classes may overlap."""
