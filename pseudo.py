@@ -271,23 +271,27 @@ def num_codes(cfg: Config) -> int:
     return len(cfg.classes) * (2 if cfg.competition.is_multilabel else 1)
 
 
-def to_codes(mask: np.ndarray, cfg: Config) -> np.ndarray:
-    """Return the codes of a photo's labels: (h, w) ids, or from packed planes (h, w, K): 2k where class k is
-    absent, 2k + 1 where it is present.
+def to_labels(mask: np.ndarray, cfg: Config) -> np.ndarray:
+    """Return the labels of a photo as the cache has masks: (h, w) ids, or (K, h, w) planes."""
+    return unpack(mask, len(cfg.classes)) if cfg.competition.is_multilabel else mask
+
+
+def to_codes(labels: np.ndarray) -> np.ndarray:
+    """Return the codes of a photo's labels: (h, w) ids, or from planes (h, w, K): 2k where class k is absent,
+    2k + 1 where it is present.
     """
-    if not cfg.competition.is_multilabel:
-        return mask
-    count = len(cfg.classes)
-    return unpack(mask, count).transpose(1, 2, 0) + 2 * np.arange(count, dtype=np.int64)
+    if labels.ndim == 2:
+        return labels
+    return labels.transpose(1, 2, 0) + 2 * np.arange(len(labels), dtype=np.int64)
 
 
 def ignore_doubt(mask: np.ndarray, confidence: np.ndarray, cutoffs: np.ndarray, cfg: Config) -> int:
     """Set the labels of a photo to IGNORED whose confidence is below the cutoffs; count the others."""
-    known = confidence >= cutoffs[to_codes(mask, cfg)]
+    labels = to_labels(mask, cfg)
+    known = confidence >= cutoffs[to_codes(labels)]
     if cfg.competition.is_multilabel:
-        planes = unpack(mask, len(cfg.classes))
-        planes[~known.transpose(2, 0, 1)] = IGNORED
-        mask[...] = pack(planes)
+        labels[~known.transpose(2, 0, 1)] = IGNORED
+        mask[...] = pack(labels)
     else:
         mask[~known] = IGNORED
     return np.count_nonzero(known)
@@ -299,7 +303,7 @@ def class_cutoffs(masks: Ragged, confidence: Ragged, cfg: Config) -> np.ndarray:
     """
     counts = np.zeros((num_codes(cfg), 256), np.int64)
     for row in range(len(masks)):
-        codes = to_codes(masks[row], cfg).astype(np.int64) * 256 + confidence[row]
+        codes = to_codes(to_labels(masks[row], cfg)).astype(np.int64) * 256 + confidence[row]
         counts += np.bincount(codes.ravel(), minlength=counts.size).reshape(counts.shape)
     cumulative = counts[:, ::-1].cumsum(axis=1)[:, ::-1]  # pixels with this confidence or more
     return np.maximum((cumulative >= cfg.pseudo_keep * cumulative[:, :1]).sum(axis=1) - 1, 0)

@@ -177,7 +177,7 @@ def write_set(imported: ImportedSet, out: Path, overwrite: bool) -> None:
     facts = {path: read_facts(path, channels) for path in progress(photos, 'photos', 'photo')}
     intensity, bands = common_range(facts.values()), describe_bands(facts, earlier)
     imported = replace(imported, facts={**imported.facts, **bands})
-    competition = competition_of_set(out, imported, bands.get('intensity', intensity))
+    competition = competition_of_set(out, imported, bands.get('intensity', intensity), earlier)
     contents = {
         file_name: make_content(file_name, imported, names, {path: facts[path] for path in paths})
         for file_name, paths in imported.splits.items()
@@ -236,15 +236,15 @@ def copy_photo(source: Path, target: Path, intensity: Range | None, keep: bool) 
         file.write(source.read_bytes())
 
 
-def competition_of_set(out: Path, imported: ImportedSet, intensity: Range | None) -> Competition:
-    """Return what is true of a set: what the importer knows, and what a competition.yaml in `out` says of
-    scores, CSVs and groups. Raises BadInput.
+def competition_of_set(
+    out: Path, imported: ImportedSet, intensity: Range | None, earlier: Competition
+) -> Competition:
+    """Return what is true of a set: what the importer knows, and what a competition.yaml in `out` said
+    earlier of scores, CSVs and groups. Raises BadInput.
     """
-    earlier = read_competition(out)
     values: dict[str, Any] = {'score_size': 256 if imported.classes == HOME.classes else 'own'}
     values |= imported.facts
-    if earlier is not None:
-        values |= {key: getattr(earlier, key) for key in KEPT if key in earlier.model_fields_set}
+    values |= {key: getattr(earlier, key) for key in KEPT if key in earlier.model_fields_set}
     values |= {'classes': imported.classes, 'intensity': intensity}
     return make_competition(values, where=str(out / COMPETITION_FILE))
 
