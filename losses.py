@@ -10,7 +10,7 @@ A mask is (N, H, W) ids, one a pixel, whose probabilities are a softmax; or (N, 
 that may overlap, whose probabilities are K sigmoids. There a pixel may be ignored in the plane of one class
 and known in another; each loss counts pairs of a pixel and a class.
 
-Shapes: N batch, K classes, H W input, h w = H/4, W/4, P pixels that are not ignored.
+Shapes: N batch, K classes, H W input, h w = H/4, W/4.
 """
 
 import math
@@ -19,13 +19,14 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from metrics import IGNORED
-from networks.layers import safe_divide
-from networks.mask2former import Queries, mask_to_segments, set_loss
+from networks.layers import resize, safe_divide, to_device
+from networks.mask2former import Queries, set_losses
 
-# Bins of the errors in the Lovász loss. Sorting the pixels instead takes .52 s in place of .21 s on logits of
-# (6, 11, 256, 256) with one CPU thread, and makes a training step of configs/demo.yaml 20 % slower.
+# Bins of the errors in the Lovász loss. Sorting the pixels instead takes .71 s in place of .21 s, forward and
+# backward, on logits of (6, 11, 256, 256) with one CPU thread.
 ERROR_BINS = 1 << 16
 
 
@@ -42,12 +43,11 @@ def segmentation_loss(
 
     An output is resized to the mask, (N, H, W) ids or (N, K, H, W) planes of 0 and 1, with 255 ignored; its
     loss is the weighted sum of `terms`, keys of LOSSES ({'ce': 1} by default). label_smoothing and
-    class_weights, one a class, go to 'ce', 'bce' and 'ohem'. Queries get Mask2Former's set_loss instead.
+    class_weights, one a class, go to 'ce', 'bce' and 'ohem'. Queries get Mask2Former's set_losses instead.
     Raises ValueError for an unknown term.
     """
     if isinstance(outputs[0], Queries):
-        segments = mask_to_segments(mask.long())
-        losses = [set_loss(output, segments) for output in outputs]
+        losses = set_losses(outputs, mask)
         return sum(weight * loss for weight, loss in zip(loss_weights, losses, strict=True))
     terms = {'ce': 1.0} if terms is None else {name: weight for name, weight in terms.items() if weight}
     if unknown := terms.keys() - LOSSES.keys():
@@ -57,7 +57,7 @@ def segmentation_loss(
     total = torch.zeros((), device=mask.device)
     with torch.autocast(mask.device.type, enabled=False):
         for output, output_weight in zip(outputs, loss_weights, strict=True):
-            logits = F.interpolate(output.float(), size=mask.shape[-2:], mode='bilinear', align_corners=False)
+            logits = resize(output.float(), mask.shape[-2:]).contiguous()  # as each softmax would make it
             for name, weight in terms.items():
                 extra = options if name in CROSS_ENTROPIES else {}
                 total = total + output_weight * weight * LOSSES[name](logits, mask, **extra)
@@ -67,17 +67,18 @@ def segmentation_loss(
 def cross_entropy(
     logits: Tensor, mask: Tensor, *, label_smoothing: float = 0.0, class_weights: Sequence | None = None
 ) -> Tensor:
-    """Compute the mean cross entropy, weighted by class as torch does; 0 if all pixels are ignored. That of
-    planes is the binary one.
+    """Compute the mean cross entropy, weighted by class as torch does; 0 if all pixels are ignored. Of planes
+    it is the binary one.
     """
     if mask.dim() == 4:
         return binary_cross_entropy(
             logits, mask, label_smoothing=label_smoothing, class_weights=class_weights
         )
-    weights = None if class_weights is None else logits.new_tensor(class_weights)
-    loss = F.cross_entropy(
-        logits, mask, weight=weights, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction='sum'
-    )
+    weights = None if class_weights is None else to_device(class_weights, logits.device)
+    # torch's own sum over pixels has no deterministic form on a GPU
+    reduction = 'none' if torch.are_deterministic_algorithms_enabled() else 'sum'
+    options = {'ignore_index': IGNORED, 'label_smoothing': label_smoothing, 'reduction': reduction}
+    loss = F.cross_entropy(logits, mask, weight=weights, **options).sum()
     valid = mask != IGNORED
     count = valid if weights is None else weights[mask.where(valid, 0)] * valid
     return safe_divide(loss, count.sum())
@@ -97,7 +98,7 @@ def binary_cross_entropy(
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction='none')
     weights = known.float()
     if class_weights is not None:
-        weights = weights * logits.new_tensor(class_weights)[:, None, None]
+        weights = weights * to_device(class_weights, logits.device)[:, None, None]
     return safe_divide((weights * loss).sum(), weights.sum())
 
 
@@ -109,11 +110,11 @@ def ohem(logits: Tensor, mask: Tensor, *, prob: float = 0.7, min_share: float = 
     """
     with torch.no_grad():
         pixel_loss = pixel_cross_entropy(logits, mask)
-        hardness = pixel_loss[mask != IGNORED]  # (P,)
-        limit = torch.tensor(-math.log(prob), device=logits.device)
-        if len(hardness):
-            min_count = math.ceil(min_share * len(hardness))
-            limit = torch.minimum(limit, hardness.topk(min_count).values[-1])
+        ignored = mask == IGNORED
+        hardest = pixel_loss.masked_fill(ignored, -math.inf).flatten()
+        hardest = hardest.topk(math.ceil(min_share * len(hardest))).values  # of at most so many pixels
+        min_count = (min_share * (~ignored).sum().double()).ceil().long().clamp(min=1)
+        limit = hardest.gather(0, min_count[None] - 1).clamp(max=-math.log(prob))
         hard_mask = mask.masked_fill(pixel_loss < limit, IGNORED)  # a NaN counts as hard, so that it shows
     return cross_entropy(logits, hard_mask, **options)
 
@@ -124,15 +125,12 @@ def dice(logits: Tensor, mask: Tensor) -> Tensor:
     nowhere does not count.
     """
     probs, truth = valid_probs_and_truth(logits, mask)
-    intersection = (probs * truth).sum(dim=1)
-    sizes = truth.sum(dim=1)
-    present_loss = 1 - safe_divide(2 * intersection, probs.sum(dim=1) + sizes)
-    if mask.dim() == 3:
-        absent_loss = probs.sum(dim=1) / max(probs.shape[1], 1)
-        return torch.where(sizes > 0, present_loss, absent_loss).mean()
-    counts = (mask != IGNORED).sum((0, 2, 3))
-    absent_loss = safe_divide(probs.sum(dim=1), counts)
-    return safe_divide(torch.where(sizes > 0, present_loss, absent_loss).sum(), (counts > 0).sum())
+    intersection, volume, sizes = (x.sum((0, 2, 3)) for x in (probs * truth, probs, truth))
+    present_loss = 1 - safe_divide(2 * intersection, volume + sizes)
+    valid = (mask if mask.dim() == 4 else mask[:, None]) != IGNORED
+    counts = valid.sum((0, 2, 3)).expand(len(sizes))
+    losses = torch.where(sizes > 0, present_loss, safe_divide(volume, counts))
+    return safe_divide(losses.sum(), (counts > 0).sum())
 
 
 def lovasz(logits: Tensor, mask: Tensor) -> Tensor:
@@ -140,25 +138,68 @@ def lovasz(logits: Tensor, mask: Tensor) -> Tensor:
     classes present; of planes with the sigmoid. Errors are counted in ERROR_BINS bins instead of sorted; the
     true pixels of a bin get one weight, the others another.
     """
-    probs, truth = valid_probs_and_truth(logits, mask)
-    losses = []
-    for class_probs, class_truth in zip(probs, truth):
-        if not class_truth.any():
-            continue
-        errors = torch.where(class_truth, 1 - class_probs, class_probs)
-        bins = (errors.detach().nan_to_num() * (ERROR_BINS - 1)).round().long() + ERROR_BINS * class_truth
-        false, true = torch.bincount(bins, minlength=2 * ERROR_BINS).view(2, -1).flip(1).double()
-        # 1. 1 - IoU if all pixels from the largest error down to a bin were wrong: true pixels leave the
-        # intersection, others enter the union; a bin's change is what it adds
-        inter, union = true.sum() - true.cumsum(0), true.sum() + false.cumsum(0)
-        change = (1 - inter / union).diff(prepend=union.new_zeros(1))
-        # 2. share a bin's change among its pixels in proportion to the derivatives at its middle: 1 / union
-        # for a true pixel, inter / union^2 for another
-        inter, union = inter + true / 2, union - false / 2
-        weights = torch.stack([inter / union.square(), 1 / union])
-        weights = weights * change / (weights[0] * false + weights[1] * true).clamp(min=1e-300)
-        losses.append((errors * weights.flip(1).to(errors.dtype).view(-1)[bins]).sum())
-    return torch.stack(losses).mean() if losses else logits.sum() * 0
+    return Lovasz.apply(probabilities(logits, mask), mask)
+
+
+class Lovasz(torch.autograd.Function):
+    """The Lovász loss of probabilities (N, K, H, W): the sum of their errors times weights that depend only
+    on the order of the errors. The weights are also the gradient, which needs nothing else to be saved.
+    """
+
+    @staticmethod
+    def forward(ctx, probs: Tensor, mask: Tensor) -> Tensor:
+        slopes = torch.empty_like(probs)  # of the loss of each class
+        losses, present = [probs.new_zeros(())], []
+        ignored = mask == IGNORED
+        for k, slope in enumerate(slopes.unbind(1)):
+            plane, unknown = (mask == k, ignored) if mask.dim() == 3 else (mask[:, k] == 1, ignored[:, k])
+            exists = plane.any()
+            if mask.is_cpu and not exists:  # a GPU would have to be waited for
+                slope.zero_()
+                continue
+            truth = plane.to(probs.dtype)
+            difference = probs[:, k] - truth
+            # first the bins of false pixels, by their error, then those of true ones, and one of ignored ones
+            bins = (difference.abs().nan_to_num_() * (ERROR_BINS - 1)).round_().add_(truth, alpha=ERROR_BINS)
+            bins = bins.masked_fill_(unknown, 2 * ERROR_BINS).int().flatten()
+            table = lovasz_slopes(count_bins(bins)).masked_fill_(~exists, 0).to(probs.dtype)
+            slope.copy_(table.index_select(0, bins).view_as(slope))
+            losses.append((difference * slope).sum())
+            present.append(exists)
+        count = torch.stack(present).sum() if present else ignored.new_zeros(())
+        ctx.save_for_backward(slopes, count)
+        return safe_divide(torch.stack(losses[1:] or losses).sum(), count)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        slopes, count = ctx.saved_tensors
+        return slopes * safe_divide(grad, count), None
+
+
+def count_bins(bins: Tensor) -> Tensor:
+    """Count the values 0 to 2 * ERROR_BINS. torch.bincount makes the host wait for a GPU, but index_add_ is
+    slower on a CPU, and where it has to be deterministic, for it sorts.
+    """
+    if bins.is_cpu or torch.are_deterministic_algorithms_enabled():
+        return torch.bincount(bins, minlength=2 * ERROR_BINS + 1)
+    return bins.new_zeros(2 * ERROR_BINS + 1).index_add_(0, bins, torch.ones_like(bins))
+
+
+def lovasz_slopes(counts: Tensor) -> Tensor:
+    """Return the derivative of a class's loss by the probability of a pixel, for each bin of pixels."""
+    false, true = counts[:-1].view(2, -1).flip(1).double()
+    # 1. 1 - IoU if all pixels from the largest error down to a bin were wrong: true pixels leave the
+    # intersection, others enter the union; a bin's change is what it adds
+    inter, union = true.sum() - true.cumsum(0), true.sum() + false.cumsum(0)
+    change = (1 - inter / union).diff(prepend=union.new_zeros(1))
+    # 2. share a bin's change among its pixels in proportion to the derivatives at its middle: 1 / union
+    # for a true pixel, inter / union^2 for another
+    inter, union = inter + true / 2, union - false / 2
+    weights = torch.stack([inter / union.square(), 1 / union])
+    weights = weights * change / (weights[0] * false + weights[1] * true).clamp(min=1e-300)
+    # 3. the error of a true pixel falls as its probability grows
+    return F.pad(torch.stack([weights[0], -weights[1]]).flip(1).flatten(), (0, 1))
 
 
 def focal(logits: Tensor, mask: Tensor, *, gamma: float = 2.0) -> Tensor:
@@ -181,16 +222,19 @@ def pixel_cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     return loss * (mask != IGNORED)
 
 
+def probabilities(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return the probabilities (N, K, H, W): a softmax for a mask of ids, K sigmoids for planes."""
+    return logits.softmax(dim=1) if mask.dim() == 3 else logits.sigmoid()
+
+
 def valid_probs_and_truth(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the probabilities (K, P) of the valid pixels, and which class is true, (K, P) bool. In planes, P
-    counts all pixels: what is ignored has probability 0, and is false.
+    """Return the probabilities (N, K, H, W), and which classes are true, bool. What is ignored has the
+    probability 0, and is false.
     """
-    if mask.dim() == 4:
-        probs = logits.sigmoid() * (mask != IGNORED)
-        return probs.movedim(1, 0).flatten(1), (mask == 1).movedim(1, 0).flatten(1)
-    valid = mask != IGNORED
-    probs = logits.softmax(dim=1).movedim(1, 0)[:, valid]  # (N, K, H, W) -> (K, P)
-    return probs, mask[valid] == torch.arange(len(probs), device=mask.device)[:, None]
+    planes = mask if mask.dim() == 4 else mask[:, None]
+    classes = torch.arange(logits.shape[1], device=mask.device)[:, None, None]
+    truth = planes == (1 if mask.dim() == 4 else classes)
+    return probabilities(logits, mask).masked_fill(planes == IGNORED, 0), truth
 
 
 CROSS_ENTROPIES = ('ce', 'bce', 'ohem')

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.layers import Classifier, ConvBlock, Head, join, resize
+from networks.layers import Classifier, ConvBlock, Head, adaptive_avg_pool, join, resize
 from networks.mask2former import Mask2Former
 
 
@@ -77,7 +77,7 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pairs = zip(self.branches, self.grids, strict=True)
-        return self.fuse(join([x, *(branch(F.adaptive_avg_pool2d(x, grid)) for branch, grid in pairs)]))
+        return self.fuse(join([x, *(branch(adaptive_avg_pool(x, grid)) for branch, grid in pairs)]))
 
 
 class UPerNet(Head):
@@ -110,6 +110,11 @@ class UPerNet(Head):
         # 3. smooth the levels, and fuse all of them at 1/4
         levels[:-1] = [smooth(level) for smooth, level in zip(self.smooths, levels[:-1], strict=True)]
         return self.fuse(join(levels))
+
+
+def pixels_first(x: Tensor) -> Tensor:
+    """View a map (N, C, h, w) as (N, h*w, C), so that the gradient of a product with it is NHWC, too."""
+    return x.flatten(2).transpose(1, 2)
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {'gelu': nn.GELU, 'relu': nn.ReLU}
@@ -179,7 +184,7 @@ class KernelStage(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             # 1. the group of each kernel: the features of all pixels, weighted by its mask
             probs = masks.float().sigmoid() if self.overlapping else masks.float().softmax(dim=1)
-            groups = torch.einsum('nkhw,nchw->nkc', probs, x.float())
+            groups = probs.flatten(2) @ pixels_first(x.float())  # (N, K, C)
 
             # 2. update each kernel from its group: (N, K, C) as (N, K * split, C / split)
             shape = (x.shape[0], -1, groups.shape[2] // self.split)
@@ -279,8 +284,8 @@ class OCR(Head):
 
         # 2. the mean feature of the pixels of each class
         x = self.pixels(join(feats))  # (N, C, h, w)
-        regions = x.flatten(2) @ weights.to(x.dtype).transpose(1, 2)  # (N, C, K)
-        regions = regions.unsqueeze(3)  # (N, C, K, 1): a map, for the convolutions
+        regions = weights.to(x.dtype) @ pixels_first(x)  # (N, K, C)
+        regions = regions.transpose(1, 2).unsqueeze(3)  # (N, C, K, 1): a map, for the convolutions
 
         # 3. attention of each pixel to the classes
         query = self.query(x).flatten(2).transpose(1, 2).unsqueeze(1)  # (N, 1, h*w, width): one head

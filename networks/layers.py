@@ -19,12 +19,44 @@ def resize(x: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
 
 def join(feats: list[Tensor]) -> Tensor:
     """Concatenate all features at the size of the finest: (N, sum of C_i, h, w)."""
-    return torch.cat([resize(feat, feats[0].shape[-2:]) for feat in feats], dim=1)
+    maps = [resize(feat, feats[0].shape[-2:]) for feat in feats]
+    for resized in maps[1:]:
+        # the gradient is a slice; a CPU is slow to resize it back unless it is copied
+        if resized.is_cpu and resized.requires_grad and not torch.compiler.is_compiling():
+            resized.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
+    return torch.cat(maps, dim=1)
+
+
+def to_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """Return numbers as a float32 tensor that a GPU fills itself; the host would wait for a copy to it."""
+    return torch.stack([torch.full((), value, dtype=torch.float32, device=device) for value in values])
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Divide; a denominator of 0 counts as 1."""
     return numerator / torch.where(denominator == 0, 1, denominator)
+
+
+def adaptive_avg_pool(x: Tensor, grid: int) -> Tensor:
+    """Average a map over the cells of a grid, (N, C, h, w) → (N, C, grid, grid), as F.adaptive_avg_pool2d.
+    Its gradient has no deterministic form on a GPU; if torch has to be deterministic, two matrix products in
+    fp32 replace it.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.adaptive_avg_pool2d(x, grid)
+    rows, columns = (averaging_matrix(length, grid, x.device) for length in x.shape[-2:])
+    with torch.autocast(x.device.type, enabled=False):
+        return (rows @ x.float() @ columns.T).to(x.dtype)
+
+
+def averaging_matrix(length: int, cells: int, device: torch.device) -> Tensor:
+    """Return (cells, length): each row averages the pixels of a cell. Cells overlap unless they divide the
+    length.
+    """
+    pixel = torch.arange(length, device=device)
+    cell = torch.arange(cells, device=device)[:, None]
+    inside = (pixel >= cell * length // cells) & (pixel * cells < (cell + 1) * length)
+    return inside / inside.sum(dim=1, keepdim=True)
 
 
 class ConvBlock(nn.Sequential):

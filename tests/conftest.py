@@ -36,6 +36,14 @@ def _one_thread():
     cv2.setNumThreads(1)
 
 
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Let torch be deterministic, as the config key does."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(autouse=True)
 def _main_is_pytest():
     """Restore __main__, which Streamlit's tests replace by a page, and which later processes look for."""

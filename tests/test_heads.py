@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from operations import Operations
 from torch import Tensor, nn
 
 from losses import segmentation_loss
 from networks.heads import FCN, HEADS, KNet
+from networks.layers import adaptive_avg_pool, resize
 
 WIDTHS = [8, 16, 24, 32]
 OPTIONS = {'channels': 16, 'dropout': 0.1}  # every head takes these
@@ -151,3 +154,27 @@ def test_batch_of_one_image_is_refused():
 def test_wrong_options_of_knet_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make_head('knet', **options)
+
+
+@pytest.mark.parametrize('grid', [1, 2, 3, 6])
+@pytest.mark.parametrize('size', [(16, 16), (3, 7)])
+def test_deterministic_pooling_is_torchs(grid, size, deterministic):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *size, requires_grad=True)
+    expected, found = F.adaptive_avg_pool2d(x, grid), adaptive_avg_pool(x, grid)
+    assert torch.allclose(found, expected, atol=1e-6)
+    weights = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((weights * pooled).sum(), x)[0] for pooled in (expected, found)]
+    assert torch.allclose(*gradients, atol=1e-6)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.allclose(adaptive_avg_pool(x, grid), expected, atol=1e-6)
+
+
+def test_torch_resizes_deterministically_on_other_devices(deterministic):
+    """Look at the device meta: operations.NOT_DETERMINISTIC leaves bilinear resizing to F.interpolate."""
+    x = torch.randn(2, 3, 4, 4, device='meta', requires_grad=True)
+    for deterministic in (True, False):
+        torch.use_deterministic_algorithms(deterministic)
+        with Operations() as operations:
+            resize(x, (8, 8)).sum().backward()
+        assert ('upsample_bilinear2d_backward' in operations.names) != deterministic

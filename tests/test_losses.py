@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from operations import Operations
 from torch import Tensor
 
 from losses import LOSSES, binary_cross_entropy, cross_entropy, dice, focal, lovasz, ohem, segmentation_loss
@@ -333,3 +334,54 @@ def test_a_better_prediction_of_planes_costs_less(name):
     right = 2.0 * (planes == 1) - 1
     losses = [segmentation_loss([scale * right], planes, [1.0], {name: 1.0}).item() for scale in (-3, 1, 9)]
     assert losses[0] > losses[1] > losses[2] >= 0 and losses[2] < 0.01
+
+
+# --- on a GPU
+EVERY_LOSS = [(name, planes) for name in LOSSES for planes in (False, True) if planes or name != 'bce']
+
+
+def loss_and_gradient(name: str, planes: bool) -> Tensor:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 4, 4, requires_grad=True)
+    mask = torch.randint(0, 2 if planes else 4, (2, 4, 16, 16) if planes else (2, 16, 16), dtype=torch.uint8)
+    mask[..., :3].fill_(255)
+    options = {'label_smoothing': 0.1, 'class_weights': (1.0, 1.0, 1.0, 2.0)}
+    loss = segmentation_loss([logits], mask, [1.0], {name: 1.0}, **options)
+    loss.backward()
+    return torch.cat([loss.detach()[None], logits.grad.flatten()])
+
+
+@pytest.mark.parametrize(('name', 'planes'), EVERY_LOSS)
+def test_no_loss_waits_for_the_gpu(name, planes, monkeypatch):
+    monkeypatch.setattr(Tensor, 'is_cpu', False)
+    with Operations() as operations:
+        loss_and_gradient(name, planes)
+    assert not operations.waiting
+
+
+@pytest.mark.parametrize(('name', 'planes'), EVERY_LOSS)
+def test_each_loss_is_deterministic(name, planes, deterministic):
+    with Operations() as operations:
+        found = loss_and_gradient(name, planes)
+    assert not operations.refused
+    torch.use_deterministic_algorithms(False)
+    assert torch.allclose(found, loss_and_gradient(name, planes), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize('absent', [0, 2])
+@pytest.mark.parametrize('planes', [False, True])
+def test_lovasz_of_a_gpu_is_that_of_the_cpu(planes, absent, monkeypatch):
+    """A GPU computes an absent class and drops it, and counts by another operation."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 16, 16, requires_grad=True)
+    mask = torch.randint(0, 5 - absent, (2, 16, 16))
+    if planes:
+        mask = (mask[:, None] == torch.arange(5)[:, None, None]).byte()
+    mask[..., :3] = 255
+
+    def gradient() -> Tensor:
+        return torch.autograd.grad(lovasz(logits, mask), logits)[0]
+
+    expected, loss = gradient(), lovasz(logits, mask).item()
+    monkeypatch.setattr(Tensor, 'is_cpu', False)
+    assert torch.equal(gradient(), expected) and lovasz(logits, mask).item() == loss
