@@ -3,18 +3,19 @@
     head = Mask2Former([192, 384, 768, 1536], num_classes=11)
     outputs = head(feats)           # 10 Queries: one before the decoder, one after each of its layers
     outputs[-1].logits()            # (N, K, h, w), like the output of any other head
-    loss = set_loss(outputs[-1], mask_to_segments(mask))
+    losses = set_losses(outputs, mask)   # (10,)
 
 The pixel decoder is Deformable DETR's (arXiv:2010.04159), with its sampling in plain PyTorch. With the same
-weights, outputs and loss are those of Mask2Former in transformers.
+weights, outputs and losses are those of Mask2Former in transformers.
 
 Shapes: N batch, K classes, Q queries, C channels, h w the finest size, h_i w_i the size of level i (strides
-32, 16, 8), L pixels of all levels, A attention heads, P points, T segments of an image, M matched pairs.
+32, 16, 8), L pixels of all levels, A attention heads, P points, D outputs, M masks.
 """
 
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
@@ -32,14 +33,22 @@ POINTS = 112 * 112  # pixels of a mask that matching and loss look at
 OVERSAMPLING = 3  # random points among which the uncertain ones are sought
 UNCERTAIN_SHARE = 3 / 4  # of the points; the others are random
 
-Segments = list[tuple[Tensor, Tensor]]  # an image each, see mask_to_segments
+Size = tuple[int, int]
 
 
 class Queries(NamedTuple):
-    """The output that Mask2Former gives in place of logits: Q masks, and the class of each."""
+    """The output of Mask2Former in place of logits: Q masks, and the class of each. A mask is the product of
+    the embeddings of a query and of the pixels, computed where it is needed.
+    """
 
     classes: Tensor  # (N, Q, K + 1) logits; the last class is "none"
-    masks: Tensor  # (N, Q, h, w) logits
+    embeddings: Tensor  # (N, Q, C)
+    pixels: Tensor  # (N, C, h, w), the same in all outputs
+
+    @property
+    def masks(self) -> Tensor:
+        """The logits (N, Q, h, w)."""
+        return (self.embeddings @ self.pixels.flatten(2)).unflatten(2, self.pixels.shape[2:])
 
     def logits(self) -> Tensor:
         """Return (N, K, h, w): the log of the sum over the queries of class probability times mask
@@ -78,25 +87,24 @@ class Mask2Former(Head):
         self.to_mask = nn.Sequential(linears[0], nn.ReLU(), linears[1], nn.ReLU(), linears[2])
 
     def forward(self, feats: list[Tensor]) -> list[Queries]:
-        levels, pixels = self.pixels(feats)
-        sources = [
-            (level.flatten(2) + self.level.weight[i][:, None]).transpose(1, 2)  # (N, h_i * w_i, C)
-            for i, level in enumerate(levels)
-        ]
-        positions = [sine_positions(level).flatten(1).T for level in levels]  # (h_i * w_i, C)
-        x = self.query.weight.expand(len(pixels), -1, -1)  # (N, Q, C)
+        levels, positions, pixels = self.pixels(feats)
+        sources = [level.flatten(2).mT + self.level.weight[i] for i, level in enumerate(levels)]
+        keys = [source + position for source, position in zip(sources, positions, strict=True)]
+        # resizing and the product with an embedding commute, so masks are computed at the size of a level
+        coarse = [resize(pixels.detach(), level.shape[-2:]).flatten(2) for level in levels]
+        x = self.query.weight.expand(pixels.shape[0], -1, -1)  # (N, Q, C)
         outputs = [self.predict(x, pixels)]
         for number, layer in enumerate(self.layers):
             i = number % LEVELS
-            attention_mask = mask_attention(outputs[-1].masks, levels[i].shape[-2:])
-            x = layer(x, self.query_position.weight, sources[i], positions[i], attention_mask)
+            attended = attended_pixels(outputs[-1].embeddings.detach() @ coarse[i])
+            x = layer(x, self.query_position.weight, keys[i], sources[i], attended)
             outputs.append(self.predict(x, pixels))
         return outputs
 
     def predict(self, x: Tensor, pixels: Tensor) -> Queries:
         """Turn queries (N, Q, C) and pixel embeddings (N, C, h, w) into classes and masks."""
         x = self.norm(x)
-        return Queries(self.to_class(x), torch.einsum('nqc,nchw->nqhw', self.to_mask(x), pixels))
+        return Queries(self.to_class(x), self.to_mask(x), pixels)
 
 
 # --- Pixel decoder ----------------------------------------------------------------------------------------
@@ -105,7 +113,8 @@ class Mask2Former(Head):
 class PixelDecoder(nn.Module):
     """Deformable attention over the strides 32, 16 and 8, then one top-down step to stride 4.
 
-    feats (N, C_i, h / 2^i, w / 2^i), finest first → levels (N, C, h_i, w_i) and pixels (N, C, h, w).
+    feats (N, C_i, h / 2^i, w / 2^i), finest first → levels (N, C, h_i, w_i), their positions (h_i * w_i, C)
+    and pixels (N, C, h, w).
     """
 
     def __init__(self, in_channels: list[int], channels: int, layers: int) -> None:
@@ -127,26 +136,26 @@ class PixelDecoder(nn.Module):
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
 
-    def forward(self, feats: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def forward(self, feats: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
         # 1. bring the coarser features to one width, and list their pixels
         finest, *coarser = feats
         levels = [project(feat) for project, feat in zip(self.projections, coarser[::-1], strict=True)]
         sizes = [tuple(level.shape[-2:]) for level in levels]
-        x = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (N, L, C)
-        position = torch.cat(
-            [sine_positions(level).flatten(1).T + self.level[i] for i, level in enumerate(levels)]
-        )  # (L, C)
-        centres = torch.cat([pixel_centres(size, x.device) for size in sizes])  # (L, 2)
+        x = torch.cat([level.flatten(2).mT for level in levels], dim=1)  # (N, L, C)
+        positions = [sine_positions(size, x.shape[2], x.device) for size in sizes]
+        position = torch.cat([position + self.level[i] for i, position in enumerate(positions)])  # (L, C)
+        grid = pixel_grid(sizes, x.device)
 
         # 2. attention among the pixels of all levels
         for layer in self.layers:
-            x = layer(x, position, centres, sizes)
+            x = layer(x, position, grid, sizes)
         parts = x.split([height * width for height, width in sizes], dim=1)
-        levels = [part.transpose(1, 2).unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
+        levels = [part.mT.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
 
         # 3. top-down from stride 8 to stride 4
         lateral = self.lateral(finest)
-        return levels, self.embed(self.smooth(lateral + resize(levels[-1], lateral.shape[-2:])))
+        pixels = self.embed(self.smooth(lateral + resize(levels[-1], lateral.shape[-2:])))
+        return levels, positions, pixels
 
 
 class PixelLayer(nn.Module):
@@ -158,8 +167,8 @@ class PixelLayer(nn.Module):
         self.ffn = feed_forward(channels, 4 * channels)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
 
-    def forward(self, x: Tensor, position: Tensor, centres: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-        x = self.norms[0](x + self.attention(x + position, x, centres, sizes))
+    def forward(self, x: Tensor, position: Tensor, grid: tuple[Tensor, Tensor], sizes: list[Size]) -> Tensor:
+        x = self.norms[0](x + self.attention(x + position, x, grid, sizes))
         return self.norms[1](x + self.ffn(x))
 
 
@@ -188,50 +197,78 @@ class DeformableAttention(nn.Module):
         with torch.no_grad():
             self.offsets.bias.copy_(start.flatten())
 
-    def forward(self, query: Tensor, x: Tensor, centres: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-        """query and x (N, L, C), centres of the queries (L, 2) → (N, L, C)."""
-        count, length, channels = x.shape
-        shape = (count, length, ATTENTION_HEADS, LEVELS, self.points)
-        offsets = self.offsets(query).view(*shape, 2)
-        weights = self.weights(query).view(*shape[:3], -1).softmax(dim=-1).view(shape)
-        values = self.value(x).view(count, length, ATTENTION_HEADS, -1)
-        total = 0.0
-        for i, value in enumerate(values.split([height * width for height, width in sizes], dim=1)):
-            height, width = sizes[i]
-            scale = torch.tensor([width, height], device=x.device)
-            points = centres[:, None, None] + offsets[:, :, :, i] / scale  # (N, L, A, P, 2)
-            grid = (2 * points - 1).transpose(1, 2).flatten(0, 1)  # (N * A, L, P, 2)
-            value = value.permute(0, 2, 3, 1).reshape(count * ATTENTION_HEADS, -1, height, width)
-            sampled = F.grid_sample(value.to(grid.dtype), grid, align_corners=False)  # (N * A, C / A, L, P)
-            weight = weights[:, :, :, i].transpose(1, 2).flatten(0, 1)[:, None]  # (N * A, 1, L, P)
-            total = total + (sampled * weight).sum(dim=-1)
-        return self.out(total.view(count, channels, length).transpose(1, 2))
+    def forward(self, query: Tensor, x: Tensor, grid: tuple[Tensor, Tensor], sizes: list[Size]) -> Tensor:
+        """query and x (N, L, C), centres of the queries (L, 2), extents of a level's pixels → (N, L, C)."""
+        offsets = self.offsets(query).unflatten(2, (ATTENTION_HEADS, LEVELS, self.points, 2))
+        weights = self.weights(query).unflatten(2, (ATTENTION_HEADS, -1)).float().softmax(dim=-1)
+        weights = weights.unflatten(3, (LEVELS, self.points))
+        values = self.value(x).unflatten(2, (ATTENTION_HEADS, -1)).float()
+        centres, extents = grid
+        points = centres[:, None, None, None] + offsets * extents  # (N, L, A, levels, P, 2)
+        return self.out(sample_levels(values, points, weights, sizes).flatten(2))
+
+
+def sample_levels(values: Tensor, points: Tensor, weights: Tensor, sizes: list[Size]) -> Tensor:
+    """Add up samples of all levels' values (N, L, A, C / A) at points (N, L, A, levels, P, 2), times their
+    weights (N, L, A, levels, P) → (N, L, A, C / A).
+    """
+    count, heads = values.shape[0], values.shape[2]  # len() would fix it in an exported graph
+    values = values.permute(0, 2, 3, 1).flatten(0, 1)  # (N * A, C / A, L)
+    points = points.permute(3, 0, 2, 1, 4, 5).flatten(1, 2).flatten(2, 3)  # (levels, N * A, L * P, 2)
+    weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2)[:, :, None]  # (levels, N * A, 1, L, P)
+    total = 0.0
+    parts = values.split([height * width for height, width in sizes], dim=2)
+    for part, size, locations, weight in zip(parts, sizes, points, weights, strict=True):
+        sampled = sample_points(part.unflatten(2, size), locations)  # (N * A, C / A, L * P)
+        total = total + (sampled.unflatten(2, weight.shape[-2:]) * weight).sum(dim=-1)
+    return total.unflatten(0, (count, heads)).permute(0, 3, 1, 2)
 
 
 def feed_forward(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, channels))
 
 
-def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:
-    """Return (h * w, 2): x and y of the centres of the pixels, from 0 to 1."""
-    y, x = ((torch.arange(length, device=device) + 0.5) / length for length in size)
-    return torch.stack([x.repeat(len(y)), y.repeat_interleave(len(x))], dim=1)
+def pixel_grid(sizes: list[Size], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return x and y of the centres of the pixels of all levels, (L, 2), and the extents of a pixel of each,
+    (levels, 1, 2), in shares of a map; computed on the device, as the host would wait for a copy to it.
+    """
+    centres = []
+    for size in sizes:
+        y, x = ((torch.arange(length, device=device) + 0.5) / length for length in size)
+        centres.append(torch.stack([x.repeat(len(y)), y.repeat_interleave(len(x))], dim=1))
+    # the first centre is half a pixel from the corner
+    return torch.cat(centres), 2 * torch.stack([centre[0] for centre in centres])[:, None]
 
 
-def sine_positions(x: Tensor) -> Tensor:
-    """Return the positions (C, h, w) of a map (N, C, h, w): sines and cosines of the row, then the column."""
-    half = x.shape[1] // 2
-    exponents = 2 * (torch.arange(half, device=x.device) // 2) / half
-    parts = []
-    for axis, length in enumerate(x.shape[-2:]):
-        positions = (torch.arange(length, device=x.device) + 1) / (length + 1e-6) * 2 * math.pi
-        angles = positions[:, None] / 10_000**exponents  # (length, C / 2)
-        table = torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=2).flatten(1).T
-        parts.append(table[:, :, None] if axis == 0 else table[:, None])
-    return torch.cat([part.expand(half, *x.shape[-2:]) for part in parts])
+def sine_positions(size: Size, channels: int, device: torch.device) -> Tensor:
+    """Return (h * w, C): sines and cosines of the row of each pixel, then of its column."""
+    half = channels // 2
+    periods = 10_000 ** (2 * torch.arange(half // 2, device=device) / half)
+    tables = []
+    for length in size:
+        positions = (torch.arange(length, device=device) + 1) / (length + 1e-6) * 2 * math.pi
+        angles = positions[:, None] / periods
+        tables.append(torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1))  # (length, C / 2)
+    rows, columns = tables[0][:, None], tables[1][None]
+    return torch.cat([table.expand(*size, half) for table in (rows, columns)], dim=2).flatten(0, 1)
 
 
 # --- Transformer decoder ----------------------------------------------------------------------------------
+
+
+class Attention(nn.MultiheadAttention):
+    """Multi-head attention by the fused kernel, with one mask for all heads."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """query (N, Q, C), key and value (N, L, C), mask (N, 1, Q, L), True where it attends → (N, Q, C)."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(x, weight, bias)
+            .unflatten(2, (self.num_heads, -1))
+            .transpose(1, 2)  # (N, A, Q or L, C / A)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class QueryLayer(nn.Module):
@@ -239,113 +276,116 @@ class QueryLayer(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.to_pixels = nn.MultiheadAttention(channels, ATTENTION_HEADS, batch_first=True)
-        self.to_queries = nn.MultiheadAttention(channels, ATTENTION_HEADS, batch_first=True)
+        self.to_pixels = Attention(channels, ATTENTION_HEADS)
+        self.to_queries = Attention(channels, ATTENTION_HEADS)
         self.ffn = feed_forward(channels, 8 * channels)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
         for weight in self.parameters():
             if weight.ndim > 1:
                 nn.init.xavier_uniform_(weight)
 
-    def forward(
-        self, x: Tensor, position: Tensor, source: Tensor, source_position: Tensor, attention_mask: Tensor
-    ) -> Tensor:
-        """x (N, Q, C), source (N, h_i * w_i, C), positions, a mask (N, Q, h_i * w_i) → (N, Q, C)."""
-        attention_mask = attention_mask.repeat_interleave(ATTENTION_HEADS, dim=0)  # (N * A, Q, h_i * w_i)
-        key = source + source_position
-        attention, _ = self.to_pixels(x + position, key, source, attn_mask=attention_mask, need_weights=False)
-        x = self.norms[0](x + attention)
+    def forward(self, x: Tensor, position: Tensor, key: Tensor, source: Tensor, attended: Tensor) -> Tensor:
+        """x (N, Q, C), its positions (Q, C), key and source (N, h_i * w_i, C), attended (N, 1, Q, h_i * w_i),
+        True at the pixels that a query attends to → (N, Q, C).
+        """
+        x = self.norms[0](x + self.to_pixels(x + position, key, source, attended))
         query = x + position
-        attention, _ = self.to_queries(query, query, x, need_weights=False)
-        x = self.norms[1](x + attention)
+        x = self.norms[1](x + self.to_queries(query, query, x))
         return self.norms[2](x + self.ffn(x))
 
 
-def mask_attention(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return (N, Q, h_i * w_i) bool for mask logits (N, Q, h, w): True at the pixels outside a query's mask,
-    to which it must not attend. A query with an empty mask attends to all.
+def attended_pixels(masks: Tensor) -> Tensor:
+    """Return (N, 1, Q, h_i * w_i) bool for mask logits (N, Q, h_i * w_i): True at the pixels in a query's
+    mask, the only ones that it attends to. A query with an empty mask attends to all.
     """
-    with torch.no_grad():
-        outside = resize(masks.float(), size).flatten(2) < 0
-        return outside & ~outside.all(dim=-1, keepdim=True)
+    inside = masks >= 0
+    return (inside | ~inside.any(dim=-1, keepdim=True))[:, None]
 
 
 # --- Loss -------------------------------------------------------------------------------------------------
 
 
-def mask_to_segments(mask: Tensor) -> Segments:
-    """Split (N, H, W) ids into classes (T,) and float masks (T + 1, H, W), the last of ignored pixels."""
-    segments = []
-    for image_mask in mask:
-        classes = image_mask.unique()
-        classes = classes[classes != IGNORED]
-        values = torch.cat([classes, classes.new_tensor([IGNORED])])
-        segments.append((classes, (image_mask == values[:, None, None]).float()))
-    return segments
+def set_losses(outputs: list[Queries], mask: Tensor, points: int = POINTS) -> Tensor:
+    """Compute Mask2Former's loss (arXiv:2112.01527, section 3.3) of each output, (D,), for ids (N, H, W).
 
-
-def set_loss(output: Queries, segments: Segments, points: int = POINTS) -> Tensor:
-    """Compute Mask2Former's loss of one output (arXiv:2112.01527, section 3.3), averaged over the segments.
-
-    Each segment is matched to one query; the other queries should predict "none". Masks are compared at
-    random points, most of them where the network is uncertain. Ignored pixels do not count.
+    The pixels of a class in an image are a segment. It is matched to one query; the other queries should
+    predict "none". Masks are compared at random points, most of them where the network is uncertain. Ignored
+    pixels do not count.
     """
-    with torch.autocast(output.masks.device.type, enabled=False):
-        classes, masks = output.classes.float(), output.masks.float()
-        device = masks.device
-        none = classes.shape[2] - 1
-        target = torch.full(classes.shape[:2], none, device=device)  # (N, Q)
-        matched_masks, matched_truth = [], []
-        for i, (ids, truth) in enumerate(segments):
-            query_index, segment_index = match(classes[i], masks[i], ids, truth, points)
-            target[i, query_index] = ids[segment_index]
-            matched_masks.append(masks[i, query_index])
-            ignored = truth[-1:].expand(len(segment_index), -1, -1)
-            matched_truth.append(torch.stack([truth[segment_index], ignored], dim=1))
-        weight = torch.ones(none + 1, device=device)
-        weight[none] = NO_OBJECT_WEIGHT
-        loss = LOSS_WEIGHTS['class'] * F.cross_entropy(classes.transpose(1, 2), target, weight)
-        logits, truth = torch.cat(matched_masks), torch.cat(matched_truth)  # (M, h, w), (M, 2, H, W)
-        if not len(logits):
-            return loss + masks.sum() * 0
+    with torch.autocast(mask.device.type, enabled=False):
+        classes = torch.stack([output.classes for output in outputs], dim=1).float()  # (N, D, Q, K + 1)
+        none = classes.shape[3] - 1
+        # one copy to the host, and one back for which it does not wait
+        target, most = assign(matching_costs(outputs, mask, points).cpu())
+        target = target.to(mask.device, non_blocking=True)  # (N, D, Q)
+
+        # 1. the class of each query
+        weight = torch.where(target == none, NO_OBJECT_WEIGHT, 1.0)
+        log_probs = classes.log_softmax(dim=3).gather(3, target[..., None])[..., 0]
+        losses = -LOSS_WEIGHTS['class'] * (weight * log_probs).sum((0, 2)) / weight.sum((0, 2))
+
+        # 2. the masks of T queries in each image: the matched ones, then some of "none", the last class
+        target, queries = (x[..., :most] for x in target.sort(dim=2, stable=True))  # (N, D, T)
+        embeddings = torch.stack([output.embeddings for output in outputs], dim=1)
+        embeddings = embeddings.gather(2, queries[..., None].expand(-1, -1, -1, embeddings.shape[3]))
+        logits = outputs[0]._replace(embeddings=embeddings.flatten(1, 2)).masks.float()  # (N, D * T, h, w)
         with torch.no_grad():
-            locations = uncertain_points(logits, points)
-            truth, ignored = sample_points(truth, locations).unbind(dim=1)  # (M, P)
-        logits = sample_points(logits[:, None], locations)[:, 0]
-        mask_loss, dice_loss = point_losses(logits, truth, 1 - ignored)
-        return loss + LOSS_WEIGHTS['mask'] * mask_loss.mean() + LOSS_WEIGHTS['dice'] * dice_loss.mean()
+            locations = uncertain_points(logits.flatten(0, 1), points)
+            truth, valid = sample_truth(mask, target.flatten(1), locations.unflatten(0, logits.shape[:2]))
+        sampled = sample_points(logits.flatten(0, 1)[:, None], locations).view(truth.shape)
+        mask_loss, dice_loss = point_losses(sampled, truth, valid)
+        pairs = (LOSS_WEIGHTS['mask'] * mask_loss + LOSS_WEIGHTS['dice'] * dice_loss).view(target.shape)
+        matched = target < none
+        return losses + safe_divide(pairs.where(matched, 0).sum((0, 2)), matched.sum((0, 2)))
 
 
 @torch.no_grad()
-def match(classes: Tensor, masks: Tensor, ids: Tensor, truth: Tensor, points: int) -> tuple[Tensor, Tensor]:
-    """Match queries and segments at the lowest total cost; return the indices of both, (min(Q, T),) each.
-
-    classes (Q, K + 1) and masks (Q, h, w) are logits; ids (T,) and truth (T + 1, H, W) are the segments.
+def matching_costs(outputs: list[Queries], mask: Tensor, points: int) -> Tensor:
+    """Return the cost (N, D, Q, K) of matching a query to a class; it is infinite if an image of the mask has
+    no pixel of it. All masks of an image are compared at the same points.
     """
-    locations = torch.rand(1, points, 2, device=masks.device)
-    logits = sample_points(masks[None], locations)[0]  # (Q, P)
-    sampled = sample_points(truth[None], locations)[0]  # (T + 1, P)
-    truth, valid = sampled[:-1], 1 - sampled[-1]
-    # the cross entropy of all pairs, from those against all ones and against all zeros
-    ones, zeros = F.softplus(-logits), F.softplus(logits)
-    mask_cost = (ones @ truth.T + zeros @ (valid - truth).T) / valid.sum().clamp(min=1)
-    probs = logits.sigmoid() * valid
-    dice_cost = 1 - (2 * probs @ truth.T + 1) / (probs.sum(1)[:, None] + truth.sum(1) + 1)
-    class_cost = -classes.softmax(dim=-1)[:, ids]
-    weights = LOSS_WEIGHTS
-    cost = weights['class'] * class_cost + weights['mask'] * mask_cost + weights['dice'] * dice_cost
-    pairs = linear_sum_assignment(cost.nan_to_num(1e6).clamp(-1e6, 1e6).cpu())
-    return tuple(torch.as_tensor(index, device=masks.device, dtype=torch.long) for index in pairs)
+    pixels, none = outputs[0].pixels, outputs[0].classes.shape[2] - 1
+    locations = torch.rand(len(mask), points, 2, device=mask.device)
+    pixels = sample_points(pixels.float(), locations).to(pixels.dtype)  # (N, C, P)
+    truth, valid = sample_truth(mask, torch.arange(none, device=mask.device), locations[:, None])
+    truth, valid = truth.mT, valid.mT  # (N, P, K), (N, P, 1)
+    costs = []
+    for output in outputs:
+        logits = (output.embeddings @ pixels).float()  # (N, Q, P)
+        probs = logits.sigmoid()
+        class_cost = -output.classes.float().softmax(dim=2)[..., :-1]
+        # the losses of point_losses of all pairs, as matrix products
+        mask_cost = (F.softplus(logits) @ valid - logits @ truth) / valid.sum(1, keepdim=True).clamp(min=1)
+        dice_cost = 1 - (2 * probs @ truth + 1) / (probs @ valid + truth.sum(1, keepdim=True) + 1)
+        terms = {'class': class_cost, 'mask': mask_cost, 'dice': dice_cost}
+        costs.append(sum(LOSS_WEIGHTS[name] * cost for name, cost in terms.items()))
+    costs = torch.stack(costs, dim=1).nan_to_num(1e6).clamp(-1e6, 1e6)
+    present = mask.new_zeros(len(mask), IGNORED + 1, dtype=torch.bool)
+    present.scatter_(1, mask.flatten(1).long(), True)
+    return costs.masked_fill(~present[:, None, None, :none], math.inf)
+
+
+def assign(costs: Tensor) -> tuple[Tensor, int]:
+    """Match queries and classes at the lowest total cost, (N, D, Q, K). Return the class of each query,
+    (N, D, Q), with K for "none", and the largest number of matched queries of an image, or 1 if none is.
+    """
+    costs = costs.numpy()
+    target = np.full(costs.shape[:3], costs.shape[3])
+    for place in np.ndindex(costs.shape[:2]):
+        present = np.flatnonzero(np.isfinite(costs[place][0]))
+        queries, segments = linear_sum_assignment(costs[place][:, present])
+        target[place][queries] = present[segments]
+    most = (target < costs.shape[3]).sum(axis=2).max()
+    return torch.from_numpy(target), max(1, int(most))
 
 
 def point_losses(logits: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cross entropy and the Dice loss, (M,) each, of masks at points, (M, P) each; valid is the
+    """Return the cross entropy and the Dice loss, (...), of masks at points, (..., P) each; valid is the
     share of a point that is not ignored, and truth the part of it that belongs to the mask.
     """
-    cross = F.softplus(-logits) * truth + F.softplus(logits) * (valid - truth)
-    cross = safe_divide(cross.sum(1), valid.sum(1))
+    cross = safe_divide((F.softplus(logits) * valid - logits * truth).sum(-1), valid.sum(-1))
     probs = logits.sigmoid()
-    return cross, 1 - (2 * (probs * truth).sum(1) + 1) / ((probs * valid).sum(1) + truth.sum(1) + 1)
+    return cross, 1 - (2 * (probs * truth).sum(-1) + 1) / ((probs * valid).sum(-1) + truth.sum(-1) + 1)
 
 
 def uncertain_points(masks: Tensor, points: int) -> Tensor:
@@ -355,11 +395,47 @@ def uncertain_points(masks: Tensor, points: int) -> Tensor:
     candidates = torch.rand(len(masks), OVERSAMPLING * points, 2, device=masks.device)
     certainty = sample_points(masks[:, None], candidates)[:, 0].abs()
     count = int(UNCERTAIN_SHARE * points)
-    index = (-certainty).topk(count, dim=1).indices
+    index = certainty.topk(count, dim=1, largest=False, sorted=False).indices
     uncertain = candidates.gather(1, index[..., None].expand(-1, -1, 2))
     return torch.cat([uncertain, torch.rand(len(masks), points - count, 2, device=masks.device)], dim=1)
 
 
+def sample_truth(mask: Tensor, ids: Tensor, locations: Tensor) -> tuple[Tensor, Tensor]:
+    """Sample a mask (N, H, W) at (N, M, P, 2), x and y from 0 to 1: return the shares, (N, M, P) each, of a
+    point that have the id (N, M), and that are not ignored. One of the two M may be 1.
+    """
+    index, weights = corners(locations, mask.shape[1:])  # (N, 4, M, P)
+    padded = F.pad(mask, (1, 1, 1, 1), value=IGNORED - 1).flatten(1)
+    found = padded.gather(1, index.flatten(1)).view(index.shape)
+    truth = weights.where(found == ids.to(mask.dtype)[..., None, :, None], 0).sum(1)
+    return truth, 1 - weights.where(found == IGNORED, 0).sum(1)
+
+
 def sample_points(maps: Tensor, locations: Tensor) -> Tensor:
-    """Sample (M, C, H, W) at (M, P, 2), x and y from 0 to 1, bilinear → (M, C, P)."""
-    return F.grid_sample(maps, 2 * locations[:, :, None] - 1, align_corners=False)[..., 0]
+    """Sample (M, C, h, w) at (M, P, 2), x and y from 0 to 1, bilinear → (M, C, P)."""
+    if not (torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled()):
+        return F.grid_sample(maps, 2 * locations[:, :, None] - 1, align_corners=False)[..., 0]
+    # the gradient of grid_sample has no deterministic form on a GPU: add up the four pixels around a point
+    rows = F.pad(maps, (1, 1, 1, 1)).flatten(2).mT  # (M, (h + 2) * (w + 2), C)
+    index, weights = corners(locations, maps.shape[2:])  # (M, 4, P)
+    first = rows.shape[1] * torch.arange(len(rows), device=rows.device)
+    index = (index + first[:, None, None]).int()
+    index, weights = (x.mT.flatten(0, 1) for x in (index, weights))  # (M * P, 4)
+    sums = F.embedding_bag(index, rows.flatten(0, 1), mode='sum', per_sample_weights=weights)
+    return sums.unflatten(0, locations.shape[:2]).mT
+
+
+def corners(points: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """Return the bilinear weights of the four pixels around points (N, ..., 2), x and y from 0 to 1, of a map
+    of (h, w) pixels, and their indices in this map once it is padded by one pixel on each side: (N, 4, ...).
+    """
+    lows, shares = [], []
+    for position, length in zip(points.unbind(-1), size[::-1], strict=True):
+        position = (position * length + 0.5).clamp(0, length + 1)
+        low = position.detach().long().clamp(0, length)  # after long, so that a NaN has an index
+        lows.append(low)
+        shares.append(torch.stack([low + 1 - position, position - low], dim=1))
+    stride = size[1] + 2
+    first = lows[1] * stride + lows[0]
+    index = torch.stack([first, first + 1, first + stride, first + stride + 1], dim=1)
+    return index, (shares[1][:, :, None] * shares[0][:, None]).flatten(1, 2)

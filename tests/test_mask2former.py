@@ -3,28 +3,36 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
+from operations import Operations
+from scipy.optimize import linear_sum_assignment
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from losses import segmentation_loss
 from metrics import IGNORED
+from networks import mask2former
 from networks.mask2former import (
     Mask2Former,
     Queries,
-    mask_attention,
-    mask_to_segments,
-    match,
+    assign,
+    attended_pixels,
+    matching_costs,
     point_losses,
-    set_loss,
+    sample_levels,
+    sample_points,
+    set_losses,
     uncertain_points,
 )
 
 WIDTHS = [8, 16, 32, 64]
 
 
-def make_head(queries: int = 10, classes: int = 11) -> Mask2Former:
+def make_head(queries: int = 10, encoder_layers: int = 2, decoder_layers: int = 4) -> Mask2Former:
     torch.manual_seed(0)
-    return Mask2Former(WIDTHS, classes, channels=32, queries=queries, encoder_layers=2, decoder_layers=4)
+    layers = {'encoder_layers': encoder_layers, 'decoder_layers': decoder_layers}
+    return Mask2Former(WIDTHS, 11, channels=32, queries=queries, **layers)
 
 
 def features(count: int = 2, height: int = 16, width: int = 24) -> list[torch.Tensor]:
@@ -132,7 +140,18 @@ def test_equal_to_transformers(theirs):
         torch.testing.assert_close(ours.masks, masks, atol=1e-4, rtol=1e-5)
 
 
-def test_loss_equal_to_transformers(theirs):
+@pytest.fixture
+def same_points(monkeypatch):
+    """Let torch.rand draw the same points for each mask, in whatever order they are drawn."""
+    rand = torch.rand
+
+    def fixed(count: int, *shape: int, device: torch.device) -> torch.Tensor:
+        return rand(1, *shape, generator=torch.Generator().manual_seed(shape[0])).repeat(count, 1, 1)
+
+    monkeypatch.setattr(torch, 'rand', fixed)
+
+
+def test_loss_equal_to_transformers(theirs, same_points):
     """Compare one output, at the same random points; nothing is ignored, as transformers cannot do that."""
     source, config, _ = theirs
     mask = torch.randint(0, 4, (2, 16, 24)).repeat_interleave(4, 1).repeat_interleave(4, 2)
@@ -143,12 +162,54 @@ def test_loss_equal_to_transformers(theirs):
     ]
     weights = {'loss_cross_entropy': 2.0, 'loss_mask': 5.0, 'loss_dice': 5.0}
     criterion = source.Mask2FormerLoss(config, weights)
-    torch.manual_seed(5)
     expected = criterion(output.masks, output.classes, binary, ids)
-    torch.manual_seed(5)
-    loss = set_loss(output, mask_to_segments(mask))
+    loss = set_losses([output], mask)
     total = sum(weights[name] * value for name, value in expected.items())
-    torch.testing.assert_close(loss, total.reshape(()), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(loss, total.reshape(1), atol=1e-4, rtol=1e-5)
+
+
+def plain_loss(output: Queries, mask: torch.Tensor, points: int) -> torch.Tensor:
+    """Compute the loss of one output, a segment after another, from masks of each class."""
+    target = torch.full(output.classes.shape[:2], output.classes.shape[2] - 1)
+    pairs = []
+    for i, image in enumerate(mask):
+        known = [k for k in image.unique().tolist() if k != IGNORED]
+        locations = torch.rand(1, points, 2, device=None)
+        planes = torch.stack([image == k for k in [*known, IGNORED]]).float()
+        truth = sample_points(planes[None], locations)[0]
+        sampled = sample_points(output.masks[i : i + 1].detach(), locations)[0]
+        costs = torch.zeros(len(sampled), len(known))
+        for (q, t), _ in np.ndenumerate(costs):
+            cross, dice = point_losses(sampled[q], truth[t], 1 - truth[-1])
+            costs[q, t] = 5 * cross + 5 * dice - 2 * output.classes[i, q].softmax(0)[known[t]]
+        for q, t in zip(*linear_sum_assignment(costs.detach()), strict=True):
+            target[i, q] = known[t]
+            locations = uncertain_points(output.masks[i, q][None].detach(), points)
+            truth = sample_points(planes[None, [t, -1]], locations)[0]
+            logits = sample_points(output.masks[i, q][None, None], locations)[0, 0]
+            cross, dice = point_losses(logits, truth[0], 1 - truth[1])
+            pairs.append(5 * cross + 5 * dice)
+    weight = torch.ones(output.classes.shape[2])
+    weight[-1] = 0.1
+    loss = 2 * torch.nn.functional.cross_entropy(output.classes.flatten(0, 1), target.flatten(), weight)
+    return loss + torch.stack(pairs).mean()
+
+
+@pytest.mark.parametrize('queries', [10, 3])
+def test_all_outputs_and_images_at_once(same_points, queries):
+    """Images of 1, 4 and 0 classes, some pixels ignored; also with fewer queries than classes."""
+    mask = torch.randint(0, 5, (3, 12, 16)).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    mask[0], mask[2], mask[:, 60:, 40:] = 7, IGNORED, IGNORED
+    mask[mask == 4] = IGNORED
+    head = make_head(queries)
+    outputs = head([feat[[0, 1, 1]] for feat in features()])
+    found = set_losses(outputs, mask.byte(), 200)
+    expected = torch.stack([plain_loss(output, mask, 200) for output in outputs])
+    torch.testing.assert_close(found, expected)
+    parameters = list(head.parameters())
+    gradients = [torch.autograd.grad(loss.sum(), parameters, retain_graph=True) for loss in (found, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_logits_of_queries_are_the_log_of_probabilities():
@@ -159,14 +220,14 @@ def test_logits_of_queries_are_the_log_of_probabilities():
     classes = torch.full((1, 2, 4), -20.0)
     classes[0, 0, 2] = classes[0, 1, 0] = 20  # query 0 is class 2, query 1 class 0
     masks = torch.tensor([[[[3.0, -3.0]], [[-3.0, 3.0]]]])
-    probs = Queries(classes, masks).logits().softmax(dim=1)
+    probs = queries_with(classes, masks).logits().softmax(dim=1)
     assert probs[0, :, 0, 0].tolist() == pytest.approx([0.0474, 0, 0.9526], abs=1e-3)
     assert probs[0, :, 0, 1].tolist() == pytest.approx([0.9526, 0, 0.0474], abs=1e-3)
 
 
 def test_a_query_with_an_empty_mask_attends_to_all():
-    masks = torch.tensor([[[[1.0, -1.0]], [[-1.0, -1.0]]]])
-    assert mask_attention(masks, (1, 2)).tolist() == [[[False, True], [False, False]]]
+    masks = torch.tensor([[[1.0, -1.0], [-1.0, -1.0]]])
+    assert attended_pixels(masks).tolist() == [[[[True, False], [True, True]]]]
 
 
 def test_channels_that_are_no_multiple_of_32_are_refused():
@@ -174,46 +235,48 @@ def test_channels_that_are_no_multiple_of_32_are_refused():
         Mask2Former(WIDTHS, 11, channels=48)
 
 
+def queries_with(classes: torch.Tensor, masks: torch.Tensor) -> Queries:
+    """Return queries with given masks: each has a channel of its own."""
+    return Queries(classes, torch.eye(masks.shape[1]).expand(len(masks), -1, -1), masks)
+
+
 def queries_of(truth: torch.Tensor, classes: int = 3) -> Queries:
     """Return queries of which number 0 predicts class 1, number 1 class 0, and number 2 nothing."""
     logits = torch.full((1, 3, classes + 1), -9.0)
     logits[0, 0, 1] = logits[0, 1, 0] = logits[0, 2, classes] = 9
     masks = torch.stack([truth == 1, truth == 0, torch.zeros_like(truth) == 1]).float() * 8 - 4
-    return Queries(logits, masks[None])
+    return queries_with(logits, masks[None])
 
 
 def test_matching_and_a_perfect_prediction():
     truth = torch.zeros(16, 16, dtype=torch.long)
     truth[4:12, 4:12] = 1
     output = queries_of(truth)
-    binary = torch.stack([truth == 0, truth == 1, truth == IGNORED]).float()
-    queries, segments = match(output.classes[0], output.masks[0], torch.tensor([0, 1]), binary, 500)
-    assert dict(zip(queries.tolist(), segments.tolist(), strict=True)) == {0: 1, 1: 0}
-    absent = mask_to_segments(2 * truth[None])  # a class that no query predicts
-    assert set_loss(output, mask_to_segments(truth[None])) < 0.2 * set_loss(output, absent)
+    target, most = assign(matching_costs([output], truth[None], 500))
+    assert target.tolist() == [[[1, 0, 3]]] and most == 2
+    # a class that no query predicts
+    assert set_losses([output], truth[None]) < 0.2 * set_losses([output], 2 * truth[None])
 
 
 def test_matching_ignores_ignored_pixels():
     """Query 0 is right on the labelled half, and goes on into the ignored one; query 1 is a little wrong."""
     truth = torch.full((16, 16), IGNORED)
     truth[:, :8] = 0
-    masks = torch.full((2, 16, 16), 4.0)
-    masks[1, :, 8:] = masks[1, :2] = -4.0
-    ids, binary = mask_to_segments(truth[None])[0]
-    queries, _ = match(torch.zeros(2, 4), masks, ids, binary, 2000)
-    assert queries.tolist() == [0]
+    masks = torch.full((1, 2, 16, 16), 4.0)
+    masks[0, 1, :, 8:] = masks[0, 1, :2] = -4.0
+    output = queries_with(torch.zeros(1, 2, 4), masks)
+    target, _ = assign(matching_costs([output], truth[None], 2000))
+    assert target.tolist() == [[[0, 3]]]
 
 
 def test_ignored_pixels_do_not_count():
     truth = torch.zeros(1, 32, 32, dtype=torch.long)
     truth[0, 8:24, 8:24] = 1
     output = queries_of(truth[0])
-    output.masks[..., 24:] *= -1  # wrong there
-    torch.manual_seed(0)
-    wrong = set_loss(output, mask_to_segments(truth))
+    output.pixels[..., 24:] *= -1  # wrong there
+    wrong = set_losses([output], truth)
     truth[..., 22:] = IGNORED
-    torch.manual_seed(0)
-    assert set_loss(output, mask_to_segments(truth)) < 0.5 * wrong
+    assert set_losses([output], truth) < 0.5 * wrong
 
 
 def test_point_on_the_edge_of_ignored_pixels():
@@ -236,6 +299,66 @@ def test_every_parameter_gets_a_gradient_in_bf16(fill):
     assert not [name for name, p in head.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
 
 
+def test_one_copy_to_the_host_and_one_back(monkeypatch):
+    """Count those of a step on CUDA, with tensors that have no memory."""
+    monkeypatch.setattr(
+        mask2former, 'assign', lambda costs: (torch.zeros(costs.shape[:3], dtype=int, device='cpu'), 2)
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device('cuda'):
+        head = make_head(5, 1, 1)
+        feats = [torch.randn(2, c, 32 // 2**i, 48 // 2**i) for i, c in enumerate(WIDTHS)]
+        mask = torch.zeros(2, 128, 192, dtype=torch.uint8)
+        with Operations() as operations:
+            segmentation_loss(head(feats), mask, head.loss_weights)
+    assert operations.copies == [('cpu', False), ('cuda', True)] and not operations.waiting
+
+
+def test_samples_of_the_deterministic_form(deterministic):
+    """Points inside a map, at its edge and beyond."""
+    torch.manual_seed(0)
+    sizes = [(3, 4), (6, 8), (12, 16)]
+    values = torch.randn(2, 252, 8, 4, requires_grad=True)
+    points = (torch.rand(2, 252, 8, 3, 4, 2) * 1.6 - 0.3).requires_grad_()
+    weights = torch.rand(2, 252, 8, 3, 4, requires_grad=True)
+    inputs = (values, points, weights)
+    results = [sample_levels(*inputs, sizes)]
+    torch.use_deterministic_algorithms(False)
+    results.append(sample_levels(*inputs, sizes))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn(results[0].shape)
+    for pair in zip(*(torch.autograd.grad(result, inputs, upstream) for result in results), strict=True):
+        torch.testing.assert_close(*pair, atol=1e-4, rtol=1e-5)
+
+
+def test_a_deterministic_step_equals_the_usual_one(deterministic):
+    """Only the usual one has an operation that raises on CUDA if torch has to be deterministic."""
+    steps = []
+    for usual in (False, True):
+        torch.use_deterministic_algorithms(not usual)
+        head = make_head(5, 1, 2)
+        with torch.no_grad():  # a point on the middle of a pixel has two derivatives
+            for layer in head.pixels.layers:
+                layer.attention.offsets.bias.add_(0.3)
+        mask = torch.randint(0, 4, (2, 16, 24)).repeat_interleave(8, 1).repeat_interleave(8, 2)
+        with Operations() as operations:
+            loss = segmentation_loss(head(features()), mask, head.loss_weights)
+            loss.backward()
+        steps.append([loss.detach(), *(p.grad for p in head.parameters())])
+        assert operations.refused == ({'grid_sampler_2d_backward'} if usual else set())
+    for ours, theirs in zip(*steps, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_head_compiles_to_one_graph():
+    head = make_head(5, 1, 1).eval()
+    compiled = torch.compile(head, backend='eager', fullgraph=True)
+    with torch.no_grad():
+        for ours, theirs in zip(compiled(features()), head(features()), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    torch._dynamo.reset()
+
+
 def test_points_are_where_the_network_is_uncertain():
     masks = torch.full((1, 32, 32), 9.0)
     masks[:, :, 16:] = 0.0
@@ -255,7 +378,7 @@ def test_it_learns():
     ]
     optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3)
     for _ in range(60):
-        loss = segmentation_loss(head(feats), mask, head.loss_weights)
+        loss = set_losses(head(feats), mask, 1000).sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
