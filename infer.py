@@ -3,7 +3,7 @@
     python infer.py --cfg configs/convnext.yaml --fold 0 --split oof     # .../fold0/oof.csv, and its score
     python infer.py --cfg configs/convnext.yaml --fold all --split oof   # convnext/oof.csv, over all folds
     python infer.py --cfg configs/convnext.yaml --fold 0 --split test    # .../fold0/test.csv
-    python infer.py --cfg configs/convnext.yaml --fold all --split test  # output/convnext/test.csv, averaged
+    python infer.py --cfg configs/convnext.yaml --fold all --split test  # and the mean, convnext/test.csv
     python infer.py --cfg configs/convnext.yaml --fold 0 --image photo.jpg
 
     torchrun --standalone --nproc-per-node=8 infer.py --cfg configs/convnext.yaml --fold 0 --split test
@@ -60,7 +60,15 @@ from data.folds import read_folds, split_fold
 from data.photos import likely_range, show_range
 from engine.checkpoint import load_oof_run, load_run
 from engine.distributed import Ranks, start_ranks
-from engine.inference import Band, Truths, photo_bands, predict_shard, predict_shard_by_folds, to_mask
+from engine.inference import (
+    Band,
+    Truths,
+    mean_band,
+    photo_bands,
+    predict_shard,
+    predict_shard_by_folds,
+    to_mask,
+)
 from engine.writer import Predictions
 from metrics import LEVEL, format_table
 from submission import metric_of, open_probs, probs_to_bytes
@@ -175,22 +183,30 @@ def merge_oof(settings: Settings, cache: Cache, folds: np.ndarray) -> None:
 
 
 def predict_test(settings: Settings, fold: int | None, folder: Path) -> None:
-    """Write the test.csv of one fold, or of the probabilities averaged over all folds."""
+    """Write the test.csv of one fold, or of each fold and of their averaged probabilities."""
     cfg, ranks = settings.cfg, settings.ranks
     cache = ranks.main_process_first(lambda: open_cache(cfg, 'test'))
     rows, form = np.arange(len(cache)), cache.coco.form
     thresholds = read_thresholds(cfg.output_dir / cfg.name, len(cfg.classes))
-    with Predictions(folder, 'test', cache.names(rows), form, settings.save_probs, ranks) as files:
-        if fold is None:
-            predicted = predict_shard_by_folds(cfg, cache, rows, ranks, settings.tta)
-        else:
-            run = load_run(cfg, fold, ranks.device)
-            predicted = predict_shard(run, cache, rows, ranks, settings.tta, f'test fold {fold}')
-        for band in predicted:
-            write_band(files, band, cfg, thresholds)
-    if cfg.competition.is_multilabel and ranks.is_main:
-        note_thresholds(folder / 'test.csv', thresholds)
-    log.info(f'wrote {folder / "test.csv"}, {len(rows)} photos')
+    folds = range(cfg.folds) if fold is None else [fold]
+    # the files of the mean come first, so that the ExitStack ends them last
+    folders = [folder, *map(cfg.run_dir, folds)] if fold is None else [folder]
+    runs = [load_run(cfg, k, ranks.device) for k in folds]
+    desc = 'test all folds' if fold is None else f'test fold {fold}'
+    with ExitStack() as stack:
+        names = cache.names(rows)
+        files = [
+            stack.enter_context(Predictions(path, 'test', names, form, settings.save_probs, ranks))
+            for path in folders
+        ]
+        for bands in predict_shard_by_folds(runs, cache, rows, ranks, settings.tta, desc):
+            bands = [mean_band(bands), *bands] if fold is None else bands
+            for file, band in zip(files, bands, strict=True):
+                write_band(file, band, cfg, thresholds)
+    for path in folders:
+        if cfg.competition.is_multilabel and ranks.is_main:
+            note_thresholds(path / 'test.csv', thresholds)
+        log.info(f'wrote {path / "test.csv"}, {len(rows)} photos')
 
 
 def predict_photo(

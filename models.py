@@ -41,8 +41,10 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from networks.blocks import use_fast_blocks
 from networks.encoders import TimmEncoder, checkpoint_gradients, find_custom_encoder, set_bands, timm_cfg
 from networks.heads import FCN, HEADS, SETR, Head
 from networks.layers import FeatureNorms, FeaturePyramid
@@ -68,6 +70,7 @@ class SegModel(nn.Module):
         super().__init__()
         build = build_smp if cfg.head.startswith('smp-') else build_timm
         self.encoder, self.neck, self.aux, self.head = build(cfg)
+        use_fast_blocks(self.encoder, cfg.encoder)
         self.loss_weights: list[float] = [cfg.aux_weight] * len(self.aux) + [*self.head.loss_weights]
         self.fixed_size: int | None = getattr(self.encoder, 'fixed_size', None)
         self.mean, self.std = normalisation(cfg)
@@ -90,6 +93,30 @@ class SegModel(nn.Module):
         feats = self.neck(feats)
         maps = feats[0] if isinstance(feats, tuple) else feats  # smp's plain ViTs add their prefix tokens
         return [logits for aux in self.aux for logits in aux(maps)] + self.head(feats)
+
+
+class SkipDraws(TorchFunctionMode):
+    """Skip the calls that draw random numbers into a tensor, and those that then scale them; the tensor keeps
+    what was in memory.
+    """
+
+    draws = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+    scalings = (Tensor.erfinv_, Tensor.mul_, Tensor.div_, Tensor.add_, Tensor.clamp_)
+    last: Tensor | None = None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensor = args[0] if args else kwargs.get('tensor')
+        if func in self.draws or (func in self.scalings and tensor is self.last):
+            self.last = tensor
+            return tensor
+        return func(*args, **kwargs)
+
+
+def empty_model(cfg: Config) -> SegModel:
+    """Build a model whose weights will all be loaded; to draw random ones first would take seconds."""
+    with SkipDraws():
+        return SegModel(cfg, load_weights=False)
 
 
 Values = tuple[float, ...]  # one a band

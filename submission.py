@@ -291,11 +291,6 @@ def downsample_probs(probs: 'Tensor', rule: str, side: int = SIDE) -> 'Tensor':
     raise ValueError(f'downsample is {rule!r}, expected nearest, prob_mean or block_max')
 
 
-def probs_to_ids(probs: 'Tensor', rule: str) -> 'Tensor':
-    """Choose the class of each scored pixel: (N, K, B, B) of downsample_probs → (N, 256, 256) class ids."""
-    return downsample_ids(probs.argmax(1), rule)
-
-
 def downsample_ids(pred: 'Tensor', rule: str, side: int = SIDE) -> 'Tensor':
     """Apply the rest of the rule to ids, or to planes of 0 and 1: (N, B, B) → (N, side, side)."""
     step = _block_side(pred.shape, side)

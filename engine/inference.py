@@ -13,8 +13,10 @@ submission.downsample_probs (256, or S for block_max).
 """
 
 import math
+import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -22,14 +24,13 @@ import torch
 import torch.nn.functional as F
 import ttach
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from config import Config
 from data.cache import Cache, fit_size, resize_image
 from dataset import WholePhotos, make_loader, normalize
-from engine.checkpoint import Run, load_run
+from engine.checkpoint import Run
 from engine.distributed import Ranks
-from engine.tiles import Scale, Size, even_bands, merge_tiles, resize_rows, resize_stream
+from engine.tiles import Scale, Size, even_bands, merge_tiles, resize_rows, resize_steps, resize_stream
 from metrics import count_pixels
 from models import SegModel
 from networks.layers import resize
@@ -44,9 +45,8 @@ TILE_PIXELS = 1 << 20  # of the tiles that go through the model together
 
 Share = tuple[float, float]  # of the rows and the columns of padded images, that shows the photos
 WHOLE = (1.0, 1.0)
-Part = tuple[
-    int, int, Tensor
-]  # the number of a photo, the first of some of its rows, (K, h, W) probabilities
+# the number of a photo, the first of some of its rows, and their probabilities (K, h, W)
+Part = tuple[int, int, Tensor]
 
 
 class Flip(ttach.base.DualTransform):
@@ -102,7 +102,7 @@ class Predictor:
             return
         with torch.inference_mode():
             inputs, share = self.prepare(images)
-            maps = [self.logits(inputs, view) for view in self.views]
+            maps = list(self.logits_of_views(inputs))
         for number, size in enumerate(sizes):
             step = self.band_rows(size)
             for top in range(0, size[0], step):
@@ -142,7 +142,12 @@ class Predictor:
     def batch(self, images: Tensor, size: Size, rule: str | None = None) -> Tensor:
         """Predict images (N, C, H, W): (N, K, *size) float32, or with a downsampling rule (N, K, B, B)."""
         inputs, share = self.prepare(images)
-        maps = (resize_logits(self.logits(inputs, view), share, size) for view in self.views)
+        maps = self.logits_of_views(inputs)
+        if rule == 'nearest' and share == WHOLE:  # the probabilities of a pixel need no other pixel
+            step, rule = size[0] // self.cfg.competition.score_size, None
+            maps = (resize_steps(logits, size, step) for logits in maps)
+        else:
+            maps = (resize_logits(logits, share, size) for logits in maps)
         return self.merge((to_probs(logits, self.cfg, rule) for logits in maps), dim=1)
 
     def prepare(self, images: Tensor) -> tuple[Tensor, Share]:
@@ -155,18 +160,39 @@ class Predictor:
         padded = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))  # 0 is the mean colour
         return padded, (height / padded.shape[-2], width / padded.shape[-1])
 
-    def logits(self, inputs: Tensor, view: ttach.base.Transformer) -> Tensor:
-        """Compute the float32 logits of one view of prepared images, turned back: (N, K, h, w)."""
-        device, inputs = inputs.device, view.augment_image(inputs)
+    def logits_of_views(self, inputs: Tensor) -> Iterable[Tensor]:
+        """Compute the float32 logits (N, K, h, w) of each view of prepared images, turned back, in order.
+
+        A GPU takes views of one shape together, for a few photos do not fill it; a CPU gains nothing by that,
+        and would compute other bits.
+        """
+        if inputs.is_cuda:
+            return self.stacked_logits(inputs)
+        return (view.deaugment_mask(self.logits(view.augment_image(inputs))) for view in self.views)
+
+    def stacked_logits(self, inputs: Tensor) -> list[Tensor]:
+        """Compute the logits of all views, up to infer_batch_size images of one shape in a forward pass."""
+        shapes = [view.augment_image(inputs[:1]).shape for view in self.views]
+        maps: list[Tensor] = [inputs] * len(self.views)
+        for group in group_by_shape(shapes, max(1, self.cfg.infer_batch_size // len(inputs))):
+            logits = self.logits(torch.cat([self.views[i].augment_image(inputs) for i in group]))
+            for i, part in zip(group, logits.chunk(len(group)), strict=True):
+                maps[i] = self.views[i].deaugment_mask(part)
+        return maps
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Compute the float32 logits of images: (N, C, H, W) → (N, K, h, w)."""
         if self.cfg.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with autocast(self.cfg, device):
-            logits = view_logits(self.model, inputs, self.cfg.window)
-        return view.deaugment_mask(logits.float())
+        with autocast(self.cfg, inputs.device):
+            return view_logits(self.model, inputs, self.cfg.window).float()
 
     def merge(self, views: Iterable[Tensor], dim: int = 0) -> Tensor:
         """Average the probabilities of all views, or stack them along a dimension."""
-        return torch.stack(list(views), dim) if self.stack else sum(views) / len(self.views)
+        if self.stack:
+            return torch.stack(list(views), dim)
+        total = reduce(operator.add, views)
+        return total if len(self.views) == 1 else total / len(self.views)
 
     def band_rows(self, size: Size) -> int:
         """Return how many rows a band has of a photo that is predicted at a size."""
@@ -193,11 +219,8 @@ def to_probs(logits: Tensor, cfg: Config, rule: str | None = None) -> Tensor:
     """Turn logits (N, K, H, W) into the probabilities of one class a pixel, or of each class by itself; with
     a downsampling rule into (N, K, B, B).
     """
-    side = cfg.competition.score_size
-    if rule == 'nearest':  # the probabilities of a pixel need no other pixel
-        logits, rule = downsample_probs(logits, rule, side), None
     probs = logits.sigmoid() if cfg.competition.is_multilabel else logits.softmax(dim=1)
-    return probs if rule is None else downsample_probs(probs, rule, side)
+    return probs if rule is None else downsample_probs(probs, rule, cfg.competition.score_size)
 
 
 def to_stride(side: float) -> int:
@@ -262,9 +285,23 @@ def predict_rows(
 
 
 def scored_sizes(cache: Cache, rows: np.ndarray, cfg: Config) -> list[Size | None]:
-    """Return the size (H, W) at which each row is scored; None if squares are, by the downsampling rule."""
+    """Return the size (H, W) at which each row is scored; None for a square, by the downsampling rule."""
     is_own = cfg.competition.score_size == 'own'
-    return [cache.coco.photos[row].size if is_own else None for row in rows]
+    sizes = cache.coco.sizes() if is_own else [None] * len(cache)
+    return [sizes[row] for row in rows]
+
+
+class EvalBatches:
+    """Rows of a cache in batches of one shape, and the loader of those that need no tiles, whose workers live
+    as long as it.
+    """
+
+    def __init__(self, cache: Cache, rows: np.ndarray, cfg: Config) -> None:
+        self.batches = group_by_shape([cache.photos.shapes[row] for row in rows], cfg.infer_batch_size)
+        self.is_tiled = [needs_tiles(cache.photos.shapes[rows[batch[0]]], cfg) for batch in self.batches]
+        whole = [batch for batch, tiled in zip(self.batches, self.is_tiled, strict=True) if not tiled]
+        photos, workers = WholePhotos(cache, rows, cfg.image_size), min(cfg.workers, len(whole))
+        self.loader = make_loader(photos, workers, batch_sampler=whole)
 
 
 def predict_sizes(
@@ -273,16 +310,15 @@ def predict_sizes(
     rows: np.ndarray,
     sizes: Sequence[Size | None],
     desc: str | None = None,
+    batches: EvalBatches | None = None,
 ) -> Iterator[Band]:
     """Predict rows of the cache, each at its size (H, W), or (None) by the downsampling rule."""
     cfg = predictor.cfg
-    batches = group_by_shape([cache.photos.shapes[row] for row in rows], cfg.infer_batch_size)
-    is_tiled = [needs_tiles(cache.photos.shapes[rows[batch[0]]], cfg) for batch in batches]
-    whole = [batch for batch, tiled in zip(batches, is_tiled, strict=True) if not tiled]
-    loader = iter(make_eval_loader(cache, rows, cfg, whole)) if whole else iter(())
+    batches = batches or EvalBatches(cache, rows, cfg)
+    loader = iter(batches.loader)
     predictor.model.eval()
-    bar = progress(batches, desc or '', 'batch', quiet=desc is None)
-    for batch, tiled in zip(bar, is_tiled, strict=True):
+    bar = progress(batches.batches, desc or '', 'batch', quiet=desc is None)
+    for batch, tiled in zip(bar, batches.is_tiled, strict=True):
         batch_sizes = [sizes[position] for position in batch]
         if tiled:
             photos = (scaled_photo(cache.photos[rows[position]], cfg) for position in batch)
@@ -322,12 +358,6 @@ def scaled_photo(photo: np.ndarray, cfg: Config) -> np.ndarray:
     return resize_image(photo, scaled_size(photo.shape, cfg))
 
 
-def make_eval_loader(cache: Cache, rows: np.ndarray, cfg: Config, batches: Sequence[list[int]]) -> DataLoader:
-    """Load whole photos at image_size, in batches of positions in `rows` whose photos have one shape."""
-    workers = min(cfg.workers, len(batches))
-    return make_loader(WholePhotos(cache, rows, cfg.image_size), workers, batch_sampler=batches)
-
-
 def to_mask(probs: Tensor, cfg: Config, thresholds: Sequence[float] | None = None) -> np.ndarray:
     """Decide on the classes of a Band's pixels: (K, ...) probabilities → (H, W) uint8 ids on the CPU, or
     (K, H, W) planes of those that reach their thresholds, by default 0.5.
@@ -340,7 +370,7 @@ def decide(probs: Tensor, cfg: Config, thresholds: Sequence[float] | None = None
     their thresholds, (..., K, H, W).
     """
     if not cfg.competition.is_multilabel:
-        return probs.argmax(-3)
+        return probs.max(-3).indices  # argmax takes four times as long on a CPU
     lowest = probs.new_tensor(thresholds or [DEFAULT] * len(cfg.classes))
     return (probs >= lowest[:, None, None]).to(torch.uint8)
 
@@ -365,21 +395,23 @@ def predict_shard(
 
 
 def predict_shard_by_folds(
-    cfg: Config, cache: Cache, rows: np.ndarray, ranks: Ranks, tta: bool
-) -> Iterator[Band]:
-    """Predict as predict_shard does, but average the folds: each predicts a batch, or a tile, before the next
-    one is read.
+    runs: Sequence[Run], cache: Cache, rows: np.ndarray, ranks: Ranks, tta: bool, desc: str
+) -> Iterator[tuple[Band, ...]]:
+    """Predict as predict_shard does, but with several runs, a batch or a tile after another; yield a Band of
+    each run.
     """
-    workers = math.ceil(cfg.workers / cfg.folds)  # of each fold: they take turns
-    cfg = cfg.model_copy(update={'workers': workers})
-    runs = [load_run(cfg, k, ranks.device) for k in range(cfg.folds)]
-    folds = [
-        predict_shard(run, cache, rows, ranks, tta, '' if k else 'test all folds')
-        for k, run in enumerate(runs)
-    ]
-    for bands in zip(*folds, strict=True):
-        total = sum(band.probs.cpu().numpy() for band in bands)
-        yield bands[0]._replace(probs=torch.from_numpy(total / cfg.folds))
+    folds = []
+    for k, run in enumerate(runs):
+        workers = math.ceil(run.cfg.workers / len(runs))
+        run = replace(run, cfg=run.cfg.model_copy(update={'workers': workers}))
+        folds.append(predict_shard(run, cache, rows, ranks, tta, '' if k else desc))
+    yield from zip(*folds, strict=True)
+
+
+def mean_band(bands: Sequence[Band]) -> Band:
+    """Average the probabilities of the same rows of a photo."""
+    total = sum(band.probs.cpu().numpy() for band in bands)
+    return bands[0]._replace(probs=torch.from_numpy(total / len(bands)))
 
 
 def prediction_shapes(cfg: Config, cache: Cache, rows: np.ndarray) -> list[tuple[int, ...]]:
@@ -410,17 +442,31 @@ def photo_probs(run: Run, photo: np.ndarray, tta: bool = True) -> Tensor:
 def evaluate(
     model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config, ranks: Ranks, tta: bool = False
 ) -> np.ndarray:
-    """Count the pixels of a model's masks of rows of the cache, each rank of its shard: (n, 3, K)."""
-    counts = np.zeros((len(rows), 3, len(cfg.classes)), np.int64)
-    seen = np.zeros(len(rows), np.int64)
-    shard, truths = ranks.shard(len(rows)), Truths(cache, rows)
-    desc = 'valid' if ranks.is_main else None
-    for band in predict_rows(model, cache, rows[shard], cfg, tta, desc):
-        position = shard[band.position]
-        counts[position] += truths.count(position, band.top, to_mask(band.probs, cfg))
-        seen[position] += band.is_last
-    check_seen(seen, ranks, 'validation')
-    return ranks.sum(torch.from_numpy(counts).to(ranks.device)).cpu().numpy()
+    """Count the pixels of a model's masks of n rows of the cache, each rank those of its shard: (n, 3, K)."""
+    return Evaluation(cache, rows, cfg, ranks).count(model, tta)
+
+
+class Evaluation:
+    """n rows of a cache to validate models on, one after another; each rank predicts its shard of them."""
+
+    def __init__(self, cache: Cache, rows: np.ndarray, cfg: Config, ranks: Ranks) -> None:
+        self.cache, self.rows, self.cfg, self.ranks = cache, rows, cfg, ranks
+        self.shard = ranks.shard(len(rows))
+        self.batches = EvalBatches(cache, rows[self.shard], cfg)
+
+    def count(self, model: SegModel, tta: bool = False) -> np.ndarray:
+        """Count the pixels of a model's masks: (n, 3, K)."""
+        cfg, ranks, rows = self.cfg, self.ranks, self.rows[self.shard]
+        counts = np.zeros((len(self.rows), 3, len(cfg.classes)), np.int64)
+        seen = np.zeros(len(self.rows), np.int64)
+        truths, desc = Truths(self.cache, self.rows), 'valid' if ranks.is_main else None
+        predictor, sizes = Predictor.of(model, cfg, tta), scored_sizes(self.cache, rows, cfg)
+        for band in predict_sizes(predictor, self.cache, rows, sizes, desc, self.batches):
+            position = self.shard[band.position]
+            counts[position] += truths.count(position, band.top, to_mask(band.probs, cfg))
+            seen[position] += band.is_last
+        check_seen(seen, ranks, 'validation')
+        return ranks.sum(torch.from_numpy(counts).to(ranks.device)).cpu().numpy()
 
 
 class Truths:

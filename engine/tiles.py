@@ -107,10 +107,7 @@ def resize_rows(maps: Tensor, scale: Scale, rows: range, width: int, first: int 
     reach = max(1.0, scale.down)
     low = max(first, math.floor((rows.start + 0.5) * scale.down - reach))
     high = min(first + maps.shape[-2], math.ceil((rows.stop - 0.5) * scale.down + reach))
-    centres = (torch.arange(rows.start, rows.stop, dtype=torch.float64) + 0.5) * scale.down
-    positions = torch.arange(low, high, dtype=torch.float64) + 0.5
-    weights = (1 - (positions - centres[:, None]).abs() / reach).clamp(min=0)
-    weights = (weights / weights.sum(1, keepdim=True)).to(maps)
+    weights = pixel_weights(rows, scale.down, range(low, high)).to(maps)
     tall = weights @ maps[..., low - first : high - first, :]
     batch = tall.reshape(1, -1, *tall.shape[-2:])
     options = {'mode': 'bilinear', 'align_corners': False, 'antialias': True}
@@ -120,6 +117,29 @@ def resize_rows(maps: Tensor, scale: Scale, rows: range, width: int, first: int 
         factors = (1.0, 1 / scale.across)
         resized = F.interpolate(batch, scale_factor=factors, recompute_scale_factor=False, **options)
     return resized[..., :width].reshape(*tall.shape[:-1], width)
+
+
+def resize_steps(maps: Tensor, size: Size, step: int) -> Tensor:
+    """Compute every `step`-th row and column of maps (..., h, w) resized to a size (H, W), as
+    networks.layers.resize does it.
+    """
+    tall, wide = (
+        pixel_weights(range(0, side, step), length / side, range(length)).to(maps)
+        for side, length in zip(size, maps.shape[-2:], strict=True)
+    )
+    return tall @ maps @ wide.T
+
+
+def pixel_weights(pixels: range, scale: float, sources: range) -> Tensor:
+    """Return the weight of each source pixel in each pixel of a line that is resized, float64: bilinear, and
+    antialiased if it shrinks. `scale` is how far two neighbouring pixels are apart in the source.
+    """
+    reach = max(1.0, scale)
+    lines = ((line.start, line.stop, line.step) for line in (pixels, sources))
+    centres, positions = (torch.arange(*line, dtype=torch.float64) + 0.5 for line in lines)
+    centres = centres * scale
+    weights = (1 - (positions - centres[:, None]).abs() / reach).clamp(min=0)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def even_bands(parts: Iterable[Rows], height: int, rows: int) -> Iterator[Rows]:

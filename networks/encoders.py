@@ -43,7 +43,8 @@ class TwinsEncoder(nn.Module):
                 x = block(x, size)
                 if number == 0:
                     x = position(x, size)
-            x = norm(x).unflatten(1, size).permute(0, 3, 1, 2).contiguous()
+            x = norm(x).unflatten(1, size).permute(0, 3, 1, 2)  # NHWC in memory
+            x = x if x.is_cuda else x.contiguous()  # a CPU's sums depend on the layout
             feats.append(x)
         return feats
 
@@ -99,7 +100,7 @@ class TimmEncoder(nn.Module):
         feats = [feats[i] for i in self.indices]
         if self.channels_first:
             return feats
-        return [feat.permute(0, 3, 1, 2).contiguous() for feat in feats]  # NHWC → NCHW
+        return [feat.permute(0, 3, 1, 2) for feat in feats]  # NHWC in memory
 
 
 def timm_cfg(name: str):

@@ -22,15 +22,16 @@ python prepare.py folds "${cfg[@]}" "${set[@]}"
 step 'Train two folds from ImageNet weights, and score each on the photos that it had not seen'
 for fold in 0 1; do python train.py "${cfg[@]}" --fold $fold --overwrite "${set[@]}"; done
 python infer.py "${cfg[@]}" --fold all --split oof "${set[@]}"
-for fold in 0 1; do python infer.py "${cfg[@]}" --fold $fold --split test "${set[@]}"; done
+
+step 'Predict the test photos: by each fold, and by the mean of their probabilities'
+python infer.py "${cfg[@]}" --fold all --split test "${set[@]}"
 
 step 'Train on, in the first half with the predictions of each fold on the test photos as labels'
 for fold in 0 1; do
     python pseudo.py "${cfg[@]}" --fold $fold --teacher demo --schedule half --overwrite "${set[@]}" \
         "weights=output/demo/fold$fold/best.pt" epochs=4 lr=5e-4
-    python infer.py "${cfg[@]}" --fold $fold --split test "${set[@]}" name=demo-pseudo
 done
-python infer.py "${cfg[@]}" --fold all --split oof "${set[@]}" name=demo-pseudo
+for split in oof test; do python infer.py "${cfg[@]}" --fold all --split $split "${set[@]}" name=demo-pseudo; done
 
 step 'Vote, and check the submission'
 members=(output/demo/fold{0,1}/test.csv output/demo-pseudo/fold{0,1}/test.csv)
@@ -38,7 +39,6 @@ python ensemble.py "${members[@]}" --out output/submission.csv --data "$data"
 python submission.py check output/submission.csv --data "$data"
 
 step 'Would a vote of the two models score higher? Search on the photos out of fold; each model is the mean of its folds'
-for name in demo demo-pseudo; do python infer.py "${cfg[@]}" --fold all --split test "${set[@]}" name=$name; done
 means=(output/demo/test.csv output/demo-pseudo/test.csv)
 python ensemble.py "${means[@]}" --search --data "$data" --out output/searched.csv
 

@@ -28,7 +28,6 @@ newer() { # true if the first file exists and is newer than all others
 members=()
 for fold in 0 1 2 3 4; do
     $python train.py "${cfg[@]}" --fold $fold --resume "${set[@]}"
-    newer "$run/fold$fold/"{test.csv,best.pt} || $python infer.py "${cfg[@]}" --fold $fold --split test "${set[@]}"
     members+=("$run/fold$fold/test.csv")
 done
 newer "$run/oof.csv" "$run"/fold*/best.pt || $python infer.py "${cfg[@]}" --fold all --split oof "${set[@]}"

@@ -128,13 +128,20 @@ def test_photo_of_the_same_size_that_changed(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ('name', 'message'),
-    [('photos.npy', 'not an array, or cut off'), ('masks.npy', 'not an array'), ('meta.json', 'is damaged')],
+    [
+        ('train-*/00000/photos.npy', 'not an array, or cut off'),
+        ('train-*/00000/masks.npy', 'not an array'),
+        ('train-*/00000/files.npy', 'is damaged'),
+        ('train-*/meta.json', 'is damaged'),
+        ('index-train-*/photos.npy', 'not an array'),
+        ('index-train-*/meta.json', 'is damaged'),
+    ],
 )
 def test_cache_that_is_cut_off(tiny, tmp_path, name, message):
     cfg = tiny.model_copy(update={'cache_dir': tmp_path / 'cache'})
     open_cache(cfg, 'train')
-    path = next((tmp_path / 'cache').glob(f'train-*/{name}'))
-    path.write_bytes(path.read_bytes()[:500])
+    path = next((tmp_path / 'cache').glob(name))
+    path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BadInput, match=message):
         open_cache(cfg, 'train')
 

@@ -14,7 +14,7 @@ import models
 from config import Competition, load_config
 from engine.checkpoint import load_model_state
 from engine.optim import encoder_depths, groups_table, parameter_groups
-from models import SegModel
+from models import SegModel, empty_model
 from networks import pretrained
 from networks.encoders import STRIDES
 from utils.errors import BadInput
@@ -53,6 +53,21 @@ def test_timm_encoder_gives_four_strides_channels_first_at_other_sizes(tiny, enc
         assert [tuple(f.shape[2:]) for f in feats] == [(height // s, width // s) for s in STRIDES]
         assert [f.shape[1] for f in feats] == model.encoder.channels
         assert logits.shape == (1, 11, height // 4, width // 4)
+
+
+@pytest.mark.parametrize('encoder', ['swin_tiny_patch4_window7_224.ms_in1k', 'twins_svt_small.in1k'])
+def test_a_model_whose_weights_follow_draws_nothing(tiny, encoder):
+    cfg = tiny.model_copy(update={'encoder': encoder, 'head': 'knet'})
+    model, state = SegModel(cfg).eval(), torch.get_rng_state()
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.linspace(0.01, 0.1, tensor.numel()).view_as(tensor))
+    loaded = empty_model(cfg).eval()
+    assert torch.equal(torch.get_rng_state(), state)
+    load_model_state(loaded, model.state_dict(), Path('best.pt'))
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images)[-1], model(images)[-1])
 
 
 @pytest.mark.parametrize('arch', SMP)

@@ -11,12 +11,15 @@ import pytest
 import torch
 from processes import ended, start, typed
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 import infer
 import train
-from engine.inference import Predictor, view_logits, window_starts
+from data.cache import open_cache
+from engine.distributed import Ranks
+from engine.inference import Evaluation, Predictor, evaluate, view_logits, window_starts
 from models import SegModel
-from submission import downsample_probs, probs_to_ids
+from submission import downsample_ids, downsample_probs
 from utils.errors import BadInput, Interrupted
 from utils.files import lock
 from utils.id_csv import read_masks
@@ -41,6 +44,32 @@ def test_windows_cover_the_view_and_overlap_by_a_third():
     for length in range(512, 2000, 32):
         starts = window_starts(length, 512)
         assert starts[-1] == length - 512 and all(b - a <= 341 for a, b in pairwise(starts))
+
+
+@torch.no_grad()
+def test_views_of_one_shape_go_through_the_model_together(tiny):
+    flips = {'tta_flips': ('h',), 'tta_rotations': (90,), 'tta_scales': (1.0, 1.5), 'infer_batch_size': 7}
+    model, sizes = SegModel(tiny).eval(), []
+    predictor = Predictor.of(model, tiny.model_copy(update=flips))
+    images = torch.randn(2, 3, 64, 96)
+    one_by_one = list(predictor.logits_of_views(images))
+    model.register_forward_pre_hook(lambda _, args: sizes.append(tuple(args[0].shape)))
+    together = predictor.stacked_logits(images)
+    assert len(together) == len(one_by_one) == 8
+    assert sorted(sizes) == [(4, 3, 64, 96), (4, 3, 96, 64), (4, 3, 96, 128), (4, 3, 128, 96)]
+    for one, other in zip(one_by_one, together, strict=True):
+        assert one.shape == other.shape and (one - other).abs().max() < 1e-5 * one.abs().max()
+
+
+def test_workers_of_the_validation_stay(tiny):
+    cfg = tiny.model_copy(update={'workers': 1, 'infer_batch_size': 2})
+    cache, rows, models = open_cache(cfg, 'train'), np.arange(5), [SegModel(cfg) for _ in range(2)]
+    evaluation, workers = Evaluation(cache, rows, cfg, Ranks.alone()), []
+    for model in models:
+        counts = evaluation.count(model)
+        assert (counts == evaluate(model, cache, rows, tiny, Ranks.alone())).all()
+        workers.append([worker.pid for worker in evaluation.batches.loader._iterator._workers])
+    assert workers[0] == workers[1] and len(workers[0]) == 1
 
 
 @pytest.mark.parametrize(('height', 'width'), [(64, 96), (160, 128), (64, 64), (32, 96), (32, 32)])
@@ -86,7 +115,8 @@ def test_downsampled_probabilities_are_those_of_the_whole_photo(tiny, rule):
         whole, small = (Predictor.of(model, cfg).batch(photos, (512, 512), r) for r in (None, rule))
     assert torch.allclose(whole.sum(1), torch.ones(2, 512, 512), atol=1e-5)
     torch.testing.assert_close(small, downsample_probs(whole, rule), rtol=0, atol=1e-6)
-    assert torch.equal(probs_to_ids(small, rule), probs_to_ids(downsample_probs(whole, rule), rule))
+    ids = [downsample_ids(probs.argmax(1), rule) for probs in (small, downsample_probs(whole, rule))]
+    assert torch.equal(*ids)
 
 
 def test_ranks_share_prediction_and_write_one_set_of_files(tiny, tiny_yaml, tmp_path):
@@ -103,7 +133,7 @@ def test_ranks_share_prediction_and_write_one_set_of_files(tiny, tiny_yaml, tmp_
     written = sorted(
         path.relative_to(first) for path in first.glob('**/*') if path.suffix in ('.csv', '.npy')
     )
-    assert len([path for path in written if path.name != 'metrics.csv']) == 10
+    assert len([path for path in written if path.name != 'metrics.csv']) == 12
     for path in written:
         assert (first / path).read_bytes() == (tiny.output_dir / path).read_bytes(), path
     assert not list(tiny.output_dir.glob('**/*.partial'))
@@ -121,6 +151,18 @@ def test_merged_predictions_are_those_of_the_folds(tiny):
             assert np.array_equal(read_masks(merged)[name], mask)
             fold_probs = np.load(tiny.run_dir(fold) / 'oof_probs.npy', mmap_mode='r')[row]
             assert np.array_equal(np.load(probs, mmap_mode='r')[names.index(name)], fold_probs)
+
+
+def test_all_folds_write_what_each_writes_alone(tiny):
+    for fold in (0, 1):
+        train.main(tiny, fold)
+        infer.main(tiny, fold, 'test', save_probs=True)
+    files = [tiny.run_dir(k) / name for k in (0, 1) for name in ('test.csv', 'test_probs.npy')]
+    alone = [path.read_bytes() for path in files]
+    for path in files:
+        path.unlink()
+    infer.main(tiny, None, 'test', save_probs=True)
+    assert [path.read_bytes() for path in files] == alone
 
 
 def test_two_predictions_of_one_folder(tiny):
@@ -145,3 +187,17 @@ def test_no_room_for_probabilities(tiny):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert (tiny.run_dir(0) / 'test.csv').read_bytes() == before
     assert not list(tiny.run_dir(0).glob('.*partial'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('encoder', ['test_convnext.r160_in1k', 'swin_tiny_patch4_window7_224.ms_in22k'])
+def test_a_compiled_model_is_one_graph_and_keeps_its_names(tiny, encoder):
+    update = {'encoder': encoder, 'head': 'knet', 'image_size': 64, 'crop_size': 64}
+    model, counter = SegModel(tiny.model_copy(update=update)), CompileCounter()
+    names = list(model.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    torch._dynamo.reset()
+    train = torch.compile(model, backend=counter, fullgraph=True)  # raises at a break of the graph
+    for _ in range(2):
+        train(images)
+    assert counter.frame_count == 1 and list(model.state_dict()) == names

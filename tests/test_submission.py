@@ -24,11 +24,11 @@ from config import HOME, Competition, write_competition
 from data.cache import resize_mask
 from submission import (
     competition_and_data,
+    downsample_ids,
     downsample_mask,
     downsample_probs,
     main,
     probs_to_bytes,
-    probs_to_ids,
     read_test_sizes,
 )
 from utils.errors import BadInput, Interrupted
@@ -645,7 +645,7 @@ def test_downsampling_by_hand(side):
         'prob_mean': mean.argmax(1),
     }
     for rule, answer in expected.items():
-        pred = probs_to_ids(downsample_probs(torch.from_numpy(probs), rule), rule)
+        pred = downsample_ids(downsample_probs(torch.from_numpy(probs), rule).argmax(1), rule)
         np.testing.assert_array_equal(pred.numpy(), answer)
     if step > 1:
         assert len({answer.tobytes() for answer in expected.values()}) == 3
