@@ -89,7 +89,7 @@ class Config(BaseModel):
     data_root: Path = Field(Path('input/data'), json_schema_extra=FREE)
     """Folder of the photos, with train_all.json (or train.json and val.json) and test.json."""
     cache_dir: Path = Field(Path('input/cache'), json_schema_extra=FREE)
-    """Folder of the decoded photos, the drawn masks and folds.csv, which are made once."""
+    """Folder of the decoded photos, the drawn masks, an index of the annotations and folds.csv, made once."""
     output_dir: Path = Field(Path('output'), json_schema_extra=FREE)
     """Folder in which runs are written."""
     folds_csv: Path | None = Field(None, json_schema_extra=FREE)
@@ -190,8 +190,10 @@ class Config(BaseModel):
     """Recompute the activations of the encoder in the backward pass: less memory, more time."""
     channels_last: bool = True
     """Use the NHWC memory layout."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
+    compile: bool = Field(False, json_schema_extra=FREE_IN_INFERENCE)
+    """Compile the model with torch.compile, in inference once for photos of all sizes; not measured on a GPU
+    yet, and so off by default.
+    """
     sync_bn: bool = True
     """Share the statistics of BatchNorm between the ranks if there are several GPUs."""
 
@@ -245,9 +247,14 @@ class Config(BaseModel):
     amp: Literal['auto', 'bf16', 'fp16', 'off'] = 'auto'
     """Mixed precision; auto is bf16 if the device has it in hardware, else fp16 on a GPU."""
     deterministic: bool = False
-    """Use only algorithms that give the same bits each time on a GPU; slower."""
+    """Use only operations that give the same bits each time on a GPU, as they do on a CPU; slower. torch
+    stops at one that has no such form on a GPU: the pooling of smp-pspnet and smp-upernet.
+    """
     checkpoint_minutes: float = Field(10, ge=0, json_schema_extra=FREE)
-    """Minutes after which last.pt is written within an epoch; 0 writes it at the ends of epochs."""
+    """Minutes after which last.pt is written again; 0 writes it at the end of each epoch. It is also written
+    at the end of the training, and when that is asked to stop. A thread writes it from a copy in memory, as
+    large as the file, while the training goes on.
+    """
     tracker: Literal['none', 'wandb', 'mlflow'] = Field('none', json_schema_extra=FREE)
     """Service that gets the curves and pictures too, beside TensorBoard and metrics.csv."""
     workers: int = Field(4, ge=0, le=256, json_schema_extra=FREE)
@@ -257,7 +264,7 @@ class Config(BaseModel):
 
     # Inference
     infer_batch_size: int = Field(16, ge=1, le=65_536, json_schema_extra=FREE)
-    """Number of photos in a forward pass."""
+    """Largest number of images in a forward pass: photos, and on a GPU several views of a photo, too."""
     tta_flips: tuple[Literal['h', 'v', 'hv'], ...] = Field((), json_schema_extra=FREE)
     """Flipped views that are predicted beside the plain one."""
     tta_rotations: tuple[Literal[90, 180, 270], ...] = Field((), json_schema_extra=FREE)

@@ -17,6 +17,7 @@ from data.augment import Augment, Sample, chance, cut_part, cutmix, mosaic, past
 from data.cache import Cache, fit_size, resize_image, resize_mask
 from data.coco import IGNORED
 from data.extra import Extra
+from networks.layers import to_device
 from utils.signals import leave_to_parent
 
 
@@ -141,8 +142,9 @@ class TrainingSet(Dataset):
 def find_donors(cache: Cache, rows: np.ndarray, first: int = 0) -> dict[int, list[int]]:
     """Return the positions of the rows, counted from `first`, whose photos have each class."""
     donors: dict[int, list[int]] = {}
+    classes = cache.coco.classes()
     for position, row in enumerate(rows, first):
-        for category in cache.coco.photos[row].classes:
+        for category in classes[row]:
             donors.setdefault(category, []).append(position)
     return donors
 
@@ -235,10 +237,10 @@ def _start_worker(worker_id: int) -> None:
     leave_to_parent()
 
 
-def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Normalise (N, C, H, W) uint8 or uint16 to float32, by the mean and std of values from 0 to 1."""
     top = 65535 if images.dtype == torch.uint16 else 255
-    mean_t, std_t = torch.tensor([mean, std], device=images.device).view(2, 1, -1, 1, 1) * top
+    mean_t, std_t = (to_device(values, images.device).view(-1, 1, 1) * top for values in (mean, std))
     return (images.float() - mean_t) / std_t
 
 
@@ -249,5 +251,5 @@ def unpack_masks(masks: torch.Tensor, num_classes: int) -> torch.Tensor:
     depth, planes = masks.shape[-1] // 2, []
     for k in range(num_classes):
         true, known = (masks[..., first + k // 8] >> (k % 8) & 1 for first in (0, depth))
-        planes.append(torch.where(known == 1, true, IGNORED))
+        planes.append(true.masked_fill(known == 0, IGNORED))  # torch.where would copy the number to a GPU
     return torch.stack(planes, dim=1)

@@ -48,7 +48,7 @@ from data.folds import held_out_hash, read_folds, split_fold
 from engine.checkpoint import current_names, is_checkpoint, load_checkpoint, load_model_state
 from engine.distributed import Ranks, seed_everything, start_ranks
 from engine.dry_run import estimate_cost
-from engine.inference import evaluate
+from engine.inference import Evaluation
 from engine.provenance import compare_provenance, write_provenance
 from engine.runs import check_run, lock_run, open_run
 from engine.sanity import check_classes, check_epoch, check_first_batch
@@ -86,7 +86,7 @@ def main(
     cfg = with_statistics(cfg, data.cache)
     if ranks.is_main:
         check_run(cfg, fold, resume, overwrite)  # with the mean and std of the photos as they are now
-    resume = resume and (cfg.run_dir(fold) / 'last.pt').exists()
+    resume = resume and has_checkpoint(cfg, fold, ranks)
     if resume and ranks.is_main:
         changes += compare_provenance(cfg.run_dir(fold), data.fingerprint)
     model, notes = build_model(cfg, None if resume else start, resume)
@@ -128,6 +128,15 @@ def check_batch(cfg: Config, ranks: Ranks) -> None:
 def min_batch(cfg: Config, ranks: Ranks) -> int:
     """Return the fewest photos that BatchNorm needs in a batch: two a rank unless it is synchronised."""
     return ranks.world if ranks.sync_bn(cfg) else 2 * ranks.world
+
+
+def has_checkpoint(cfg: Config, fold: int, ranks: Ranks) -> bool:
+    """Tell whether there is a last.pt to resume from. Raises BadInput if only some of the ranks see it."""
+    path = cfg.run_dir(fold) / 'last.pt'
+    present, absent = ranks.any_rank(path.exists(), not path.exists())
+    if present and absent:
+        raise BadInput(f'{path}: not every rank sees it; expected an output_dir that all nodes share')
+    return present
 
 
 def load_start(cfg: Config) -> dict | None:
@@ -188,12 +197,14 @@ def build_model(cfg: Config, start: dict | None, resume: bool) -> tuple[SegModel
 
 def log_header(cfg: Config, data: TrainingData, changes: list[str], notes: list[str]) -> None:
     """Log the photos, classes and weights; warn of absent classes and of changes since the last start."""
-    present = [data.cache.coco.photos[row].classes for row in data.train_rows]
+    classes = data.cache.coco.classes()
+    present = [classes[row] for row in data.train_rows]
     sizes = f'{len(data.train_rows)} train, {len(data.valid_rows)} valid'
     counts = count_classes(present, cfg.classes, cfg.competition.object_ids)
     log.info(f'fold {data.fold}: {sizes}, classes {counts}')
     for extra in data.extra:
-        theirs = [extra.cache.coco.photos[row].classes for row in extra.rows]
+        classes = extra.cache.coco.classes()
+        theirs = [classes[row] for row in extra.rows]
         present = present + theirs
         counts = count_classes(theirs, cfg.classes, cfg.competition.object_ids)
         origin = f'{len(theirs)} photos of {extra.cache.coco.root}, classes {counts}'
@@ -223,15 +234,14 @@ def train_epochs(trainer: Trainer, tracking: Tracking | None) -> None:
     """Train, validate, report and save each epoch. Raises CheckFailed, and Interrupted if asked to stop."""
     cfg, data, before = trainer.cfg, trainer.data, (None, None)
     metric = metric_of(cfg.competition)
+    evaluation = Evaluation(data.cache, data.valid_rows, cfg, trainer.ranks) if len(data.valid_rows) else None
 
     def validate(model: SegModel | None) -> np.ndarray | None:
-        if model is None or not len(data.valid_rows):
-            return None
-        return evaluate(model, data.cache, data.valid_rows, cfg, trainer.ranks)
+        return None if model is None or evaluation is None else evaluation.count(model)
 
     if tracking:
         tracking.start(trainer.epoch)
-    with trainer.bar() as bar:
+    with trainer.bar() as bar, trainer.writer:
         for epoch in range(trainer.epoch, cfg.epochs):
             started = time.monotonic()
             loss = trainer.train_epoch(epoch, bar)

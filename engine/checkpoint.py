@@ -1,5 +1,7 @@
 """Save and load checkpoints, and rebuild the model of a run from its checkpoint."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import torch
 
 from config import COMPETITION_FILE, Config, keys_free_in_inference, make_config
 from data.folds import held_out_hash
-from models import SegModel
+from models import SegModel, empty_model
 from utils.errors import BadInput
 from utils.files import write_whole
 from utils.safe_load import read_tensors
@@ -32,6 +34,60 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
             torch.save(checkpoint, file)
         except RuntimeError as error:  # torch wraps the OSError of a full disk
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+class CheckpointWriter:
+    """Write checkpoints in a thread while the training goes on, one after another, each from a copy in the
+    memory of the CPU. If one cannot be written, none after it is; the next call raises its error, or the end
+    of the `with` block, which waits for all of them.
+    """
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(1)
+        self.writes: dict[Path, Future] = {}  # the latest of each file
+
+    def __enter__(self) -> 'CheckpointWriter':
+        return self
+
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        self.pool.shutdown()
+        if kind is None:
+            self.wait()
+
+    def save(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        """Copy a checkpoint to be written, once the one before it of the same file is on the disk."""
+        if path in self.writes:
+            self.writes[path].result()
+        earlier, content = [*self.writes.values()], to_cpu(checkpoint)
+
+        def write() -> None:
+            for each in earlier:
+                each.result()
+            save_checkpoint(path, content)
+
+        self.writes[path] = self.pool.submit(write)
+
+    def check(self) -> None:
+        """Raise the error of a checkpoint that could not be written."""
+        for each in self.writes.values():
+            if each.done():
+                each.result()
+
+    def wait(self) -> None:
+        """Wait until all checkpoints are on the disk."""
+        for each in self.writes.values():
+            each.result()
+
+
+def to_cpu(value: Any) -> Any:
+    """Copy a checkpoint, or a part of one, with its tensors in the memory of the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to('cpu', copy=True)
+    if isinstance(value, dict):
+        result = copy(value)  # a state_dict also has _metadata
+        result.update((key, to_cpu(item)) for key, item in value.items())
+        return result
+    return [to_cpu(item) for item in value] if isinstance(value, list) else value
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -105,10 +161,12 @@ def load_run(cfg: Config, fold: int, device: torch.device, is_oof: bool = False)
     refuse_other_pixels(path, trained, cfg)
     free = {key: getattr(cfg, key) for key in ('competition', *keys_free_in_inference())}
     trained = trained.model_copy(update=free)
-    model = SegModel(trained, load_weights=False)
+    model = empty_model(trained)
     load_model_state(model, checkpoint['model'], path)
     memory_format = torch.channels_last if trained.channels_last else torch.contiguous_format
     model = model.eval().to(device, memory_format=memory_format)
+    if trained.compile:
+        model.compile(dynamic=True)  # in place, for photos of many sizes
     facts = [checkpoint[key] for key in ('held_out', 'fold', 'epoch', 'score')]
     thresholds = read_thresholds(cfg.output_dir / cfg.name, len(trained.classes), fold if is_oof else None)
     return Run(model, trained, *facts, tuple(thresholds))

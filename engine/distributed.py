@@ -1,4 +1,8 @@
-"""The ranks of a training, one process for each GPU, and their random numbers."""
+"""The ranks of a training, one process for each GPU, and their random numbers.
+
+torchrun starts the ranks, on one machine or several. They use NCCL on GPUs, and gloo on CPUs. With
+RANKS_BACKEND=gloo in the environment they use gloo on GPUs too, slowly; then several may share a GPU.
+"""
 
 import atexit
 import os
@@ -25,6 +29,7 @@ class Ranks:
     rank: int
     world: int
     device: torch.device
+    joined: bool = False  # in a process group, which may be of this rank alone
 
     @classmethod
     def alone(cls) -> 'Ranks':
@@ -38,7 +43,7 @@ class Ranks:
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Add a tensor up over all ranks, in place."""
-        if self.world > 1:
+        if self.joined:
             dist.all_reduce(values)
         return values
 
@@ -48,13 +53,13 @@ class Ranks:
 
     def broadcast(self, model: torch.nn.Module) -> None:
         """Copy the weights and BatchNorm statistics of rank 0 to all ranks."""
-        if self.world > 1:
+        if self.joined:
             for value in model.state_dict().values():
                 dist.broadcast(value, src=0)
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """Return the tensors of all ranks, of one shape and type, as one (world, ...) on the CPU."""
-        if self.world == 1:
+        if not self.joined:
             return values[None].cpu()
         values = values.to(self.device)
         gathered = [torch.empty_like(values) for _ in range(self.world)]
@@ -63,7 +68,7 @@ class Ranks:
 
     def any_rank(self, *flags: bool) -> list[bool]:
         """Return each flag as true if it is true on any rank."""
-        if self.world == 1:
+        if not self.joined:
             return list(flags)
         return [bool(count) for count in self.sum(torch.tensor(flags, device=self.device).int())]
 
@@ -79,7 +84,7 @@ class Ranks:
 
     def wait(self) -> None:
         """Wait until all ranks have come here."""
-        if self.world > 1:
+        if self.joined:
             dist.barrier()
 
 
@@ -89,18 +94,26 @@ def start_ranks(cfg: Config) -> Ranks:
         raise BadInput("config key 'device': found cuda, but torch sees no GPU; expected auto or cpu")
     use_gpu = cfg.device != 'cpu' and torch.cuda.is_available()
     device, world = torch.device('cuda' if use_gpu else 'cpu'), int(os.environ.get('WORLD_SIZE', 1))
-    if world == 1:
+    if world == 1 and not dist.is_torchelastic_launched():  # as torchrun does
         return Ranks(0, 1, device)
+    backends = ['nccl', 'gloo'] if use_gpu else ['gloo']
+    backend = os.environ.get('RANKS_BACKEND', backends[0])
+    if backend not in backends:
+        expected = f'expected {" or ".join(backends)} on a {device.type}'
+        raise BadInput(f'environment variable RANKS_BACKEND: found {backend!r}, {expected}')
     if use_gpu:
-        device, count = torch.device('cuda', int(os.environ['LOCAL_RANK'])), torch.cuda.device_count()
-        if device.index >= count:
-            raise BadInput(f'--nproc-per-node: expected one process a GPU at most; torch sees {count} here')
+        index, count = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
+        if index >= count and backend == 'nccl':
+            expected = 'expected one process a GPU at most, or RANKS_BACKEND=gloo in the environment'
+            raise BadInput(f'--nproc-per-node: {expected}; torch sees {count} here')
+        device = torch.device('cuda', index % count)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         # rank 0 builds caches and pseudo-labels while the others wait
-        dist.init_process_group('nccl' if use_gpu else 'gloo', timeout=timedelta(hours=3))
+        device_id = device if backend == 'nccl' else None
+        dist.init_process_group(backend, timeout=timedelta(hours=3), device_id=device_id)
         atexit.register(dist.destroy_process_group)
-    return Ranks(dist.get_rank(), world, device)
+    return Ranks(dist.get_rank(), world, device, joined=True)
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:

@@ -35,6 +35,7 @@ def estimate_cost(trainer: Trainer) -> None:
     times = [time.monotonic()]
     steps = islice(trainer.steps(trainer.epoch), STEPS)
     for _ in progress(steps, 'dry run', 'step', min(STEPS, steps_left), quiet=not trainer.ranks.is_main):
+        trainer.read_losses()  # which waits for a GPU
         times.append(time.monotonic())
     seconds = np.diff(times)
     step = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))

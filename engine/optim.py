@@ -1,4 +1,4 @@
-"""The optimizer, its parameter groups, and the learning rate of each step."""
+"""The optimizer, its parameter groups, the learning rate of each step, and buffers that stay finite."""
 
 import math
 import re
@@ -22,7 +22,11 @@ def build_optimizer(model: SegModel, cfg: Config) -> torch.optim.Optimizer:
     if cfg.optimizer == 'adam':
         return torch.optim.Adam(groups, fused=True)
     if cfg.optimizer == 'sgd':
-        return torch.optim.SGD(groups, momentum=0.9, fused=True)
+        optimizer = torch.optim.SGD(groups, momentum=0.9, fused=True)
+        for parameter in (parameter for group in groups for parameter in group['params']):
+            # torch leaves it uninitialised if the scaler of fp16 skips the first step
+            optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
+        return optimizer
     try:
         from apex.optimizers import FusedAdam
     except ImportError:
@@ -31,6 +35,29 @@ def build_optimizer(model: SegModel, cfg: Config) -> torch.optim.Optimizer:
             "with its CUDA extensions (PyPI's apex is something else); adamw is torch's own fused one"
         ) from None
     return FusedAdam(groups, adam_w_mode=True)
+
+
+class FiniteBuffers:
+    """The last finite values of a model's buffers. A forward pass that overflows in fp16 would spoil
+    BatchNorm's statistics for good, although the scaler skips its step.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.finite = self.flatten()
+
+    def flatten(self) -> torch.Tensor | None:
+        return torch.cat([buffer.flatten() for buffer in self.buffers]) if self.buffers else None
+
+    def restore(self) -> None:
+        """Replace each value that is not finite by its last finite one, without a copy to the CPU."""
+        if not self.buffers:
+            return
+        flat = self.flatten()
+        self.finite = torch.where(flat.isfinite(), flat, self.finite)
+        parts = self.finite.split([buffer.numel() for buffer in self.buffers])
+        copies = [part.view_as(buffer) for part, buffer in zip(parts, self.buffers, strict=True)]
+        torch._foreach_copy_(self.buffers, copies)
 
 
 def lr_factor(cfg: Config, step: int, total: int) -> float:

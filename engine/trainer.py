@@ -8,6 +8,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +26,21 @@ from config import Config
 from data.cache import Cache
 from data.extra import Extra
 from dataset import EpochSampler, TrainingSet, batches_per_epoch, make_loader, normalize, unpack_masks
-from engine.checkpoint import load_checkpoint, load_model_state, save_checkpoint
+from engine.checkpoint import CheckpointWriter, load_checkpoint, load_model_state
 from engine.distributed import Ranks
 from engine.inference import amp_dtype, autocast
-from engine.optim import build_optimizer, lr_factor
+from engine.optim import FiniteBuffers, build_optimizer, lr_factor
 from losses import segmentation_loss
 from models import SegModel
+from networks.depthwise import depthwise_backward
 from submission import metric_of
 from utils.errors import BadInput, CheckFailed, Interrupted
 from utils.log import log
 from utils.progress import Bar
 from utils.signals import StopRequest
+
+READ_EVERY = 8  # batches on a GPU, which stands still while losses are read; then a run may stop, too
+MIN_SCALE = 1e-4  # of the loss in fp16, below which its gradients vanish; as in fairseq
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Trainer:
         folder: Path | None = None,
         stop: StopRequest | None = None,
     ) -> None:
-        """Checkpoints go into `folder`, which only rank 0 has."""
+        """`writer` writes the checkpoints into `folder`, which only rank 0 has."""
         self.cfg, self.ranks, self.data, self.folder = cfg, ranks, data, folder
         self.stop = stop or StopRequest()
         self.pseudo_schedule = data.pseudo.schedule if data.pseudo else 'none'
@@ -97,8 +102,12 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, cfg)
         fp16 = amp_dtype(cfg, ranks.device) == torch.float16
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=fp16)
+        # torch.compile and checkpointing may run a convolution again, outside of this context
+        runs_again = cfg.compile or cfg.grad_checkpointing
+        dtype = torch.float32 if runs_again else amp_dtype(cfg, ranks.device)
+        self.convolutions = depthwise_backward(self.model, dtype)
         self.forward = torch.compile(self.model) if cfg.compile else self.model
-        if ranks.world > 1:
+        if ranks.joined:
             devices = [ranks.device] if ranks.device.type == 'cuda' else None
             self.forward = DistributedDataParallel(self.forward, device_ids=devices)
         pseudo_cache = data.pseudo.cache if data.pseudo else None
@@ -111,7 +120,9 @@ class Trainer:
         self.epoch = self.step = 0  # done so far
         self.best, self.best_epoch = math.nan, -1
         self.batch, self.total = 0, 0.0  # done of the current epoch: batches, and the sum of their losses
-        self.saved_at = time.monotonic()
+        self.unread: list[tuple[int, Tensor, Tensor]] = []  # number, loss and positions of the last batches
+        self.read_every = READ_EVERY if ranks.device.type == 'cuda' else 1
+        self.writer, self.saved_at = CheckpointWriter(), time.monotonic()
         self._score = math.nan
 
     @property
@@ -156,12 +167,17 @@ class Trainer:
     def train_epoch(self, epoch: int, bar: Bar) -> float:
         """Train for the rest of an epoch; return its mean loss. Raises CheckFailed and Interrupted."""
         bar.set_description_str(f'epoch {epoch + 1}/{self.cfg.epochs}', refresh=False)
+        label = metric_of(self.cfg.competition).label
+        score = {} if math.isnan(self._score) else {label: f'{self._score:.3f}'}
         for _ in self.steps(epoch):
-            self.save_or_stop()
-            label = metric_of(self.cfg.competition).label
-            score = {} if math.isnan(self._score) else {label: f'{self._score:.3f}'}
-            bar.set_postfix(loss=f'{self.total / self.batch:.3f}', **score, refresh=False)
+            must_stop = self.stop.asked and self.ranks.world == 1  # several ranks stop at the same step
+            if len(self.unread) >= self.read_every or must_stop:
+                self.read_losses()
+                self.save_or_stop()
+                bar.set_postfix(loss=f'{self.total / self.batch:.3f}', **score, refresh=False)
             bar.update()
+        self.read_losses()
+        torch.backends.cudnn.benchmark = False  # photos to validate on may have many shapes
         self.epoch = epoch + 1
         if epoch >= self.cfg.epochs - self.swa_epochs:
             self.swa.update_parameters(self.model)
@@ -172,25 +188,41 @@ class Trainer:
         return loss
 
     def steps(self, epoch: int) -> Iterator[int]:
-        """Train on an epoch; yield the number of each optimizer step once it is done. Raises CheckFailed."""
+        """Train on an epoch; yield the number of each optimizer step once it is done, its losses unread."""
         accumulate = self.cfg.accumulate
         self.start_epoch(epoch)
         for number, (images, masks, positions) in enumerate(self.loader, start=self.batch):
             first = number // accumulate * accumulate  # batch of this step
-            loss = self.compute_loss(images, masks)
-            value = loss.item()
-            if not math.isfinite(value):
-                place = f'epoch {epoch + 1}, batch {number + 1}'
-                names = ', '.join(self.samples.name(position) for position in positions.tolist())
-                raise CheckFailed(
-                    f'loss is {value} in {place}, on {names}; try a lower lr, clip_norm=1 or amp=off'
-                )
-            self.scaler.scale(loss / min(accumulate, len(self.sampler) - first)).backward()
-            self.total += value
-            if (number + 1) % accumulate == 0 or number + 1 == len(self.sampler):
+            is_last = (number + 1) % accumulate == 0 or number + 1 == len(self.sampler)
+            # the ranks add up their gradients once a step
+            with nullcontext() if is_last or not self.ranks.joined else self.forward.no_sync():
+                loss = self.compute_loss(images, masks)
+                self.scaler.scale(loss / min(accumulate, len(self.sampler) - first)).backward()
+            self.unread.append((number, loss.detach(), positions))
+            if is_last:
                 self.update()
                 self.batch = number + 1
                 yield self.step
+
+    def read_losses(self) -> None:
+        """Add up the losses since the last call. Raises CheckFailed if one is not finite; in fp16, whose
+        scaler skips such a step, once the scale is below MIN_SCALE.
+        """
+        losses = torch.stack([loss for _, loss, _ in self.unread]).tolist() if self.unread else []
+        for (number, _, positions), loss in zip(self.unread, losses, strict=True):
+            if math.isfinite(loss):
+                self.total += loss
+                continue
+            names = ', '.join(self.samples.name(position) for position in positions.tolist())
+            fault = f'loss is {loss} in epoch {self.epoch + 1}, batch {number + 1}, on {names}'
+            if not self.scaler.is_enabled():
+                raise CheckFailed(f'{fault}; try a lower lr, clip_norm=1 or amp=off')
+            log.warning(f'warning: {fault}: its step is skipped')
+            self.total += self.total / max(1, number)  # it counts as the mean of those before it
+        self.unread.clear()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < MIN_SCALE:
+            fault = f'gradients are not finite in fp16 even of {self.scaler.get_scale():.0e} times the loss'
+            raise CheckFailed(f'{fault}; try a lower lr, clip_norm=1, amp=bf16 or amp=off')
 
     def start_epoch(self, epoch: int) -> None:
         """Point the loader at an epoch, and log which photos it trains on if that has changed."""
@@ -200,11 +232,13 @@ class Trainer:
             log.info(f'epoch {epoch + 1}: training on {len(positions)} photos, {count} pseudo-labelled')
         self.sampler.set_epoch(epoch, self.positions_in(epoch), start=self.batch)
         self.model.train()
+        self.buffers = FiniteBuffers(self.model) if self.scaler.is_enabled() else None
+        torch.backends.cudnn.benchmark = not self.cfg.deterministic  # all batches have one shape
 
     def compute_loss(self, images: Tensor, masks: Tensor) -> Tensor:
         """Return the loss of (N, C, S, S) images and their masks, (N, S, S) or packed (N, S, S, 2P)."""
         cfg, device = self.cfg, self.ranks.device
-        with autocast(cfg, device):
+        with autocast(cfg, device), self.convolutions:
             outputs = self.forward(self.prepare(images))
         masks = unpack_masks(masks.to(device, non_blocking=True), len(cfg.classes))
         options = {'label_smoothing': cfg.label_smoothing, 'class_weights': cfg.class_weights}
@@ -219,18 +253,21 @@ class Trainer:
             self.keep_best(self.averaged, score)
             if swa_score is not None:
                 self.keep_best(self.swa.module, swa_score)
-        self.save()
-        if self.epoch < self.cfg.epochs and self.ranks.any_rank(self.stop.asked)[0]:
-            raise self.interrupted()
+        self.save_or_stop()
 
     def save_or_stop(self) -> None:
-        """Save last.pt if that is due or some rank was asked to stop; then raise Interrupted."""
-        minutes = (time.monotonic() - self.saved_at) / 60
-        due = self.ranks.is_main and 0 < self.cfg.checkpoint_minutes <= minutes
-        due, asked = self.ranks.any_rank(due, self.stop.asked)
-        if due or asked:
+        """Save last.pt if that is due, at the end of the training, or if a rank was asked to stop. Raises
+        Interrupted in the last case, and the error of an earlier checkpoint that could not be written.
+        """
+        self.writer.check()
+        every, minutes = self.cfg.checkpoint_minutes, (time.monotonic() - self.saved_at) / 60
+        due = minutes >= every if every else self.batch == 0  # between two epochs
+        due, asked = self.ranks.any_rank(due and self.ranks.is_main, self.stop.asked)
+        is_end = self.epoch == self.cfg.epochs
+        if due or asked or is_end:
             self.save()
-        if asked:
+        if asked and not is_end:
+            self.writer.wait()
             self.ranks.wait()  # torchrun ends the others as soon as one has ended
             raise self.interrupted()
 
@@ -261,6 +298,8 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.buffers is not None:
+            self.buffers.restore()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.model, step=self.step)
@@ -293,7 +332,7 @@ class Trainer:
         """Save the model as best.pt if its score is the best so far, or nan."""
         if not score <= self.best:
             self.best, self.best_epoch = score, self.epoch - 1
-            save_checkpoint(self.folder / 'best.pt', {'model': model.state_dict(), **self.metadata(score)})
+            self.writer.save(self.folder / 'best.pt', {'model': model.state_dict(), **self.metadata(score)})
 
     def save(self) -> None:
         """Save last.pt, with the score of the last whole epoch; all ranks have to call it."""
@@ -317,7 +356,7 @@ class Trainer:
             'pseudo_schedule': self.pseudo_schedule,
         }
         content = {'model': self.model.state_dict(), **self.metadata(self._score), 'resume': resume}
-        save_checkpoint(self.folder / 'last.pt', content)
+        self.writer.save(self.folder / 'last.pt', content)
 
     def resume(self, path: Path) -> None:
         """Continue after the step at which last.pt was written. Raises BadInput."""
@@ -342,6 +381,10 @@ class Trainer:
             self.scaler.load_state_dict(state['scaler'])
         self.step, self.best, self.best_epoch = state['step'], state['best'], state['best_epoch']
         self.epoch, self._score, self.batch = checkpoint['epoch'] + 1, checkpoint['score'], state['batch']
+        best = path.with_name('best.pt')
+        # a run that is killed may leave a best.pt of a later epoch
+        if best.exists() and (later := load_checkpoint(best))['epoch'] > checkpoint['epoch']:
+            self.best, self.best_epoch = later['score'], later['epoch']
         self.restore_rank(state)
         batch = f'batch {self.batch} of epoch {self.epoch + 1}, ' if self.batch else ''
         log.info(f'resumed after epoch {self.epoch}, {batch}step {self.step}')

@@ -194,7 +194,7 @@ def test_two_ranks_go_on_to_the_bit_with_annotators_of_two_roots(tmp_path):
     whole = config_of(tmp_path, **mixing, **small, **more)
     other = whole.model_copy(update={'output_dir': tmp_path / 'again'})
     assert ended(start(train.main, whole, 0, ranks=2)) == [0, 0]
-    dying = start(train_dying, other, ('engine.trainer', 'save_checkpoint'), 2, 0, ranks=2)
+    dying = start(train_dying, other, ('engine.checkpoint', 'save_checkpoint'), 2, 0, ranks=2)
     assert ended(dying)[0] == -9 and (other.run_dir(0) / 'last.pt').exists()
     assert ended(start(train.main, other, 0, resume=True, ranks=2)) == [0, 0]
     compare(whole, other)

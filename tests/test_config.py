@@ -198,7 +198,7 @@ def test_dump_round_trips_and_is_frozen(tmp_path):
 def test_keys_that_may_differ_from_the_trained_run():
     on_resume, in_inference = keys_free_on_resume(), keys_free_in_inference()
     assert {'workers', 'device', 'tta_flips', 'data_root', 'encoder_weights'} <= on_resume < in_inference
-    scored = {'downsample', 'window', 'pseudo_threshold', 'pseudo_keep', 'pseudo_soft'}
+    scored = {'compile', 'downsample', 'window', 'pseudo_threshold', 'pseudo_keep', 'pseudo_soft'}
     assert in_inference - on_resume == scored
     assert not {'lr', 'epochs', 'classes', 'encoder', 'name', 'seed', 'cache_size'} & in_inference
 

@@ -34,10 +34,11 @@ def test_everything_is_kept_with_a_share_of_one(tiny):
 
 def test_soft_labels_are_kept_as_often_as_the_teacher_is_sure(tiny):
     cache = open_cache(tiny, 'test')
-    confidence = np.full(cache.masks.array.shape, 51, np.uint8)  # a fifth
+    masks = np.ones((len(cache), *cache.masks.shapes[0]), np.uint8)
+    confidence = np.full(masks.shape, 51, np.uint8)  # a fifth
     confidence[:, :128] = 255
     confidence[:, :8] = 0
-    soft = Cache(cache.coco, cache.photos, np.ones_like(cache.masks.array), confidence)
+    soft = Cache(cache.coco, cache.photos, masks, confidence)
     samples = TrainingSet(tiny, cache, np.arange(0), (0, 0, 0), soft)
     _, mask = samples.pixels(0, np.random.default_rng(0))
     assert (mask[:8] == IGNORED).all() and (mask[8:128] == 1).all()

@@ -121,7 +121,9 @@ def train_dying(cfg: Config, where: tuple[str, str], nth: int, seconds: float) -
     train.main(cfg, 0, resume=True)
 
 
-@pytest.mark.parametrize('where', [('engine.trainer', 'save_checkpoint'), ('train', 'evaluate')])
+@pytest.mark.parametrize(
+    'where', [('engine.checkpoint', 'save_checkpoint'), ('engine.inference', 'check_seen')]
+)
 def test_killed_while_it_writes_or_validates(whole, other, where):
     rng = np.random.default_rng(0)
     for _ in range(4):

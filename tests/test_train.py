@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -16,12 +17,13 @@ import pytest
 import torch
 from conftest import mean_iou, write_set
 from PIL import Image
+from test_resume import same
 from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 
 import infer
 import pseudo
 import train
-from config import Competition, load_config
+from config import Competition, Config, load_config
 from data.cache import open_cache
 from data.coco import IGNORED
 from data.folds import read_folds
@@ -362,15 +364,6 @@ def test_one_image_a_rank_is_refused(tiny):
         train.main(tiny.model_copy(update={'batch_size': 1}), 0)
 
 
-def test_more_ranks_than_gpus_are_refused(tiny, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    for name, value in (('WORLD_SIZE', '4'), ('LOCAL_RANK', '3')):
-        monkeypatch.setenv(name, value)
-    with pytest.raises(BadInput, match='one process a GPU at most; torch sees 2'):
-        train.main(tiny.model_copy(update={'device': 'auto'}), 0)
-
-
 def test_one_photo_to_train_on_is_refused(tiny, tmp_path):
     few = {'data_root': write_set(tmp_path / 'few', 2, 0), 'cache_dir': tmp_path / 'cache'}
     with pytest.raises(BadInput, match='found 1 photos to train on, expected at least 2'):
@@ -516,45 +509,125 @@ def test_output_folder_that_cannot_be_written(tiny, tmp_path):
 
 
 WITHOUT_DROPOUT = """
-import torch, train
+import atexit
+import torch
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+import engine.trainer, train
+
+class Counted(engine.trainer.DistributedDataParallel):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.count = 0
+        self.register_comm_hook(None, self.hook)
+        atexit.register(lambda: print('reductions', self.count))
+
+    def hook(self, state, bucket):
+        self.count += bucket.is_last()
+        return allreduce_hook(dist.group.WORLD, bucket)
+
+engine.trainer.DistributedDataParallel = Counted
 torch.nn.Dropout2d.forward = lambda self, x: x
 train.run_script(train.command)
 """
+# no BatchNorm, which torch synchronises on GPUs alone, no dropout, and no borders: ranks have as many pixels
+SHARED = ['head=smp-fpn', 'head_channels=512', 'aux_channels=256', 'aux_weight=0', 'scale_range=[1,1]']
+SHARED += ['ema=0.9', 'epochs=3', 'optimizer=sgd', 'lr=0.01']
 
 
-def test_two_ranks_train_as_one_process_does(tiny_yaml, tmp_path, monkeypatch):
-    """torchrun on the CPU: the same losses and scores for the same global batches, each photo validated once,
-    one set of files. No BatchNorm, which torch synchronises on GPUs alone, no dropout, and no borders, so
-    that both ranks have as many pixels.
-    """
-    script = tmp_path / 'without_dropout.py'
-    script.write_text(WITHOUT_DROPOUT)
-    network = ['head=smp-fpn', 'head_channels=512', 'aux_channels=256', 'aux_weight=0']
-    options = [*network, 'ema=0.9', 'scale_range=[1,1]', 'epochs=3', 'optimizer=sgd', 'lr=0.01']
-    one, cfg = (load_config(tiny_yaml, [f'name={name}', *options]) for name in ('one', 'two'))
-    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
-    words = [str(script), '--cfg', str(tiny_yaml), '--fold', '0', '--set', 'name=two', *options]
-    done = subprocess.run(
-        [*launch, *words],
+def torchrun(*words: object) -> subprocess.Popen:
+    """Start torchrun with its options and a command."""
+    return subprocess.Popen(
+        [sys.executable, '-m', 'torch.distributed.run', *map(str, words)],
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
-        timeout=240,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count('best mIoU') == 1
-    monkeypatch.setattr(torch.nn.Dropout2d, 'forward', lambda self, x: x)
-    train.main(one, 0)
-    files = [run.run_dir(0) / 'metrics.csv' for run in (one, cfg)]
+
+
+def outputs(*runs: subprocess.Popen) -> str:
+    """Wait for runs that all have to succeed; return what they print."""
+    printed = [run.communicate(timeout=240) for run in runs]
+    assert not any(run.returncode for run in runs), printed
+    return ''.join(out for out, _ in printed)
+
+
+def same_metrics(one: Config, other: Config) -> None:
+    files = [run.run_dir(0) / 'metrics.csv' for run in (one, other)]
     rows = [list(csv.DictReader(path.read_text().splitlines())) for path in files]
     for single, shared in zip(*rows, strict=True):
         assert single['step'] == shared['step']
         assert float(single['loss']) == pytest.approx(float(shared['loss']), abs=1e-4)
         assert float(single['miou']) == pytest.approx(float(shared['miou']), abs=1e-3)
+
+
+@pytest.fixture
+def script(tmp_path) -> Path:
+    """Write train.py without dropout, whose ranks print how often they add up their gradients."""
+    path = tmp_path / 'without_dropout.py'
+    path.write_text(WITHOUT_DROPOUT)
+    return path
+
+
+def test_two_ranks_train_as_one_process_does(tiny_yaml, script, monkeypatch):
+    """torchrun on the CPU: the same losses and scores for the same global batches, each photo validated once,
+    gradients added up once a step, one set of files.
+    """
+    options = [*SHARED, 'accumulate=2']
+    one, cfg = (load_config(tiny_yaml, [f'name={name}', *options]) for name in ('one', 'two'))
+    words = [script, '--cfg', tiny_yaml, '--fold', 0, '--set', 'name=two', *options]
+    printed = outputs(torchrun('--standalone', '--nproc-per-node=2', *words))
+    assert printed.count('best mIoU') == 1
+    assert printed.count('reductions 6') == 2  # in 3 epochs of 3 batches, two of them a step
+    monkeypatch.setattr(torch.nn.Dropout2d, 'forward', lambda self, x: x)
+    train.main(one, 0)
+    same_metrics(one, cfg)
     score = infer.main(cfg, 0, 'oof', tta=False)
-    assert max(float(row['miou']) for row in rows[1]) == pytest.approx(score, abs=1e-6)
+    rows = csv.DictReader((cfg.run_dir(0) / 'metrics.csv').read_text().splitlines())
+    assert max(float(row['miou']) for row in rows) == pytest.approx(score, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_nodes_train_and_predict_as_one_process_does(tiny_yaml, script, monkeypatch):
+    """Two agents of torchrun on this machine, with two ranks each."""
+    options = [*SHARED, 'batch_size=8', 'infer_batch_size=1']  # a batch's size may change the last bits
+    one, cfg = (load_config(tiny_yaml, [f'name={name}', *options]) for name in ('one', 'two'))
+
+    def on_two_nodes(*words: object) -> str:
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            meeting = f'localhost:{free.getsockname()[1]}'
+        launch = ['--nnodes=2', '--nproc-per-node=2', '--rdzv-backend=c10d', f'--rdzv-endpoint={meeting}']
+        rest = ['--rdzv-id=1', *words, '--cfg', tiny_yaml, '--fold', 0]
+        return outputs(*(torchrun(*launch, *rest, '--set', 'name=two', *options) for _ in range(2)))
+
+    printed = on_two_nodes(script)
+    assert printed.count('best mIoU') == 1 and printed.count('reductions 3') == 4
+    monkeypatch.setattr(torch.nn.Dropout2d, 'forward', lambda self, x: x)
+    train.main(one, 0)
+    same_metrics(one, cfg)
+    printed = on_two_nodes('infer.py', '--split', 'test', '--save-probs')
+    assert printed.count('wrote') == 1
+    files = [cfg.run_dir(0) / name for name in ('test.csv', 'test_probs.npy')]
+    by_two = [file.read_bytes() for file in files]
+    infer.main(cfg, 0, 'test', save_probs=True)
+    assert by_two == [file.read_bytes() for file in files]
+
+
+@pytest.mark.slow
+def test_one_rank_trains_as_without_torchrun(tiny, tiny_yaml):
+    """It is in a process group, and its files are the same to the bit."""
+    options = ['epochs=2', 'accumulate=2', 'clip_norm=1']
+    words = ['train.py', '--cfg', tiny_yaml, '--fold', 0, '--set', 'name=alone', *options]
+    outputs(torchrun('--standalone', '--nproc-per-node=1', *words))
+    cfg, alone = (load_config(tiny_yaml, [*options, f'name={name}']) for name in ('tiny', 'alone'))
+    train.main(cfg, 0)
+    one, two = (load_checkpoint(c.run_dir(0) / 'last.pt') for c in (cfg, alone))
+    same(one['model'], two['model'], 'last.pt')
+    same(one['resume'], two['resume'], 'last.pt')
+    assert (cfg.run_dir(0) / 'metrics.csv').read_text() == (alone.run_dir(0) / 'metrics.csv').read_text()
 
 
 @pytest.mark.parametrize(
