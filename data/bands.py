@@ -16,7 +16,6 @@ from math import prod
 from pathlib import Path
 from tokenize import TokenError
 
-import imagecodecs
 import numpy as np
 from PIL import TiffImagePlugin as Tiff
 from PIL.TiffImagePlugin import ImageFileDirectory_v2 as Tags
@@ -257,6 +256,8 @@ def value_type(tags: Tags) -> np.dtype | None:
 
 def decode_page(content: bytes, index: int, tags: Tags, shape: tuple[int, int, int]) -> np.ndarray:
     """Decode a page of a TIFF as (H, W, samples). Raises ValueError."""
+    import imagecodecs  # 26 MB that a data set without TIFFs does without
+
     height, width, samples = shape
     planar = samples > 1 and tags.get(Tiff.PLANAR_CONFIGURATION, 1) == 2
     place = (samples, height, width) if planar else shape if samples > 1 else shape[:2]

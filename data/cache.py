@@ -4,34 +4,41 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise, product
+from math import prod
 from pathlib import Path
 from zlib import crc32
 
 import cv2
 import numpy as np
 
-from config import Competition, Config
+from config import Config
 from data.coco import (
     CocoSet,
-    Photo,
     draw_mask,
     draw_plane,
-    read_coco,
     read_photo,
+    refuse_outside,
     scale_truth,
     scored_truth,
 )
+from data.index import open_coco
 from data.paths import find_photo
 from data.planes import pack_nothing, packed_depth, unpack, write_plane
+from data.records import Photo, damaged
 from metrics import IGNORED
-from utils.errors import BadInput, one_line
-from utils.files import lock, write_text
-from utils.progress import progress
-from utils.ragged import Ragged, allocate_ragged, map_ragged
+from utils.errors import BadInput
+from utils.files import lock, save_array, write_text
+from utils.progress import Bar
+from utils.ragged import Ragged, Shards, allocate_ragged
 
-CACHE_VERSION = 3  # raise it when photos or masks come out differently
+CACHE_VERSION = 4  # raise it when photos or masks come out differently, or are kept in other files
+SHARD_PHOTOS, SHARD_VALUES = 10_000, 2**33  # limits of a shard: its photos, and the values of their bands
+FILES, SUMS = 'files.npy', 'sums.npy'  # of a shard: describe_file of each photo; the total of sum_bands
 MOST_BANDS = 4  # that cv2 resizes and warps in one go
 PIXELS_AT_ONCE = 200_000_000  # of the photos that are decoded at the same time; one needs about 10 bytes
 
@@ -44,10 +51,10 @@ class Cache:
     """
 
     coco: CocoSet
-    photos: Ragged  # (h, w, channels) uint8, or uint16 if depth is 16
-    masks: Ragged
+    photos: Shards  # (h, w, channels) uint8, or uint16 if depth is 16
+    masks: Shards | Ragged
     confidence: Ragged | None = None  # of pseudo-labels: (h, w), or (h, w, K) if classes may overlap
-    annotators: Ragged | None = None  # a mask of each annotator, if photos have several: (n, h, w[, 2P])
+    annotators: Shards | None = None  # a mask of each annotator, if photos have several: (n, h, w[, 2P])
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -60,18 +67,20 @@ class Cache:
         return scale_truth(mask if mask.ndim == 2 else unpack(mask, len(competition.classes)), competition)
 
     def names(self, rows: np.ndarray) -> list[str]:
-        return [self.coco.photos[row].file_name for row in rows]
+        names = self.coco.names()
+        return [names[row] for row in rows]
 
 
 def open_cache(cfg: Config, split: str) -> Cache:
     """Open the cache of a split ('train' or 'test'); build it if it does not exist. Raises BadInput."""
-    return open_set(read_coco(cfg.data_root, split, cfg.competition), cfg)
+    return open_set(open_coco(cfg.data_root, split, cfg.competition, cfg.cache_dir), cfg)
 
 
 def open_set(coco: CocoSet, cfg: Config) -> Cache:
     """Open the cache of a set of photos; build it if it does not exist. Raises BadInput.
 
     Its folder is named by the size and a hash of the annotations, so a changed data set gets a new cache.
+    It has a folder for each shard: some rows' photos and masks, and the sizes and times of their files.
     """
     key = hashlib.sha256(f'{CACHE_VERSION} {cfg.cache_size} {coco.fingerprint}'.encode()).hexdigest()[:16]
     folder = cfg.cache_dir / f'{coco.split}-{cfg.cache_size}-{key}'
@@ -79,22 +88,34 @@ def open_set(coco: CocoSet, cfg: Config) -> Cache:
         with lock(cfg.cache_dir / f'.{folder.name}.lock', f'making the cache of {coco.split}', wait=True):
             if not folder.is_dir():
                 build_cache(coco, folder, cfg.cache_size)
-    check_photos(coco, folder)
-    photo_shapes, mask_shapes = cached_shapes(coco, cfg.cache_size)
-    photos = map_ragged(folder / 'photos.npy', photo_shapes, photo_type(cfg.competition))
-    annotators = None
-    if coco.has_annotators:
-        annotators = map_ragged(folder / 'annotators.npy', annotator_shapes(coco, mask_shapes))
-    return Cache(coco, photos, map_ragged(folder / 'masks.npy', mask_shapes), annotators=annotators)
-
-
-def check_photos(coco: CocoSet, folder: Path) -> None:
-    """Raise BadInput if a photo was replaced since it was cached; one that was deleted is not needed."""
     try:
-        files = json.loads((folder / 'meta.json').read_text())['files']
+        starts = json.loads((folder / 'meta.json').read_text())['starts']
+        files = np.concatenate([np.load(path) for path in parts_of(folder, starts, FILES)])
+        files = files.reshape(len(coco.photos), 3)
     except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f'{folder}: is damaged ({one_line(error)}); remove it to cache it again') from None
-    for name, (size, modified, checksum) in files.items():
+        raise damaged(folder, error) from None
+    check_photos(coco, folder, files)
+    shapes, types = cached_shapes(coco, cfg.cache_size), cached_types(coco)
+    arrays = {k: Shards(parts_of(folder, starts, f'{k}.npy'), starts, shapes[k], types[k]) for k in shapes}
+    for array, number in product(arrays.values(), range(len(starts))):
+        array.shard(number)  # a damaged file ends the run here
+    return Cache(coco, **arrays)
+
+
+def parts_of(folder: Path, starts: Sequence[int], name: str) -> list[Path]:
+    """Return where the files of a name are, one of each shard."""
+    return [folder / f'{number:05d}' / name for number in range(len(starts))]
+
+
+def check_photos(coco: CocoSet, folder: Path, files: np.ndarray) -> None:
+    """Raise BadInput if a photo was replaced since it was cached, by the (N, 3) describe_file of all photos;
+    one that was deleted is not needed.
+    """
+    for name, (size, modified, checksum) in zip(coco.names(), files.tolist(), strict=True):
+        with suppress(OSError):  # first in the fast way, which finds most
+            stat = os.stat(f'{coco.root}/{name}')  # noqa: PTH116
+            if (stat.st_size, stat.st_mtime_ns) == (size, modified):
+                continue
         path = find_photo(coco.root, name)
         if not path.exists():
             continue
@@ -113,68 +134,113 @@ def describe_file(path: Path) -> tuple[int, int, int]:
 def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
     """Decode every photo and draw every mask, the longer side resized to `side`, or none if that is 0;
     `folder` appears only when it is complete.
+
+    Keeps the shards that a build has finished before it was killed or met a bad photo. Raises BadInput.
     """
     partial, count = folder.with_name(f'.{folder.name}.partial'), len(coco.photos)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-
-    needs_statistics = coco.split == 'train' and coco.competition.channels not in (1, 3)
-    sums: dict[int, np.ndarray] = {}
-
-    def fill(row: int) -> None:
-        photo = coco.photos[row]
-        size = photos.shapes[row][:2]
-        photos[row] = resize_image(read_photo(coco, photo), size)
-        if needs_statistics:
-            sums[row] = sum_bands(photos[row])
-        masks[row] = draw_cached_mask(coco, photo, size)
-        if annotators is not None:
-            for number, one in enumerate(photo.by_annotator()):
-                annotators[row][number] = draw_cached_mask(coco, one, size)
-
+    shapes = cached_shapes(coco, side)
+    starts = split_shards(shapes['photos'])
+    rows = [range(*pair) for pair in pairwise([*starts, count])]
+    shards = {partial / f'{number:05d}': part for number, part in enumerate(rows)}
+    done = sum(len(part) for shard, part in shards.items() if shard.is_dir())
     try:
-        photo_shapes, mask_shapes = cached_shapes(coco, side)
-        photos = allocate_ragged(partial / 'photos.npy', photo_type(coco.competition), photo_shapes)
-        masks = allocate_ragged(partial / 'masks.npy', np.uint8, mask_shapes)
-        annotators = None
-        if coco.has_annotators:
-            shapes = annotator_shapes(coco, mask_shapes)
-            annotators = allocate_ragged(partial / 'annotators.npy', np.uint8, shapes)
-        largest = max(photo.height * photo.width for photo in coco.photos)
-        with ThreadPoolExecutor(max(1, min(os.cpu_count(), PIXELS_AT_ONCE // largest))) as pool:
-            list(progress(pool.map(fill, range(count)), f'cache {coco.split}', 'photo', count))
-        photos.flush()
-        masks.flush()
-        if annotators is not None:
-            annotators.flush()
-        files = {photo.file_name: describe_file(coco.path(photo)) for photo in coco.photos}
-        meta = {'photos': count, 'side': side, 'fingerprint': coco.fingerprint, 'files': files}
-        if needs_statistics:
-            total = np.sum([sums[row] for row in range(count)], axis=0)
+        partial.mkdir(exist_ok=True)
+        with Bar(total=count, initial=done, desc=f'cache {coco.split}', unit='photo') as bar:
+            for shard, part in shards.items():
+                if not shard.is_dir():
+                    of_part = {name: every[part.start : part.stop] for name, every in shapes.items()}
+                    build_shard(coco, shard, part, of_part, bar)
+        meta = {'photos': count, 'side': side, 'fingerprint': coco.fingerprint, 'starts': starts}
+        if needs_statistics(coco):
+            total = np.sum([np.load(path) for path in parts_of(partial, starts, SUMS)], axis=0)
             meta |= describe_bands(total, coco.competition.max_value)
         write_text(partial / 'meta.json', json.dumps(meta))
+        partial.rename(folder)
+    finally:
+        with suppress(OSError):
+            partial.rmdir()  # unless it has a finished shard
+
+
+def build_shard(
+    coco: CocoSet, folder: Path, rows: range, shapes: dict[str, list[tuple[int, ...]]], bar: Bar
+) -> None:
+    """Cache the photos of some rows in arrays of their cached_shapes; `folder` appears only when it is
+    complete. Raises BadInput.
+    """
+    partial = folder.with_name(f'.{folder.name}')
+    shutil.rmtree(partial, ignore_errors=True)
+    types = cached_types(coco)
+    files, sums = np.zeros((len(rows), 3), np.int64), np.zeros((len(rows), 3, coco.competition.channels))
+    resolved: dict[Path, Path] = {}
+
+    def fill(position: int) -> None:
+        photo, size = coco.photos[rows[position]], shapes['masks'][position][:2]
+        refuse_outside(coco.root, coco.files[0], photo.file_name, resolved)
+        pixels = resize_image(read_photo(coco, photo), size)
+        arrays['photos'][position] = pixels
+        if needs_statistics(coco):
+            sums[position] = sum_bands(pixels)
+        arrays['masks'][position] = draw_cached_mask(coco, photo, size)
+        if 'annotators' in arrays:
+            for number, one in enumerate(photo.by_annotator()):
+                arrays['annotators'][position][number] = draw_cached_mask(coco, one, size)
+        files[position] = describe_file(coco.path(photo))
+
+    try:
+        partial.mkdir()
+        arrays = {k: allocate_ragged(partial / f'{k}.npy', types[k], shapes[k]) for k in shapes}
+        largest = max(prod(coco.photos[row].size) for row in rows)
+        with ThreadPoolExecutor(max(1, min(os.cpu_count(), PIXELS_AT_ONCE // largest))) as pool:
+            for _ in pool.map(fill, range(len(rows))):
+                bar.update()
+        for array in arrays.values():
+            array.flush()
+        save_array(partial / FILES, files)
+        if needs_statistics(coco):
+            save_array(partial / SUMS, sums.sum(axis=0))
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def cached_shapes(coco: CocoSet, side: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Return the shapes of the photos and of the masks of a cache whose longer sides are `side`."""
-    sizes = [fit_size(photo.size, side) for photo in coco.photos]
+def split_shards(shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """Return the first row of each shard, of photos of these shapes."""
+    starts, values = [0], 0
+    for row, shape in enumerate(shapes):
+        values += prod(shape)
+        if (values > SHARD_VALUES and row > starts[-1]) or row - starts[-1] == SHARD_PHOTOS:
+            starts.append(row)
+            values = prod(shape)
+    return starts
+
+
+def cached_shapes(coco: CocoSet, side: int) -> dict[str, list[tuple[int, ...]]]:
+    """Return the shapes of the arrays of a cache whose longer sides are `side`: photos, masks, and annotators
+    if photos have several.
+    """
     competition = coco.competition
     depth = (packed_depth(len(competition.classes)),) if competition.is_multilabel else ()
-    return [(*size, competition.channels) for size in sizes], [(*size, *depth) for size in sizes]
+    fitted = {size: fit_size(size, side) for size in {*coco.sizes()}}
+    sizes = [fitted[size] for size in coco.sizes()]
+    shapes = {
+        'photos': [(*size, competition.channels) for size in sizes],
+        'masks': [(*size, *depth) for size in sizes],
+    }
+    if coco.has_annotators:
+        counts = zip(coco.annotator_counts(), shapes['masks'], strict=True)
+        shapes['annotators'] = [(max(1, count), *shape) for count, shape in counts]
+    return shapes
 
 
-def annotator_shapes(coco: CocoSet, mask_shapes: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Return the shapes of the annotators' masks of a cache, from those of its masks."""
-    counts = (max(1, len(photo.annotators)) for photo in coco.photos)
-    return [(count, *shape) for count, shape in zip(counts, mask_shapes, strict=True)]
+def cached_types(coco: CocoSet) -> dict[str, type]:
+    """Return the types of the values of a cache's arrays."""
+    deep = coco.competition.depth == 16
+    return {'photos': np.uint16 if deep else np.uint8, 'masks': np.uint8, 'annotators': np.uint8}
 
 
-def photo_type(competition: Competition) -> type:
-    """Return the type of the values of cached photos."""
-    return np.uint8 if competition.depth == 8 else np.uint16
+def needs_statistics(coco: CocoSet) -> bool:
+    """Tell whether a cache keeps the mean and std of its photos: no encoder has them for so many bands."""
+    return coco.split == 'train' and coco.competition.channels not in (1, 3)
 
 
 def sum_bands(photo: np.ndarray) -> np.ndarray:
@@ -198,7 +264,7 @@ def with_statistics(cfg: Config, cache: Cache) -> Config:
     """
     if cfg.competition.channels in (1, 3) or (cfg.mean and cfg.std):
         return cfg
-    meta = json.loads((Path(cache.photos.array.filename).parent / 'meta.json').read_text())
+    meta = json.loads((cache.photos.paths[0].parents[1] / 'meta.json').read_text())
     values = {key: getattr(cfg, key) or tuple(meta[key]) for key in ('mean', 'std')}
     return cfg.model_copy(update=values)
 

@@ -19,21 +19,23 @@ from pycocotools import mask as rle_codec
 from config import COMPETITION_FILE, HOME, Competition, read_competition
 from data.bands import find_slices, read_any_bands, to_channels, volume_of
 from data.coco import CocoSet, Photo, draw_mask, draw_truth, read_coco, require_photo
-from data.folds import TooFewScenes, find_scenes, near_duplicates, thumbnail
+from data.duplicates import near_duplicates, thumbnail
+from data.folds import TooFewScenes, find_scenes
 from data.groups import group_names, match_group, suggest_group
 from data.masks import EMPTY_PART, SHORT_PART, shared_pixels
 from data.photos import Range, check_size, measure_bands, scale, show_range, turn, whole_range, widen
 from metrics import IGNORED
 from utils.errors import BadInput, join_first, plural
 from utils.json_files import read_bytes
-from utils.progress import progress
+from utils.progress import Bar
 from utils.yaml_files import show_yaml
 
 MAX_LISTED = 20  # groups of duplicates
+PHOTOS_AT_ONCE = 1000  # in the queue of the threads
 MUCH, MUCH_OF_ONE = 0.05, 0.25  # shares of the objects' pixels, and of one class's, that others cover
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CheckedPhoto:
     """Hold what a check keeps of a photo."""
 
@@ -47,9 +49,27 @@ class CheckedPhoto:
     bands: int  # that the competition's photos have, or another number
     values: tuple[Range, ...] | None  # of each band, of more than 8 bits
     type: np.dtype  # of its values
-    thumbnail: np.ndarray
     checksum: str  # of the file
-    pixels: np.ndarray  # (2, 256) pixels of each class id: in its mask, and as count_pixels says
+
+
+class CheckedPhotos(list[CheckedPhoto]):
+    """Hold the photos without a fault, their (N, D) thumbnails, and the (2, 256) sum of count_pixels over the
+    training photos.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.thumbnails, self.pixels = np.zeros((count, 0), np.float32), np.zeros((2, 256), np.int64)
+
+    def add(self, photo: CheckedPhoto, feature: np.ndarray, pixels: np.ndarray) -> None:
+        """Add a photo; one with another number of bands than the first has a thumbnail of zeros."""
+        if not self:
+            self.thumbnails = np.zeros((len(self.thumbnails), len(feature)), np.float32)
+        if len(feature) == self.thumbnails.shape[1]:
+            self.thumbnails[len(self)] = feature
+        if photo.split == 'train':
+            self.pixels += pixels
+        self.append(photo)
 
 
 def check_data(data: Path, competition: Competition, folds: int) -> tuple[list[str], bool]:
@@ -60,17 +80,16 @@ def check_data(data: Path, competition: Competition, folds: int) -> tuple[list[s
     cocos = [read_coco(data, 'train', competition)]
     if (data / 'test.json').is_file():
         cocos.append(read_coco(data, 'test', competition))
-    photos: list[CheckedPhoto] = []
-    faults: list[str] = []
+    count = sum(len(coco.photos) for coco in cocos)
+    photos, faults = CheckedPhotos(count), []
     for coco in cocos:
         print(f'{coco.split}: {plural(len(coco.photos), "photo")}, {", ".join(map(str, coco.files))}')
-        photos += check_photos(coco, faults)
+        check_photos(coco, photos, faults)
     if faults:
-        count = sum(len(coco.photos) for coco in cocos)
         more = f' (one of {len(faults)} faulty photos among {count})' if len(faults) > 1 else ''
         raise BadInput(min(faults) + more)
     train = [photo for photo in photos if photo.split == 'train']
-    scenes = try_scenes(data, train, competition, folds)
+    scenes = try_scenes(data, train, photos.thumbnails[: len(train)], competition, folds)
     remarks = [
         *describe_sizes(photos),
         *describe_orientation(data, photos, competition),
@@ -78,7 +97,7 @@ def check_data(data: Path, competition: Competition, folds: int) -> tuple[list[s
         *describe_slices(cocos),
         *describe_left_out(cocos),
         *describe_annotators(cocos[0]),
-        *describe_classes(cocos[0], sum(photo.pixels for photo in train)),
+        *describe_classes(cocos[0], photos.pixels),
         *describe_duplicates(photos),
         *describe_scenes(data, scenes, competition, train[0].name),
         *hint_at_groups(train, competition),
@@ -102,23 +121,30 @@ def origin_of_classes(data: Path, competition: Competition, cfg: Path | None) ->
     return f'{count} from {cfg or "the home competition"}, the rest from {path}{settings}'
 
 
-def check_photos(coco: CocoSet, faults: list[str]) -> list[CheckedPhoto]:
-    """Decode the photos of a split and draw their masks; add the faults to a list."""
+def check_photos(coco: CocoSet, photos: CheckedPhotos, faults: list[str]) -> None:
+    """Decode the photos of a split and draw their masks; add what they are, and the faults."""
 
-    def check(photo: Photo) -> CheckedPhoto | None:
+    def check(photo: Photo) -> tuple[CheckedPhoto, np.ndarray, np.ndarray] | None:
         try:
             return check_photo(coco, photo)
         except BadInput as error:
             faults.append(str(error))
             return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = progress(pool.map(check, coco.photos), f'check {coco.split}', 'photo', len(coco.photos))
-        return [photo for photo in jobs if photo is not None]
+    count = len(coco.photos)
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        Bar(total=count, desc=f'check {coco.split}', unit='photo') as bar,
+    ):
+        for start in range(0, count, PHOTOS_AT_ONCE):
+            for found in pool.map(check, coco.photos[start : start + PHOTOS_AT_ONCE]):
+                bar.update()
+                if found is not None:
+                    photos.add(*found)
 
 
-def check_photo(coco: CocoSet, photo: Photo) -> CheckedPhoto:
-    """Decode a photo and draw its mask. Raises BadInput."""
+def check_photo(coco: CocoSet, photo: Photo) -> tuple[CheckedPhoto, np.ndarray, np.ndarray]:
+    """Decode a photo and draw its mask; return it, its thumbnail and count_pixels. Raises BadInput."""
     path, competition = require_photo(coco, photo), coco.competition
     lenient = coco.split == 'test'  # cut-off test photos are predicted
     stored, bands = read_any_bands(path, competition.photo_channels, lenient)
@@ -133,7 +159,7 @@ def check_photo(coco: CocoSet, photo: Photo) -> CheckedPhoto:
     pixels = to_channels(pixels, bands)
     if competition.orientation == 'displayed':
         pixels = turn(pixels, stored.orientation)
-    return CheckedPhoto(
+    checked = CheckedPhoto(
         name=photo.file_name,
         split=coco.split,
         size=size,
@@ -144,10 +170,9 @@ def check_photo(coco: CocoSet, photo: Photo) -> CheckedPhoto:
         bands=bands,
         values=values,
         type=stored.pixels.dtype,
-        thumbnail=thumbnail(pixels),
         checksum=hashlib.sha256(read_bytes(path)).hexdigest(),
-        pixels=count_pixels(photo, competition),
     )
+    return checked, thumbnail(pixels), count_pixels(photo, competition)
 
 
 def count_pixels(photo: Photo, competition: Competition) -> np.ndarray:
@@ -435,9 +460,9 @@ def merged_area(rles: Sequence[bytes], size: tuple[int, int]) -> int:
     return int(rle_codec.area(rle_codec.merge([{'size': size, 'counts': rle} for rle in rles])))
 
 
-def describe_duplicates(photos: list[CheckedPhoto]) -> list[str]:
+def describe_duplicates(photos: CheckedPhotos) -> list[str]:
     """Print the groups of equal files and of near-duplicates; return a remark on each kind."""
-    rows = near_duplicates(np.stack([photo.thumbnail for photo in photos]))
+    rows = near_duplicates(photos.thumbnails)
     near = [group for group in groups_of(photos, rows) if len({photo.checksum for photo in group}) > 1]
     equal = groups_of(photos, [photo.checksum for photo in photos])
     remarks = []
@@ -469,11 +494,12 @@ def groups_of(photos: list[CheckedPhoto], keys: Iterable) -> list[list[CheckedPh
 Scenes = tuple[np.ndarray, str] | TooFewScenes  # what find_scenes returns or raises
 
 
-def try_scenes(data: Path, train: list[CheckedPhoto], competition: Competition, folds: int) -> Scenes:
+def try_scenes(
+    data: Path, train: list[CheckedPhoto], features: np.ndarray, competition: Competition, folds: int
+) -> Scenes:
     """Find the scenes of the training photos. Raises BadInput for a name that `group` does not match."""
-    names, thumbnails = [photo.name for photo in train], np.stack([photo.thumbnail for photo in train])
     try:
-        return find_scenes(data, names, thumbnails, competition.group, folds)
+        return find_scenes(data, [photo.name for photo in train], features, competition.group, folds)
     except TooFewScenes as error:
         return error
 

@@ -12,7 +12,7 @@ import hashlib
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -26,57 +26,17 @@ from data.layout import annotation_files
 from data.masks import Annotation, LeftOut, decode, encode_segmentation
 from data.paths import find_photo, index_files, inside, nearest_file
 from data.photos import MAX_PIXELS, MAX_SIDE
+from data.records import Id, Photo, PhotoIndex
 from metrics import IGNORED
 from submission import MaskFormat, downsample_mask, mask_format
 from utils.errors import BadInput, join_first, plural
 from utils.files import exists, normal_name
-from utils.json_files import identify, load_json, read_bytes, require, whole_number
+from utils.json_files import identify, load_json, read_bytes, read_parts, require, whole_number
 
 FLAGS = {0: False, 1: True, '0': False, '1': True, 'false': False, 'true': True, '': False}
 SHOWN = 40  # class names in an error
 # keys of a competition that change neither photos nor masks
 NOT_OF_PIXELS = {'group', 'metric', 'score_size', 'score_background', 'empty_score', 'submission'}
-
-Id = int | str  # of an image or a category
-
-
-@dataclass(frozen=True, slots=True)
-class Photo:
-    """Hold one photo's record and its annotations in the order of the file."""
-
-    image_id: int  # unique across train.json and val.json
-    file_name: str  # as the file has it, which is the image_id of a CSV
-    height: int
-    width: int
-    annotations: tuple[Annotation, ...] = ()
-    first_object: int = 1  # lowest id of a class of objects: 0 if there is no background
-    annotators: tuple[Id | None, ...] = ()  # who each drew a mask of it, if labels are soft
-
-    @property
-    def classes(self) -> set[int]:
-        """Return the ids of the classes that the photo has objects of, without background and crowds; of
-        several annotators those that most of them drew, or half of them with the first.
-        """
-        drawn = [
-            {a.category_id for a in one.annotations if a.category_id >= self.first_object and not a.iscrowd}
-            for one in self.by_annotator()
-        ]
-        votes = Counter(k for ids in drawn for k in ids)
-        return {k for k, count in votes.items() if 2 * count + (k in drawn[0]) > len(drawn)}
-
-    def by_annotator(self) -> list['Photo']:
-        """Return the photo once for each annotator, with the annotations of that one alone."""
-        if len(self.annotators) < 2:
-            return [self]
-        return [
-            replace(self, annotators=(), annotations=tuple(a for a in self.annotations if a.annotator == one))
-            for one in self.annotators
-        ]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Return (H, W)."""
-        return self.height, self.width
 
 
 @dataclass(frozen=True)
@@ -86,7 +46,7 @@ class CocoSet:
     root: Path
     split: str
     files: tuple[Path, ...]
-    photos: tuple[Photo, ...]
+    photos: Sequence[Photo]  # a tuple, or a PhotoIndex
     fingerprint: str
     competition: Competition
     left_out: LeftOut = field(default_factory=LeftOut)  # objects, and parts of them
@@ -99,12 +59,36 @@ class CocoSet:
     @cached_property
     def has_annotators(self) -> bool:
         """Whether several annotators drew a mask of a photo each."""
-        return any(len(photo.annotators) > 1 for photo in self.photos)
+        return max(self.annotator_counts(), default=0) > 1
 
     @cached_property
     def form(self) -> MaskFormat:
         """The format of CSVs with masks of these photos."""
-        return mask_format(self.competition, sizes_of(self.photos))
+        return mask_format(self.competition, dict(zip(self.names(), self.sizes(), strict=True)))
+
+    def names(self) -> list[str]:
+        """Return the file names of the photos, without reading more of an index."""
+        if isinstance(self.photos, PhotoIndex):
+            return self.photos.names()
+        return [photo.file_name for photo in self.photos]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the sizes (H, W) of the photos."""
+        if isinstance(self.photos, PhotoIndex):
+            return self.photos.sizes()
+        return [photo.size for photo in self.photos]
+
+    def classes(self) -> list[set[int]]:
+        """Return the classes that each photo has objects of."""
+        if isinstance(self.photos, PhotoIndex):
+            return self.photos.classes()
+        return [photo.classes for photo in self.photos]
+
+    def annotator_counts(self) -> list[int]:
+        """Return how many annotators each photo has."""
+        if isinstance(self.photos, PhotoIndex):
+            return self.photos.annotator_counts()
+        return [len(photo.annotators) for photo in self.photos]
 
     @cached_property
     def files_on_disk(self) -> dict[str, list[str]]:
@@ -122,9 +106,11 @@ def read_coco(root: str | Path, split: str, competition: Competition) -> CocoSet
     digest, left_out = hashlib.sha256(), LeftOut()
     photos: dict[str, Photo] = {}  # by normal_name
     origins: dict[str, Path] = {}
+    resolved: dict[Path, Path] = {}
     for path in files:
         content = read_bytes(path)
-        digest.update(len(content).to_bytes(8, 'little') + content)
+        digest.update(len(content).to_bytes(8, 'little'))
+        digest.update(content)
         first_id = len(photos) if len(files) > 1 else None
         for photo in _read_file(path, content, competition, left_out, first_id):
             name = normal_name(photo.file_name)
@@ -132,14 +118,30 @@ def read_coco(root: str | Path, split: str, competition: Competition) -> CocoSet
                 spelling = '' if photos[name].file_name == photo.file_name else ', in another spelling'
                 origin = '' if origins[name] == path else f', first in {origins[name]}'
                 raise BadInput(f'{path}: image {photo.file_name!r} is listed twice{spelling}{origin}')
-            if not inside(root, photo.file_name):
-                hint = _link_hint(photo.file_name) or _hint(index_files(root), photo)
-                raise BadInput(f'{path}: image {photo.file_name!r} leads out of {root}{hint}')
+            refuse_outside(root, path, photo.file_name, resolved)
             photos[name], origins[name] = photo, path
     if not photos:
         raise BadInput(f'{files[0]}: no images')
     digest.update(pixel_conventions(competition))
     return CocoSet(root, split, files, tuple(photos.values()), digest.hexdigest(), competition, left_out)
+
+
+def fingerprint_of(files: Iterable[Path], competition: Competition) -> str:
+    """Return the fingerprint of the set that read_coco reads from these files. Raises BadInput."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.stat().st_size.to_bytes(8, 'little'))
+        for content in read_parts(path):
+            digest.update(content)
+    digest.update(pixel_conventions(competition))
+    return digest.hexdigest()
+
+
+def refuse_outside(root: Path, path: Path, file_name: str, resolved: dict[Path, Path]) -> None:
+    """Raise BadInput for a file_name in a JSON file that leads out of the data root; `resolved` as inside."""
+    if not inside(root, file_name, resolved):
+        hint = _link_hint(file_name) or _hint(index_files(root), file_name)
+        raise BadInput(f'{path}: image {file_name!r} leads out of {root}{hint}')
 
 
 def read_labels(path: str | Path, competition: Competition) -> CocoSet:
@@ -244,16 +246,16 @@ def require_photo(coco: CocoSet, photo: Photo) -> Path:
     """Return where a photo is; raise BadInput, with what its name may mean, if it is not there."""
     path = coco.path(photo)
     if not exists(path):
-        raise BadInput(f'{path}: no such image{_hint(coco.files_on_disk, photo)}')
+        raise BadInput(f'{path}: no such image{_hint(coco.files_on_disk, photo.file_name)}')
     return path
 
 
-def _hint(index: dict[str, list[str]], photo: Photo) -> str:
+def _hint(index: dict[str, list[str]], file_name: str) -> str:
     """Say which file a name that is not on disk may mean."""
-    file = nearest_file(index, photo.file_name)
+    file = nearest_file(index, file_name)
     if file is None:
         return ''
-    return f'; {file} is there: rename it, or change file_name {photo.file_name!r} in the JSON file to that'
+    return f'; {file} is there: rename it, or change file_name {file_name!r} in the JSON file to that'
 
 
 def _link_hint(file_name: str) -> str:

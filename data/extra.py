@@ -15,8 +15,9 @@ import numpy as np
 
 from config import HOME, Competition, Config, ExtraData, match_key, read_competition
 from data.cache import Cache, open_set
-from data.coco import CocoSet, Photo, pixel_conventions, read_coco
-from data.folds import DUPLICATE_CORRELATION, thumbnail
+from data.coco import CocoSet, Photo, pixel_conventions
+from data.duplicates import have_duplicates, thumbnails
+from data.index import open_coco
 from data.layout import annotation_files
 from data.masks import Annotation
 from utils.errors import BadInput, join_first
@@ -60,13 +61,13 @@ def usable_rows(coco: CocoSet) -> np.ndarray:
     """Return the rows of the photos that have anything to learn: an object, or the absence of a class."""
     is_multilabel, classes = coco.competition.is_multilabel, coco.competition.classes
     knows_absence = len(coco.unlabelled) < len(classes) if is_multilabel else not coco.unlabelled
-    return np.array([row for row, photo in enumerate(coco.photos) if knows_absence or photo.classes], int)
+    return np.array([row for row, found in enumerate(coco.classes()) if knows_absence or found], int)
 
 
 def read_extra(entry: ExtraData, cfg: Config) -> tuple[CocoSet, list[str]]:
     """Read another data root with our classes, and remarks on how they were matched. Raises BadInput."""
     theirs, ours = read_theirs(entry), cfg.competition
-    coco = read_coco(entry.root, 'train', theirs)
+    coco = open_coco(entry.root, 'train', theirs, cfg.cache_dir)
     targets = match_classes(entry, theirs, ours)
     photos = tuple(convert(photo, targets, ours) for photo in coco.photos)
     labelled = {class_id for photo in photos for class_id in photo.classes}
@@ -77,7 +78,7 @@ def read_extra(entry: ExtraData, cfg: Config) -> tuple[CocoSet, list[str]]:
     unlabelled = tuple(k for k in ours.object_ids if k not in labelled)
     if entry.background:
         unlabelled = () if entry.background == 'trusted' else tuple(ours.object_ids)
-    used = {class_id for photo in coco.photos for class_id in photo.classes}
+    used = {class_id for found in coco.classes() for class_id in found}
     remarks = {
         'ignored: ': [theirs.classes[k] for k in sorted(used) if targets[k] is None],
         'absence is unknown of ': [ours.classes[k] for k in unlabelled],
@@ -154,7 +155,7 @@ def find_copies(extra: Cache, rows: np.ndarray, cache: Cache, held_out: np.ndarr
     if not len(held_out) or not len(rows):
         return np.zeros(len(rows), bool)
     theirs, ours = (
-        np.stack([thumbnail(source.photos[row]) for row in which])
+        thumbnails((source.photos[row] for row in which), len(which))
         for source, which in ((extra, rows), (cache, held_out))
     )
-    return (theirs @ ours.T > DUPLICATE_CORRELATION).any(1)
+    return have_duplicates(theirs, ours)

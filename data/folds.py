@@ -7,11 +7,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from config import COMPETITION_FILE, Config
-from data.cache import Cache, resize
+from data.cache import Cache
+from data.duplicates import near_duplicates, thumbnails
 from data.groups import group_names
 from utils.errors import BadInput, one_line, plural
 from utils.files import lock, normal_name, write_csv
@@ -19,8 +19,6 @@ from utils.foreign_csv import find_columns, header_fault, read_lines, split_row
 from utils.json_files import whole_number
 from utils.log import log
 
-DUPLICATE_CORRELATION = 0.985  # photos whose thumbnails correlate more than this show the same scene
-THUMBNAIL = 24  # pixels a side
 MAX_LINE = 10_000  # bytes of a row of folds.csv
 
 
@@ -41,7 +39,7 @@ def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
                 write_csv(path, [('image_id', 'file_name', 'fold'), *rows])
     rows = read_rows(path)
     fold_of = dict(rows)
-    names = [normal_name(photo.file_name) for photo in cache.coco.photos]
+    names = [*map(normal_name, cache.coco.names())]
     if len(rows) != len(fold_of) or set(fold_of) != set(names):
         missing = next((name for name in names if name not in fold_of), None)
         fault = f'lacks {missing!r}' if missing else 'lists other images, or an image twice'
@@ -98,11 +96,12 @@ def check_groups(cfg: Config, names: list[str], folds: np.ndarray) -> None:
 def make_folds(cfg: Config, cache: Cache) -> np.ndarray:
     """Assign (n,) folds from the seed. Raises BadInput if there are fewer scenes than folds."""
     labels = np.zeros((len(cache), len(cfg.classes)), bool)
-    for row, photo in enumerate(cache.coco.photos):
-        labels[row, list(photo.classes)] = True
-    names = [photo.file_name for photo in cache.coco.photos]
-    thumbnails = np.stack([thumbnail(photo) for photo in cache.photos])
-    scenes, remark = find_scenes(cfg.data_root, names, thumbnails, cfg.competition.group, cfg.folds)
+    for row, classes in enumerate(cache.coco.classes()):
+        labels[row, list(classes)] = True
+    features = thumbnails(cache.photos, len(cache))
+    scenes, remark = find_scenes(
+        cfg.data_root, cache.coco.names(), features, cfg.competition.group, cfg.folds
+    )
     if remark:
         log.warning(f'warning: {remark}')
     return stratify(labels, scenes, cfg.folds, cfg.seed)
@@ -113,7 +112,7 @@ class TooFewScenes(BadInput):
 
 
 def find_scenes(
-    root: Path, names: Sequence[str], thumbnails: np.ndarray, group: str | None, folds: int
+    root: Path, names: Sequence[str], features: np.ndarray, group: str | None, folds: int
 ) -> tuple[np.ndarray, str]:
     """Return the (n,) scene of each photo of a data root, and a remark on them, or ''.
 
@@ -121,7 +120,7 @@ def find_scenes(
     and the joined ones are not. Raises BadInput, and TooFewScenes.
     """
     groups = None if group is None else group_names(root, names, group)
-    scenes = near_duplicates(thumbnails, groups)
+    scenes = near_duplicates(features, groups)
     count = scenes.max() + 1
     if count >= folds:
         return scenes, ''
@@ -160,25 +159,6 @@ def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> n
             fold_of[group] = best
             demand[best] -= members[group]
     return fold_of[groups]
-
-
-def thumbnail(photo: np.ndarray) -> np.ndarray:
-    """Shrink an (H, W, 3) photo to 24x24 and return it as a vector of mean 0 and length 1."""
-    small = resize(photo, (THUMBNAIL, THUMBNAIL), cv2.INTER_AREA).astype(np.float32).ravel()
-    small -= small.mean()
-    return small / max(np.linalg.norm(small), 1e-6)
-
-
-def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-    """Return the (n,) set of each thumbnail: photos that correlate, directly or in a chain, or whose groups
-    are the same.
-    """
-    from scipy.sparse.csgraph import connected_components  # slow to import; needed only when folds are made
-
-    alike = thumbnails @ thumbnails.T > DUPLICATE_CORRELATION
-    if groups is not None:
-        alike |= groups[:, None] == groups
-    return connected_components(alike, directed=False)[1]
 
 
 def split_fold(folds: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:

