@@ -56,6 +56,9 @@ def test_submission_is_checked_compared_handed_in_and_kept(shapes, tmp_path):
 @pytest.mark.parametrize(
     ('script', 'words', 'more', 'message'),
     [
+        ('gpu.sh', ['nosuch'], {}, 'nosuch: holds no wheels'),
+        ('gpu.sh', ['', 'nosuch'], {}, 'nosuch/train_all.json: no such file'),
+        ('gpu_wheels.sh', [], {}, 'usage'),
         ('kaggle_offline.sh', [], {}, 'usage'),
         ('kaggle_offline.sh', ['nosuch'], {}, 'nosuch: no such folder'),
         ('run.sh', [], {}, 'usage'),
