@@ -1,7 +1,8 @@
 """Measure or count what a training step of a network costs on a device, for a plan (data/plan.py).
 
 Memory is counted from the tensors that autograd saves for the backward pass, without running the network;
-time from the multiplications of models.count_model, at a speed that is measured here, or assumed.
+time from the multiplications of models.count_model at a speed that is measured here, or, where no GPU is,
+from the bytes and FLOPs of each operation (engine/roofline.py).
 """
 
 import importlib.util
@@ -21,8 +22,10 @@ from config import Competition, Config, make_config
 from data.plan import StepCost
 from engine.inference import amp_dtype, autocast
 from engine.optim import build_optimizer
+from engine.roofline import Gpu, count_training, update_bytes
 from losses import segmentation_loss
 from models import SegModel, count_model
+from networks.depthwise import depthwise_backward
 from networks.encoders import timm_cfg
 from networks.pretrained import LITE, is_on_disk
 
@@ -33,9 +36,15 @@ LOSS_MAPS = 16  # float32 numbers a class and pixel of a loss, and of its gradie
 PASSES = 3  # a step takes as long as three forward passes
 STEPS = 4  # that are measured; the first one warms up
 PROBE = {'encoder': 'tf_efficientnet_lite0', 'head_channels': 64, 'aux_weight': 0, 'batch_size': 8}
-# dense bf16 or fp16 FLOP/s of the slowest common GPU that has so many GB, by its maker's data sheet
-GPUS = ((16, 'T4', 65e12), (24, 'RTX 3090', 71e12), (48, 'RTX A6000', 155e12), (1000, 'A100', 312e12))
-UTILISATION = 0.45  # as in docs/scaling.md
+BATCH = 8  # photos of a step on a GPU that is not here
+# the slowest common GPU that has so many GB: dense bf16 or fp16 FLOP/s and bytes/s by its maker's data sheet
+GPUS = {
+    16: Gpu('T4', 65e12, 320e9),
+    24: Gpu('RTX 3090', 71e12, 936e9),
+    48: Gpu('RTX A6000', 155e12, 768e9),
+    1000: Gpu('A100', 312e12, 1935e9),
+}
+REACHED = 0.8, 0.9  # of the data sheet's FLOP/s and bytes/s, as an H100 (engine/roofline.py)
 
 
 class Device:
@@ -45,6 +54,7 @@ class Device:
         """Measure its speed, or assume that of a GPU of so many GB."""
         self.device, self.competition = device, competition
         self.counts: dict[str, tuple[float, int, float]] = {}  # by encoder
+        self.passes: dict[str, float] = {}  # seconds a photo of SIDE x SIDE, without the update, by encoder
         self.is_here = device == 'cpu' or torch.cuda.is_available()
         if self.is_here:
             cfg = self.config({**PROBE, 'crop_size': SIDE})
@@ -52,10 +62,10 @@ class Device:
             self.speed = PASSES * count_model(cfg, SIDE).macs / seconds
             self.origin = f'measured here: {self.speed / 1e9:,.0f} GMACs a second in a training step'
         else:
-            name, flops = next((name, flops) for limit, name, flops in GPUS if memory <= limit)
-            self.speed = flops * UTILISATION / 2
-            speed = f'{flops / 1e12:g} TFLOP/s at {UTILISATION:.0%}'
-            self.origin = f'assumed, for no GPU is here: the speed of an {name}, {speed} (docs/scaling.md)'
+            sheet = next(gpu for limit, gpu in GPUS.items() if memory <= limit)
+            self.gpu = Gpu(sheet.name, REACHED[0] * sheet.flops, REACHED[1] * sheet.bandwidth)
+            speed = f'{self.gpu.flops / 1e12:.0f} TFLOP/s and {self.gpu.bandwidth / 1e12:.2g} TB/s'
+            self.origin = f'assumed, for no GPU is here: an {sheet.name}, {speed}, counted (docs/plan.md)'
 
     def config(self, values: Mapping[str, Any]) -> Config:
         """Make the config of a network, without the weights that it starts from."""
@@ -75,7 +85,19 @@ class Device:
             self.counts[cfg.encoder] = count_step(cfg, dtype)
         macs, parameters, saved = self.counts[cfg.encoder]
         state = parameters * (PARAMETER + (AVERAGE if values.get('ema') else 0))
-        return StepCost(PASSES * macs * area / self.speed, state, saved * area)
+        if self.is_here:
+            seconds = PASSES * macs * area / self.speed
+        else:
+            seconds = self.count_seconds(cfg, area, parameters)
+        return StepCost(seconds, state, saved * area)
+
+    def count_seconds(self, cfg: Config, area: float, parameters: int) -> float:
+        """Count the seconds of a step on a GPU that is not here, for a photo of an area in SIDE x SIDE."""
+        update = update_bytes(cfg, parameters) / self.gpu.bandwidth
+        if cfg.encoder not in self.passes:
+            step = count_training(cfg.model_copy(update={'batch_size': BATCH})).seconds(self.gpu)
+            self.passes[cfg.encoder] = (step - update) / BATCH
+        return self.passes[cfg.encoder] * area + update / BATCH
 
     def has_weights(self, values: Mapping[str, Any]) -> bool:
         """Return whether the weights of an encoder can be loaded without a download."""
@@ -133,10 +155,10 @@ def run_steps(cfg: Config) -> tuple[float, float]:
     images = images.contiguous(memory_format=torch.channels_last)
     values = 2 if planes else len(cfg.classes)
     masks = torch.randint(0, values, (cfg.batch_size, *planes, *size), dtype=torch.uint8, device=device)
-    times = []
+    times, convolutions = [], depthwise_backward(model, amp_dtype(cfg, device))
     for _ in range(STEPS):
         start = seconds(device)
-        with autocast(cfg, device):
+        with autocast(cfg, device), convolutions:
             outputs = model(images)
         segmentation_loss(outputs, masks, model.loss_weights, cfg.loss).backward()
         optimizer.step()

@@ -8,14 +8,18 @@ import numpy as np
 
 from utils.id_csv import IdWriter
 
+ROOT = Path(__file__).parents[2]
+
 
 @dataclass(frozen=True)
 class Way:
     """A way of doing the work."""
 
-    run: Callable[[], object]
+    run: Callable[[], object] | None = None
     target: float | None = None  # it should take at least this many times as long as ours
     share: float = 1.0  # the part of the work that `run` does; times are scaled up
+    measure: Callable[[], float] | None = None  # in place of `run`: warms up, and returns the seconds
+    at_peak: float | None = None  # seconds that its FLOPs take at the peak
 
 
 Benchmark = tuple[str, dict[str, Way]]  # some work and the ways of doing it, ours first

@@ -12,7 +12,7 @@ from submission import MaskFormat, mask_format
 from tools.bench.fixtures import Benchmark, Way
 
 SIDE = 2048
-PHOTOS = 4
+PHOTOS = 2
 CLASSES = 29
 TARGET = 10  # times as long as ours
 

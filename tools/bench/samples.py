@@ -45,7 +45,7 @@ def bench_data(args: Namespace) -> list[Benchmark]:
 def bench_cache(args: Namespace) -> list[Benchmark]:
     """Draw the masks of a data set, on all cores and with one annToMask after another."""
     cfg = demo_config(args)
-    photos = open_cache(cfg, 'train').coco.photos
+    photos = open_cache(cfg, 'train').coco.photos[:]
     coco = quiet_coco(cfg.data_root / 'train_all.json')
 
     def ours() -> None:
@@ -60,12 +60,12 @@ def bench_cache(args: Namespace) -> list[Benchmark]:
     return [(f'masks of {4 * args.photos} photos', ways)]
 
 
-def demo_config(args: Namespace) -> Config:
+def demo_config(args: Namespace, default: str = 'configs/convnext.yaml') -> Config:
     """Load the config, on a demo set that is made for the benchmark, with its own cache."""
     data = args.folder / 'data'
     if not data.exists():
         make_demo_set(data, train=args.photos, test=1)
-    cfg = load_config(args.cfg or 'configs/convnext.yaml', args.set)
+    cfg = load_config(args.cfg or default, args.set)
     changes = {'data_root': data, 'cache_dir': args.folder / 'cache', 'competition': HOME}
     return cfg.model_copy(update=changes)
 
