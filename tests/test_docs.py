@@ -121,6 +121,7 @@ NOT_RUN = {  # parsed, but not run
     '-m tools.soup': 'tests/test_averaging.py',
     '-m tools.search_tta': 'tests/test_tta.py',
     '-m tools.bench': 'minutes',
+    '-m tools.gpu': 'tests/test_gpu_check.py',
     'viz.py suspects': 'tests/test_suspects.py',
     'viz.py app': 'tests/test_app.py',
 }

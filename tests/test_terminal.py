@@ -47,7 +47,7 @@ def test_help_has_an_example_and_each_default(script, monkeypatch):
         command = f'python {parser.prog.removeprefix("python ")}'
         assert command in parser.format_help(), f'{command}: --help has no example'
         for action in parser._actions:
-            if action.option_strings and action.dest != 'help':
+            if action.option_strings and action.dest != 'help' and action.help != argparse.SUPPRESS:
                 where = f'{command} {action.option_strings[0]}: {action.help!r}'
                 is_shown = repr(action.default) not in ('None', 'False', '[]')
                 assert not (is_shown and 'default' in action.help), f'{where} says its default twice'
