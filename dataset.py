@@ -142,7 +142,7 @@ class TrainingSet(Dataset):
 def find_donors(cache: Cache, rows: np.ndarray, first: int = 0) -> dict[int, list[int]]:
     """Return the positions of the rows, counted from `first`, whose photos have each class."""
     donors: dict[int, list[int]] = {}
-    classes = cache.coco.classes()
+    classes = cache.coco.photos.classes()
     for position, row in enumerate(rows, first):
         for category in classes[row]:
             donors.setdefault(category, []).append(position)

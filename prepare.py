@@ -302,7 +302,7 @@ def print_folds(args: Namespace) -> None:
     cache = open_cache(cfg, 'train')
     folds = read_folds(cfg, cache)
     counts = np.zeros((cfg.folds, len(cfg.classes)), int)
-    for fold, classes in zip(folds, cache.coco.classes(), strict=True):
+    for fold, classes in zip(folds, cache.coco.photos.classes(), strict=True):
         counts[fold, list(classes)] += 1
     print(f'{folds_path(cfg)}: photos of each class in each fold')
     width = max(16, 1 + max(map(len, cfg.classes)))

@@ -197,13 +197,13 @@ def build_model(cfg: Config, start: dict | None, resume: bool) -> tuple[SegModel
 
 def log_header(cfg: Config, data: TrainingData, changes: list[str], notes: list[str]) -> None:
     """Log the photos, classes and weights; warn of absent classes and of changes since the last start."""
-    classes = data.cache.coco.classes()
+    classes = data.cache.coco.photos.classes()
     present = [classes[row] for row in data.train_rows]
     sizes = f'{len(data.train_rows)} train, {len(data.valid_rows)} valid'
     counts = count_classes(present, cfg.classes, cfg.competition.object_ids)
     log.info(f'fold {data.fold}: {sizes}, classes {counts}')
     for extra in data.extra:
-        classes = extra.cache.coco.classes()
+        classes = extra.cache.coco.photos.classes()
         theirs = [classes[row] for row in extra.rows]
         present = present + theirs
         counts = count_classes(theirs, cfg.classes, cfg.competition.object_ids)

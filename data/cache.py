@@ -67,7 +67,7 @@ class Cache:
         return scale_truth(mask if mask.ndim == 2 else unpack(mask, len(competition.classes)), competition)
 
     def names(self, rows: np.ndarray) -> list[str]:
-        names = self.coco.names()
+        names = self.coco.photos.names()
         return [names[row] for row in rows]
 
 
@@ -111,7 +111,7 @@ def check_photos(coco: CocoSet, folder: Path, files: np.ndarray) -> None:
     """Raise BadInput if a photo was replaced since it was cached, by the (N, 3) describe_file of all photos;
     one that was deleted is not needed.
     """
-    for name, (size, modified, checksum) in zip(coco.names(), files.tolist(), strict=True):
+    for name, (size, modified, checksum) in zip(coco.photos.names(), files.tolist(), strict=True):
         with suppress(OSError):  # first in the fast way, which finds most
             stat = os.stat(f'{coco.root}/{name}')  # noqa: PTH116
             if (stat.st_size, stat.st_mtime_ns) == (size, modified):
@@ -220,14 +220,14 @@ def cached_shapes(coco: CocoSet, side: int) -> dict[str, list[tuple[int, ...]]]:
     """
     competition = coco.competition
     depth = (packed_depth(len(competition.classes)),) if competition.is_multilabel else ()
-    fitted = {size: fit_size(size, side) for size in {*coco.sizes()}}
-    sizes = [fitted[size] for size in coco.sizes()]
+    fitted = {size: fit_size(size, side) for size in {*coco.photos.sizes()}}
+    sizes = [fitted[size] for size in coco.photos.sizes()]
     shapes = {
         'photos': [(*size, competition.channels) for size in sizes],
         'masks': [(*size, *depth) for size in sizes],
     }
     if coco.has_annotators:
-        counts = zip(coco.annotator_counts(), shapes['masks'], strict=True)
+        counts = zip(coco.photos.annotator_counts(), shapes['masks'], strict=True)
         shapes['annotators'] = [(max(1, count), *shape) for count, shape in counts]
     return shapes
 

@@ -26,7 +26,7 @@ from data.layout import annotation_files
 from data.masks import Annotation, LeftOut, decode, encode_segmentation
 from data.paths import find_photo, index_files, inside, nearest_file
 from data.photos import MAX_PIXELS, MAX_SIDE
-from data.records import Id, Photo, PhotoIndex
+from data.records import Id, Photo, PhotoIndex, PhotoTuple
 from metrics import IGNORED
 from submission import MaskFormat, downsample_mask, mask_format
 from utils.errors import BadInput, join_first, plural
@@ -46,11 +46,15 @@ class CocoSet:
     root: Path
     split: str
     files: tuple[Path, ...]
-    photos: Sequence[Photo]  # a tuple, or a PhotoIndex
+    photos: PhotoTuple | PhotoIndex  # any sequence of photos becomes a PhotoTuple
     fingerprint: str
     competition: Competition
     left_out: LeftOut = field(default_factory=LeftOut)  # objects, and parts of them
     unlabelled: tuple[int, ...] = ()  # classes whose absence is not known where no object is labelled
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.photos, PhotoTuple | PhotoIndex):
+            object.__setattr__(self, 'photos', PhotoTuple(self.photos))
 
     def path(self, photo: Photo) -> Path:
         """Return where a photo is, whatever the Unicode form and the slashes of its name."""
@@ -59,36 +63,13 @@ class CocoSet:
     @cached_property
     def has_annotators(self) -> bool:
         """Whether several annotators drew a mask of a photo each."""
-        return max(self.annotator_counts(), default=0) > 1
+        return max(self.photos.annotator_counts(), default=0) > 1
 
     @cached_property
     def form(self) -> MaskFormat:
         """The format of CSVs with masks of these photos."""
-        return mask_format(self.competition, dict(zip(self.names(), self.sizes(), strict=True)))
-
-    def names(self) -> list[str]:
-        """Return the file names of the photos, without reading more of an index."""
-        if isinstance(self.photos, PhotoIndex):
-            return self.photos.names()
-        return [photo.file_name for photo in self.photos]
-
-    def sizes(self) -> list[tuple[int, int]]:
-        """Return the sizes (H, W) of the photos."""
-        if isinstance(self.photos, PhotoIndex):
-            return self.photos.sizes()
-        return [photo.size for photo in self.photos]
-
-    def classes(self) -> list[set[int]]:
-        """Return the classes that each photo has objects of."""
-        if isinstance(self.photos, PhotoIndex):
-            return self.photos.classes()
-        return [photo.classes for photo in self.photos]
-
-    def annotator_counts(self) -> list[int]:
-        """Return how many annotators each photo has."""
-        if isinstance(self.photos, PhotoIndex):
-            return self.photos.annotator_counts()
-        return [len(photo.annotators) for photo in self.photos]
+        sizes = dict(zip(self.photos.names(), self.photos.sizes(), strict=True))
+        return mask_format(self.competition, sizes)
 
     @cached_property
     def files_on_disk(self) -> dict[str, list[str]]:

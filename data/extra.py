@@ -61,7 +61,7 @@ def usable_rows(coco: CocoSet) -> np.ndarray:
     """Return the rows of the photos that have anything to learn: an object, or the absence of a class."""
     is_multilabel, classes = coco.competition.is_multilabel, coco.competition.classes
     knows_absence = len(coco.unlabelled) < len(classes) if is_multilabel else not coco.unlabelled
-    return np.array([row for row, found in enumerate(coco.classes()) if knows_absence or found], int)
+    return np.array([row for row, found in enumerate(coco.photos.classes()) if knows_absence or found], int)
 
 
 def read_extra(entry: ExtraData, cfg: Config) -> tuple[CocoSet, list[str]]:
@@ -78,7 +78,7 @@ def read_extra(entry: ExtraData, cfg: Config) -> tuple[CocoSet, list[str]]:
     unlabelled = tuple(k for k in ours.object_ids if k not in labelled)
     if entry.background:
         unlabelled = () if entry.background == 'trusted' else tuple(ours.object_ids)
-    used = {class_id for found in coco.classes() for class_id in found}
+    used = {class_id for found in coco.photos.classes() for class_id in found}
     remarks = {
         'ignored: ': [theirs.classes[k] for k in sorted(used) if targets[k] is None],
         'absence is unknown of ': [ours.classes[k] for k in unlabelled],

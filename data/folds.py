@@ -39,7 +39,7 @@ def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
                 write_csv(path, [('image_id', 'file_name', 'fold'), *rows])
     rows = read_rows(path)
     fold_of = dict(rows)
-    names = [*map(normal_name, cache.coco.names())]
+    names = [*map(normal_name, cache.coco.photos.names())]
     if len(rows) != len(fold_of) or set(fold_of) != set(names):
         missing = next((name for name in names if name not in fold_of), None)
         fault = f'lacks {missing!r}' if missing else 'lists other images, or an image twice'
@@ -96,11 +96,11 @@ def check_groups(cfg: Config, names: list[str], folds: np.ndarray) -> None:
 def make_folds(cfg: Config, cache: Cache) -> np.ndarray:
     """Assign (n,) folds from the seed. Raises BadInput if there are fewer scenes than folds."""
     labels = np.zeros((len(cache), len(cfg.classes)), bool)
-    for row, classes in enumerate(cache.coco.classes()):
+    for row, classes in enumerate(cache.coco.photos.classes()):
         labels[row, list(classes)] = True
     features = thumbnails(cache.photos, len(cache))
     scenes, remark = find_scenes(
-        cfg.data_root, cache.coco.names(), features, cfg.competition.group, cfg.folds
+        cfg.data_root, cache.coco.photos.names(), features, cfg.competition.group, cfg.folds
     )
     if remark:
         log.warning(f'warning: {remark}')

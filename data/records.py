@@ -61,6 +61,26 @@ class Photo:
         return self.height, self.width
 
 
+class PhotoTuple(tuple[Photo, ...]):
+    """Photos in memory, which answer what a PhotoIndex answers."""
+
+    def names(self) -> list[str]:
+        """Return the file names."""
+        return [photo.file_name for photo in self]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the sizes (H, W)."""
+        return [photo.size for photo in self]
+
+    def classes(self) -> list[set[int]]:
+        """Return the classes that each photo has objects of."""
+        return [photo.classes for photo in self]
+
+    def annotator_counts(self) -> list[int]:
+        """Return how many annotators each photo has."""
+        return [len(photo.annotators) for photo in self]
+
+
 # columns of two of the arrays; the last four of a photo and the last one of an annotation say where its part
 # of another array ends, and the row before says where it starts
 PHOTO = ('height', 'width', 'text', 'annotations', 'classes', 'annotators')

@@ -287,7 +287,7 @@ def predict_rows(
 def scored_sizes(cache: Cache, rows: np.ndarray, cfg: Config) -> list[Size | None]:
     """Return the size (H, W) at which each row is scored; None for a square, by the downsampling rule."""
     is_own = cfg.competition.score_size == 'own'
-    sizes = cache.coco.sizes() if is_own else [None] * len(cache)
+    sizes = cache.coco.photos.sizes() if is_own else [None] * len(cache)
     return [sizes[row] for row in rows]
 
 

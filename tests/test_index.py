@@ -50,7 +50,7 @@ def test_an_index_holds_what_the_json_file_says(cfg):
         assert coco.photos[:] == expected.photos and isinstance(coco.photos, PhotoIndex)
         assert replace(coco, photos=expected.photos) == expected  # fingerprint, files, ...
         for name in ('names', 'sizes', 'classes', 'annotator_counts'):
-            assert getattr(coco, name)() == getattr(expected, name)()
+            assert getattr(coco.photos, name)() == getattr(expected.photos, name)()
 
 
 def test_photos_of_all_kinds_come_back(tmp_path):
