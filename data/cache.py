@@ -59,6 +59,10 @@ class Cache:
     def __len__(self) -> int:
         return len(self.photos)
 
+    @property
+    def folder(self) -> Path:
+        return self.photos.paths[0].parents[1]
+
     def truth(self, row: int) -> np.ndarray:
         """Return the mask of a photo at the scored size, (h, w) ids or (K, h, w) planes."""
         photo, competition, mask = self.coco.photos[row], self.coco.competition, self.masks[row]
@@ -264,7 +268,7 @@ def with_statistics(cfg: Config, cache: Cache) -> Config:
     """
     if cfg.competition.channels in (1, 3) or (cfg.mean and cfg.std):
         return cfg
-    meta = json.loads((cache.photos.paths[0].parents[1] / 'meta.json').read_text())
+    meta = json.loads((cache.folder / 'meta.json').read_text())
     values = {key: getattr(cfg, key) or tuple(meta[key]) for key in ('mean', 'std')}
     return cfg.model_copy(update=values)
 

@@ -19,13 +19,14 @@ from pycocotools import mask as rle_codec
 from config import COMPETITION_FILE, HOME, Competition, read_competition
 from data.bands import find_slices, read_any_bands, to_channels, volume_of
 from data.coco import CocoSet, Photo, draw_mask, draw_truth, read_coco, require_photo
-from data.duplicates import near_duplicates, thumbnail
-from data.folds import TooFewScenes, find_scenes
+from data.duplicates import Descriptors, describe_photo, duplicate_pairs, join_groups
+from data.folds import TooFewScenes, describe_split, find_scenes, read_rows
 from data.groups import group_names, match_group, suggest_group
 from data.masks import EMPTY_PART, SHORT_PART, shared_pixels
 from data.photos import Range, check_size, measure_bands, scale, show_range, turn, whole_range, widen
 from metrics import IGNORED
 from utils.errors import BadInput, join_first, plural
+from utils.files import normal_name
 from utils.json_files import read_bytes
 from utils.progress import Bar
 from utils.yaml_files import show_yaml
@@ -52,30 +53,31 @@ class CheckedPhoto:
     checksum: str  # of the file
 
 
+Checked = tuple[CheckedPhoto, tuple[np.ndarray, np.ndarray], np.ndarray]  # with describe_photo, count_pixels
+
+
 class CheckedPhotos(list[CheckedPhoto]):
-    """Hold the photos without a fault, their (N, D) thumbnails, and the (2, 256) sum of count_pixels over the
+    """Hold the photos without a fault, their descriptors, and the (2, 256) sum of count_pixels over the
     training photos.
     """
 
     def __init__(self, count: int) -> None:
         super().__init__()
-        self.thumbnails, self.pixels = np.zeros((count, 0), np.float32), np.zeros((2, 256), np.int64)
+        self.descriptors, self.pixels = Descriptors.allocate(count), np.zeros((2, 256), np.int64)
 
-    def add(self, photo: CheckedPhoto, feature: np.ndarray, pixels: np.ndarray) -> None:
-        """Add a photo; one with another number of bands than the first has a thumbnail of zeros."""
-        if not self:
-            self.thumbnails = np.zeros((len(self.thumbnails), len(feature)), np.float32)
-        if len(feature) == self.thumbnails.shape[1]:
-            self.thumbnails[len(self)] = feature
+    def add(self, photo: CheckedPhoto, descriptor: tuple[np.ndarray, np.ndarray], pixels: np.ndarray) -> None:
+        self.descriptors[len(self)] = descriptor
         if photo.split == 'train':
             self.pixels += pixels
         self.append(photo)
 
 
-def check_data(data: Path, competition: Competition, folds: int) -> tuple[list[str], bool]:
+def check_data(
+    data: Path, competition: Competition, folds: int, folds_csv: Path | None = None
+) -> tuple[list[str], bool]:
     """Check a data root and print what it holds; return the remarks, and whether so many folds can be made.
 
-    Raises BadInput with the first fault.
+    Folds that were made are checked if they are those of its photos. Raises BadInput with the first fault.
     """
     cocos = [read_coco(data, 'train', competition)]
     if (data / 'test.json').is_file():
@@ -89,7 +91,9 @@ def check_data(data: Path, competition: Competition, folds: int) -> tuple[list[s
         more = f' (one of {len(faults)} faulty photos among {count})' if len(faults) > 1 else ''
         raise BadInput(min(faults) + more)
     train = [photo for photo in photos if photo.split == 'train']
-    scenes = try_scenes(data, train, photos.thumbnails[: len(train)], competition, folds)
+    pairs = duplicate_pairs(photos.descriptors, len(train))
+    train_pairs = pairs[(pairs < len(train)).all(axis=1)]
+    scenes = try_scenes(data, train, train_pairs, competition, folds)
     remarks = [
         *describe_sizes(photos),
         *describe_orientation(data, photos, competition),
@@ -98,8 +102,9 @@ def check_data(data: Path, competition: Competition, folds: int) -> tuple[list[s
         *describe_left_out(cocos),
         *describe_annotators(cocos[0]),
         *describe_classes(cocos[0], photos.pixels),
-        *describe_duplicates(photos),
+        *describe_duplicates(photos, pairs),
         *describe_scenes(data, scenes, competition, train[0].name),
+        *describe_folds(folds_csv, train, train_pairs),
         *hint_at_groups(train, competition),
     ]
     if len(cocos) == 1:
@@ -124,7 +129,7 @@ def origin_of_classes(data: Path, competition: Competition, cfg: Path | None) ->
 def check_photos(coco: CocoSet, photos: CheckedPhotos, faults: list[str]) -> None:
     """Decode the photos of a split and draw their masks; add what they are, and the faults."""
 
-    def check(photo: Photo) -> tuple[CheckedPhoto, np.ndarray, np.ndarray] | None:
+    def check(photo: Photo) -> Checked | None:
         try:
             return check_photo(coco, photo)
         except BadInput as error:
@@ -143,8 +148,8 @@ def check_photos(coco: CocoSet, photos: CheckedPhotos, faults: list[str]) -> Non
                     photos.add(*found)
 
 
-def check_photo(coco: CocoSet, photo: Photo) -> tuple[CheckedPhoto, np.ndarray, np.ndarray]:
-    """Decode a photo and draw its mask; return it, its thumbnail and count_pixels. Raises BadInput."""
+def check_photo(coco: CocoSet, photo: Photo) -> Checked:
+    """Decode a photo and draw its mask; return it, its descriptor and count_pixels. Raises BadInput."""
     path, competition = require_photo(coco, photo), coco.competition
     lenient = coco.split == 'test'  # cut-off test photos are predicted
     stored, bands = read_any_bands(path, competition.photo_channels, lenient)
@@ -172,7 +177,7 @@ def check_photo(coco: CocoSet, photo: Photo) -> tuple[CheckedPhoto, np.ndarray, 
         type=stored.pixels.dtype,
         checksum=hashlib.sha256(read_bytes(path)).hexdigest(),
     )
-    return checked, thumbnail(pixels), count_pixels(photo, competition)
+    return checked, describe_photo(pixels), count_pixels(photo, competition)
 
 
 def count_pixels(photo: Photo, competition: Competition) -> np.ndarray:
@@ -460,9 +465,9 @@ def merged_area(rles: Sequence[bytes], size: tuple[int, int]) -> int:
     return int(rle_codec.area(rle_codec.merge([{'size': size, 'counts': rle} for rle in rles])))
 
 
-def describe_duplicates(photos: CheckedPhotos) -> list[str]:
+def describe_duplicates(photos: CheckedPhotos, pairs: np.ndarray) -> list[str]:
     """Print the groups of equal files and of near-duplicates; return a remark on each kind."""
-    rows = near_duplicates(photos.thumbnails)
+    rows = join_groups(np.arange(len(photos)), pairs)
     near = [group for group in groups_of(photos, rows) if len({photo.checksum for photo in group}) > 1]
     equal = groups_of(photos, [photo.checksum for photo in photos])
     remarks = []
@@ -495,11 +500,11 @@ Scenes = tuple[np.ndarray, str] | TooFewScenes  # what find_scenes returns or ra
 
 
 def try_scenes(
-    data: Path, train: list[CheckedPhoto], features: np.ndarray, competition: Competition, folds: int
+    data: Path, train: list[CheckedPhoto], pairs: np.ndarray, competition: Competition, folds: int
 ) -> Scenes:
     """Find the scenes of the training photos. Raises BadInput for a name that `group` does not match."""
     try:
-        return find_scenes(data, [photo.name for photo in train], features, competition.group, folds)
+        return find_scenes(data, [photo.name for photo in train], pairs, competition.group, folds)
     except TooFewScenes as error:
         return error
 
@@ -518,6 +523,16 @@ def describe_scenes(data: Path, scenes: Scenes, competition: Competition, name: 
         photos = f'{count.min()} to {count.max()} photos'
         print(f'group: {len(count)} scenes of {photos} by {competition.group}{example}')
     return [remark] if remark else []
+
+
+def describe_folds(folds_csv: Path | None, train: list[CheckedPhoto], pairs: np.ndarray) -> list[str]:
+    """Return a remark if folds that were made for these photos split near-duplicates. Raises BadInput."""
+    names = [photo.name for photo in train]
+    fold_of = {} if folds_csv is None else dict(read_rows(folds_csv))
+    if set(fold_of) != {*map(normal_name, names)}:  # of another data set
+        return []
+    remark = describe_split(names, pairs, np.array([fold_of[normal_name(name)] for name in names]))
+    return [f'{folds_csv}: {remark}'] if remark else []
 
 
 def hint_at_groups(train: list[CheckedPhoto], competition: Competition) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 from config import HOME, Competition, Config, ExtraData, match_key, read_competition
 from data.cache import Cache, open_set
 from data.coco import CocoSet, Photo, pixel_conventions
-from data.duplicates import have_duplicates, thumbnails
+from data.duplicates import describe_photos, have_duplicates
 from data.index import open_coco
 from data.layout import annotation_files
 from data.masks import Annotation
@@ -155,7 +155,7 @@ def find_copies(extra: Cache, rows: np.ndarray, cache: Cache, held_out: np.ndarr
     if not len(held_out) or not len(rows):
         return np.zeros(len(rows), bool)
     theirs, ours = (
-        thumbnails((source.photos[row] for row in which), len(which))
+        describe_photos((source.photos[row] for row in which), len(which))
         for source, which in ((extra, rows), (cache, held_out))
     )
     return have_duplicates(theirs, ours)

@@ -5,16 +5,18 @@ A scene is a set of near-duplicates, or of photos that `group` in competition.ya
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from config import COMPETITION_FILE, Config
 from data.cache import Cache
-from data.duplicates import near_duplicates, thumbnails
+from data.duplicates import VERSION, describe_photos, duplicate_pairs, join_groups
 from data.groups import group_names
+from data.records import damaged
 from utils.errors import BadInput, one_line, plural
-from utils.files import lock, normal_name, write_csv
+from utils.files import lock, normal_name, save_array, write_csv
 from utils.foreign_csv import find_columns, header_fault, read_lines, split_row
 from utils.json_files import whole_number
 from utils.log import log
@@ -98,33 +100,73 @@ def make_folds(cfg: Config, cache: Cache) -> np.ndarray:
     labels = np.zeros((len(cache), len(cfg.classes)), bool)
     for row, classes in enumerate(cache.coco.photos.classes()):
         labels[row, list(classes)] = True
-    features = thumbnails(cache.photos, len(cache))
     scenes, remark = find_scenes(
-        cfg.data_root, cache.coco.photos.names(), features, cfg.competition.group, cfg.folds
+        cfg.data_root, cache.coco.photos.names(), read_pairs(cache), cfg.competition.group, cfg.folds
     )
     if remark:
         log.warning(f'warning: {remark}')
     return stratify(labels, scenes, cfg.folds, cfg.seed)
 
 
+def read_scenes(cfg: Config, cache: Cache) -> np.ndarray:
+    """Return the (n,) int64 scene of each training photo, by which its folds are made: they are numbered from
+    0 by their first photos. Decodes no photo again. Raises BadInput.
+    """
+    names, group = cache.coco.photos.names(), cfg.competition.group
+    try:
+        return find_scenes(cfg.data_root, names, read_pairs(cache), group, cfg.folds)[0]
+    except TooFewScenes as error:  # with folds of one's own
+        return error.scenes
+
+
+def read_pairs(cache: Cache) -> np.ndarray:
+    """Return the duplicate_pairs of a cache's photos, (m, 2) rows; find them once, and keep them in its
+    folder, if it can be written. Raises BadInput.
+    """
+    path = cache.folder / f'duplicates-v{VERSION}.npy'
+    if path.exists():
+        try:
+            return np.load(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise damaged(path, error) from None
+    pairs = duplicate_pairs(describe_photos(cache.photos, len(cache)))
+    with suppress(BadInput):
+        save_array(path, pairs)
+    return pairs
+
+
+def describe_split(names: Sequence[str], pairs: np.ndarray, folds: np.ndarray) -> str:
+    """Say which near-duplicates, (m, 2) pairs of rows, are in several of the (n,) folds; '' if none are."""
+    split = pairs[folds[pairs[:, 0]] != folds[pairs[:, 1]]]
+    if not len(split):
+        return ''
+    one, other = (f'{names[row]!r} (fold {folds[row]})' for row in split[0])
+    count = f'{plural(len(split), "pair")} of near-duplicates in two folds'
+    return f'{count}, such as {one} and {other}: scores on them are too high'
+
+
 class TooFewScenes(BadInput):
-    """There are fewer scenes than folds."""
+    """There are fewer (n,) scenes than folds."""
+
+    def __init__(self, message: str, scenes: np.ndarray) -> None:
+        super().__init__(message)
+        self.scenes = scenes
 
 
 def find_scenes(
-    root: Path, names: Sequence[str], features: np.ndarray, group: str | None, folds: int
+    root: Path, names: Sequence[str], pairs: np.ndarray, group: str | None, folds: int
 ) -> tuple[np.ndarray, str]:
     """Return the (n,) scene of each photo of a data root, and a remark on them, or ''.
 
-    Near-duplicates and groups are joined; the groups alone are taken where they are enough for the folds
-    and the joined ones are not. Raises BadInput, and TooFewScenes.
+    The (m, 2) pairs of near-duplicates and the groups are joined; the groups alone are taken where they are
+    enough for the folds and the joined ones are not. Raises BadInput, and TooFewScenes.
     """
-    groups = None if group is None else group_names(root, names, group)
-    scenes = near_duplicates(features, groups)
+    groups = np.arange(len(names)) if group is None else group_names(root, names, group)
+    scenes = join_groups(groups, pairs)
     count = scenes.max() + 1
     if count >= folds:
         return scenes, ''
-    if groups is not None and groups.max() + 1 >= folds:
+    if group is not None and groups.max() + 1 >= folds:
         joined = f'near-duplicates join the {groups.max() + 1} groups of photos to {count}, fewer than folds'
         return groups, f'{joined}: the folds keep the groups together, and split near-duplicates'
     fault = f'found {len(names)} photos of {plural(count, "scene")}'
@@ -133,7 +175,8 @@ def find_scenes(
     fewer = f'folds={count} in the config, ' if count > 1 else ''
     finer = 'group' if group is None else 'a group of fewer photos'
     ways = f'{fewer}{finer} in {COMPETITION_FILE}, or folds of your own with folds_csv'
-    raise TooFewScenes(f'{root}: {fault}, expected at least one for each of {folds} folds; give {ways}')
+    fault = f'{root}: {fault}, expected at least one for each of {folds} folds; give {ways}'
+    raise TooFewScenes(fault, scenes)
 
 
 def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:

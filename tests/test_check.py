@@ -419,3 +419,21 @@ def test_a_link_out_of_the_data_root(root, tmp_path):
     (root / name).symlink_to(place)
     with pytest.raises(BadInput, match=r'leads out of .* by a link; link the data root as a whole, or copy'):
         read_coco(root, 'train', HOME)
+
+
+def test_folds_that_split_near_duplicates(root, check, tiny, tmp_path, caplog):
+    for row in (4, 5):
+        shutil.copy(root / 'batch_01/0001.jpg', root / f'batch_01/{row:04d}.jpg')
+    folds_csv = tmp_path / 'folds.csv'
+    rows = [f'{row},batch_01/{row:04d}.jpg,{row % 2}' for row in range(6)]
+    folds_csv.write_text('\n'.join(['image_id,file_name,fold', *rows]))
+    config = tmp_path / 'own.yaml'
+    words = [f'{key}: {value}' for key, value in {'folds': 2, 'folds_csv': folds_csv}.items()]
+    config.write_text('\n'.join([*words, f'data_root: {root}', f'cache_dir: {tmp_path / "cache"}']))
+    split = "in two folds, such as 'batch_01/0001.jpg' (fold 1) and 'batch_01/0004.jpg' (fold 0)"
+    assert f'{folds_csv}: 1 pair of near-duplicates {split}' in last(check('--cfg', str(config)))
+    prepare.command(['folds', '--cfg', str(config)])
+    (warning,) = [record.message for record in caplog.records if 'near-duplicates' in record.message]
+    assert warning.startswith(f'warning: {folds_csv}: ') and split in warning
+    folds_csv.write_text(folds_csv.read_text().replace('0004.jpg,0', '0004.jpg,1'))
+    assert 'two folds' not in last(check('--cfg', str(config)))

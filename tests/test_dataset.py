@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import shutil
 import warnings
 
 import numpy as np
@@ -10,12 +11,11 @@ import pytest
 import torch
 from conftest import write_set
 from processes import CONTEXT
-from scipy.sparse.csgraph import connected_components
 
+from config import CLASSES, Competition
 from data.cache import open_cache
 from data.coco import draw_mask, read_photo
-from data.duplicates import DUPLICATE_CORRELATION, have_duplicates, near_duplicates, thumbnails
-from data.folds import folds_path, read_folds, split_fold, stratify
+from data.folds import folds_path, read_folds, read_scenes, split_fold, stratify
 from dataset import EpochSampler, TrainingSet, WholePhotos, make_loader, normalize
 from utils.errors import BadInput
 
@@ -100,40 +100,6 @@ def test_folds_are_stratified_and_seeded_and_keep_groups_together():
     assert not np.array_equal(folds, stratify(labels, groups, 5, seed=1))
 
 
-def test_near_duplicates_get_one_group(tiny):
-    rng = np.random.default_rng(0)
-    photos = rng.integers(0, 256, (5, 8, 8, 3), np.uint8).repeat(16, axis=1).repeat(16, axis=2)
-    photos[3] = np.clip(photos[1].astype(int) + rng.integers(-10, 10, photos[1].shape) + 12, 0, 255)
-    groups = near_duplicates(thumbnails(photos, len(photos)))
-    assert groups[1] == groups[3] and len(set(groups.tolist())) == 4
-
-
-@pytest.mark.parametrize(
-    ('of_all', 'most', 'at_once'), [(0, 1, 40), (0, 1, 10**6), (0, 0, 10**4), (10**6, 0, 10**9)]
-)
-def test_near_duplicates_are_those_of_all_pairs(monkeypatch, of_all, most, at_once):
-    monkeypatch.setattr('data.duplicates.PRODUCTS_OF_ALL', of_all)
-    monkeypatch.setattr('data.duplicates.MOST_NEAR', most)
-    monkeypatch.setattr('data.duplicates.PAIRS_AT_ONCE', at_once)
-    monkeypatch.setattr('data.duplicates.DISTANCES_AT_ONCE', at_once)
-    rng = np.random.default_rng(0)
-    scenes = rng.normal(size=(60, 3)) @ rng.normal(size=(3, 300)) + rng.normal(size=(60, 300)) / 4
-    drift = np.arange(12)[:, None] * rng.normal(size=300) / 30  # a chain: its ends are not alike
-    features = np.concatenate([scenes.repeat(10, axis=0), scenes[0] + drift])
-    features += rng.normal(size=features.shape) * rng.choice([0.02, 0.1, 0.2], (len(features), 1))
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    features[5::90] = 0  # of photos of one colour
-    features = rng.permutation(features).astype(np.float32)
-    alike = features @ features.T > DUPLICATE_CORRELATION
-    expected = connected_components(alike, directed=False)[1]
-    assert 0.001 < alike.mean() < 0.1 and 100 < expected.max() < 500
-    assert np.array_equal(near_duplicates(features), expected)
-    groups = rng.integers(0, 300, len(features))
-    joined = connected_components(alike | (groups[:, None] == groups), directed=False)[1]
-    assert np.array_equal(near_duplicates(features, groups), joined)
-    assert np.array_equal(have_duplicates(features[:200], features[200:]), alike[:200, 200:].any(axis=1))
-
-
 def test_folds_csv_is_made_once_and_checked(tiny, tmp_path):
     cfg = small(tiny, tmp_path)
     cache = open_cache(cfg, 'train')
@@ -157,6 +123,30 @@ def test_folds_csv_is_made_once_and_checked(tiny, tmp_path):
         read_folds(cfg, cache)
     with pytest.raises(BadInput, match='no such file'):
         read_folds(cfg.model_copy(update={'folds_csv': tmp_path / 'none.csv'}), cache)
+
+
+def test_scenes_are_kept_beside_the_photos(tiny, tmp_path, monkeypatch):
+    cfg = small(tiny, tmp_path, train=8, side=64)
+    for copy, original in ((7, 1), (4, 2)):
+        photos = cfg.data_root / 'batch_01'
+        shutil.copy(photos / f'000{original}.jpg', photos / f'000{copy}.jpg')
+    cache = open_cache(cfg, 'train')
+    folds, scenes = read_folds(cfg, cache), read_scenes(cfg, cache)
+    assert scenes.tolist() == [0, 1, 2, 3, 2, 4, 5, 1]
+    assert folds[7] == folds[1] and folds[4] == folds[2]
+    monkeypatch.setattr('data.folds.describe_photos', None)  # no photo is decoded again
+    assert np.array_equal(read_scenes(cfg, cache), scenes)
+    group = Competition(classes=CLASSES, group=r'000([0-3])|$')
+    grouped = cfg.model_copy(update={'competition': group})
+    assert read_scenes(grouped, cache).tolist() == [0, 1, 1, 2, 1, 1, 1, 1]
+    few = cfg.model_copy(update={'folds': 7})
+    with pytest.raises(BadInput, match='of 6 scenes'):
+        read_folds(few.model_copy(update={'cache_dir': tmp_path / 'new'}), cache)
+    assert np.array_equal(read_scenes(few, cache), scenes)  # with folds of one's own
+    (kept,) = cache.folder.glob('duplicates-*.npy')
+    kept.write_bytes(kept.read_bytes()[:60])
+    with pytest.raises(BadInput, match=f'{kept}: is damaged'):
+        read_scenes(cfg, cache)
 
 
 def test_split_fold():
