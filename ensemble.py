@@ -10,12 +10,15 @@
 --search chooses a weight for each model (with --by-class also for each of its classes) on the oof.csv beside
 each test.csv, and says so when a single model is better than any vote. With --soft it tries means of
 probabilities too, at calibrated temperatures if they help. It raises the metric of competition.yaml, and
-writes its choice to ensemble.yaml beside --out; --recipe applies that file again, to the same members only.
+writes its choice to ensemble.yaml beside --out; --recipe applies that file again, to the same members only,
+in its own order. A CSV whose best.pt has changed since is refused. Its interval of the gain searches again in
+each draw of the photos (voting/choices.py). The CSVs of a single model vote with equal weights.
 
 Votes are matched by image_id, whatever tool wrote the CSVs (submission.py says what is read); the rows are in
 the order of the first CSV, or of --data's test.json, so one CSV alone is rewritten. A tie goes to the tied
 class of the earliest CSV on the command line; a vote of weight 0 does not count, not even in a tie. Weights
-are added up exactly as typed: 0.1 + 0.2 ties with 0.3.
+are added up exactly as typed: 0.1 + 0.2 ties with 0.3. A vote in which one CSV decides every pixel, as the
+first of two with equal weights does, is refused; that --search chooses a single model is its outcome.
 
 If classes may overlap (task: multilabel), each has a vote of its own: a pixel is of a class that more than
 half of the weight is for; at exactly half, the earliest CSV with a weight decides. A --soft vote compares the
@@ -95,8 +98,8 @@ from submission import (
 )
 from utils.files import lock, remove_partials
 from utils.progress import progress
-from voting.hard import Runs, member_table, vote, vote_runs, weight_table
-from voting.members import Member, find_members
+from voting.hard import Runs, deciding_member, member_table, vote, vote_runs, weight_table
+from voting.members import Member, by_model, check_members, find_members, oof_files, refuse_same_oof
 from voting.recipe import Recipe, read_recipe, search_recipe, write_recipe
 from voting.soft import soft_vote
 from voting.thresholds import list_outdated, mean_thresholds
@@ -109,18 +112,28 @@ def main(argv: list[str] | None = None) -> int:
     members = find_members(args.csvs, args.out)
     form = read_format(data, competition, required=args.data is not None)
     recipe = typed_recipe(args, members, competition)
-    oofs = [member.path.with_name('oof.csv') for member in members] if args.search else []
+    if not (args.search or args.recipe) and (fault := describe_decider(members, recipe, competition)):
+        raise BadInput(fault)
+    check_members(members, with_oof=args.search or args.recipe is not None)
+    if args.search:
+        refuse_same_oof(members)
+    oofs = oof_files(members) if args.search else []
     if outdated := list_outdated([*args.csvs, *oofs], num_classes):
         print(outdated)
     with lock(args.out.with_name(f'.{args.out.name}.lock'), f'voting on {args.out.name}'):
         remove_partials(args.out.parent, args.out.name, 'ensemble.yaml')
         if args.search:
-            recipe = search_recipe(members, data, competition, args.soft, args.by_class)
+            if len(by_model(members)) > 1:
+                recipe = search_recipe(members, data, competition, args.soft, args.by_class)
+            else:
+                print('one model: nothing to search; its CSVs vote with equal weights')
             write_recipe(args.out.with_name('ensemble.yaml'), members, recipe)
         elif args.recipe is not None:
-            recipe = read_recipe(args.recipe, members, num_classes)
+            members, recipe = read_recipe(args.recipe, members, num_classes)
         write_vote = write_soft_vote if recipe.rule == 'soft vote' else write_hard_vote
         print(write_vote(members, recipe, args.out, form, args.data is not None))
+    if note := describe_decider(members, recipe, competition):
+        print(f'note: {note}')
     check = ('submission.py', 'check', args.out, '--data', data)
     print(next_line(*check, cfg=args.cfg, changes=args.set))
     return DONE
@@ -138,6 +151,26 @@ def typed_recipe(args: argparse.Namespace, members: Sequence[Member], competitio
         return Recipe('hard vote', table, temperatures)
     thresholds = mean_thresholds([m.folder for m in members], table) if competition.is_multilabel else None
     return Recipe('soft vote', table, temperatures, thresholds)
+
+
+def describe_decider(members: Sequence[Member], recipe: Recipe, competition: Competition) -> str:
+    """Say which of several members decides every pixel of a hard vote, and what to do instead; '' if none."""
+    if recipe.rule != 'hard vote' or len(members) == 1:
+        return ''
+    table = weight_table(recipe.table)
+    decider = deciding_member(table, competition.is_multilabel)
+    if decider is None:
+        return ''
+    voters = [member for member, weights in zip(members, table, strict=True) if weights.any()]
+    fault = f'{members[decider].path}: decides every pixel, as'
+    if len(voters) == 1:
+        return f'{fault} no other CSV has a weight'
+    ways = ['a third CSV', 'other weights'] if len(members) == 2 else ['other weights']
+    if len({member.folder.resolve() for member in voters}) == 1:
+        ways.append(f'infer.py --fold all, the mean of the folds of {voters[0].folder}')
+    else:
+        ways.append('--soft, after infer.py --save-probs')
+    return f'{fault} it has at least half of all weight, and ties go to the first; give {" or ".join(ways)}'
 
 
 def read_class_weights(

@@ -1,22 +1,29 @@
-"""Score predictions against labels, compare two, calibrate probabilities, and choose thresholds.
+"""Score predictions against labels, compare two, calibrate, choose thresholds, and compare epochs.
 
     python evaluate.py score output/a/test.csv output/submission.csv --labels input/demo/test_labels.json
     python evaluate.py compare output/a/oof.csv output/b/oof.csv
     python evaluate.py compare output/a/fold0/oof.csv output/b/fold0/oof.csv --data input/data
+    python evaluate.py compare output/a-seed{0,1,2} --against output/b-seed{0,1,2}
+    python evaluate.py seeds output/a-seed{0,1,2}
     python evaluate.py calibrate output/convnext
     python evaluate.py thresholds output/hands
+    python evaluate.py epochs output/convnext
 
 score prints the competition's metric of each CSV, and of each class in it. compare says whether one of two
-predictions of the same training photos is significantly better. calibrate fits the temperature of a model's
-probabilities out of fold and writes calibration.yaml, which pseudo.py reads. thresholds chooses those of
-classes that may overlap, from the histograms that infer.py keeps, and writes thresholds.yaml, which infer.py
-reads. What is counted in a CSV is kept beside it, in .<name>.confusions.npz, as long as the CSV and the
-annotations stay the same.
+predictions of the same training photos is significantly better, or one of two recipes that were trained with
+several seeds (scripts/compare.sh trains them). seeds prints the score of a recipe, with an interval that
+holds photos and seeds. calibrate fits the temperature of a model's probabilities out of fold and writes
+calibration.yaml, which pseudo.py reads. thresholds chooses those of classes that may overlap, from the
+histograms that infer.py keeps, and writes thresholds.yaml, which infer.py reads. epochs says how much too
+good a score is whose epoch was chosen on the photos that score it, from the metrics.csv of all folds. What is
+counted in a CSV is kept beside it, in .<name>.confusions.npz, as long as the CSV and the annotations stay the
+same.
 
-Shapes: n photos, K classes.
+Shapes: n photos, K classes, S seeds.
 """
 
 import argparse
+import math
 import tokenize
 import zipfile
 import zlib
@@ -29,27 +36,37 @@ from pathlib import Path
 import numpy as np
 
 import metrics
-from config import Competition, fold_files, fold_of
+from config import Competition, fold_dir, fold_files, fold_of
 from data.coco import CocoSet, read_coco, read_labels, scored_truth
+from engine.runs import compare_epochs
 from metrics import Metric
 from submission import competition_and_data, metric_of, require_same_images
-from utils.cli import ArgumentParser, add_config_arguments, next_line, run_script
-from utils.errors import DONE, BadInput
+from utils.cli import ArgumentParser, add_config_arguments, at_least, next_line, run_script
+from utils.errors import DONE, BadInput, plural
 from utils.files import write_whole
 from utils.progress import progress
+from voting.origin import read_origin, refuse_outdated
 
+SMALL = 0.01  # difference that compare plans seeds for
 Bar = Callable[..., Iterable[str]]  # takes image ids and yields them; with the path of their CSV for folds
 
 
 def command(argv: list[str] | None = None) -> int:
     args = read_arguments(argv)
+    if args.command == 'epochs':
+        print(compare_epochs(args.folder))
+        return DONE
     if args.command == 'score' and args.cfg is None:
         args.data = args.data or args.labels.parent
     competition, data = competition_and_data(args)
     if args.command == 'score':
         print(format_scores(args.csvs, score_csvs(args.csvs, args.labels, competition), competition))
     elif args.command == 'compare':
-        print(compare_scores(args.csvs, data, competition))
+        runs = read_runs(args.runs + args.against, read_coco(data, 'train', competition), args.folds)
+        print(compare_runs(runs, len(args.runs), competition))
+    elif args.command == 'seeds':
+        runs = read_runs(args.runs, read_coco(data, 'train', competition), args.folds)
+        print(describe_seeds(runs, competition))
     elif args.command == 'thresholds':
         from voting.thresholds import fit_thresholds, list_outdated
 
@@ -75,10 +92,20 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     truth = 'a COCO file with the truth of these photos'
     score.add_argument('--labels', type=Path, required=True, metavar='JSON', help=truth)
     add_data_arguments(score, 'the folder of --labels')
-    doc = 'Say which of two out-of-fold predictions is better, by class too.'
+    doc = 'Say which of two out-of-fold predictions, or of two recipes by several seeds, is better.'
     compare = commands.add_parser('compare', doc)
-    compare.add_argument('csvs', nargs=2, type=Path, metavar='CSV', help='two oof.csv of the same photos')
-    add_data_arguments(compare)
+    run = 'an oof.csv, or the folder of a run with those of its folds'
+    pair = f'{run}: two, or with --against those of the first recipe, one a seed'
+    compare.add_argument('runs', nargs='+', type=Path, metavar='RUN', help=pair)
+    other = 'those of the second recipe, by the same seeds in the same order; by default the second RUN'
+    compare.add_argument('--against', nargs='+', type=Path, metavar='RUN', help=other)
+    doc = "Print a recipe's score, averaged over seeds, and how much it changes with photos and seeds."
+    seeds = commands.add_parser('seeds', doc)
+    seeds.add_argument('runs', nargs='+', type=Path, metavar='RUN', help=f'{run}, one a seed')
+    for command in (compare, seeds):
+        only = 'folds of the run folders to take; by default all that have an oof.csv'
+        command.add_argument('--folds', nargs='+', type=at_least(0), metavar='K', help=only)
+        add_data_arguments(command)
     doc = "Fit the temperature of a model's probabilities on its photos out of fold."
     calibrate = commands.add_parser('calibrate', doc)
     folder = 'output/<name>, with the oof_probs.npy of infer.py --save-probs'
@@ -89,7 +116,24 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     folder = 'output/<name>, with the oof_histograms.npy that infer.py --split oof writes'
     thresholds.add_argument('folder', type=Path, help=folder)
     add_data_arguments(thresholds)
-    return parser.parse_args(argv)
+    doc = 'Say how much the score gains by choosing the epoch on the photos that score it.'
+    epochs = commands.add_parser('epochs', doc)
+    folder = 'output/<name>, with the metrics.csv of two folds or more'
+    epochs.add_argument('folder', type=Path, help=folder)
+    args = parser.parse_args(argv)
+    if args.command == 'compare' and args.against is None:
+        if len(args.runs) != 2:
+            compare.error(f'found {plural(len(args.runs), "RUN")}, expected two, or --against and as many')
+        args.runs, args.against = args.runs[:1], args.runs[1:]
+    if args.command == 'compare' and len(args.runs) != len(args.against):
+        found = f'found {len(args.against)} runs for {len(args.runs)}'
+        compare.error(f'--against: {found}, expected as many, each by the seed of its pair')
+    for option in ('runs', 'against', 'folds'):  # a training that counts as two would hide how much they vary
+        values = getattr(args, option, None) or []
+        known = [value.resolve() if isinstance(value, Path) else value for value in values]
+        if twice := [value for value, one in zip(values, known, strict=True) if known.count(one) > 1]:
+            raise BadInput(f'{"RUN" if option == "runs" else f"--{option}"}: {twice[-1]} is given twice')
+    return args
 
 
 def add_data_arguments(parser: ArgumentParser, place: str = 'input/data') -> None:
@@ -268,27 +312,140 @@ def second_metric(competition: Competition) -> Metric | None:
     return metric_of(competition.model_copy(update={'metric': 'miou'}))
 
 
-def compare_scores(csvs: Sequence[Path], data: Path, competition: Competition) -> str:
-    """Format the scores of two CSVs and their difference, by class too, with intervals. Raises BadInput."""
-    coco, classes, metric = read_coco(data, 'train', competition), competition.classes, metric_of(competition)
-    with coco.form.reader(csvs[0]) as reader:
-        image_ids = reader.image_ids
-    first, second = read_counts(csvs, coco, image_ids, csvs[0])
+@dataclass(frozen=True)
+class Runs:
+    """The counts of R runs on the same photos, and what is known of these."""
+
+    paths: tuple[Path, ...]
+    counts: np.ndarray  # (n, R, 3, K) metrics.image_counts
+    folds: np.ndarray | None  # (n,) fold whose training predicted a photo, the same in all runs; None if not
+    scenes: np.ndarray | None  # (n,) scene, whose photos share a fold; None if it is not known
+
+
+@dataclass(frozen=True)
+class Run:
+    """The counts of one run: those of an oof.csv, or of the folds in a folder."""
+
+    path: Path
+    image_ids: tuple[str, ...]
+    counts: np.ndarray  # (n, 3, K)
+    folds: list[int | None]
+    scenes: list[int | None]
+
+
+def read_runs(paths: Sequence[Path], coco: CocoSet, folds: Sequence[int] | None = None) -> Runs:
+    """Read runs, each an oof.csv or a folder with those of its folds. Raises BadInput for other photos."""
+    runs = []
+    for path in paths:
+        runs.append(read_run(path, coco, folds))
+        require_same_images(runs[0].image_ids, paths[0], runs[-1])
+    orders = []
+    for run in runs:
+        rows = {image_id: row for row, image_id in enumerate(run.image_ids)}
+        orders.append([rows[image_id] for image_id in runs[0].image_ids])
+    pairs = [*zip(runs, orders, strict=True)]
+    counts = np.stack([run.counts[order] for run, order in pairs], 1)
+    trained = [[run.folds[row] for row in order] for run, order in pairs]
+    same = trained[0] if all(one == trained[0] for one in trained) and None not in trained[0] else None
+    scenes = None if None in runs[0].scenes else np.array(runs[0].scenes)
+    return Runs(tuple(paths), counts, None if same is None else np.array(same), scenes)
+
+
+def read_run(path: Path, coco: CocoSet, folds: Sequence[int] | None) -> Run:
+    """Read a run from an oof.csv, or a folder with those of its folds. Raises BadInput if there is none."""
+    csvs = [path]
+    if path.is_dir():
+        csvs = (
+            fold_files(path, 'oof.csv') if folds is None else [path / fold_dir(k) / 'oof.csv' for k in folds]
+        )
+        if not csvs:
+            raise BadInput(f'{path}: no fold*/oof.csv in it; python infer.py --split oof writes them')
+    elif folds is not None:
+        raise BadInput(f'{path}: --folds goes with the folders of runs, not with a CSV')
+    refuse_outdated(csvs)
+    confusions = read_fold_confusions(csvs, coco, lambda ids, path: progress(ids, 'count', 'photo'))
+    image_ids, parts = [], []
+    for csv, fold in zip(csvs, confusions, strict=True):
+        origin = read_origin(csv)
+        known = origin.photos if origin and origin.photos else {}
+        image_ids += fold.image_ids
+        parts += [known.get(image_id, (fold_of(csv.parent), None)) for image_id in fold.image_ids]
+    counts = np.concatenate([fold.counts for fold in confusions])
+    trained, scenes = zip(*parts, strict=True) if parts else ((), ())
+    return Run(path, tuple(image_ids), counts, list(trained), list(scenes))
+
+
+def compare_runs(runs: Runs, seeds: int, competition: Competition) -> str:
+    """Format the scores of the runs, the first `seeds` of one recipe and the others of another, and the mean
+    difference of the pairs, by class too, with intervals.
+    """
+    classes, metric = competition.classes, metric_of(competition)
+    ours, theirs = runs.counts[:, :seeds], runs.counts[:, seeds:]
+    total, gains = metric.seed_intervals(ours, theirs, runs.scenes, runs.folds)
     width = max(map(len, (*classes, metric.label)))
-    iou = second_metric(competition)
-    lines = []
-    for path, counts in zip(csvs, (first, second), strict=True):
-        beside = f', {iou.label} {iou.score(counts):.4f}' if iou else ''
-        lines.append(f'{path}: {metric.label} {metric.interval(counts)}{beside}')
-    lines.append(f'{"first - second":<{width}}           {metrics.LEVEL:.0%} bootstrap interval')
-    total, gains = metric.paired_interval(first, second), metric.paired_class_intervals(first, second)
+    lines = format_runs(runs, competition)
+    if seeds > 1:
+        for name, counts in (('first', ours), ('second', theirs)):
+            lines.append(f'{name}: {format_mean(counts, runs, metric)}')
+    over = f'interval over photos and {seeds} seeds' if seeds > 1 else 'bootstrap interval over photos'
+    lines.append(f'{"first - second":<{width}}           {metrics.LEVEL:.0%} {over}')
     rows = [(classes[k], gains[k]) for k in metric.scored_ids(len(classes))] + [(metric.label, total)]
     for name, gain in rows:
         if not np.isnan(gain.value):
             lines.append(f'{name:<{width}}  {gain.value:+.4f}  [{gain.low:+.4f}, {gain.high:+.4f}]')
     lines += filter(None, [metric.note])
-    lines.append(metrics.verdict(total, len(image_ids)))
+    lines.append(plan_seeds(total, len(ours)))
+    lines.append(metrics.verdict(total, len(ours), seeds))
     return '\n'.join(lines)
+
+
+def describe_seeds(runs: Runs, competition: Competition) -> str:
+    """Format the score of each run of a recipe, their mean with its interval, and their spread."""
+    metric = metric_of(competition)
+    lines = format_runs(runs, competition)
+    if len(runs.paths) > 1:
+        lines.append(
+            f'{format_mean(runs.counts, runs, metric)}: {metrics.LEVEL:.0%} interval over photos and seeds'
+        )
+    return '\n'.join([*lines, *filter(None, [metric.note])])
+
+
+def format_runs(runs: Runs, competition: Competition) -> list[str]:
+    """Format a line for each run: its score and interval over photos, and mIoU beside another metric."""
+    metric, iou, lines = metric_of(competition), second_metric(competition), []
+    for path, counts in zip(runs.paths, np.moveaxis(runs.counts, 1, 0), strict=True):
+        beside = f', {iou.label} {iou.score(counts):.4f}' if iou else ''
+        score, _ = metric.seed_intervals(counts[:, None], scenes=runs.scenes)
+        lines.append(f'{path}: {metric.label} {score}{beside}')
+    return lines
+
+
+def format_mean(counts: np.ndarray, runs: Runs, metric: Metric) -> str:
+    """Format the mean score of (n, S, 3, K) counts over S seeds, its interval, and their spread."""
+    mean, _ = metric.seed_intervals(counts, None, runs.scenes, runs.folds)
+    spread = f'{np.std(metric.score(counts), ddof=1):.4f}'
+    if runs.folds is not None and len(np.unique(runs.folds)) > 1:
+        spread += f' ({np.sqrt(mean.training):.4f} if the trainings of folds are independent)'
+    return f'{mean.seeds} seeds, standard deviation {spread}, mean {metric.label} {mean}'
+
+
+def plan_seeds(gain: metrics.SeedInterval, photos: int) -> str:
+    """Say how many seeds would show a difference of SMALL, or that the photos hide it from any number."""
+    if gain.seeds == 1:
+        return 'one seed: the interval holds the photos alone, not what other seeds would change'
+    if np.isnan(gain.training):
+        return 'a class that only some seeds predict leaves no interval'
+    often = f'{metrics.POWER:.0%} of the times'
+    shown = f'differences from {gain.visible(gain.seeds):.4f} are seen {often}'
+    limit, needed = gain.visible(np.inf), gain.seeds_to_see(SMALL)
+    if limit > SMALL:
+        more = math.ceil(photos * (limit / SMALL) ** 2)
+        least = f'these photos hide what is below {limit:.4f}, and {more:,} like them would be the fewest'
+        return f'{shown}; no number of seeds shows one of {SMALL}: {least}'
+    if needed is None:
+        return f'{shown}; for one of {SMALL} more than {metrics.MOST_SEEDS} seeds are needed'
+    more = f', {needed - gain.seeds} more than these' if needed > gain.seeds else ''
+    return f'{shown}; for one of {SMALL} {needed} seeds are needed{more}'
 
 
 if __name__ == '__main__':

@@ -5,27 +5,42 @@
     python infer.py --cfg configs/convnext.yaml --fold 0 --split test    # .../fold0/test.csv
     python infer.py --cfg configs/convnext.yaml --fold all --split test  # and the mean, convnext/test.csv
     python infer.py --cfg configs/convnext.yaml --fold 0 --image photo.jpg
+    python infer.py --cfg configs/convnext.yaml --fold 0 --split test --update   # only if it would change
 
     torchrun --standalone --nproc-per-node=8 infer.py --cfg configs/convnext.yaml --fold 0 --split test
 
 The model is rebuilt from best.pt alone; the data, the views and the batch size are the config's. A
 pseudo-label retrain is --set name=convnext-pseudo. --fold -1 is the model that was trained on everything.
+<split>.origin.json beside a CSV says what it was made with; where that has changed, the CSV is refused.
 """
 
 import math
+import shlex
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from config import Competition, Config, fold_files, load_config
-from utils.cli import ArgumentParser, add_config_arguments, next_line, parse_early, parse_fold, run_script
-from utils.errors import BadInput
+from config import Competition, Config, fold_files, fold_of, load_config
+from utils.cli import (
+    ArgumentParser,
+    add_config_arguments,
+    next_line,
+    parse_early,
+    parse_fold,
+    run_script,
+    script_name,
+)
+from utils.errors import DONE, BadInput
 
 
 def read_arguments(argv: list[str] | None = None) -> tuple[Config, Namespace]:
-    """Read the command line and the config. Raises BadInput."""
+    """Read the command line and the config; end the process if --update finds nothing to do, without torch.
+    Raises BadInput.
+    """
     parser = ArgumentParser(__doc__)
     add_config_arguments(parser)
     parser.add_argument('--fold', type=parse_fold, required=True, metavar='K|all', help='a fold, -1, or all')
@@ -37,15 +52,72 @@ def read_arguments(argv: list[str] | None = None) -> tuple[Config, Namespace]:
     parser.add_argument('--out', type=Path, help=out_help)
     parser.add_argument('--save-probs', action='store_true', help='write <split>_probs.npy beside the CSV')
     parser.add_argument('--no-tta', action='store_true', help='predict one plain view, as validation does')
+    update_help = 'do nothing if the CSV is there, made by the same best.pt with the same settings'
+    parser.add_argument('--update', action='store_true', help=update_help)
     args = parser.parse_args(argv)
     if args.out is not None and args.image is None:
         parser.error('--out goes with --image; a CSV of --split is written into the run folder')
     if args.save_probs and args.split is None:
         parser.error('--save-probs goes with --split, not with --image')
+    if args.update and args.split is None:
+        parser.error('--update goes with --split, not with --image')
     cfg = load_config(args.cfg, args.set)
     if args.fold is not None and args.fold >= cfg.folds:
         raise BadInput(f'--fold {args.fold}: found no such fold, expected 0 to {cfg.folds - 1}, -1 or all')
+    if args.update and is_made(cfg, args):
+        print(f'{next(iter(plan_csvs(cfg, args.fold, args.split)))}: is up to date')
+        sys.exit(DONE)
     return cfg, args
+
+
+def is_made(cfg: Config, args: Namespace) -> bool:
+    """Tell whether the CSVs and probabilities are there that these arguments ask for. Raises BadInput."""
+    from data.folds import folds_path
+    from voting.origin import is_current
+    from voting.thresholds import HISTOGRAMS
+
+    beside = [f'{args.split}_probs.npy'] if args.save_probs else []
+    if cfg.competition.is_multilabel and args.split == 'oof':
+        beside.append(HISTOGRAMS)
+    if args.split == 'oof' and not folds_path(cfg).exists():
+        return False
+    for csv, checkpoints in plan_csvs(cfg, args.fold, args.split).items():
+        if not all(csv.with_name(name).exists() for name in beside):
+            return False
+        if not is_current(csv, checkpoints, prediction_settings(cfg, csv, not args.no_tta)):
+            return False
+    return True
+
+
+def plan_csvs(cfg: Config, fold: int | None, split: str) -> dict[Path, list[Path]]:
+    """Return the CSVs that a prediction writes, that of all folds together first, each with its best.pt."""
+    checkpoints = [cfg.run_dir(k) / 'best.pt' for k in (range(cfg.folds) if fold is None else [fold])]
+    together = {cfg.output_dir / cfg.name / f'{split}.csv': checkpoints} if fold is None else {}
+    return together | {path.with_name(f'{split}.csv'): [path] for path in checkpoints}
+
+
+def prediction_settings(cfg: Config, csv: Path, tta: bool) -> dict[str, Any]:
+    """Return all that a CSV in a run folder depends on, but its checkpoints. Raises BadInput."""
+    from data.folds import folds_path
+    from data.layout import annotation_files
+    from voting.origin import content_hash
+    from voting.thresholds import read_thresholds
+
+    is_oof, folder, num_classes = csv.stem == 'oof', cfg.output_dir / cfg.name, len(cfg.classes)
+    files = annotation_files(cfg.data_root, 'train' if is_oof else 'test')
+    views = cfg if tta else Config()
+    settings = {key: getattr(views, key) for key in ('tta_flips', 'tta_rotations', 'tta_scales')}
+    settings |= {'window': cfg.window, 'downsample': cfg.downsample}
+    changed = {'mode': 'json', 'exclude_defaults': True, 'exclude': {'group'}}
+    settings['competition'] = cfg.competition.model_dump(**changed)
+    settings['data'] = [*map(content_hash, files)]
+    if is_oof:
+        settings['folds'] = content_hash(folds_path(cfg))
+    if cfg.competition.is_multilabel:
+        fold = fold_of(csv.parent)
+        folds = [None] if not is_oof else range(cfg.folds) if fold is None else [fold]
+        settings['thresholds'] = [read_thresholds(folder, num_classes, k) for k in folds]
+    return settings
 
 
 if __name__ == '__main__':
@@ -56,7 +128,7 @@ import torch
 
 from data.bands import is_array, read_bands
 from data.cache import Cache, open_cache
-from data.folds import read_folds, split_fold
+from data.folds import read_folds, read_scenes, split_fold
 from data.photos import likely_range, show_range
 from engine.checkpoint import load_oof_run, load_run
 from engine.distributed import Ranks, start_ranks
@@ -75,14 +147,9 @@ from submission import metric_of, open_probs, probs_to_bytes
 from utils.log import log, start_log
 from utils.plotting import outline_side, overlay, to_display, write_png
 from utils.progress import progress
+from voting.origin import Origin, identify_checkpoints, read_origin
 from voting.thresholds import FILE as THRESHOLDS
-from voting.thresholds import (
-    HISTOGRAMS,
-    note_thresholds,
-    read_histograms,
-    read_thresholds,
-    threshold_counts,
-)
+from voting.thresholds import HISTOGRAMS, read_histograms, read_thresholds, threshold_counts
 
 BAND_ROWS = 1024  # of a photo, drawn at a time
 
@@ -95,19 +162,29 @@ class Settings:
     save_probs: bool
     tta: bool
     ranks: Ranks
+    command: str  # as it was typed
+
+    def origin(self, csv: Path, checkpoints: Sequence[Path], photos: dict[str, list] | None = None) -> Origin:
+        """Say what a CSV is made with; before the checkpoints are loaded, lest they change in between."""
+        identities = identify_checkpoints(csv.parent, checkpoints)
+        return Origin(identities, prediction_settings(self.cfg, csv, self.tta), self.command, photos)
 
 
-def main(cfg: Config, fold: int | None, split: str, save_probs: bool = False, tta: bool = True) -> float:
-    """Predict one fold, or all (None), and write the CSV; return oof's score, or nan. Raises BadInput."""
+def main(
+    cfg: Config, fold: int | None, split: str, save_probs: bool = False, tta: bool = True, command: str = ''
+) -> float:
+    """Predict one fold, or all (None), and write the CSV, which keeps the command; return oof's score, or
+    nan. Raises BadInput.
+    """
     ranks = start_ranks(cfg)
     folder = cfg.output_dir / cfg.name if fold is None else cfg.run_dir(fold)
     if not folder.is_dir():
         raise BadInput(f'{folder}: no such run; train it first')
     start_log(folder if fold is not None and ranks.is_main else None, quiet=not ranks.is_main)
-    settings = Settings(cfg, save_probs, tta, ranks)
+    settings = Settings(cfg, save_probs, tta, ranks, command)
     if split == 'oof':
         return predict_oof(settings, fold)
-    predict_test(settings, fold, folder)
+    predict_test(settings, fold)
     return math.nan
 
 
@@ -118,36 +195,45 @@ def predict_oof(settings: Settings, fold: int | None) -> float:
     folds = ranks.main_process_first(lambda: read_folds(cfg, cache))
     if fold == -1:
         raise BadInput('--fold -1: a model that was trained on everything has no photos out of fold')
-    numbers = range(cfg.folds) if fold is None else [fold]
-    counts = np.concatenate([predict_oof_fold(settings, k, cache, split_fold(folds, k)[1]) for k in numbers])
+    scenes = ranks.main_process_first(lambda: read_scenes(cfg, cache))
+    predicted = []
+    for k in range(cfg.folds) if fold is None else [fold]:
+        rows = split_fold(folds, k)[1]
+        predicted.append(predict_oof_fold(settings, k, cache, rows, scenes[rows]))
+    counts = np.concatenate([fold_counts for fold_counts, _ in predicted])
     if fold is None and ranks.is_main:
         merge_oof(settings, cache, folds)
     log.info(format_table(counts, cfg.classes, metric))
     score = metric.interval(counts)
-    log.info(f'{metric.label} {score}: {LEVEL:.0%} bootstrap interval on {len(counts)} photos')
+    remark = ', on which the epoch was chosen (keep: best)' if any(chosen for _, chosen in predicted) else ''
+    log.info(f'{metric.label} {score}: {LEVEL:.0%} bootstrap interval on {len(counts)} photos{remark}')
     return score.value
 
 
-def predict_oof_fold(settings: Settings, k: int, cache: Cache, rows: np.ndarray) -> np.ndarray:
-    """Write the oof.csv of fold k from its n rows of the cache; return their (n, 3, K) image_counts."""
+def predict_oof_fold(
+    settings: Settings, k: int, cache: Cache, rows: np.ndarray, scenes: np.ndarray
+) -> tuple[np.ndarray, bool]:
+    """Write the oof.csv of fold k from its n rows of the cache, of (n,) scenes; return their (n, 3, K)
+    image_counts, and whether the epoch of its model was chosen on them.
+    """
     cfg, ranks, form = settings.cfg, settings.ranks, cache.coco.form
-    names = cache.names(rows)
+    names, csv = cache.names(rows), cfg.run_dir(k) / 'oof.csv'
+    photos = {name: [k, scene] for name, scene in zip(names, scenes.tolist(), strict=True)}
+    origin = settings.origin(csv, [csv.with_name('best.pt')], photos)
     run = load_oof_run(cfg, k, names, ranks.device)
     counts, truths = np.zeros((len(rows), 3, len(cfg.classes)), np.int64), Truths(cache, rows)
-    with Predictions(cfg.run_dir(k), 'oof', names, form, settings.save_probs, ranks) as files:
+    with Predictions(csv, names, form, settings.save_probs, ranks, origin) as files:
         for band in predict_shard(run, cache, rows, ranks, settings.tta, f'oof fold {k}'):
             mask, probs = write_band(files, band, run.cfg, run.thresholds)
             counts[band.position] += truths.count(band.position, band.top, mask)
             if cfg.competition.is_multilabel:
                 truth = truths.rows_of(band.position, band.top, mask.shape[-2])
                 files.add_histogram(band.position, threshold_counts(probs, truth))
-    if cfg.competition.is_multilabel and ranks.is_main:
-        note_thresholds(cfg.run_dir(k) / 'oof.csv', run.thresholds)
     counts = ranks.sum(torch.from_numpy(counts).to(ranks.device)).cpu().numpy()
     metric = metric_of(cfg.competition)
     score = f'{metric.label} {metric.interval(counts)} on {len(rows)} photos'
-    log.info(f'fold {k}: {score}; wrote {cfg.run_dir(k) / "oof.csv"}')
-    return counts
+    log.info(f'fold {k}: {score}; wrote {csv}')
+    return counts, run.cfg.keep == 'best'
 
 
 def write_band(
@@ -164,25 +250,34 @@ def write_band(
 def merge_oof(settings: Settings, cache: Cache, folds: np.ndarray) -> None:
     """Write <name>/oof.csv from the CSVs of all folds, in the order of the data set."""
     cfg, save_probs, form = settings.cfg, settings.save_probs, cache.coco.form
-    folder, names = cfg.output_dir / cfg.name, cache.names(np.arange(len(cache)))
+    csv, names = cfg.output_dir / cfg.name / 'oof.csv', cache.names(np.arange(len(cache)))
+    paths = [cfg.run_dir(k) / 'oof.csv' for k in range(cfg.folds)]
+    origin = merge_origins(paths, names, settings.origin(csv, []))
     with ExitStack() as stack:
-        paths = [cfg.run_dir(k) / 'oof.csv' for k in range(cfg.folds)]
         readers = [stack.enter_context(form.reader(path)) for path in paths]
         arrays = [open_probs(reader, form) for reader in readers] if save_probs else []
         histograms = []
         if cfg.competition.is_multilabel:
             histograms = [read_histograms(path.with_name(HISTOGRAMS), len(cfg.classes)) for path in paths]
         positions = [{name: n for n, name in enumerate(reader.image_ids)} for reader in readers]
-        files = stack.enter_context(Predictions(folder, 'oof', names, form, save_probs, Ranks.alone()))
+        files = stack.enter_context(Predictions(csv, names, form, save_probs, Ranks.alone(), origin))
         for row, (name, k) in enumerate(zip(names, folds, strict=True)):
             probs = arrays[k][positions[k][name]] if save_probs else None
             files.write(row, readers[k].read(name), probs)
             if histograms:
                 files.add_histogram(row, histograms[k][positions[k][name]])
-    log.info(f'wrote {folder / "oof.csv"}')
+    log.info(f'wrote {csv}')
 
 
-def predict_test(settings: Settings, fold: int | None, folder: Path) -> None:
+def merge_origins(csvs: Sequence[Path], names: Sequence[str], empty: Origin) -> Origin:
+    """Fill the origin of <name>/oof.csv with the checkpoints and the photos of the CSVs of all folds."""
+    origins = {csv.parent.name: read_origin(csv) for csv in csvs}
+    checkpoints = {f'{fold}/best.pt': one.checkpoints['best.pt'] for fold, one in origins.items()}
+    photos = {name: place for one in origins.values() for name, place in one.photos.items()}
+    return replace(empty, checkpoints=checkpoints, photos={name: photos[name] for name in names})
+
+
+def predict_test(settings: Settings, fold: int | None) -> None:
     """Write the test.csv of one fold, or of each fold and of their averaged probabilities."""
     cfg, ranks = settings.cfg, settings.ranks
     cache = ranks.main_process_first(lambda: open_cache(cfg, 'test'))
@@ -190,23 +285,21 @@ def predict_test(settings: Settings, fold: int | None, folder: Path) -> None:
     thresholds = read_thresholds(cfg.output_dir / cfg.name, len(cfg.classes))
     folds = range(cfg.folds) if fold is None else [fold]
     # the files of the mean come first, so that the ExitStack ends them last
-    folders = [folder, *map(cfg.run_dir, folds)] if fold is None else [folder]
+    origins = {csv: settings.origin(csv, paths) for csv, paths in plan_csvs(cfg, fold, 'test').items()}
     runs = [load_run(cfg, k, ranks.device) for k in folds]
     desc = 'test all folds' if fold is None else f'test fold {fold}'
     with ExitStack() as stack:
         names = cache.names(rows)
         files = [
-            stack.enter_context(Predictions(path, 'test', names, form, settings.save_probs, ranks))
-            for path in folders
+            stack.enter_context(Predictions(csv, names, form, settings.save_probs, ranks, origin))
+            for csv, origin in origins.items()
         ]
         for bands in predict_shard_by_folds(runs, cache, rows, ranks, settings.tta, desc):
             bands = [mean_band(bands), *bands] if fold is None else bands
             for file, band in zip(files, bands, strict=True):
                 write_band(file, band, cfg, thresholds)
-    for path in folders:
-        if cfg.competition.is_multilabel and ranks.is_main:
-            note_thresholds(path / 'test.csv', thresholds)
-        log.info(f'wrote {path / "test.csv"}, {len(rows)} photos')
+    for csv in origins:
+        log.info(f'wrote {csv}, {len(rows)} photos')
 
 
 def predict_photo(
@@ -297,11 +390,13 @@ def next_command(cfg: Config, args: Namespace) -> str:
         report = ('viz.py', 'report', '--name', cfg.name, '--output', cfg.output_dir)
         return next_line(*report, '--data', cfg.data_root)
     csvs = fold_files(folder, 'test.csv')
+    options = ['--split', 'test'] + ['--save-probs'] * args.save_probs + ['--no-tta'] * args.no_tta
     if args.split == 'oof':
-        options = ['--save-probs'] * args.save_probs + ['--no-tta'] * args.no_tta
-        words = ['infer.py', '--fold', 'all' if args.fold is None else args.fold, '--split', 'test', *options]
-    elif args.fold not in (None, -1) and len(csvs) > 1:
+        words = ['infer.py', '--fold', 'all' if args.fold is None else args.fold, *options]
+    elif args.fold not in (None, -1) and len(csvs) > 2:  # of two with equal weights the first would decide
         words = ['ensemble.py', *csvs, '--out', cfg.output_dir / 'submission.csv']
+    elif args.fold not in (None, -1) and len(csvs) == 2 == cfg.folds:
+        words = ['infer.py', '--fold', 'all', *options]
     else:
         csv = (folder if args.fold is None else cfg.run_dir(args.fold)) / 'test.csv'
         words = ['submission.py', 'check', csv]
@@ -313,7 +408,8 @@ def command(argv: list[str] | None = None) -> None:
     if args.image is not None:
         predict_photo(cfg, args.fold, args.image, args.out, not args.no_tta)
     else:
-        main(cfg, args.fold, args.split, args.save_probs, not args.no_tta)
+        typed = shlex.join([*script_name().split(), *(sys.argv[1:] if argv is None else argv)])
+        main(cfg, args.fold, args.split, args.save_probs, not args.no_tta, f'python {typed}')
         log.info(next_command(cfg, args))
 
 

@@ -7,10 +7,11 @@
 A confusion matrix (K, K) has true classes as rows and predicted ones as columns.
 
 Intervals come from a bootstrap over images (the percentile interval of Efron and Tibshirani, An Introduction
-to the Bootstrap, 1993, chapter 13). They show how much a score depends on the choice of the images, not how
-much it changes with the seed of a training.
+to the Bootstrap, 1993, chapter 13; smoothed_interval where a choice was made). They show how much a score
+depends on the choice of the images; those of seed_intervals also how much it changes with the seed of a
+training.
 
-Shapes: n images, K classes, B draws.
+Shapes: n images, K classes, B draws, S seeds.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ IGNORED = 255  # in the truth: these pixels do not count
 DRAWS = 2000  # of the bootstrap
 LABELS = {'miou': 'mIoU', 'dice': 'Dice', 'image_miou': 'image mIoU', 'image_dice': 'image Dice'}
 LEVEL = 0.95  # share of the draws that an interval holds
+POWER = 0.8  # probability of seeing a difference, for which numbers of seeds are planned
+MOST_SEEDS = 1000  # that are planned
 
 
 def confusion_matrix(truth: np.ndarray, pred: np.ndarray, num_classes: int) -> np.ndarray:
@@ -97,12 +100,44 @@ class Interval:
         return f'{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]'
 
 
-def verdict(difference: Interval, images: int) -> str:
-    """Say in plain words which of two is better, given their paired difference on so many images."""
+@dataclass(frozen=True)
+class SeedInterval(Interval):
+    """The mean over S seeds of a score or a difference, its interval, and the variances that it is made of.
+
+    `photos` is the part that no seed lessens; `training` that of one seed, which S seeds divide by S, with
+    `dof` degrees of freedom. With one seed both are nan: the interval holds the photos alone.
+    """
+
+    seeds: int
+    photos: float
+    training: float
+    dof: float
+
+    def visible(self, seeds: float) -> float:
+        """Return the difference that so many seeds show with a probability of POWER on as many photos."""
+        from scipy.special import stdtrit  # the quantile of Student's t
+
+        seed_part = self.training / seeds
+        variance = self.photos + seed_part
+        dof = np.inf
+        if seed_part > 0:  # Satterthwaite, Biometrics Bulletin 2 (1946)
+            dof = self.dof * (seeds - 1) / (self.seeds - 1) * (variance / seed_part) ** 2
+        return float((stdtrit(dof, (1 + LEVEL) / 2) + stdtrit(dof, POWER)) * np.sqrt(variance))
+
+    def seeds_to_see(self, difference: float) -> int | None:
+        """Return the fewest seeds that show a difference with a probability of POWER; None if no number does,
+        or more than MOST_SEEDS.
+        """
+        return next((s for s in range(2, MOST_SEEDS + 1) if self.visible(s) <= difference), None)
+
+
+def verdict(difference: Interval, images: int, seeds: int = 1) -> str:
+    """Say in plain words which of two is better, given their paired difference on images and seeds."""
+    where = f'{images} photos' + (f' and {seeds} seeds' if seeds > 1 else '')
     if not (difference.low > 0 or difference.high < 0):
-        return f'no significant difference on {images} photos'
+        return f'no significant difference on {where}'
     better = 'first' if difference.low > 0 else 'second'
-    return f'the {better} is better: a significant difference on {images} photos'
+    return f'the {better} is better: a significant difference on {where}'
 
 
 @dataclass(frozen=True)
@@ -180,15 +215,26 @@ class Metric:
 
         With `times`, as in score → (B, ..., K).
         """
+        sums = self.summands(counts)
+        return self.class_scores(sums.sum(0) if times is None else np.tensordot(times, sums, 1))
+
+    def summands(self, counts: np.ndarray) -> np.ndarray:
+        """Return what may be added up over images, (n, ..., 3, K) counts → (n, ..., 3, K): the counts, or of
+        a mean over images the score of each, 1 if it has one, and the true pixels.
+        """
         if not self.is_by_image:
-            return self._ratio(counts.sum(0) if times is None else np.tensordot(times, counts, 1))
+            return counts
         scores = self._ratio(counts)  # (n, ..., K)
         if self.empty is not None:
             absent = np.isnan(scores) & self.known(counts)[..., None]
             scores = np.where(absent, self.empty, scores)
-        present = ~np.isnan(scores)
-        times = np.ones(len(counts)) if times is None else times
-        total, number = (np.tensordot(times, part, 1) for part in (np.where(present, scores, 0), present))
+        return np.stack([np.nan_to_num(scores), ~np.isnan(scores), counts[..., 2, :]], -2)
+
+    def class_scores(self, sums: np.ndarray) -> np.ndarray:
+        """Score each class by the sum of summands, (..., 3, K) → (..., K), nan for an absent one."""
+        if not self.is_by_image:
+            return self._ratio(sums)
+        total, number, _ = np.moveaxis(sums, -2, 0)
         return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
 
     def _ratio(self, counts: np.ndarray) -> np.ndarray:
@@ -214,12 +260,56 @@ class Metric:
         draws = self.score(ours, times) - self.score(theirs, times)
         return _interval(self.score(ours) - self.score(theirs), draws)
 
-    def paired_class_intervals(self, ours: np.ndarray, theirs: np.ndarray) -> list[Interval]:
-        """Compute the difference of each class's score and its interval; nan for a class in no image."""
-        times = draw_times(len(ours))
-        draws = self.by_class(ours, times) - self.by_class(theirs, times)
-        values = self.by_class(ours) - self.by_class(theirs)
-        return [_interval(*pair) for pair in zip(values, draws.T, strict=True)]
+    def seed_intervals(
+        self,
+        ours: np.ndarray,
+        theirs: np.ndarray | None = None,
+        scenes: np.ndarray | None = None,
+        folds: np.ndarray | None = None,
+    ) -> tuple[SeedInterval, list[SeedInterval]]:
+        """Compute the score of (n, S, 3, K) counts by S seeds, or that minus the score of `theirs`, paired by
+        image and seed: the mean over the seeds, and that of each class, nan for one in no image.
+
+        Images of one of the (n,) `scenes` are drawn together; by default each is a scene. Each of the (n,)
+        `folds` of a seed is a training of its own, as good as independent of the others, since trainings by
+        one seed that begin a bit apart differ like those of two seeds (Summers and Dinneen, ICML 2021); by
+        default all images are of one.
+
+        Scenes and trainings are crossed random effects. What both contain, a scene by a training, is counted
+        once (Cameron, Gelbach and Miller, Journal of Business & Economic Statistics 29, 2011), with the
+        trainings; a bootstrap of both counts it three times (Owen, Annals of Applied Statistics 1, 2007). The
+        interval has the quantiles of Behrens and Fisher's distribution, which is conservative (Robinson,
+        Annals of Statistics 4, 1976): draws of scenes, narrowed to what is theirs alone, plus draws of
+        Student's t for the few trainings, with Welch's degrees of freedom (Biometrika 34, 1947).
+        """
+        scenes = np.arange(len(ours)) if scenes is None else np.unique(scenes, return_inverse=True)[1]
+        folds = np.zeros(len(ours), int) if folds is None else np.unique(folds, return_inverse=True)[1]
+        times = draw_times(scenes.max() + 1)[:, scenes]
+        values, draws, influence = self._of_seeds(ours, times)
+        if theirs is not None:
+            other = self._of_seeds(theirs, times)
+            values, draws, influence = values - other[0], draws - other[1], influence - other[2]
+        columns = zip(values.T, draws.T, np.moveaxis(influence, -1, 0), strict=True)
+        mean, *by_class = [_seed_interval(*column, scenes, folds) for column in columns]
+        return mean, by_class
+
+    def _of_seeds(self, counts: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Compute the score and then that of each class, of (n, S, 3, K) counts: of each seed (S, 1 + K), of
+        each draw, averaged over the seeds (B, 1 + K), and how much each image adds to the score by each seed,
+        linearly, about their mean (n, S, 1 + K): Jaeckel's infinitesimal jackknife (1972).
+        """
+        above, below, third = np.moveaxis(self.summands(counts), -2, 0)  # (n, S, K)
+        if not self.is_by_image:  # right, predicted and true pixels
+            below = below + third - above if self.name == 'miou' else below + third
+            above = above if self.name == 'miou' else 2 * above
+        total = below.sum(0).mean(0)
+        score = np.divide(above.sum(0).mean(0), total, out=np.full(total.shape, np.nan), where=total > 0)
+        influence = (above - score * below) / np.maximum(total, 1)
+        values, draws = self.by_class(counts), self.by_class(counts, times)
+        values, draws, influence = (
+            np.concatenate([self.mean(part)[..., None], part], -1) for part in (values, draws, influence)
+        )
+        return values, draws.mean(1), influence
 
 
 def draw_times(n: int, draws: int = DRAWS) -> np.ndarray:
@@ -232,6 +322,58 @@ def _interval(value: float, draws: np.ndarray) -> Interval:
     draws = draws[~np.isnan(draws)]
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(draws) else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))
+
+
+def _seed_interval(
+    values: np.ndarray, draws: np.ndarray, influence: np.ndarray, scenes: np.ndarray, folds: np.ndarray
+) -> SeedInterval:
+    """Build the interval of (S,) values by seed from the (B,) draws of images and the (n, S) influence."""
+    seeds, draws = len(values), draws[~np.isnan(draws)]
+    if seeds == 1 or not len(draws) or np.isnan(values).any():
+        interval = _interval(values.mean(), draws)
+        return SeedInterval(interval.value, interval.low, interval.high, seeds, np.nan, np.nan, 0)
+    from scipy.special import stdtrit  # the quantile of Student's t; slow to import
+
+    by_scene, by_training = np.zeros((scenes.max() + 1, seeds)), np.zeros((folds.max() + 1, seeds))
+    np.add.at(by_scene, scenes, influence)
+    np.add.at(by_training, folds, influence)
+    not_linear = values - influence.sum(0)  # as when a class is predicted by some of the seeds alone
+    parts = np.vstack([by_training, not_linear]).var(1, ddof=1) / seeds
+    both = by_scene.var(1, ddof=1).sum() / seeds
+    dof = parts.sum() ** 2 / max(np.square(parts).sum() / (seeds + 1), np.finfo(float).tiny) - 2
+    dof = float(np.clip(dof, seeds - 1, (seeds - 1) * len(by_training)))
+    photos, training = max(0.0, draws.var() - both), max(parts.sum(), both)
+    share = np.sqrt(photos / draws.var()) if photos > 0 else 0.0
+    luck = stdtrit(dof, (np.arange(len(draws)) + 0.5) / len(draws)) * np.sqrt(training)
+    luck = np.random.default_rng(1).permutation(luck)
+    interval = _interval(values.mean(), draws.mean() + share * (draws - draws.mean()) + luck)
+    return SeedInterval(
+        interval.value, interval.low, interval.high, seeds, photos, float(seeds * training), dof
+    )
+
+
+def smoothed_interval(draws: np.ndarray, times: np.ndarray) -> Interval:
+    """Build the interval of an estimate that makes a choice, from its (B,) values in draws of n images and
+    `times` (B, n), how often each image counts in each draw.
+
+    Its value is the mean over the draws, which varies less than the estimate, since that jumps from choice to
+    choice; its standard error is the infinitesimal jackknife's (Efron, Estimation and Accuracy After Model
+    Selection, JASA 109, 2014, theorem 1), without its bias for few draws (Wager, Hastie and Efron, JMLR 15,
+    2014, equation 7); the interval is Student's with n - 1 degrees of freedom. Draws without any class,
+    nan, do not count; nan without an interval.
+    """
+    from scipy.stats import t  # slow to import, and only a search needs it
+
+    times, draws = times[~np.isnan(draws)], draws[~np.isnan(draws)]
+    number, n = times.shape
+    if number < 2 or n < 2:
+        return Interval(float(draws.mean()) if number else np.nan, np.nan, np.nan)
+    value, variance = draws.mean(), draws.var()
+    covariances = (draws - value) @ (times - 1) / number  # (n,)
+    noise = np.sqrt(2 * n) / number  # of the sum of their squares, in variances
+    squares = max((covariances**2).sum() - n / number * variance, noise * variance)
+    margin = t.ppf((1 + LEVEL) / 2, n - 1) * np.sqrt(squares * n / (n - 1))
+    return Interval(float(value), float(value - margin), float(value + margin))
 
 
 def format_table(counts: np.ndarray, classes: Sequence[str], metric: Metric | None = None) -> str:

@@ -435,9 +435,14 @@ def name_classes(competition: Competition, class_names: str) -> list[str]:
     return [str(k + (1 - ids.start if class_names == 'number' else 0)) for k in ids]
 
 
+def probs_path(csv: Path) -> Path:
+    """Return where the probabilities of a CSV are: beside it, as <name>_probs.npy."""
+    return csv.with_name(f'{csv.stem}_probs.npy')
+
+
 def open_probs(reader: Reader, form: MaskFormat) -> Ragged:
     """Map the (K, H, W) uint8 probabilities that belong to each row of a CSV. Raises BadInput."""
-    path = reader.path.with_name(f'{reader.path.stem}_probs.npy')
+    path = probs_path(reader.path)
     if not path.exists():
         raise BadInput(f'{path}: no such file; infer.py --save-probs writes it beside the CSV')
     num_classes = len(form.competition.classes)

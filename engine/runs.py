@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from config import Config, dump_config, fold_files, fold_of, keys_free_on_resume, make_config
-from utils.errors import BadInput, one_line
+from submission import metric_of
+from utils.errors import BadInput, one_line, plural
 from utils.files import lock, remove_partials, write_text
 from utils.yaml_files import read_mapping
 
@@ -61,13 +64,16 @@ def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
     """Write the config into the locked run folder, emptied first if `overwrite`, and return the folder."""
     folder = cfg.run_dir(fold)
     if overwrite:
-        predictions = ['oof.csv', 'oof_probs.npy', 'test.csv', 'test_probs.npy']
+        ends = ('.csv', '.origin.json', '_probs.npy', '_histograms.npy')
+        predictions = [f'{split}{end}' for split in ('oof', 'test') for end in ends]
         # the predictions over all folds are of the earlier run, too
         merged = [folder.parent / name for name in predictions] if fold >= 0 else []
         names = [*WRITTEN, 'tracker.yaml', 'model.onnx', 'model.md', *predictions]
         curves = (folder / 'tensorboard').glob('events.out.tfevents.*')
         for path in [*(folder / name for name in names), *merged, *curves]:
             path.unlink(missing_ok=True)
+    if cfg.keep == 'last' and not (folder / 'last.pt').exists():
+        (folder / 'best.pt').unlink(missing_ok=True)  # until the end it would seem to be this run's
     remove_partials(folder, 'config.yaml', *WRITTEN)
     write_text(folder / 'config.yaml', dump_config(cfg))
     return folder
@@ -130,6 +136,14 @@ class FoldRun:
     metrics: list[dict[str, float]]
 
     @property
+    def score(self) -> float:
+        """The validation score of the epoch that best.pt is of, or will be; nan without one."""
+        if self.cfg.keep == 'best':
+            return best_score(self.metrics)
+        last = self.cfg.epochs - 1
+        return next((row['score'] for row in self.metrics if row['epoch'] == last), math.nan)
+
+    @property
     def oof_csv(self) -> Path:
         return self.folder / 'oof.csv'
 
@@ -152,6 +166,48 @@ def read_runs(run: Path) -> list[FoldRun]:
         if key := _difference(fold.cfg, folds[0].cfg):
             raise BadInput(f'{fold.folder / "config.yaml"}: {key} is not that of {folds[0].folder}')
     return folds
+
+
+def compare_epochs(run: Path) -> str:
+    """Format the scores of three epochs of each fold, from its metrics.csv: of its best one, of the one that
+    is best in the other folds, and of the last one. Raises BadInput.
+    """
+    folds = [read_fold(path.parent) for path in fold_files(run, 'metrics.csv')]
+    if len(folds) < 2:
+        raise BadInput(f'{run}: found {plural(len(folds), "fold")} with a metrics.csv, expected two or more')
+    epochs = folds[0].cfg.epochs
+    for fold in folds:
+        if fold.cfg.epochs != epochs:
+            found = f'is of {fold.cfg.epochs} epochs, {folds[0].folder} of {epochs}'
+            raise BadInput(f'{fold.folder}: {found}; train all folds for as many, with --overwrite')
+        if (found := len(fold.metrics)) != epochs:
+            raise BadInput(f'{fold.folder}: has {found} of {epochs} epochs; go on with --resume')
+    curves = np.array([[row['score'] for row in fold.metrics] for fold in folds])
+    validated = np.flatnonzero(np.isfinite(curves).all(axis=0))
+    if epochs - 1 not in validated:
+        raise BadInput(f'{run}: a fold has no validation score of the last epoch')
+    rules = choose_epochs(curves[:, validated])
+    label = metric_of(folds[0].cfg.competition).label
+    names = ['best epoch', 'by the other folds', 'last epoch']
+    lines = [f'{label:<10}' + ''.join(f'{name:>20}' for name in names)]
+    scores = np.array([curves[range(len(folds)), validated[rule]] for rule in rules])
+    for number, fold in enumerate(folds):
+        cells = [f'{scores[n, number]:.4f} in {validated[rule[number]] + 1}' for n, rule in enumerate(rules)]
+        lines.append(f'fold {fold.fold:<5}' + ''.join(f'{cell:>20}' for cell in cells))
+    best, chosen, last = scores.mean(axis=1)
+    lines.append(f'{"mean":<10}' + ''.join(f'{score:>20.4f}' for score in (best, chosen, last)))
+    lines.append(f'optimism of keep: best, from choosing on the photos that score it: {best - chosen:+.4f}')
+    lines.append(f'the last epoch against one that was chosen on other photos: {last - chosen:+.4f}')
+    return '\n'.join(lines)
+
+
+def choose_epochs(curves: np.ndarray) -> np.ndarray:
+    """Choose an epoch of each of F folds by three rules, from validation curves (F, E) → (3, F): the best one
+    of the fold, the one with the best mean of the other folds, and the last one; of equal ones the first.
+    """
+    folds = range(len(curves))
+    by_others = [np.delete(curves, fold, axis=0).mean(axis=0).argmax() for fold in folds]
+    return np.array([curves.argmax(axis=1), by_others, [curves.shape[1] - 1 for _ in folds]])
 
 
 def _difference(cfg: Config, first: Config) -> str | None:

@@ -1,7 +1,8 @@
-"""Write the files of one prediction, which all ranks fill together: <split>.csv and <split>_probs.npy, and
-oof_histograms.npy of classes that may overlap, from which evaluate.py thresholds chooses.
+"""Write the files of one prediction, which all ranks fill together: <split>.csv and <split>_probs.npy,
+oof_histograms.npy of classes that may overlap, from which evaluate.py thresholds chooses, and last
+<split>.origin.json, which says what they were made with (voting/origin.py).
 
-with Predictions(folder, 'test', names, form, save_probs, ranks) as predictions:
+with Predictions(folder / 'test.csv', names, form, save_probs, ranks, origin) as predictions:
     for position in ranks.shard(len(names)):
         predictions.write(position, mask, probs)
 """
@@ -13,9 +14,10 @@ import numpy as np
 
 from engine.distributed import Ranks
 from engine.inference import check_seen
-from submission import MaskFormat
+from submission import MaskFormat, probs_path
 from utils.files import lock, remove_partials
 from utils.ragged import Ragged, allocate_ragged, open_ragged
+from voting.origin import Origin, begin_origin, origin_path, write_origin
 from voting.thresholds import HISTOGRAM_TYPE, HISTOGRAMS
 
 
@@ -25,9 +27,10 @@ class Predictions:
     """
 
     def __init__(
-        self, folder: Path, split: str, names: list[str], form: MaskFormat, save_probs: bool, ranks: Ranks
+        self, csv: Path, names: list[str], form: MaskFormat, save_probs: bool, ranks: Ranks, origin: Origin
     ) -> None:
-        self.folder, self.split, self.names, self.form, self.ranks = folder, split, names, form, ranks
+        self.csv, self.names, self.form, self.ranks, self.origin = csv, names, form, ranks, origin
+        folder, split = csv.parent, csv.stem
         self.seen = np.zeros(len(names), np.int64)  # how often this rank wrote each photo
         self.lock = lock(folder / f'.{split}.lock' if ranks.is_main else None, f'predicting {split}')
         self.files = {'masks': folder / f'.{split}_masks.npy.partial'}
@@ -47,7 +50,7 @@ class Predictions:
             stack.enter_context(self.lock)
             stack.callback(self.remove_files)
             if self.ranks.is_main:
-                remove_partials(self.folder, f'{self.split}.csv')
+                remove_partials(self.csv.parent, self.csv.name, origin_path(self.csv).name)
             self.arrays = {key: self.open_shared(key) for key in self.files}
             self.stack = stack.pop_all()
         return self
@@ -78,7 +81,7 @@ class Predictions:
             for array in self.arrays.values():
                 array.flush()
             if error[0] is None:
-                check_seen(self.seen, self.ranks, f'{self.split} of {self.folder}')
+                check_seen(self.seen, self.ranks, str(self.csv))
                 self.ranks.wait()
                 if self.ranks.is_main:
                     self.finish()
@@ -91,19 +94,21 @@ class Predictions:
                 path.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Write the CSV from the masks of all ranks, and rename the other files."""
-        finals = {'probs': f'{self.split}_probs.npy', 'histograms': HISTOGRAMS}
-        paths = {key: self.folder / name for key, name in finals.items()}
-        if self.split != 'oof':
-            del paths['histograms']
-        for path in paths.values():
-            path.unlink(missing_ok=True)  # those of an earlier CSV
-        with self.form.writer(self.folder / f'{self.split}.csv') as writer:
+        """Write the CSV from the masks of all ranks, and rename the other files; begin_origin says why so."""
+        folder, split = self.csv.parent, self.csv.stem
+        paths = {'probs': probs_path(self.csv)}
+        if split == 'oof':
+            paths['histograms'] = folder / HISTOGRAMS
+        with self.form.writer(self.csv) as writer:
             for position, name in enumerate(self.names):
                 mask = self.arrays['masks'][position]
                 if mask.ndim == 3:
                     mask = np.unpackbits(mask, axis=0, count=len(self.form.competition.classes))
                 writer.write(name, mask)
+            begin_origin(self.csv, self.origin)
+            for path in paths.values():
+                path.unlink(missing_ok=True)  # those of an earlier CSV
         for key, path in paths.items():
             if key in self.files:
                 self.files[key].replace(path)
+        write_origin(self.csv, self.origin)

@@ -5,7 +5,8 @@
 
 Each photo is predicted once in every view, by the model that never saw it. A set of views is a choice of
 flips, rotations and scales; its prediction is the mean of its views. The set for a fold (or for a fifth of a
-single fold) is chosen on the others, and compared with the plain view, the photo alone.
+single fold, whose near-duplicates stay together) is chosen on the others, and compared with the plain view,
+the photo alone.
 
 Shapes: n photos, V views, C sets of views, K classes, P pixels, h W rows of a photo as engine.inference.Band
 has them.
@@ -55,15 +56,25 @@ import torch
 from ttach.base import Transformer
 
 from data.cache import Cache, open_cache
-from data.folds import read_folds, split_fold
+from data.folds import read_folds, read_scenes, split_fold
 from engine.checkpoint import Run, load_oof_run
 from engine.distributed import start_ranks
-from engine.inference import Predictor, Truths, decide, finish_mask, make_views, predict_sizes, scored_sizes
+from engine.inference import (
+    Predictor,
+    Truths,
+    decide,
+    finish_mask,
+    list_views,
+    make_views,
+    predict_sizes,
+    same_view,
+    scored_sizes,
+)
 from metrics import Metric
 from submission import metric_of
 from utils.log import start_log
-from voting.choices import cross_fit
-from voting.members import PARTS
+from voting.choices import AGAIN, Search, cross_fit, number_scenes, search_gain
+from voting.members import split_parts
 
 TABLE_SETS = 8  # the best ones, in the table
 MAX_SETS = 4096
@@ -96,7 +107,8 @@ class Tally:
     """The results of predicting every photo in every view."""
 
     counts: np.ndarray  # (n, C, 3, K) image_counts of each photo under each set
-    parts: np.ndarray  # (n,) the part of each photo, from 0; parts are empty if there are few photos
+    parts: np.ndarray  # (n,) the part of each photo, from 0
+    scenes: np.ndarray  # (n,) its scene
     seconds: np.ndarray  # (V,) that each view takes for a photo
 
 
@@ -113,9 +125,10 @@ def main(cfg: Config, fold: int | None) -> ViewSet:
     plain = next(number for number, view_set in enumerate(sets) if view_set.is_plain)
     print(format_table(sets, tally, plain, [*order.tolist(), plain], metric))
     out_of_sample = tally.counts[np.arange(len(tally.parts)), best_of_others[tally.parts]]
-    gain = metric.paired_interval(out_of_sample, tally.counts[:, plain])
+    search = Search([range(len(sets))], [plain])
+    gain = search_gain(tally.counts, tally.parts, metric, search, tally.scenes)
     print(f'chosen on the other parts, out of sample: {metric.label} {metric.interval(out_of_sample)}')
-    print(f'above the photo alone by {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]')
+    print(f'above the photo alone by {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], {AGAIN}')
     if gain.low > 0:
         print(f'use --set {sets[best]}')
         return sets[best]
@@ -130,14 +143,18 @@ def count(cfg: Config, fold: int | None, sets: Sequence[ViewSet]) -> Tally:
     cache = open_cache(cfg, 'train')
     folds = read_folds(cfg, cache)
     views = [TimedView(view) for view in make_views(cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales)]
-    counts, parts = [], []
-    for part, k in enumerate(range(cfg.folds) if fold is None else [fold]):
+    scenes = read_scenes(cfg, cache)
+    counts, places = [], {}
+    for k in range(cfg.folds) if fold is None else [fold]:
         _, rows = split_fold(folds, k)
-        run = load_oof_run(cfg, k, cache.names(rows), device)
+        names = cache.names(rows)
+        run = load_oof_run(cfg, k, names, device)
         counts.append(count_fold(run, cache, rows, views, sets))
-        parts += [part] * len(rows) if fold is None else (np.arange(len(rows)) * PARTS // len(rows)).tolist()
+        places |= {name: (k, int(scene)) for name, scene in zip(names, scenes[rows], strict=True)}
     seconds = np.array([view.seconds for view in views])
-    return Tally(np.concatenate(counts), np.unique(parts, return_inverse=True)[1], seconds / len(parts))
+    parts = np.array([*split_parts(places).values()])
+    scene = number_scenes([scene for _, scene in places.values()])
+    return Tally(np.concatenate(counts), parts, scene, seconds / len(parts))
 
 
 class TimedView:
@@ -198,7 +215,10 @@ def predict_sets(probs: torch.Tensor, sets: Sequence[ViewSet], run: Run) -> Iter
 
 
 def list_sets(cfg: Config) -> list[ViewSet]:
-    """List all choices of the config's flips, rotations and scales. Raises BadInput if they are too many."""
+    """List all choices of the config's flips, rotations and scales, of those with the same views the first.
+
+    Raises BadInput if they are too many.
+    """
     flips, rotations, scales = cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales
     total = 2 ** (len(flips) + len(rotations)) * (2 ** len(scales) - 1)
     if total > MAX_SETS:
@@ -206,15 +226,13 @@ def list_sets(cfg: Config) -> list[ViewSet]:
             f'--flips, --rotations, --scales: found {total:,} sets of views, expected {MAX_SETS:,} at most; '
             'leave some out'
         )
-    views = list(product(('', *flips), scales, (0, *rotations)))  # the order of make_views
-    sets = []
+    numbers = {same_view(*view): n for n, view in enumerate(list_views(flips, rotations, scales))}
+    sets = {}
     for choice in product(subsets(flips), subsets(rotations), subsets(scales)):
-        set_flips, set_rotations, set_scales = choice
-        if set_scales:
-            set_views = set(product(('', *set_flips), set_scales, (0, *set_rotations)))
-            numbers = tuple(number for number, view in enumerate(views) if view in set_views)
-            sets.append(ViewSet(*choice, numbers))
-    return sets
+        if choice[-1]:
+            views = tuple(sorted(numbers[same_view(*view)] for view in list_views(*choice)))
+            sets.setdefault(views, ViewSet(*choice, views))
+    return [*sets.values()]
 
 
 def subsets(values: Sequence) -> list[tuple]:

@@ -5,9 +5,11 @@
 The checkpoints have the same architecture and start: trainings with other seeds or augmentation, or best.pt
 and last.pt of one training. Starting from the best, each one joins if the mean with it scores no less on the
 validation photos of the fold (Wortsman et al., arXiv:2203.05482, recipe 1). The BatchNorm statistics of a
-mean are computed anew over an epoch of training photos.
+mean are computed anew over an epoch of training photos. New statistics alone can raise a score, so each
+checkpoint is scored with its own and with new ones too, and a mean is compared with the higher one.
 
-Writes output/<name>/fold<k>/best.pt for infer.py, and provenance.yaml, which names its checkpoints.
+Writes what scored highest, a mean or a single checkpoint, to output/<name>/fold<k>/best.pt for infer.py, and
+provenance.yaml, which names its checkpoints.
 """
 
 import argparse
@@ -76,9 +78,10 @@ def main(cfg: Config, fold: int, paths: list[Path], overwrite: bool = False) -> 
     held_out = held_out_hash(cache.names(valid_rows))
     if held_out is None:
         raise BadInput(f'--fold {fold}: has no validation photos to choose a soup on; expected a fold from 0')
-    states = [read_checkpoint_weights(path, held_out) for path in paths]
-    start_log(None, quiet=not ranks.is_main)
     folder = cfg.run_dir(fold)
+    states = [read_checkpoint_weights(path, held_out) for path in paths]
+    require_apart(paths, states, folder)
+    start_log(None, quiet=not ranks.is_main)
     with lock_run(folder if ranks.is_main else None, 'making a soup'):
         if ranks.is_main:
             check_run(cfg, fold, resume=False, overwrite=overwrite)
@@ -86,17 +89,17 @@ def main(cfg: Config, fold: int, paths: list[Path], overwrite: bool = False) -> 
                 raise BadInput(f'{folder}: holds a model already; give another name, or --overwrite')
         model = SegModel(cfg, load_weights=False).to(ranks.device)
         soup = make_soup(paths, states, FoldScorer(cfg, cache, train_rows, valid_rows, model, ranks))
-        score = float(metric_of(cfg.competition).score(soup.counts))
         if ranks.is_main:
             folder = open_run(cfg, fold, overwrite)
-            content = {'model': soup.state, 'config': cfg.model_dump(mode='json'), 'fold': fold, 'epoch': -1}
-            content |= {'score': score, 'held_out': held_out, 'torch': str(torch.__version__)}
+            content = {'model': soup.mean.state, 'score': soup.mean.score, 'fold': fold, 'epoch': -1}
+            content |= {'config': cfg.model_dump(mode='json'), 'held_out': held_out}
+            content |= {'torch': str(torch.__version__)}
             save_checkpoint(folder / 'best.pt', content)
             write_provenance(folder, cache.coco.fingerprint, ranks.world, soup.paths)
             log.info(f'wrote {folder / "best.pt"}, made of {", ".join(map(str, soup.paths))}')
             config = folder / 'config.yaml'
             log.info(next_line('infer.py', '--cfg', config, '--fold', fold, '--split', 'oof'))
-    return score
+    return soup.mean.score
 
 
 @dataclass(frozen=True)
@@ -115,47 +118,87 @@ class FoldScorer:
         """The competition's."""
         return metric_of(self.cfg.competition)
 
-    def score(self, states: list[State], path: Path) -> np.ndarray:
-        """Load weights, of several the mean with new BatchNorm statistics; return their (n, 3, K) counts."""
+    def score(self, states: list[State], path: Path, renew: bool) -> 'Scored':
+        """Score the mean of weights, with new BatchNorm statistics if asked for; `path` names the last."""
         load_model_state(self.model, mean_state(states) if len(states) > 1 else states[0], path)
-        if len(states) > 1:
+        if renew:
             renew_norms(self.model, self.cfg, self.cache, self.train_rows, self.ranks)
-        return evaluate(self.model, self.cache, self.valid_rows, self.cfg, self.ranks)
+        counts = evaluate(self.model, self.cache, self.valid_rows, self.cfg, self.ranks)
+        state = {key: value.to('cpu', copy=True) for key, value in self.model.state_dict().items()}
+        return Scored(state, counts, float(self.metric.score(counts)))
+
+    def score_single(self, state: State, path: Path) -> 'Scored':
+        """Score a checkpoint as it is and with new BatchNorm statistics; return and log the better one."""
+        single = self.score([state], path, renew=False)
+        label = self.metric.label
+        log.info(f'{path}: {label} {self.metric.interval(single.counts)}')
+        if has_norms(self.model):
+            renewed = self.score([state], path, renew=True)
+            better = renewed.score > single.score
+            outcome = 'taken' if better else 'left out'
+            score = self.metric.interval(renewed.counts)
+            log.info(f'{path} with new BatchNorm statistics: {label} {score}: {outcome}')
+            single = renewed if better else single
+        return single
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Weights and their score."""
+
+    state: State
+    counts: np.ndarray  # (n, 3, K) image_counts
+    score: float
 
 
 @dataclass(frozen=True)
 class Soup:
-    """The checkpoints in a soup, the best one first, its weights, and its (n, 3, K) image_counts."""
+    """The checkpoints in a soup, the best one first, and the scored mean."""
 
     paths: list[Path]
-    state: State
-    counts: np.ndarray
+    mean: Scored
 
 
 def make_soup(paths: list[Path], states: list[State], scorer: FoldScorer) -> Soup:
     """Score each checkpoint, then add them one by one, the best first, as long as the score does not fall."""
-    single_counts, metric = [], scorer.metric
-    for path, state in zip(paths, states, strict=True):
-        single_counts.append(scorer.score([state], path))
-        log.info(f'{path}: {metric.label} {metric.interval(single_counts[-1])}')
-    best, *others = sorted(range(len(paths)), key=lambda n: -metric.score(single_counts[n]))
-    chosen, state, counts = [best], states[best], single_counts[best]
+    metric = scorer.metric
+    singles = [scorer.score_single(state, path) for state, path in zip(states, paths, strict=True)]
+    best, *others = sorted(range(len(paths)), key=lambda n: -singles[n].score)
+    chosen, soup = [best], singles[best]
     for n in others:
-        mean_counts = scorer.score([states[m] for m in (*chosen, n)], paths[n])
-        joins = metric.score(mean_counts) >= metric.score(counts)
-        score = f'{metric.label} {metric.interval(mean_counts)}'
+        mean = scorer.score([states[m] for m in (*chosen, n)], paths[n], renew=True)
+        joins = mean.score >= soup.score
+        score = f'{metric.label} {metric.interval(mean.counts)}'
         log.info(f'with {paths[n]}: {score}: {"taken" if joins else "left out"}')
         if joins:
             chosen.append(n)
-            counts = mean_counts
-            state = {key: value.clone() for key, value in scorer.model.state_dict().items()}
-    score = f'{metric.label} {metric.interval(counts)}'
+            soup = mean
+    score = f'{metric.label} {metric.interval(soup.counts)}'
     log.info(f'soup of {len(chosen)} of {len(paths)}: {score}, chosen on these photos')
     if len(chosen) > 1:
-        gain = metric.paired_interval(counts, single_counts[best])
+        gain = metric.paired_interval(soup.counts, singles[best].counts)
         bounds = f'{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]'
-        log.info(f'the soup against its best checkpoint: {bounds}: {verdict(gain, len(counts))}')
-    return Soup([paths[n] for n in chosen], state, counts)
+        log.info(f'the soup against its best checkpoint: {bounds}: {verdict(gain, len(soup.counts))}')
+    return Soup([paths[n] for n in chosen], soup)
+
+
+def require_apart(paths: list[Path], states: list[State], folder: Path) -> None:
+    """Raise BadInput if a checkpoint lies in the output folder, or two have the same weights."""
+    for n, path in enumerate(paths):
+        if path.resolve().is_relative_to(folder.resolve()):
+            advice = 'give the soup another name: --set name=soup'
+            raise BadInput(f'{path}: lies in {folder}, where the soup is to be written; {advice}')
+        for m in range(n):
+            if same_weights(states[m], states[n]):
+                fault = f'{path}: has the weights of {paths[m]}'
+                raise BadInput(f'{fault}; their mean gains nothing: leave one of them out')
+
+
+def same_weights(ours: State, theirs: State) -> bool:
+    """Tell whether two models have the same weights; BatchNorm's statistics, which are renewed, aside."""
+    statistics = ('.running_mean', '.running_var', '.num_batches_tracked')
+    names = [{key for key in state if not key.endswith(statistics)} for state in (ours, theirs)]
+    return names[0] == names[1] and all(torch.equal(ours[key], theirs[key]) for key in names[0])
 
 
 def read_checkpoint_weights(path: Path, held_out: str) -> State:
@@ -177,9 +220,14 @@ def mean_state(states: list[State]) -> State:
     }
 
 
+def has_norms(model: SegModel) -> bool:
+    """Tell whether a model has BatchNorm."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
 def renew_norms(model: SegModel, cfg: Config, cache: Cache, rows: np.ndarray, ranks: Ranks) -> None:
     """Compute the BatchNorm statistics of the model anew over an epoch of training samples."""
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    if not has_norms(model):
         return
     sampler = EpochSampler(cfg.batch_size, cfg.seed)
     sampler.set_epoch(0, range(len(rows)))

@@ -309,6 +309,10 @@ def validate(model: type[Model], values: dict[str, Any], where: str, origins: Ma
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
+        if first['type'] == 'model_type':  # a word in place of keys
+            key = [key for key in first['loc'] if isinstance(key, str)][-1]
+            found = f'key {key!r}: found {repr(first["input"])[:80]}, expected keys of its own'
+            raise BadInput(f'{origins.get(first["loc"][0], where)}: {found}') from None
         keys = [key for key in first['loc'] if isinstance(key, str) and key != 'competition']
         if not keys:
             raise BadInput(f'{where}: {one_line(first["msg"].removeprefix("Value error, "))}') from None

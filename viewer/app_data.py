@@ -6,7 +6,7 @@ Shapes: N photos of a split, K classes.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from submission import Reader, metric_of
 from utils.errors import BadInput
 from utils.plotting import differing
 from voting.hard import member_table, vote
+from voting.origin import list_faults
 
 T = TypeVar('T')
 CACHE_SIZE = 64  # results in memory; for 4,000 photos and 11 classes one is 2 MB
@@ -150,7 +151,8 @@ def score_source(title: str, paths: Sequence[Path], coco: CocoSet) -> SourceScor
 
 def compare_sources(sources: dict[str, list[Path]], coco: CocoSet) -> tuple[np.ndarray, np.ndarray]:
     """Return the (N,) share of each photo's pixels on which the sources differ, nan for a photo that none
-    has, and the (N, K) pixels of each class in their vote. Raises BadInput.
+    has, and the (N, K) pixels of each class in their vote, or of two sources, which cannot vote, in the one
+    with more of it. Raises BadInput.
     """
 
     num_classes = len(coco.competition.classes)
@@ -163,13 +165,18 @@ def compare_sources(sources: dict[str, list[Path]], coco: CocoSet) -> tuple[np.n
             preds = [pred for pred in found if pred is not None]
             if preds:
                 disagreement[row] = differing(preds).mean()
-                winner = vote_of(preds, num_classes)
-                planes = winner if winner.ndim == 3 else winner == np.arange(num_classes)[:, None, None]
-                pixels[row] = np.count_nonzero(planes, axis=(1, 2))
+                winners = [vote_of(preds, num_classes)] if len(preds) > 2 else preds
+                pixels[row] = np.max([count_classes(mask, num_classes) for mask in winners], axis=0)
         return disagreement, pixels
 
     paths = [path for csvs in sources.values() for path in csvs]
     return cached(('agreement', *key_of(paths), state_of(coco)), compute)
+
+
+def count_classes(mask: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count the pixels of each class in (H, W) ids or (K, H, W) planes: (K,)."""
+    planes = mask if mask.ndim == 3 else mask == np.arange(num_classes)[:, None, None]
+    return np.count_nonzero(planes, axis=(1, 2))
 
 
 def key_of(paths: Sequence[Path]) -> tuple[tuple[Path, int], ...]:
@@ -207,6 +214,12 @@ def progress_bar(items: Sequence[T], text: str) -> Iterator[T]:
 def escape_markdown(text: str) -> str:
     """Escape a text, such as a file name, so that Markdown shows it as it is."""
     return re.sub(r'([\\`*_{}\[\]()<>#+\-.!|~$:&])', r'\\\1', text)
+
+
+def show_faults(paths: Iterable[Path]) -> None:
+    """Warn of CSVs whose best.pt has changed since they were made. Raises BadInput."""
+    for fault in list_faults(paths):
+        st.warning(escape_markdown(fault))
 
 
 def show_error(error: BadInput) -> None:

@@ -23,6 +23,7 @@ from utils.files import write_csv
 from utils.plotting import sheet
 from viewer.html_page import html_picture, html_table, write_page
 from viewer.report import PhotoRows, read_confusions_of
+from voting.origin import list_faults
 
 LISTED = 60  # suspects in the table
 DRAWN = 6  # photos in the sheet of a class
@@ -61,6 +62,7 @@ def main(name: str, output: Path, data: Path | None = None) -> Path:
     write_suspects(folder / 'suspects.csv', suspects, cfg.classes)
     write_html(folder / 'index.html', name, suspects, coco)
     photos = len({suspect.photo.file_name for suspect in suspects})
+    print(*(f'warning: {fault}\n' for fault in list_faults(run.oof_csv for run in runs)), sep='', end='')
     print(f'{name}: {len(suspects)} suspects in {photos} photos; wrote {folder / "index.html"}, suspects.csv')
     return folder / 'index.html'
 

@@ -48,7 +48,7 @@ def page(data: Path, output: Path, competition: Competition, labels: Path | None
     titles = side.multiselect(
         'Predictions out of fold' if split == 'train' else 'Predictions', list(sources),
         default=list(sources)[:2], key=f'chosen-{split}', persist_state='session',
-        help='In their vote a pixel gets what most of them predict; a tie goes to the first.',
+        help='Three or more vote: a pixel gets what most of them predict; a tie goes to the first.',
     )  # fmt: skip
     chosen = {title: sources[title] for title in titles}
     rows, notes = choose_rows(coco, sources, chosen)
@@ -61,12 +61,13 @@ def page(data: Path, output: Path, competition: Competition, labels: Path | None
     preds = {title: read_prediction(paths, photo.file_name, coco) for title, paths in chosen.items()}
     missing = [title for title, pred in preds.items() if pred is None]
     preds = {title: pred for title, pred in preds.items() if pred is not None}
-    if len(preds) > 1:
+    if len(preds) > 2:  # of two the first would decide
         preds['vote'] = vote_of(list(preds.values()), len(competition.classes))
     truth, counts = draw_truth(photo, competition) if has_truth(coco) else None, {}
     if truth is not None:
         scored, num_classes = scale_truth(truth, competition), len(competition.classes)
         counts = {title: count_pixels(scored, pred, num_classes) for title, pred in preds.items()}
+    app_data.show_faults(path for paths in chosen.values() for path in paths)
     st.caption(escape_markdown('   ·   '.join(describe(photo, row, chosen, notes, coco))))
     masks = ({} if truth is None else {'truth': truth}) | preds
     visible = show_views(coco, photo, masks, counts, opacity)
@@ -88,7 +89,7 @@ def choose_rows(coco: CocoSet, sources: Sources, chosen: Sources) -> tuple[list[
     category = side.selectbox(
         'Class', [ANY, *(classes[k] for k in competition.object_ids)],
         key=f'class-{split}', persist_state='session',
-        help='in the truth' if has_truth(coco) else 'in the vote of the predictions',
+        help='in the truth' if has_truth(coco) else 'in the vote, or in one of two predictions',
     )  # fmt: skip
     k = None if category == ANY else classes.index(category)
     rows = [row for row, photo in enumerate(coco.photos) if text.lower() in photo.file_name.lower()]
@@ -127,7 +128,7 @@ def has_truth(coco: CocoSet) -> bool:
 
 
 def rows_with(coco: CocoSet, chosen: Sources, k: int) -> set[int]:
-    """Return the rows that have a class: in the truth if it is known, else in the vote."""
+    """Return the rows that have a class: in the truth if it is known, else as compare_sources has it."""
     if has_truth(coco):
         return {row for row, p in enumerate(coco.photos) if any(a.category_id == k for a in p.annotations)}
     _, pixels = app_data.compare_sources(chosen, coco)
@@ -201,7 +202,7 @@ def show_views(
     opacity: float,
 ) -> set[int]:
     """Draw the photo, its masks, with the scores of predictions that are counted, and the pixels on which the
-    predictions differ, if there is a vote. Return the ids of the objects in the views.
+    predictions differ, if there are two. Return the ids of the objects in the views.
     """
     metric = metric_of(coco.competition)
     size = fit(photo.size, min(SIDE, max(photo.size)))
@@ -212,8 +213,9 @@ def show_views(
         resized = resize_mask(mask, size)
         visible |= regions_of(resized).keys()
         views.append((', '.join(filter(None, [title, note])), overlay(image, resized, opacity)))
-    if 'vote' in masks:
-        differ = differing([masks['vote'], *(mask for title, mask in masks.items() if title != 'truth')])
+    preds = [mask for title, mask in masks.items() if title != 'truth']
+    if len(preds) > 1:
+        differ = differing(preds)
         resized = resize_mask(differ.astype(np.uint8), size)
         views.append((f'where they differ: {differ.mean():.2%}', highlight(image, resized > 0)))
     per_line = max(3, ceil(len(views) / ceil(len(views) / VIEWS)))

@@ -9,7 +9,7 @@ import streamlit as st
 
 from config import Competition, fold_files
 from data.coco import CocoSet
-from engine.runs import FoldRun, best_score, read_fold
+from engine.runs import FoldRun, read_fold
 from metrics import DRAWS, LEVEL, Interval, Metric
 from submission import metric_of
 from utils.errors import BadInput
@@ -43,6 +43,7 @@ def page(data: Path, output: Path, competition: Competition) -> None:
     intervals = {name: interval_of(sources[name], source, coco) for name, source in scored.items()}
     show_runs(runs, scored, intervals, metric)
     try:
+        app_data.show_faults(path for name in scored for path in sources[name])
         show_ensemble(output / 'ensemble.yaml', data, competition)
     except BadInput as error:
         show_error(error)
@@ -92,20 +93,21 @@ def show_runs(
         if any(fold.fold < 0 for fold in folds):
             trained += ' all'
         epochs = sorted({int(fold.metrics[-1]['epoch']) + 1 for fold in folds if fold.metrics})
-        best = [score for score in (best_score(fold.metrics) for fold in folds) if not math.isnan(score)]
+        valid = [fold.score for fold in folds if not math.isnan(fold.score)]
         score = intervals.get(name)
         cells = [name]
         cells += [first.encoder, first.head, f'{trained} of {first.folds}'] if first else ['-'] * 3
         cells.append(' to '.join(map(str, dict.fromkeys([*epochs[:1], *epochs[-1:]]))) or '-')
-        cells.append(format_score(float(np.mean(best))) if best else '-')
+        cells.append(format_score(float(np.mean(valid))) if valid else '-')
         cells += [format_score(score.value), format_interval(score)] if score else ['-'] * 2
         cells.append(f'{len(scored[name].counts):,}' if name in scored else '-')
         lines.append(cells)
     st.html(html_table(lines))
     over = 'the mean over photos and classes' if metric.is_by_image else 'the pixels of all photos together'
     st.caption(
-        f'Validation: the mean over the folds of the best epoch. Out of fold: {over}, each photo predicted '
-        f'by the model that was not trained on it, with a bootstrap interval from {DRAWS:,} draws of them.'
+        f'Validation: the mean over the folds of the epoch that is kept. Out of fold: {over}, each photo '
+        'predicted by the model that was not trained on it, with a bootstrap interval from '
+        f'{DRAWS:,} draws of them.'
     )
     if metric.note:
         st.caption(escape_markdown(metric.note))

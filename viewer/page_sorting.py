@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from config import Competition, fold_files, fold_of
 from data.cache import resize_image
 from data.coco import read_photo
-from engine.runs import best_score, read_fold, read_run_config
+from engine.runs import read_fold, read_run_config
 from utils.errors import BadInput, one_line
 from utils.plotting import PALETTE, fit, font, overlay, regions_of, to_display
 from viewer.app_data import escape_markdown, load_coco, modified, show_error
@@ -93,9 +93,9 @@ def find_models(output: Path) -> dict[str, Path]:
 
 
 def score_of(checkpoint: Path) -> float:
-    """Return the highest validation score of a run; -1 if it is unknown."""
+    """Return the validation score of a checkpoint; -1 if it is unknown."""
     try:
-        return float(np.nan_to_num(best_score(read_fold(checkpoint.parent).metrics), nan=-1))
+        return float(np.nan_to_num(read_fold(checkpoint.parent).score, nan=-1))
     except BadInput:
         return -1
 

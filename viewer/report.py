@@ -28,6 +28,7 @@ from utils.errors import BadInput
 from utils.plotting import Row, comparison_row, draw_confusion, draw_curves, score_note, sheet
 from utils.progress import progress
 from viewer.html_page import format_interval, format_score, html_picture, html_table, write_page
+from voting.origin import list_faults
 from voting.recipe import score_ensemble
 
 RANKED = 8  # photos among the worst, and among the best
@@ -57,7 +58,9 @@ def main(name: str, output: Path, data: Path | None = None) -> Path:
     coco, metric = read_coco(data, 'train', cfg.competition), metric_of(cfg.competition)
     folds = read_confusions_of(runs, coco)
     scored = score_photos(runs, folds, coco)
-    parts = [f'<h2>{metric.class_label} out of fold</h2><p>{metric.label} {score_text(scored, metric)}</p>']
+    faults = [*list_faults(run.oof_csv for run in runs)]
+    parts = [f'<p><b>{html.escape(fault)}</b></p>' for fault in faults]
+    parts += [f'<h2>{metric.class_label} out of fold</h2><p>{metric.label} {score_text(scored, metric)}</p>']
     by_fold = {run.fold: fold.counts for run, fold in zip(runs, folds, strict=True)}
     parts.append(score_table(scored, by_fold, cfg.competition))
     curves = draw_curves({'loss': curve(runs, 'loss'), metric.label: curve(runs, 'score')})
@@ -72,6 +75,7 @@ def main(name: str, output: Path, data: Path | None = None) -> Path:
     path = output / name / 'report.html'
     write_page(path, name, parts)
     folds = '1 fold' if len(runs) == 1 else f'{len(runs)} folds'
+    print(*(f'warning: {fault}\n' for fault in faults), sep='', end='')
     print(f'{name}: {folds}: out-of-fold {metric.label} {score_text(scored, metric)}')
     print(f'wrote {path}, {path.stat().st_size / 1e6:.1f} MB: one file that can be mailed')
     return path

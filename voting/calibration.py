@@ -3,13 +3,18 @@
     python evaluate.py calibrate output/convnext       # fits it on oof_probs.npy, writes calibration.yaml
 
 A temperature T replaces each probability p by p^(1/T) and scales them to the sum 1: above 1 the model becomes
-less confident, below 1 more (Guo et al., arXiv:1706.04599). Each part of the photos out of fold is judged at
-the temperature that was fitted on the others.
+less confident, below 1 more (Guo et al., arXiv:1706.04599); a probability of 0 stays 0. Each part of the
+photos out of fold is judged at the temperature that was fitted on the others.
+
+A stored byte stands for an interval of probabilities. That of 0 has no lower end in logits, and no floor in
+its place is right for all temperatures. But a temperature scales the log odds of any two classes, whatever
+else there is: it is fitted by the likelihood of the true class among the classes of its pixel whose byte is
+not 0, if it is one of them, with the mean of p^(1/T) in the interval of each byte.
 
 Shapes: N pixels, K classes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +28,11 @@ from utils.files import write_text
 from utils.yaml_files import read_yaml
 from voting.choices import require_parts
 from voting.members import OofSample
+from voting.origin import refuse_outdated_fit
 
 BINS = 15  # of confidence
 STEP = 8  # calibrate on every 8th pixel of every 8th row
-FLOOR = 0.5 / 255  # the least probability: a stored byte of 0 does not mean impossible
+FLOOR = 0.5 / 255  # the least probability in the log loss: a stored byte of 0 does not mean impossible
 RANGE = (0.2, 5.0)  # of a temperature
 FILE = 'calibration.yaml'
 
@@ -35,7 +41,7 @@ def apply_temperature(probs: Any, temperature: float, axis: int) -> Any:
     """Apply a temperature to NumPy or torch probabilities that sum to 1 over `axis`; 1 returns `probs`."""
     if temperature == 1:
         return probs
-    powers = probs.clip(FLOOR) ** (1 / temperature)
+    powers = probs ** (1 / temperature)
     return powers / powers.sum(axis, keepdims=True)
 
 
@@ -53,16 +59,33 @@ def log_loss(probs: np.ndarray, truth: np.ndarray) -> float:
 
 
 def fit_temperature(probs: np.ndarray, truth: np.ndarray) -> float:
-    """Find the temperature with the lowest log loss."""
+    """Find the temperature of (N, K) probabilities, as they are stored in bytes, that makes the (N,) true
+    classes likeliest; 1 without any pixel that tells.
+    """
     from scipy.optimize import minimize_scalar  # slow to import, and only a calibration needs it
 
-    minimum = minimize_scalar(
-        lambda exponent: log_loss(apply_temperature(probs, float(np.exp(exponent)), 1), truth),
-        bounds=np.log(RANGE),
-        method='bounded',
-        options={'xatol': 1e-3},
-    )
+    stored = np.rint(255 * probs).astype(np.uint8)
+    rows = np.flatnonzero((stored[np.arange(len(truth)), truth] > 0) & (np.count_nonzero(stored, axis=1) > 1))
+    if not len(rows):
+        return 1.0
+    stored, true = stored[rows], stored[rows, truth[rows]]
+
+    def loss(exponent: float) -> float:
+        powers = byte_powers(float(np.exp(-exponent)))
+        return float((np.log(powers[stored].sum(1)) - np.log(powers[true])).mean())
+
+    minimum = minimize_scalar(loss, bounds=np.log(RANGE), method='bounded', options={'xatol': 1e-3})
     return round(float(np.exp(minimum.x)), 3)
+
+
+def byte_powers(power: float) -> np.ndarray:
+    """Return the mean of p^power over the probabilities p of each byte, (256,), 0 for the byte of 0.
+
+    p is as likely on each stretch of its logarithm, as there are more small probabilities than large ones.
+    """
+    low, high = (np.arange(1, 256) - 0.5) / 255, (np.arange(1, 256) + 0.5) / 255
+    means = (high**power - low**power) / (power * np.log(high / low))
+    return np.concatenate([[0.0], means])
 
 
 @dataclass(frozen=True)
@@ -108,41 +131,44 @@ def calibrate(samples: Iterable[OofSample], num_models: int) -> list[Calibration
 
 def calibrate_pixels(stored: np.ndarray, truth: np.ndarray, part: np.ndarray) -> Calibration:
     """Fit one model's temperature on (N, K) uint8 probabilities, (N,) true classes and (N,) parts."""
-    probs = stored.astype(np.float32) / 255
-    probs /= probs.sum(1, keepdims=True)
+    raw = stored.astype(np.float32) / 255
+    probs = raw / raw.sum(1, keepdims=True)
     calibrated = probs.copy()
     temperatures = []
     for number in range(int(part.max()) + 1):
         inside = part == number
-        temperatures.append(fit_temperature(probs[~inside], truth[~inside]))
+        temperatures.append(fit_temperature(raw[~inside], truth[~inside]))
         calibrated[inside] = apply_temperature(probs[inside], temperatures[-1], 1)
     before, after = calibration_error(probs, truth), calibration_error(calibrated, truth)
     helps = after < before and log_loss(calibrated, truth) < log_loss(probs, truth)
-    return Calibration(fit_temperature(probs, truth), tuple(temperatures), before, after, helps)
+    return Calibration(fit_temperature(raw, truth), tuple(temperatures), before, after, helps)
 
 
-def write_calibration(folder: Path, calibration: Calibration, hashes: Sequence[str]) -> Path:
-    """Write calibration.yaml into a model's folder, with the hashes of the oof.csv files it was fitted on."""
+def write_calibration(folder: Path, calibration: Calibration, fitted: dict[str, Any]) -> Path:
+    """Write calibration.yaml into a model's folder, with what it was fitted_on."""
     values = {
         'temperature': calibration.temperature,
         'used': calibration.helps,
         'error_before': round(calibration.error_before, 5),
         'error_after': round(calibration.error_after, 5),
-        'oof': list(hashes),
+        'fitted_on': fitted,
     }
     write_text(folder / FILE, yaml.safe_dump(values, sort_keys=False))
     return folder / FILE
 
 
 def read_temperature(folder: Path) -> float:
-    """Read the temperature to use for a model: 1 if none was fitted or it did not help. Raises BadInput."""
+    """Read the temperature to use for a model: 1 if none was fitted or it did not help. Raises BadInput, also
+    if a best.pt or an oof.csv that it was fitted on has changed.
+    """
     path = folder / FILE
     if not path.exists():
         return 1.0
     values = read_yaml(path)
     try:
         temperature, used = float(values['temperature']), values['used']
-    except (KeyError, TypeError, ValueError):
+        refuse_outdated_fit(path, values.get('fitted_on'), 'calibrate')
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise BadInput(f'{path}: not a file that evaluate.py calibrate wrote; run it again') from None
     if not RANGE[0] <= temperature <= RANGE[1]:
         raise BadInput(f'{path}: temperature {temperature}, expected {RANGE[0]} to {RANGE[1]}')

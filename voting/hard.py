@@ -57,6 +57,22 @@ def vote_masks(preds: np.ndarray, table: np.ndarray) -> np.ndarray:
     return np.stack([vote(preds[:, k], member_table(table[:, k], 2)) for k in range(preds.shape[1])])
 
 
+def deciding_member(table: np.ndarray, is_multilabel: bool) -> int | None:
+    """Return the member whose class always wins, whatever the others vote for; None if there is none.
+
+    By (M, K) weights; with one weight a member it is a member of more than half of all, or of half if it is
+    the first that votes.
+    """
+    num_classes = table.shape[1]
+    pairs = np.eye(num_classes, dtype=bool) == is_multilabel  # the member's class, and that of all others
+    for m, own in enumerate(table):
+        against = np.delete(table, m, 0).sum(0)
+        is_first = ~table[:m].any(0) & ((own > 0)[:, None] | (m == 0))
+        if ((own[:, None] > against) | ((own[:, None] == against) & is_first))[pairs].all():
+            return m
+    return None
+
+
 @dataclass(frozen=True)
 class RunVote:
     """The vote over the runs of a mask: its stretches of equal votes, and the runs that win."""

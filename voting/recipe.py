@@ -9,7 +9,7 @@ Shapes: M members or models, K classes, n photos.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -26,12 +26,13 @@ from utils.errors import BadInput
 from utils.files import write_text
 from utils.yaml_files import read_yaml
 from voting.calibration import RANGE, Calibration, calibrate, write_calibration
-from voting.choices import best_of
-from voting.hard import count_votes, vote_masks, weight_table
-from voting.members import Member, OofSample, by_model, member_of, oof_hash, read_samples
+from voting.choices import AGAIN, Search, best_of, number_scenes, search_gain
+from voting.hard import count_votes, vote, vote_masks, weight_table
+from voting.members import Member, OofSample, by_model, check_members, member_of, oof_hash, read_samples
+from voting.origin import fitted_on, refuse_outdated
 from voting.soft import SoftResult, search_soft, search_soft_planes, soft_vote
 from voting.thresholds import parse_thresholds
-from voting.weights import SearchResult, format_search, search_weights
+from voting.weights import ClassWeightSearch, SearchResult, WeightScorer, format_search, search_weights
 
 Rule = Literal['hard vote', 'soft vote']
 WEIGHT = re.compile(r'\d{1,9}(\.\d{1,9}|/[1-9]\d{0,8})?', re.ASCII)
@@ -52,14 +53,18 @@ class Recipe:
 def search_recipe(
     members: Sequence[Member], data: Path, competition: Competition, soft: bool, by_class: bool
 ) -> Recipe:
-    """Search the hard vote, or with `soft` any, that scores best out of sample; print it. Raises BadInput."""
+    """Search the hard vote, or with `soft` any, that scores best out of sample; print it. Raises BadInput.
+
+    The members are of two models or more.
+    """
     models = by_model(members)
     names, num_classes = [str(folder) for folder in models], len(competition.classes)
     metric = metric_of(competition)
     read = partial(read_samples, list(models.values()), training_photos(data, competition), data, competition)
     hard = best = search_weights(count_votes(read(), len(models), num_classes, metric), by_class)
     print(format_search(hard, names))
-    if soft and len(models) > 1:
+    mean = None
+    if soft:
         calibrations = []
         if competition.is_multilabel:
             mean = search_soft_planes(read(soft=True), len(models), num_classes, metric)
@@ -68,7 +73,7 @@ def search_recipe(
             mean = search_soft(read(soft=True), len(models), num_classes, metric, calibrations)
         best = mean if mean.out_of_sample > hard.out_of_sample else hard
         print(format_soft(mean, calibrations, names, used=best is mean))
-    print(format_gain(read(soft), best, hard, names))
+    print(format_gain(*measure_gain(read(), hard, mean), hard, names))
     return share_weights(recipe_of(best, num_classes), members)
 
 
@@ -116,16 +121,70 @@ def format_soft(
     return '\n'.join(lines)
 
 
-def format_gain(
-    samples: Iterable[OofSample], best: SearchResult | SoftResult, hard: SearchResult, names: Sequence[str]
-) -> str:
-    """Say whether the vote beats the best model, both chosen out of sample, with a paired interval."""
-    vote_counts, single_counts = [], []
+def measure_gain(
+    samples: Iterable[OofSample], hard: SearchResult, soft: SoftResult | None
+) -> tuple[Interval, int]:
+    """Compute what the search gains above the best model, chosen in the same way: see search_gain. Also
+    returns the number of photos.
+
+    A draw chooses again among all weights, a class's, whether the vote is soft and has temperatures, and the
+    best model. Three choices are made of fewer candidates than the search has: weights by class are of the
+    tables that were found without the photo's part, and without one part more; thresholds are every eighth
+    byte; and the temperatures are those that were fitted without the part.
+    """
+    num_models, number = hard.candidates.shape[1], len(hard.candidates)
+    families: list[Sequence[int]] = [range(num_models), [num_models], range(number)]
+    by_class, allowed, tables = [], None, []
+    if hard.by_class is not None and hard.is_multilabel:
+        best = np.flatnonzero((hard.candidates == hard.best_weights).all(1))[:1]
+        by_class.append([[*best, *range(number)]])
+    elif hard.by_class is not None:
+        pools = [[table] for table in hard.by_class.part_tables]
+        for pool, further in zip(pools, hard.by_class.further_tables, strict=False):
+            pool += further
+        tables = [table for pool in pools for table in pool]
+        families.append(range(number, number + len(tables)))
+        allowed = np.ones((len(pools), number + len(tables)), bool)
+        allowed[:, number:] = np.repeat(np.eye(len(pools), dtype=bool), [*map(len, pools)], 1)
+    parts, scenes, counts = [], [], []
     for sample in samples:
-        single = sample.preds[np.argmax(hard.part_singles[sample.part])]
-        for pred, counts in ((best.predict(sample), vote_counts), (single, single_counts)):
-            counts.append(count_pixels(sample.truth, pred, hard.num_classes))
-    gain = hard.metric.paired_interval(np.stack(vote_counts), np.stack(single_counts))
+        parts.append(sample.part)
+        scenes.append(sample.scene)
+        counts.append(count_candidates(sample, hard.candidates, tables, hard.num_classes))
+    stacked = np.stack(counts)
+    if soft is not None:
+        first = stacked.shape[1]
+        families += [[first + n for n in family] for family in soft.families]
+        by_class += [[[first + n for n in group] for group in soft.groups]] if soft.groups else []
+        stacked = np.concatenate([stacked, soft.counts], 1)
+        if allowed is not None:
+            allowed = np.pad(allowed, ((0, 0), (0, soft.counts.shape[1])), constant_values=True)
+    search = Search(families, families[0], by_class, allowed)
+    part, scene = np.array(parts), number_scenes(scenes)
+    return search_gain(stacked, part, hard.metric, search, scene), len(parts)
+
+
+def count_candidates(
+    sample: OofSample, weights: np.ndarray, tables: Sequence[np.ndarray], num_classes: int
+) -> np.ndarray:
+    """Count a photo's pixels as count_pixels does, under (n, M) weights, then (M, K) tables → (C, 3, K)."""
+    if (sample.truth == IGNORED).all():
+        return np.zeros((len(weights) + len(tables), 3, num_classes), np.int32)
+    votes = count_votes([replace(sample, part=0)], weights.shape[1], num_classes)
+    scorer = WeightScorer(votes)
+    counts = [scorer.image_counts(scorer.winners(weights))[0]]
+    if len(tables):
+        search = ClassWeightSearch(votes)
+        pixels = search.pixels[0]
+        true = search.true_sums(pixels)
+        for table in tables:
+            sums = search.vote_sums(pixels, vote(search.votes.T, table))
+            counts.append(np.concatenate([sums, true[:, None]], 1))
+    return np.concatenate(counts).astype(np.int32)
+
+
+def format_gain(gain: Interval, photos: int, hard: SearchResult, names: Sequence[str]) -> str:
+    """Say whether the search beats the best model by its gain on so many photos."""
     if gain.low > 0:
         outcome = 'the vote beats it: a significant difference'
     elif gain.high < 0:
@@ -133,9 +192,8 @@ def format_gain(
     else:
         outcome = 'the vote does not beat it: no significant difference'
     return (
-        f'best model: {names[np.argmax(hard.singles)]}; {outcome} on {len(vote_counts)} photos '
-        f'({gain.value:+.4f} {hard.metric.label} out of sample, {LEVEL:.0%} bootstrap interval '
-        f'{gain.low:+.4f} to {gain.high:+.4f})'
+        f'best model: {names[np.argmax(hard.singles)]}; {outcome} on {photos} photos '
+        f'({gain.value:+.4f} {hard.metric.label} out of sample [{gain.low:+.4f}, {gain.high:+.4f}], {AGAIN})'
     )
 
 
@@ -144,10 +202,12 @@ def calibrate_model(folder: Path, data: Path, competition: Competition) -> str:
     if competition.is_multilabel:
         advice = 'choose thresholds instead: evaluate.py thresholds'
         raise BadInput(f'{folder}: classes that may overlap have no temperature; {advice} {folder}')
-    members = [member_of(path) for path in fold_files(folder, 'oof.csv') or [folder / 'oof.csv']]
+    csvs = fold_files(folder, 'oof.csv') or [folder / 'oof.csv']
+    refuse_outdated(csvs)
+    members = [member_of(path) for path in csvs]
     samples = read_samples([members], training_photos(data, competition), data, competition, soft=True)
     (calibration,) = calibrate(samples, 1)
-    path = write_calibration(folder, calibration, [oof_hash(member) for member in members])
+    path = write_calibration(folder, calibration, fitted_on(folder, csvs, csvs))
     return f'{folder}: {calibration}; wrote {path}'
 
 
@@ -179,20 +239,38 @@ def write_recipe(path: Path, members: Sequence[Member], recipe: Recipe) -> None:
     print(f'wrote {path}; ensemble.py --recipe {path} applies it again')
 
 
-def read_recipe(path: Path, members: Sequence[Member], num_classes: int) -> Recipe:
-    """Read a recipe for these members. Raises BadInput if they are not the members of the recipe."""
+def read_recipe(path: Path, members: Sequence[Member], num_classes: int) -> tuple[list[Member], Recipe]:
+    """Read a recipe, and put the members into its order, by which ties are broken. Raises BadInput if they
+    are not the members of the recipe.
+    """
     rule, thresholds, entries = read_entries(path, num_classes)
-    by_oof = {entry.oof: entry for entry in entries}
-    hashes = [oof_hash(member) for member in members]
-    for oof, member in zip(hashes, members, strict=True):
-        if oof not in by_oof:
-            raise BadInput(f'{member.path}: is no member of {path}, which was made with another oof.csv')
-    for entry in entries:
-        if any(entry.weights) and entry.oof not in hashes:
+    chosen = match_entries(path, entries, members)
+    for number, entry in enumerate(entries):
+        if any(entry.weights) and number not in chosen:
             raise BadInput(f'{path}: its member {entry.csv} is not among the CSVs; give it too')
-    chosen = [by_oof[oof] for oof in hashes]
-    table, temperatures = [entry.weights for entry in chosen], [entry.temperature for entry in chosen]
-    return Recipe(rule, table, temperatures, thresholds)
+    numbers = sorted(chosen)
+    table, temperatures = [entries[n].weights for n in numbers], [entries[n].temperature for n in numbers]
+    return [chosen[n] for n in numbers], Recipe(rule, table, temperatures, thresholds)
+
+
+def match_entries(path: Path, entries: Sequence[RecipeEntry], members: Sequence[Member]) -> dict[int, Member]:
+    """Return the members by the number of their entry: that of their path, or, if their folder was moved,
+    the first that is free with the hash of their oof.csv. Raises BadInput.
+    """
+    numbers = {Path(entry.csv).resolve(): number for number, entry in enumerate(entries)}
+    chosen = {numbers[m.path.resolve()]: m for m in members if m.path.resolve() in numbers}
+    for member in members:
+        if member in chosen.values():
+            continue
+        oof = oof_hash(member)
+        number = next((n for n, e in enumerate(entries) if n not in chosen and e.oof == oof), None)
+        if number is None:
+            raise BadInput(f'{member.path}: is no member of {path}, which was made with another oof.csv')
+        chosen[number] = member
+    for number, member in chosen.items():
+        if oof_hash(member) != entries[number].oof:
+            raise BadInput(f'{member.oof}: has changed since {path} was made; search it again')
+    return chosen
 
 
 def read_entries(path: Path, num_classes: int) -> tuple[Rule, list[float] | None, list[RecipeEntry]]:
@@ -266,7 +344,8 @@ class EnsembleScore:
 def read_ensemble(path: Path, num_classes: int) -> tuple[list[Member], Recipe]:
     """Read the members that ensemble.yaml lists, and the recipe. Raises BadInput if a member has changed."""
     members = [member_of(Path(entry.csv)) for entry in read_entries(path, num_classes)[2]]
-    return members, read_recipe(path, members, num_classes)
+    check_members(members, with_oof=True)
+    return read_recipe(path, members, num_classes)
 
 
 def score_ensemble(path: Path, data: Path, competition: Competition) -> EnsembleScore:

@@ -14,20 +14,21 @@ Shapes: M models, K classes, P pixels, n candidates, T thresholds.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from metrics import IGNORED, Metric
 from voting.calibration import Calibration, apply_temperature
 from voting.choices import best_of
-from voting.hard import member_table
 from voting.members import OofSample
 from voting.thresholds import BYTES, byte_of, counts_at_thresholds, threshold_counts, threshold_of
 from voting.weights import weight_grid
 
 TOP_WEIGHTS = {2: 3, 3: 3, 4: 2}  # the highest whole weight tried, by the number of models; 1 with more
 MAX_GRID_MODELS = 8  # up to here all combinations are tried
+FEW_BYTES = BYTES[BYTES % 8 == 0]  # thresholds among which a draw of the bootstrap chooses, and
+FEW_WEIGHTS = 8  # weights: those that score highest
 BLOCK = 1 << 22  # pixels, or pixels and classes, whose means are held at a time
 
 
@@ -96,12 +97,11 @@ class SoftResult:
     uncalibrated_out_of_sample: float = float('nan')  # all temperatures are 1
     thresholds: tuple[float, ...] | None = None  # (K,) where classes may overlap
     part_thresholds: tuple[tuple[float, ...], ...] = ()
-
-    def predict(self, sample: OofSample) -> np.ndarray:
-        """Vote with what was chosen without the part of the sample; return a mask."""
-        table = member_table(self.part_weights[sample.part], len(sample.probs[0]))
-        thresholds = self.part_thresholds[sample.part] if self.part_thresholds else None
-        return soft_vote(sample.probs, table, self.part_temperatures[sample.part], thresholds)
+    # (n, C, 3, K) of each photo and candidate, to choose again; the candidates of each family, or, where each
+    # class takes its own, the groups of one family (see voting.choices.Search)
+    counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 3, 0)), compare=False, repr=False)
+    families: tuple[range, ...] = ()
+    groups: tuple[range, ...] = ()
 
 
 def search_soft(
@@ -115,8 +115,9 @@ def search_soft(
     candidates = soft_grid(num_models)
     modes = [[replace(calibration, helps=False) for calibration in calibrations]]  # without temperatures
     modes += [calibrations] if any(calibration.helps for calibration in calibrations) else []
-    tallies = [Tally(metric) for _ in modes]
+    tallies, counts = [Tally(metric) for _ in modes], []
     for sample in samples:
+        photo_counts = []
         labelled = sample.truth != IGNORED
         truth = sample.truth[labelled]
         probs = [np.ascontiguousarray(model_probs[:, labelled]) for model_probs in sample.probs]
@@ -129,37 +130,32 @@ def search_soft(
             temperatures = [calibration.used_for(sample.part) for calibration in mode]
             sums = agreed_sums + contested_sums(contested, truth[~agreed], candidates, temperatures)
             trues = np.broadcast_to(true, (len(sums), 1, num_classes))
-            tally.add(sample.part, np.concatenate([sums, trues], 1))
+            photo_counts.append(np.concatenate([sums, trues], 1))
+            tally.add(sample.part, photo_counts[-1])
+        counts.append(np.concatenate(photo_counts).astype(np.int32))  # enough for a photo, not for a part
     results = [choose_weights(tally, candidates, mode) for mode, tally in zip(modes, tallies, strict=True)]
     best = max(results, key=lambda result: result.out_of_sample)  # in a tie the one without temperatures
-    return replace(best, uncalibrated_out_of_sample=results[0].out_of_sample)
+    return replace(
+        best,
+        uncalibrated_out_of_sample=results[0].out_of_sample,
+        counts=np.stack(counts),
+        families=tuple(range(m * len(candidates), (m + 1) * len(candidates)) for m in range(len(modes))),
+    )
 
 
 class Tally:
-    """Sums over photos, by part, from which a metric scores candidates: their counts, or, if the metric is a
-    mean over photos, the scores of the photos and how many there are.
-    """
+    """The summands of a metric for each candidate, added up over the photos of each part."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
-        self.parts: list[np.ndarray] = []  # of each part: (..., 3, K) counts, or (..., 2, K) sums of scores
+        self.parts: list[np.ndarray] = []  # of each part: (..., 3, K)
 
     def add(self, part: int, counts: np.ndarray) -> None:
-        """Add the (..., 3, K) counts of a photo."""
-        sums = counts
-        if self.metric.is_by_image:
-            scores = self.metric.by_class(counts[None])
-            sums = np.stack([np.nan_to_num(scores), ~np.isnan(scores)], -2)
+        """Add the (..., 3, K) int64 counts of a photo."""
+        sums = self.metric.summands(counts[None])[0]
         while len(self.parts) <= part:
             self.parts.append(np.zeros_like(sums))
         self.parts[part] += sums
-
-    def class_scores(self, sums: np.ndarray) -> np.ndarray:
-        """Score each class by (..., 3 or 2, K) sums over photos → (..., K); nan for an absent one."""
-        if not self.metric.is_by_image:
-            return self.metric.by_class(sums[None])
-        total, number = np.moveaxis(sums, -2, 0)
-        return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
 
     def without(self) -> np.ndarray:
         """Add up the sums of all parts, and of all without each one → (1 + parts, ...)."""
@@ -191,7 +187,7 @@ def contested_sums(
 def choose_weights(tally: Tally, candidates: np.ndarray, calibrations: Sequence[Calibration]) -> SoftResult:
     """Choose the best candidate for all parts and for all but each one, from the sums of each part."""
     metric, sums = tally.metric, tally.without()
-    scores = metric.mean(tally.class_scores(sums))  # (1 + parts, n)
+    scores = metric.mean(metric.class_scores(sums))  # (1 + parts, n)
     best, *chosen = best_of(scores)
     out_sums = sum(part[candidate] for part, candidate in zip(tally.parts, chosen, strict=True))
     return SoftResult(
@@ -199,7 +195,7 @@ def choose_weights(tally: Tally, candidates: np.ndarray, calibrations: Sequence[
         weights=tuple(candidates[best].tolist()),
         temperatures=tuple(c.used for c in calibrations),
         best=float(scores[0, best]),
-        out_of_sample=float(metric.mean(tally.class_scores(out_sums))),
+        out_of_sample=float(metric.mean(metric.class_scores(out_sums))),
         part_weights=tuple(tuple(candidates[candidate].tolist()) for candidate in chosen),
         part_temperatures=tuple(tuple(c.used_for(part) for c in calibrations) for part in range(len(chosen))),
     )
@@ -209,7 +205,7 @@ def search_soft_planes(
     samples: Iterable[OofSample], num_models: int, num_classes: int, metric: Metric
 ) -> SoftResult:
     """Search the weights and thresholds with the highest score, where classes may overlap."""
-    candidates, tally, true = soft_grid(num_models), Tally(metric), []
+    candidates, tally, true, few = soft_grid(num_models), Tally(metric), [], []
     for sample in samples:
         histograms = [
             plane_histograms([p[k] for p in sample.probs], sample.truth[k], candidates)
@@ -218,10 +214,12 @@ def search_soft_planes(
         tally.add(
             sample.part, np.concatenate([counts_at_thresholds(counts, BYTES) for counts in histograms], -1)
         )
+        few.append(np.concatenate([counts_at_thresholds(counts, FEW_BYTES) for counts in histograms], -1))
+        few[-1] = few[-1].astype(np.int32)  # (n, T, 3, K)
         while len(true) <= sample.part:
             true.append(np.zeros(num_classes, np.int64))
         true[sample.part] += np.array([counts[0, 0].sum() for counts in histograms])
-    scores = tally.class_scores(tally.without())  # (1 + parts, n, T, K)
+    scores = metric.class_scores(tally.without())  # (1 + parts, n, T, K)
     present = np.stack([sum(true), *(sum(true) - true)]) > 0  # (1 + parts, K)
     limits = best_of(scores.swapaxes(2, 3)) * present[:, None]  # (1 + parts, n, K); 0 is the threshold 0.5
     at_limits = np.take_along_axis(scores, limits[:, :, None], 2)[:, :, 0]
@@ -232,7 +230,9 @@ def search_soft_planes(
     out_sums = sum(part[number, limit, :, np.arange(num_classes)].T for part, number, limit in pairs)
     weights = [tuple(candidates[number].tolist()) for number in chosen]
     thresholds = [tuple(threshold_of(byte) for byte in BYTES[row]) for row in limits]
-    out_of_sample = float(metric.mean(tally.class_scores(out_sums)))
+    out_of_sample = float(metric.mean(metric.class_scores(out_sums)))
+    kept = np.sort(np.argsort(-totals[0], kind='stable')[:FEW_WEIGHTS])
+    number = len(FEW_BYTES)
     return SoftResult(
         metric=metric,
         weights=weights[0],
@@ -244,6 +244,8 @@ def search_soft_planes(
         uncalibrated_out_of_sample=out_of_sample,
         thresholds=thresholds[0],
         part_thresholds=tuple(thresholds[1:]),
+        counts=np.stack([counts[kept].reshape(-1, *counts.shape[2:]) for counts in few]),
+        groups=tuple(range(row * number, (row + 1) * number) for row in range(len(kept))),
     )
 
 

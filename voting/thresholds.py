@@ -9,7 +9,7 @@ the others.
 
 thresholds.yaml in output/<name>/ has the `metric` that was raised; `thresholds`, one a class, for photos of
 no fold; `by_fold`, those chosen without each fold, for its own photos; whether they are `used`: only if they
-score higher out of sample; both scores; and the hashes of the `histograms` they were chosen on.
+score higher out of sample; both scores; and the histograms and checkpoints that they were `fitted_on`.
 
 Shapes: n photos, K classes, H W the scored size of a photo.
 """
@@ -26,13 +26,23 @@ import numpy as np
 import yaml
 
 from config import Competition, fold_files, fold_of
-from metrics import IGNORED, LEVEL, Interval, Metric
+from metrics import IGNORED, Interval, Metric
 from submission import metric_of
 from utils.errors import BadInput, join_first
-from utils.files import file_hash, map_array, write_text
-from utils.yaml_files import read_mapping, read_yaml
-from voting.choices import cross_fit, require_parts, split_evenly
-from voting.members import PARTS
+from utils.files import map_array, write_text
+from utils.yaml_files import read_mapping
+from voting.choices import (
+    AGAIN,
+    Search,
+    cross_fit,
+    draws_gain,
+    number_scenes,
+    require_parts,
+    search_draws,
+    split_evenly,
+)
+from voting.members import PARTS, split_parts
+from voting.origin import fitted_on, read_origin, refuse_outdated, refuse_outdated_fit
 
 FILE = 'thresholds.yaml'
 HISTOGRAMS = 'oof_histograms.npy'  # beside oof.csv, with its rows: (n, K, 2, 256) HISTOGRAM_TYPE
@@ -94,11 +104,7 @@ class Thresholds:
     values: tuple[float, ...]  # (K,) chosen on all photos
     by_part: tuple[tuple[float, ...], ...]  # (parts, K) chosen without each part
     counts: np.ndarray  # (2, n, 3, K): at 0.5, and at the thresholds chosen without the photo's part
-
-    @property
-    def gain(self) -> Interval:
-        """Return what the thresholds add to the score out of sample."""
-        return self.metric.paired_interval(self.counts[1], self.counts[0])
+    gain: Interval  # what choosing them adds to the score out of sample (see voting.choices.search_gain)
 
     @property
     def helps(self) -> bool:
@@ -106,16 +112,19 @@ class Thresholds:
         return bool(self.metric.score(self.counts[1]) > self.metric.score(self.counts[0]))
 
 
-def choose_thresholds(histograms: np.ndarray, part: np.ndarray, metric: Metric) -> Thresholds:
+def choose_thresholds(
+    histograms: np.ndarray, part: np.ndarray, metric: Metric, scene: np.ndarray | None = None
+) -> Thresholds:
     """Choose the threshold of each class with the highest score, for all photos and without each part.
 
-    `histograms` (n, K, 2, 256) are the threshold_counts of each photo, `part` (n,) its part, from 0. The
-    nearest to 0.5 is taken of equal ones; a class that is in no photo keeps 0.5. Raises BadInput for a single
-    part.
+    `histograms` (n, K, 2, 256) are the threshold_counts of each photo, `part` (n,) its part, from 0, and
+    `scene` (n,) its scene, if known. The nearest to 0.5 is taken of equal ones; a class that is in no photo
+    keeps 0.5. Raises BadInput for a single part.
     """
     require_parts(part, 'thresholds: ')
     one_class = replace(metric, scored=None)
-    values, by_part, counts = [], [], []
+    search = Search([], [0], by_class=[[range(len(BYTES))]])
+    values, by_part, counts, draws = [], [], [], []
     for k in range(histograms.shape[1]):
         tried = counts_at_thresholds(histograms[:, k], BYTES)  # (n, C, 3, 1)
         best, chosen = cross_fit(tried, part, one_class)
@@ -125,8 +134,10 @@ def choose_thresholds(histograms: np.ndarray, part: np.ndarray, metric: Metric) 
         values.append(threshold_of(BYTES[best if in_part.any() else 0]))
         by_part.append([threshold_of(byte) for byte in BYTES[chosen]])
         counts.append([tried[:, 0], tried[np.arange(len(part)), chosen[part]]])
+        draws.append(search_draws(tried, part, one_class, search, scene))
     stacked = np.concatenate([np.stack(pair) for pair in counts], -1)
-    return Thresholds(metric, tuple(values), tuple(zip(*by_part, strict=True)), stacked)
+    gain = draws_gain(np.concatenate(draws, -1), part, metric, scene)
+    return Thresholds(metric, tuple(values), tuple(zip(*by_part, strict=True)), stacked, gain)
 
 
 def fit_thresholds(folder: Path, competition: Competition) -> str:
@@ -136,15 +147,29 @@ def fit_thresholds(folder: Path, competition: Competition) -> str:
     """
     if not competition.is_multilabel:
         raise BadInput(f'{folder}: only the classes of a multilabel task have thresholds, this is multiclass')
-    paths = fold_files(folder, HISTOGRAMS) or [folder / HISTOGRAMS]
+    folders = {path.parent for name in (HISTOGRAMS, 'oof.csv') for path in fold_files(folder, name)}
+    paths = [path / HISTOGRAMS for path in sorted(folders, key=fold_of)] or [folder / HISTOGRAMS]
+    csvs = [path.with_name('oof.csv') for path in paths]
+    refuse_outdated(csvs)
     histograms = [read_histograms(path, len(competition.classes)) for path in paths]
-    part = np.repeat(range(len(paths)), [*map(len, histograms)])
-    folds = [fold_of(path.parent) for path in paths]
-    if len(paths) == 1:
-        part, folds = split_evenly(len(part), PARTS), []
-    chosen = choose_thresholds(np.concatenate(histograms), part, metric_of(competition))
-    path = write_thresholds(folder, chosen, folds, [*map(file_hash, paths)])
+    part, scene = split_rows(paths, [*map(len, histograms)])
+    folds = [fold_of(path.parent) for path in paths] if len(paths) > 1 else []
+    chosen = choose_thresholds(np.concatenate(histograms), part, metric_of(competition), scene)
+    path = write_thresholds(folder, chosen, folds, fitted_on(folder, csvs, paths))
     return f'{format_thresholds(chosen, competition.classes)}\nwrote {path}'
+
+
+def split_rows(paths: Sequence[Path], rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the part and the scene of each row of oof_histograms.npy files: those of its photo, or where
+    nothing is known of the photos, its file, or a stretch of the only one, and no scenes. Raises BadInput.
+    """
+    origins = [read_origin(path.with_name('oof.csv')) for path in paths]
+    places = [(origin.photos or {}) if origin else {} for origin in origins]
+    if [*map(len, places)] == [*rows]:
+        merged = {key: place for one in places for key, place in one.items()}
+        scene = number_scenes([scene for _, scene in merged.values()])
+        return np.array([*split_parts(merged).values()]), scene
+    return np.repeat(range(len(paths)), rows) if len(paths) > 1 else split_evenly(rows[0], PARTS), None
 
 
 def read_histograms(path: Path, num_classes: int) -> np.ndarray:
@@ -165,7 +190,7 @@ def format_thresholds(chosen: Thresholds, classes: Sequence[str]) -> str:
     lines = [
         f'at 0.5: {metric.label} {metric.interval(before)} on {before.shape[0]} photos',
         f'at thresholds chosen on the other parts, out of sample: {metric.interval(after)}',
-        f'gain {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], {LEVEL:.0%} bootstrap interval: '
+        f'gain {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], {AGAIN}; '
         f'{"used" if chosen.helps else "not used"}',
         f'{"class":<{width}}  threshold  {metric.class_label} at 0.5  out of sample',
     ]
@@ -177,8 +202,10 @@ def format_thresholds(chosen: Thresholds, classes: Sequence[str]) -> str:
     return '\n'.join(lines)
 
 
-def write_thresholds(folder: Path, chosen: Thresholds, folds: Sequence[int], hashes: Sequence[str]) -> Path:
-    """Write thresholds.yaml into a model's folder; `folds` are those of the parts, [] if they are none."""
+def write_thresholds(folder: Path, chosen: Thresholds, folds: Sequence[int], fitted: dict[str, Any]) -> Path:
+    """Write thresholds.yaml into a model's folder; `folds` are those of the parts, [] if they are none;
+    `fitted` is what they were fitted_on.
+    """
     before, after = (round(float(chosen.metric.score(counts)), 5) for counts in chosen.counts)
     values = {
         'metric': chosen.metric.name,
@@ -187,7 +214,7 @@ def write_thresholds(folder: Path, chosen: Thresholds, folds: Sequence[int], has
         'by_fold': {fold: [*row] for fold, row in zip(folds, chosen.by_part, strict=True)} if folds else {},
         'score_before': before,
         'score_after': after,
-        'histograms': list(hashes),
+        'fitted_on': fitted,
     }
     write_text(folder / FILE, yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
     return folder / FILE
@@ -197,7 +224,7 @@ def read_thresholds(folder: Path, num_classes: int, fold: int | None = None) -> 
     """Read the thresholds to use for a model: 0.5 each if none were chosen, or if they do not help.
 
     With a `fold`, those that were chosen without it, for its own photos: 0.5 if there are none. Raises
-    BadInput.
+    BadInput, without a fold also if a best.pt or a histogram that they were chosen on has changed.
     """
     path, plain = folder / FILE, [DEFAULT] * num_classes
     if not path.exists():
@@ -206,6 +233,8 @@ def read_thresholds(folder: Path, num_classes: int, fold: int | None = None) -> 
     try:
         used, values = content['used'], parse_thresholds(content['thresholds'], num_classes)
         by_fold = {int(key): parse_thresholds(row, num_classes) for key, row in content['by_fold'].items()}
+        if fold is None:  # whereas new histograms are made at the old thresholds
+            refuse_outdated_fit(path, content.get('fitted_on'), 'thresholds')
     except (KeyError, TypeError, ValueError, AttributeError):
         expected = f'expected the thresholds of {num_classes} classes, as evaluate.py thresholds writes them'
         raise BadInput(f'{path}: {expected}; run it again') from None
@@ -225,11 +254,6 @@ def mean_thresholds(folders: Sequence[Path], table: Sequence[Sequence[Fraction]]
     return means
 
 
-def note_thresholds(csv: Path, thresholds: Sequence[float]) -> None:
-    """Write the thresholds that a CSV was made with beside it, in a hidden file."""
-    write_text(_note(csv), yaml.safe_dump(list(thresholds), default_flow_style=None))
-
-
 def list_outdated(csvs: Iterable[Path], num_classes: int) -> str:
     """Name in a line the CSVs that infer.py would make with other thresholds now; '' if there are none."""
     paths = sorted(str(csv) for csv in csvs if has_other_thresholds(csv, num_classes))
@@ -239,15 +263,12 @@ def list_outdated(csvs: Iterable[Path], num_classes: int) -> str:
 
 def has_other_thresholds(csv: Path, num_classes: int) -> bool:
     """Tell whether infer.py would make a CSV with other thresholds now; not of a CSV that it did not make."""
-    note, fold = _note(csv), fold_of(csv.parent)
-    if not note.exists():
+    origin, fold = read_origin(csv), fold_of(csv.parent)
+    if origin is None or 'thresholds' not in origin.settings:
         return False
-    folder = csv.parent if fold is None else csv.parent.parent
-    return read_yaml(note) != read_thresholds(folder, num_classes, fold if csv.stem == 'oof' else None)
-
-
-def _note(csv: Path) -> Path:
-    return csv.with_name(f'.{csv.stem}_thresholds.yaml')
+    folder, made_with = csv.parent if fold is None else csv.parent.parent, origin.settings['thresholds']
+    folds = [None] if csv.stem != 'oof' else range(len(made_with)) if fold is None else [fold]
+    return made_with != [read_thresholds(folder, num_classes, k) for k in folds]
 
 
 def parse_thresholds(row: Any, num_classes: int) -> list[float]:

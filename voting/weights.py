@@ -16,9 +16,8 @@ from itertools import product
 import numpy as np
 
 from metrics import Metric
-from voting.choices import best_of, left_out, require_parts
-from voting.hard import VoteCounts, member_table, vote, vote_masks
-from voting.members import OofSample
+from voting.choices import MAX_CANDIDATES, best_of, left_out, require_parts
+from voting.hard import VoteCounts, member_table, vote
 
 TOP_WEIGHT = 3  # the whole weights 0 to 3 of each model are tried
 MAX_GRID_MODELS = 8  # up to here all combinations are tried; beyond, the weights are changed one by one
@@ -143,13 +142,25 @@ def weight_grid(num_models: int, top: int = TOP_WEIGHT) -> np.ndarray:
     return grid[np.lexsort((grid.sum(1), np.count_nonzero(grid, axis=1)))]
 
 
-def choose_weights(scorer: WeightScorer) -> list[np.ndarray]:
-    """Choose the best (M,) weights for all parts, then for all parts without each one."""
-    if scorer.num_models <= scorer.max_grid_models:
-        return choose_candidates(scorer, weight_grid(scorer.num_models))
+def choose_weights(scorer: WeightScorer) -> tuple[list[np.ndarray], np.ndarray]:
+    """Choose the best (M,) weights for all parts, then for all parts without each one.
+
+    Also returns the (n, M) candidates from which to choose again in draws: all that differ in their scores,
+    or, of too many, the best; beyond the grid the ends of the ascents and all a single weight from them.
+    """
     singles = np.eye(scorer.num_models, dtype=np.int64)
-    starts = choose_candidates(scorer, np.concatenate([singles, np.ones_like(singles[:1])]))
-    return [coordinate_ascent(scorer, start, column) for column, start in enumerate(starts)]
+    simple = np.concatenate([singles, np.ones_like(singles[:1])])
+    if scorer.num_models <= scorer.max_grid_models:
+        grid = weight_grid(scorer.num_models)
+        scores = scorer.scores(grid)
+        chosen = [grid[number] for number in best_of(scores.T)]
+        distinct = np.sort(np.unique(scores, axis=0, return_index=True)[1])
+        best = distinct[np.argsort(-scores[distinct, 0], kind='stable')[:MAX_CANDIDATES]]
+        return chosen, np.concatenate([simple, grid[np.sort(best)]])
+    starts = choose_candidates(scorer, simple)
+    chosen = [coordinate_ascent(scorer, start, column) for column, start in enumerate(starts)]
+    near = np.concatenate([one_weight_changed(end, m) for end in chosen for m in range(len(end))])
+    return chosen, np.concatenate([simple, np.unique([*chosen, *near], axis=0)])
 
 
 def choose_candidates(scorer: WeightScorer, candidates: np.ndarray) -> list[np.ndarray]:
@@ -163,14 +174,19 @@ def coordinate_ascent(scorer: WeightScorer, weights: np.ndarray, column: int) ->
     while True:
         before = best
         for model in range(len(weights)):
-            trials = np.tile(weights, (TOP_WEIGHT + 1, 1))
-            trials[:, model] = range(TOP_WEIGHT + 1)
-            trials = trials[trials.any(1)]
+            trials = one_weight_changed(weights, model)
             scores = scorer.scores(trials)[:, column]
             if scores.max() > best:
                 best, weights = scores.max(), trials[scores.argmax()]
         if best == before:
             return weights
+
+
+def one_weight_changed(weights: np.ndarray, model: int) -> np.ndarray:
+    """List (n, M) weights that differ from (M,) in the weight of one model, and these."""
+    trials = np.tile(weights, (TOP_WEIGHT + 1, 1))
+    trials[:, model] = range(TOP_WEIGHT + 1)
+    return trials[trials.any(1)]
 
 
 # --- weights by class -------------------------------------------------------------------------------------
@@ -203,13 +219,18 @@ class ClassWeightSearch:
         starts = (weights, np.ones_like(weights))
         return max((self.ascend(start, left_out) for start in starts), key=lambda end: end[0])[1]
 
-    def ascend(self, weights: np.ndarray, left_out: int | None) -> tuple[float, np.ndarray]:
-        """Change one weight of the (M, K) table after another while that raises the score; return both."""
-        inside = self.part != (-1 if left_out is None else left_out)
+    def ascend(
+        self, weights: np.ndarray, left_out: int | Sequence[int] | None, table: np.ndarray | None = None
+    ) -> tuple[float, np.ndarray]:
+        """Change one weight of the (M, K) table after another while that raises the score; return both.
+
+        Without a table, it starts from (M,) weights.
+        """
+        inside = ~np.isin(self.part, [] if left_out is None else left_out)
         pixels = self.pixels[0] if self.by_image else self.pixels[inside].sum(0)
         photos = inside if self.by_image else np.s_[:]
         true = self.true_sums(pixels)[photos]
-        table = member_table(weights * 2, pixels.shape[1])
+        table = member_table(weights * 2, pixels.shape[1]) if table is None else table
         winner = vote(self.votes.T, table)
         sums = self.vote_sums(pixels, winner)
         best = self.score(sums[photos], true)
@@ -288,6 +309,7 @@ class ClassResult:
     table: np.ndarray  # (M, K)
     out_of_sample: float
     part_tables: tuple[np.ndarray, ...]  # chosen without each part
+    further_tables: tuple[tuple[np.ndarray, ...], ...] = ()  # of each part, chosen without it and another
 
 
 @dataclass(frozen=True)
@@ -296,6 +318,7 @@ class SearchResult:
 
     metric: Metric  # of all scores
     num_classes: int
+    is_multilabel: bool
     singles: tuple[float, ...]  # each model alone
     equal: float  # all weights 1: nothing was chosen, so it is out of sample
     best_weights: tuple[int, ...]
@@ -304,7 +327,7 @@ class SearchResult:
     single_out_of_sample: float  # the best single model, chosen in the same way
     weights: tuple[int, ...]  # the ones to use, unless weights by class are better still
     part_weights: tuple[tuple[int, ...], ...]  # the best, chosen without each part
-    part_singles: tuple[tuple[int, ...], ...]  # the best single model, chosen without each part
+    candidates: np.ndarray  # (n, M) from which to choose again: each model, equal weights, any weights
     by_class: ClassResult | None = None  # if weights by class were searched
 
     @property
@@ -326,12 +349,6 @@ class SearchResult:
         """Return the (M, K) weights to use."""
         return self.by_class.table if self.uses_classes else member_table(self.weights, self.num_classes)
 
-    def predict(self, sample: OofSample) -> np.ndarray:
-        """Vote with the weights chosen without the part of the sample; return a mask."""
-        if self.uses_classes:
-            return vote_masks(sample.preds, self.by_class.part_tables[sample.part])
-        return vote_masks(sample.preds, member_table(self.part_weights[sample.part], self.num_classes))
-
 
 def search_weights(counts: VoteCounts, by_class: bool = False) -> SearchResult:
     """Search the weights with the highest score; use those that score best out of sample, in a tie the
@@ -341,7 +358,7 @@ def search_weights(counts: VoteCounts, by_class: bool = False) -> SearchResult:
     require_parts(counts.part, '--search: ')
     singles = np.eye(scorer.num_models, dtype=np.int64)
     equal = np.ones(scorer.num_models, np.int64)
-    best, *part_weights = choose_weights(scorer)
+    (best, *part_weights), candidates = choose_weights(scorer)
     single, *part_singles = choose_candidates(scorer, singles)
     best_out, single_out = scorer.out_of_sample(part_weights), scorer.out_of_sample(part_singles)
     equal_score = float(scorer.scores(equal[None])[0, 0])
@@ -350,6 +367,7 @@ def search_weights(counts: VoteCounts, by_class: bool = False) -> SearchResult:
     return SearchResult(
         metric=counts.metric,
         num_classes=counts.num_classes,
+        is_multilabel=counts.is_multilabel,
         singles=tuple(scorer.scores(singles)[:, 0].tolist()),
         equal=equal_score,
         best_weights=tuple(best.tolist()),
@@ -358,7 +376,7 @@ def search_weights(counts: VoteCounts, by_class: bool = False) -> SearchResult:
         single_out_of_sample=single_out,
         weights=tuple(weights.tolist()),
         part_weights=tuple(tuple(weights.tolist()) for weights in part_weights),
-        part_singles=tuple(tuple(weights.tolist()) for weights in part_singles),
+        candidates=candidates,
         by_class=search_classes(scorer, best, part_weights) if by_class else None,
     )
 
@@ -369,7 +387,12 @@ def search_classes(scorer: WeightScorer, best: np.ndarray, part_weights: Sequenc
         return search_planes(scorer, np.stack([best, *part_weights]))
     search = ClassWeightSearch(scorer.counts)
     tables = tuple(search.best_table(weights, part) for part, weights in enumerate(part_weights))
-    return ClassResult(search.best_table(best, None), search.out_of_sample(tables), tables)
+    numbers = range(len(tables) if len(tables) > 2 else 0)
+    further = []
+    for p in numbers:  # from the table that was found without the part
+        ends = (search.ascend(part_weights[p], [p, q], tables[p])[1] for q in numbers if q != p)
+        further.append(tuple(ends))
+    return ClassResult(search.best_table(best, None), search.out_of_sample(tables), tables, tuple(further))
 
 
 def search_planes(scorer: WeightScorer, weights: np.ndarray) -> ClassResult:
