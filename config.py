@@ -123,7 +123,9 @@ class Config(BaseModel):
     scale_range: tuple[Scale, Scale] = (0.5, 2.0)
     """Smallest and largest random scale of a training photo, relative to image_size."""
     crop_max_share: float = Field(0.75, gt=0, le=1)
-    """Largest share of a crop that one class may fill, else the crop is drawn again; 1 takes any crop."""
+    """Largest share of a crop's labelled pixels that one class may fill, else the crop is drawn again, up to
+    nine times; 1 takes any crop.
+    """
     hflip: Probability = 0.5
     """Probability of a flip from left to right."""
     vflip: Probability = 0.0
@@ -134,15 +136,22 @@ class Config(BaseModel):
     """Probability of random brightness, contrast, saturation and hue, each applied half the time; photos
     other than 8-bit RGB have no saturation and hue."""
     copy_paste: Probability = 0.0
-    """Probability of pasting an object of another training photo, more often one of a rare class."""
+    """Probability of pasting an object of a training photo, more often one of a rare class, anywhere into the
+    photo, before the crop.
+    """
     mosaic: Probability = 0.0
-    """Probability of a mosaic of four training photos around a random point."""
+    """Probability of a mosaic of four training photos around a random point, before the crop."""
     cutmix: Probability = 0.0
-    """Probability of taking a rectangle, with its labels, from the same place in another training photo."""
+    """Probability of replacing a rectangle of the photo by the same place of another training photo, with its
+    labels. It comes before the crop, and its share of the area is anything from 0 to 1, so that a crop may
+    have all or nothing of it.
+    """
     balance: Probability = 0.0
     """Probability of drawing the photo by class: first a class, then a training photo that has it."""
     crop_balance: Probability = 0.0
-    """Probability of placing the crop over a pixel of an object, where each class is equally likely."""
+    """Probability of placing the crop over a pixel of an object, where each class of the photo is equally
+    likely.
+    """
     shift_rotate: Probability = 0.0
     """Probability of a shift, a change of scale and a rotation by up to 45 degrees."""
     elastic: Probability = 0.0
@@ -167,7 +176,9 @@ class Config(BaseModel):
     neck: Literal['auto', 'none'] = 'auto'
     """Layers after the encoder; auto gives a plain ViT strides 4 to 32, and ConvNeXt and Swin norms."""
     drop_path: Probability = 0.0
-    """Stochastic depth of the encoder: the probability of skipping its last block."""
+    """Stochastic depth of the encoder: the probability of skipping its last block, in proportion less for
+    those before; 0 is none, whatever the encoder has by default.
+    """
     output_stride: Literal[8, 16, 32] = 32
     """Stride of the last feature; 8 and 16 dilate the encoder if timm can do that (smp-deeplabv3,
     smp-deeplabv3plus and smp-pan need one of them).
@@ -177,11 +188,17 @@ class Config(BaseModel):
     head_channels: int = Field(512, ge=8, le=4096)
     """Number of channels of the head."""
     dropout: Probability = 0.1
-    """Share of the channels dropped before the last convolution of the head."""
+    """Share of the channels dropped before the last layer of the head, of the auxiliary head and of the
+    classifier of presence_weight.
+    """
     aux_weight: float = Field(0.4, ge=0)
     """Weight of the loss of the auxiliary FCN head on the stride-16 feature; 0 leaves the head out."""
     aux_channels: int = Field(256, ge=8, le=4096)
     """Number of channels of the auxiliary head."""
+    presence_weight: float = Field(0.0, ge=0)
+    """Weight of the loss of a classifier of the classes that the whole photo, or a tile of it, shows; in
+    inference its probability of a class multiplies that of each pixel. 0 leaves the classifier out.
+    """
     stages: int = Field(3, ge=1, le=10)
     """Number of kernel updates in the K-Net head."""
     queries: int = Field(100, ge=1, le=1000)
@@ -201,9 +218,9 @@ class Config(BaseModel):
     epochs: int = Field(100, ge=1, le=100_000)
     """Number of passes over the training photos."""
     batch_size: int = Field(8, ge=1, le=65_536)
-    """Number of photos in a step, over all ranks and before accumulation."""
+    """Number of photos in a batch, over all ranks."""
     accumulate: int = Field(1, ge=1, le=65_536)
-    """Number of steps whose gradients are added up for one update."""
+    """Number of batches whose mean gradient makes one step of the optimizer."""
     loss: dict[LossTerm, Annotated[float, Field(ge=0)]] = Field({'ce': 1.0}, min_length=1)
     """Weight of each term of the loss; the terms are keys of losses.LOSSES. Classes that may overlap have a
     sigmoid each: ce is bce there, and all but bce serve both tasks.
@@ -218,8 +235,18 @@ class Config(BaseModel):
     """Peak learning rate."""
     encoder_lr_mult: Positive = 1.0
     """Learning rate of the encoder, as a multiple of lr."""
+    freeze_encoder: int = Field(0, ge=0, le=100_000)
+    """Number of first epochs in which the encoder is frozen: its weights and BatchNorm statistics stay, it
+    drops nothing, and all else is trained.
+    """
     layer_decay: float = Field(1.0, gt=0, le=1)
-    """Learning rate of an encoder block, as a multiple of that of the block after it."""
+    """Learning rate of a block or stage of the encoder, as a multiple of that of the one after it, or for the
+    last one of lr * encoder_lr_mult.
+    """
+    layer_decay_by: Literal['block', 'stage'] = 'block'
+    """Whether layer_decay counts blocks, as BEiT does, or stages, as ConvNeXt does, whose layers between two
+    stages have the rate of the stem.
+    """
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay: decoupled with adamw, added to the gradient with adam and sgd; norms, biases, position
     tables and layer scales have none.
@@ -231,19 +258,28 @@ class Config(BaseModel):
     warmup_iters: int = Field(300, ge=0, le=10**9)
     """Number of iterations of linear warm-up; at most a tenth of the run is used."""
     warmup_ratio: float = Field(0.1, ge=0, le=1)
-    """Learning rate at the start of the warm-up, as a multiple of lr."""
+    """Learning rate at the start of the warm-up, as a share of the way from min_lr to lr."""
     min_lr: float = Field(0.0, ge=0)
     """Learning rate below which the schedule does not fall."""
     clip_norm: float = Field(0.0, ge=0)
     """Largest norm of the gradient; 0 does not clip."""
     ema: float = Field(0.0, ge=0, lt=1)
-    """Decay of the moving average of the weights, which is validated and saved in their place; at most
-    1 - (1 + step)^(-2/3), so that the first steps are forgotten; 0 is off.
+    """Decay of the moving average of the weights and of BatchNorm's statistics, which is validated and saved
+    as best.pt in their place. After n steps it is at most 1 - n^(-2/3), so that the first weights are
+    forgotten: .95 acts from step 90 on, .99 from step 1,000, .999 from step 32,000; 0 is off.
     """
     swa: float = Field(0.0, ge=0, le=1)
-    """Share of the epochs, the last ones, whose weights are averaged; the average becomes best.pt if it
-    scores higher than every epoch; 0 is off.
+    """Share of the epochs, the last ones, whose weights (even with ema not its averages) are averaged at the
+    end; this average becomes best.pt if it scores higher than every epoch, or with keep: last in any case;
+    0 is off.
     """
+    keep: Literal['best', 'last'] = 'best'
+    """Epoch whose model becomes best.pt. best: the one with the highest validation score, which is too good,
+    since the same photos chose the epoch (evaluate.py epochs says by how much). last: the last one, and
+    best.pt is written once, at the end.
+    """
+    val_interval: int = Field(1, ge=1, le=100_000)
+    """Number of epochs from one validation to the next; the last epoch always has one."""
     amp: Literal['auto', 'bf16', 'fp16', 'off'] = 'auto'
     """Mixed precision; auto is bf16 if the device has it in hardware, else fp16 on a GPU."""
     deterministic: bool = False
@@ -266,9 +302,13 @@ class Config(BaseModel):
     infer_batch_size: int = Field(16, ge=1, le=65_536, json_schema_extra=FREE)
     """Largest number of images in a forward pass: photos, and on a GPU several views of a photo, too."""
     tta_flips: tuple[Literal['h', 'v', 'hv'], ...] = Field((), json_schema_extra=FREE)
-    """Flipped views that are predicted beside the plain one."""
+    """Flipped views that are predicted beside the plain one. Views that are the same (hv is half a turn) are
+    predicted and counted once.
+    """
     tta_rotations: tuple[Literal[90, 180, 270], ...] = Field((), json_schema_extra=FREE)
-    """Degrees by which views are turned and predicted too: the plain one and each flip, at each scale."""
+    """Degrees by which views are turned and predicted too: the plain one and each flip, at each scale. Of all
+    flips and rotations 8 views differ.
+    """
     tta_scales: tuple[Scale, ...] = Field((1.0,), min_length=1, json_schema_extra=FREE)
     """Sizes of the predicted views, relative to image_size."""
     window: int = Field(0, ge=0, le=4096, multiple_of=32, json_schema_extra=FREE_IN_INFERENCE)

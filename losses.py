@@ -2,9 +2,10 @@
 
     loss = segmentation_loss(model(images), mask, model.loss_weights, {'ce': 1.0, 'lovasz': 0.5})
 
-Each loss is a mean over the pixels that are not ignored, in fp32. It is finite and has a gradient even if a
-class is absent or all pixels are ignored; in smp 0.6.0, Dice skips an absent class, the Lovász loss is no
-scalar if all is ignored, and the focal loss is the one of K sigmoids.
+Each loss is a mean over the pixels that are not ignored, in fp32; mmsegmentation divides the cross entropy by
+all pixels (avg_non_ignore=False), so that a crop with much padding counts less there. It is finite and has a
+gradient even if a class is absent or all pixels are ignored; in smp 0.6.0, Dice skips an absent class, the
+Lovász loss is no scalar if all is ignored, and the focal loss is the one of K sigmoids.
 
 A mask is (N, H, W) ids, one a pixel, whose probabilities are a softmax; or (N, K, H, W) planes of classes
 that may overlap, whose probabilities are K sigmoids. There a pixel may be ignored in the plane of one class
@@ -43,8 +44,8 @@ def segmentation_loss(
 
     An output is resized to the mask, (N, H, W) ids or (N, K, H, W) planes of 0 and 1, with 255 ignored; its
     loss is the weighted sum of `terms`, keys of LOSSES ({'ce': 1} by default). label_smoothing and
-    class_weights, one a class, go to 'ce', 'bce' and 'ohem'. Queries get Mask2Former's set_losses instead.
-    Raises ValueError for an unknown term.
+    class_weights, one a class, go to 'ce', 'bce' and 'ohem'. Queries get Mask2Former's set_losses instead,
+    and (N, K) logits the presence_loss. Raises ValueError for an unknown term.
     """
     if isinstance(outputs[0], Queries):
         losses = set_losses(outputs, mask)
@@ -57,6 +58,9 @@ def segmentation_loss(
     total = torch.zeros((), device=mask.device)
     with torch.autocast(mask.device.type, enabled=False):
         for output, output_weight in zip(outputs, loss_weights, strict=True):
+            if output.dim() == 2:
+                total = total + output_weight * presence_loss(output.float(), mask)
+                continue
             logits = resize(output.float(), mask.shape[-2:]).contiguous()  # as each softmax would make it
             for name, weight in terms.items():
                 extra = options if name in CROSS_ENTROPIES else {}
@@ -212,6 +216,19 @@ def focal(logits: Tensor, mask: Tensor, *, gamma: float = 2.0) -> Tensor:
     return safe_divide((focus * pixel_loss).sum(), (mask != IGNORED).sum())
 
 
+def presence_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Compute the binary cross entropy of (N, K) logits that a class is in an image at all (the semantic
+    encoding loss of EncNet, arXiv:1803.08904). The absence of a class counts by the share of the image's
+    pixels that are known: it may be in the others.
+    """
+    planes, truth = true_planes(mask, logits.shape[1])
+    present = truth.flatten(2).any(2)
+    known = (planes != IGNORED).float().mean((2, 3)).expand(present.shape)
+    loss = F.binary_cross_entropy_with_logits(logits, present.float(), reduction='none')
+    weights = torch.where(present, 1, known)
+    return safe_divide((weights * loss).sum(), weights.sum())
+
+
 def pixel_cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     """Return -log p of what is true of each pixel, (N, H, W), or of each in each plane, (N, K, H, W); it is
     0 where that is ignored.
@@ -231,10 +248,18 @@ def valid_probs_and_truth(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]
     """Return the probabilities (N, K, H, W), and which classes are true, bool. What is ignored has the
     probability 0, and is false.
     """
-    planes = mask if mask.dim() == 4 else mask[:, None]
-    classes = torch.arange(logits.shape[1], device=mask.device)[:, None, None]
-    truth = planes == (1 if mask.dim() == 4 else classes)
+    planes, truth = true_planes(mask, logits.shape[1])
     return probabilities(logits, mask).masked_fill(planes == IGNORED, 0), truth
+
+
+def true_planes(mask: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return a mask of ids as one plane, (N, 1, H, W), and planes as they are; and which classes are true in
+    each pixel, (N, K, H, W) bool.
+    """
+    if mask.dim() == 4:
+        return mask, mask == 1
+    planes = mask[:, None]
+    return planes, planes == torch.arange(num_classes, device=mask.device)[:, None, None]
 
 
 CROSS_ENTROPIES = ('ce', 'bce', 'ohem')

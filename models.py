@@ -45,9 +45,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from networks.blocks import use_fast_blocks
-from networks.encoders import TimmEncoder, checkpoint_gradients, find_custom_encoder, set_bands, timm_cfg
+from networks.encoders import (
+    TimmEncoder,
+    checkpoint_gradients,
+    find_custom_encoder,
+    set_bands,
+    set_drop_path,
+    timm_cfg,
+)
 from networks.heads import FCN, HEADS, SETR, Head
-from networks.layers import FeatureNorms, FeaturePyramid
+from networks.layers import FeatureNorms, FeaturePyramid, Presence, weigh_by_presence
 from networks.pretrained import load_encoder_weights
 
 # a head's parameter, and the config key that it gets
@@ -59,7 +66,8 @@ FEATURE_NORMS = {'convnext': 1e-6, 'swin': 1e-5}
 
 
 class SegModel(nn.Module):
-    """An encoder, a neck, auxiliary heads and a head.
+    """An encoder, a neck, auxiliary heads, a head and, if asked for, a classifier of the whole photo, by
+    whose probabilities the main logits are weighed in evaluation.
 
     `mean` and `std` have one number a band, of values from 0 to 1, `loss_weights` has one an output,
     `fixed_size` is the one input size that the encoder takes, or None, `encoder_report` says which weights
@@ -71,7 +79,9 @@ class SegModel(nn.Module):
         build = build_smp if cfg.head.startswith('smp-') else build_timm
         self.encoder, self.neck, self.aux, self.head = build(cfg)
         use_fast_blocks(self.encoder, cfg.encoder)
-        self.loss_weights: list[float] = [cfg.aux_weight] * len(self.aux) + [*self.head.loss_weights]
+        self.overlapping, self.presence = cfg.competition.is_multilabel, build_presence(cfg, self.encoder)
+        self.loss_weights: list[float] = [cfg.aux_weight] * len(self.aux)
+        self.loss_weights += [cfg.presence_weight] * (self.presence is not None) + [*self.head.loss_weights]
         self.fixed_size: int | None = getattr(self.encoder, 'fixed_size', None)
         self.mean, self.std = normalisation(cfg)
         self.max_value = cfg.competition.max_value
@@ -85,14 +95,22 @@ class SegModel(nn.Module):
         return tuple(round(self.max_value * value) for value in self.mean)
 
     def forward(self, images: Tensor) -> list:
-        """Turn normalised images (N, B, H, W) into logits (N, K, h, w), or Queries, the main ones last."""
+        """Turn normalised images (N, B, H, W) into logits (N, K, h, w), or Queries, the main ones last; in
+        training those of Presence, (N, K), come before the head's.
+        """
         return self.decode(self.encoder(images))
 
     def decode(self, feats: list[Tensor]) -> list:
         """Turn the encoder's features into the outputs."""
         feats = self.neck(feats)
         maps = feats[0] if isinstance(feats, tuple) else feats  # smp's plain ViTs add their prefix tokens
-        return [logits for aux in self.aux for logits in aux(maps)] + self.head(feats)
+        aux, outputs = [logits for aux in self.aux for logits in aux(maps)], self.head(feats)
+        if self.presence is None:
+            return aux + outputs
+        presence = self.presence(maps[-1])
+        if self.training:
+            return [*aux, presence, *outputs]
+        return [*aux, *outputs[:-1], weigh_by_presence(outputs[-1], presence, self.overlapping)]
 
 
 class SkipDraws(TorchFunctionMode):
@@ -152,7 +170,8 @@ def build_timm(cfg: Config) -> Parts:
         fault = 'gives each pixel one class, but those of this task may overlap (task: multilabel)'
         raise BadInput(f"config key 'head': mask2former {fault}; expected another head")
     if cfg.head == 'mask2former':  # it has a loss of its own
-        refuse_unused(cfg, ['loss', 'label_smoothing', 'class_weights', 'aux_weight', 'aux_channels'])
+        keys = ['loss', 'label_smoothing', 'class_weights', 'aux_weight', 'aux_channels', 'presence_weight']
+        refuse_unused(cfg, keys)
     accepted = inspect.signature(HEADS[cfg.head]).parameters
     refuse_unused(cfg, [key for option, key in HEAD_OPTIONS.items() if option not in accepted])
     bands = cfg.competition.channels
@@ -197,6 +216,14 @@ def build_aux(cfg: Config, channels: list[int]) -> nn.ModuleList:
     return nn.ModuleList([FCN(channels, len(cfg.classes), index=before_last[-1], **options)])
 
 
+def build_presence(cfg: Config, encoder: nn.Module) -> Presence | None:
+    """Build the classifier of the whole photo on the last feature, if its loss has a weight."""
+    if not cfg.presence_weight:
+        return None
+    channels = getattr(encoder, 'channels', None) or encoder.out_channels  # smp has the second name
+    return Presence(channels[-1], len(cfg.classes), cfg.dropout)
+
+
 def build_smp(cfg: Config) -> Parts:
     """Build the encoder and the decoder of an smp architecture, `smp-<arch>`. Raises BadInput."""
     arch = cfg.head.removeprefix('smp-')
@@ -214,6 +241,8 @@ def build_smp(cfg: Config) -> Parts:
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         message = f'smp cannot build {arch} over {cfg.encoder}: {one_line(error)}'
         raise BadInput(f"config keys 'head', 'encoder': {message}") from None
+    if 'drop_path_rate' not in options:
+        set_drop_path(model.encoder, cfg.encoder, cfg.drop_path)
     return model.encoder, nn.Identity(), build_aux(cfg, list(model.encoder.out_channels)), SmpHead(model)
 
 

@@ -6,9 +6,9 @@
     python train.py --cfg configs/convnext.yaml --fold 0 --set epochs=1 batch_size=4
     torchrun --standalone --nproc-per-node=8 train.py --cfg configs/convnext.yaml --fold 0
 
-Writes best.pt (best validation score), last.pt (to resume from), metrics.csv, log.txt, config.yaml and
-provenance.yaml into output/<name>/fold<k>/, or with --fold -1 into output/<name>/all/, where best.pt is the
-last epoch's.
+Writes best.pt (of the epoch with the best validation score, or with keep=last of the last one), last.pt (to
+resume from), metrics.csv, log.txt, config.yaml and provenance.yaml into output/<name>/fold<k>/, or with
+--fold -1 into output/<name>/all/, where best.pt is the last epoch's.
 """
 
 import argparse
@@ -73,8 +73,8 @@ def main(
     pseudo: PseudoLabels | None = None,
     dry_run: bool = False,
 ) -> float:
-    """Train a fold and return its best validation score (nan without one); a dry run only estimates the cost.
-    Raises BadInput and CheckFailed.
+    """Train a fold and return the validation score of its best.pt (nan without one); a dry run only estimates
+    the cost. Raises BadInput and CheckFailed.
     """
     ranks = start_ranks(cfg)
     check_batch(cfg, ranks)
@@ -245,19 +245,22 @@ def train_epochs(trainer: Trainer, tracking: Tracking | None) -> None:
         for epoch in range(trainer.epoch, cfg.epochs):
             started = time.monotonic()
             loss = trainer.train_epoch(epoch, bar)
-            counts = validate(trainer.averaged)
+            is_due = (epoch + 1) % cfg.val_interval == 0 or epoch + 1 == cfg.epochs
+            counts = validate(trainer.averaged) if is_due else None
             now = trainer.rates, counts
             check_epoch(cfg, epoch, now, before)
             before = now
-            result = EpochResult(epoch, trainer.step, max(trainer.rates), loss, counts, metric)
+            is_skipped = evaluation is not None and not is_due
+            result = EpochResult(epoch, trainer.step, max(trainer.rates), loss, counts, metric, is_skipped)
             if tracking:
                 report(trainer, tracking, result, time.monotonic() - started, bar.time_left())
             swa = trainer.finish_swa()
             swa_counts = validate(swa)
             if swa is not None:
-                score = '' if swa_counts is None else f': {metric.label} {metric.interval(swa_counts)}'
-                log.info(f'weights averaged over the last {trainer.swa_epochs} epochs{score}')
-            trainer.end_epoch(result.score, None if swa is None else score_of(swa_counts, metric))
+                shown = '' if swa_counts is None else f': {metric.label} {metric.interval(swa_counts)}'
+                log.info(f'weights averaged over the last {trainer.swa_epochs} epochs{shown}')
+            score = None if is_skipped else result.score
+            trainer.end_epoch(score, None if swa is None else score_of(swa_counts, metric))
 
 
 def report(trainer: Trainer, tracking: Tracking, result: EpochResult, seconds: float, left: str) -> None:
@@ -271,7 +274,7 @@ def report(trainer: Trainer, tracking: Tracking, result: EpochResult, seconds: f
         f'{seconds:.0f} s',
         left,
         gpu_memory(),
-        'best' if result.counts is not None and not result.score <= trainer.best else '',
+        'best' if result.counts is not None and trainer.is_best(result.score) else '',
     ]
     log.info('  '.join(part for part in parts if part))
     tracking.log(result.values(cfg.classes))
@@ -286,8 +289,8 @@ def log_end(cfg: Config, trainer: Trainer) -> None:
         return
     fold, folder, split = trainer.data.fold, trainer.folder, 'oof' if len(trainer.data.valid_rows) else 'test'
     if split == 'oof':
-        best = f'best {metric_of(trainer.cfg.competition).label} {trainer.best:.4f}'
-        log.info(f'{best} in epoch {trainer.best_epoch + 1}; wrote {folder / "best.pt"}')
+        score = f'{cfg.keep} {metric_of(trainer.cfg.competition).label} {trainer.best:.4f}'
+        log.info(f'{score} in epoch {trainer.best_epoch + 1}; wrote {folder / "best.pt"}')
     else:
         seen = 'a teacher, or the model it started from, saw their labels'
         why = 'fold -1 trains on all photos' if fold == -1 else seen

@@ -99,6 +99,9 @@ def is_checkpoint(path: Path) -> bool:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load what save_checkpoint wrote, onto the CPU, without running its code. Raises BadInput otherwise."""
     if not path.exists():
+        if path.name == 'best.pt' and path.with_name('last.pt').exists():
+            advice = 'go on with train.py --resume, or where the training has ended, again with --overwrite'
+            raise BadInput(f'{path}: no such checkpoint, but a last.pt; {advice}')
         raise BadInput(f'{path}: no such checkpoint; train it first')
     checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict) or not CHECKPOINT.keys() <= checkpoint.keys():

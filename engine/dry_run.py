@@ -33,7 +33,8 @@ def estimate_cost(trainer: Trainer) -> None:
     if not steps_left:
         return
     times = [time.monotonic()]
-    steps = islice(trainer.steps(trainer.epoch), STEPS)
+    epoch = max(trainer.epoch, min(cfg.freeze_encoder, cfg.epochs - 1))  # frozen ones cost less
+    steps = islice(trainer.steps(epoch), STEPS)
     for _ in progress(steps, 'dry run', 'step', min(STEPS, steps_left), quiet=not trainer.ranks.is_main):
         trainer.read_losses()  # which waits for a GPU
         times.append(time.monotonic())
@@ -41,7 +42,7 @@ def estimate_cost(trainer: Trainer) -> None:
     step = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
     log.info(f'memory: {peak_memory(trainer.ranks.device)}, of {len(seconds)} steps')
     time_left = tqdm.format_interval(steps_left * step)
-    validation = f'the validation of {len(trainer.data.valid_rows)} photos after each epoch'
+    validation = f'the validations on {len(trainer.data.valid_rows)} photos'
     per_step = f'{steps_left:,} steps of {step:.3g} s, the median after the first'
     log.info(f'time: {time_left} for {per_step}, without {validation}')
 

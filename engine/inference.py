@@ -17,6 +17,7 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -86,8 +87,8 @@ class Predictor:
     @classmethod
     def of(cls, model: SegModel, cfg: Config, tta: bool = True) -> 'Predictor':
         """Take the config's views, or without tta the plain one alone."""
-        every = make_views(cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales) if tta else make_views()
-        return cls(model, cfg, list(every))
+        views = make_views(cfg.tta_flips, cfg.tta_rotations, cfg.tta_scales) if tta else make_views()
+        return cls(model, cfg, views)
 
     def whole(self, images: Tensor, sizes: Sequence[Size | None]) -> Iterator[Part]:
         """Predict images (N, C, H, W), each at a size (H, W), or (None) by the downsampling rule.
@@ -228,12 +229,32 @@ def to_stride(side: float) -> int:
     return max(STRIDE, round(side / STRIDE) * STRIDE)
 
 
+def list_views(
+    flips: Sequence[str] = (), rotations: Sequence[int] = (), scales: Sequence[float] = (1.0,)
+) -> list[tuple[str, float, int]]:
+    """List the views of every flip and no flip, every scale, every rotation and no rotation, as (flip, scale,
+    degrees). Of those that show the same only the first is listed, so that each counts once in a mean.
+    """
+    distinct = {}
+    for view in product(('', *flips), scales, (0, *rotations)):
+        distinct.setdefault(same_view(*view), view)
+    return [*distinct.values()]
+
+
+def same_view(flip: str, scale: float, degrees: int) -> tuple[bool, float, int]:
+    """Return what two views have in common if they show the same: v is h and then half a turn."""
+    return len(flip) == 1, scale, (degrees + 180 * ('v' in flip)) % 360
+
+
 def make_views(
     flips: Sequence[str] = (), rotations: Sequence[int] = (), scales: Sequence[float] = (1.0,)
-) -> ttach.Compose:
-    """Combine every flip and no flip with every scale, every rotation and no rotation."""
+) -> list[ttach.base.Transformer]:
+    """Make the views that list_views names."""
     flip, rescale = Flip('mode', ('', *flips)), Rescale('scale', tuple(scales))
-    return ttach.Compose([flip, rescale, ttach.Rotate90([0, *rotations])])
+    every = ttach.Compose([flip, rescale, ttach.Rotate90([0, *rotations])])
+    distinct = {*list_views(flips, rotations, scales)}
+    views = dict(zip(every.aug_transform_parameters, every, strict=True))
+    return [view for name, view in views.items() if name in distinct]
 
 
 def view_logits(model: SegModel, inputs: Tensor, window: int) -> Tensor:

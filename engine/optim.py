@@ -79,9 +79,10 @@ def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
     """Group the parameters by depth and weight decay; each group has its lr, `depth` and parameter `names`.
 
     The rate is lr for neck and head, and lr * encoder_lr_mult * layer_decay^(1 + blocks after it) for the
-    encoder, as in BEiT (arXiv:2106.08254, appendix).
+    encoder, as in BEiT (arXiv:2106.08254, appendix), or with the stages after it as in ConvNeXt.
     """
-    depths = encoder_depths([name for name, _ in model.encoder.named_parameters()])
+    depths_of = stage_depths if cfg.layer_decay_by == 'stage' else encoder_depths
+    depths = depths_of([name for name, _ in model.encoder.named_parameters()])
     deepest = max(depths.values())
     groups: dict[tuple, dict] = {}
     for name, parameter in model.named_parameters():
@@ -118,6 +119,23 @@ def encoder_depths(names: list[str]) -> dict[str, int]:
     for name, block in reversed([*zip(names, blocks, strict=True)][stem:]):
         depths[name] = depth = order.get(block, depth)
     return depths
+
+
+STAGE = re.compile(r'(?<![A-Za-z_])(?:stages?|layers?|blocks?)[._]?\d+(?=\.(?!downsample))')
+
+
+def stage_depths(names: list[str]) -> dict[str, int]:
+    """Return the depth of each encoder parameter by stages: 0 for the stem and for what stands between two
+    stages, then one more for each stage, as in ConvNeXt's code for segmentation (arXiv:2201.03545); a norm at
+    the very end belongs to the last stage. Raises BadInput if the encoder has blocks, but no stages of them.
+    """
+    stages = [match.group() if (match := STAGE.search(name)) else None for name in names]
+    order = {stage: depth for depth, stage in enumerate(dict.fromkeys(filter(None, stages)), start=1)}
+    if len(order) == len({*map(block_of, names)} - {None}):
+        raise BadInput("config key 'layer_decay_by': this encoder has blocks, but no stages; expected block")
+    last = max(number for number, stage in enumerate(stages) if stage)
+    stages[last:] = [stages[last]] * len(stages[last:])
+    return {name: order.get(stage, 0) for name, stage in zip(names, stages, strict=True)}
 
 
 def block_of(name: str) -> str | None:

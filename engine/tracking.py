@@ -147,6 +147,7 @@ class EpochResult:
     loss: float
     counts: np.ndarray | None
     metric: Metric
+    is_skipped: bool = False  # this epoch has no validation, but others do
 
     @property
     def score(self) -> float:
@@ -157,7 +158,8 @@ class EpochResult:
         values = {'epoch': self.epoch, 'step': self.step, 'lr': self.lr, 'loss': self.loss}
         name, prefix = self.metric.name, self.metric.class_name
         if self.counts is None:
-            return {**values, name: math.nan, f'{name}_low': math.nan, f'{name}_high': math.nan}
+            columns = [f'{prefix}_{class_}' for class_ in classes] if self.is_skipped else []
+            return values | dict.fromkeys([name, f'{name}_low', f'{name}_high', *columns], math.nan)
         score = self.metric.interval(self.counts)
         values |= {name: score.value, f'{name}_low': score.low, f'{name}_high': score.high}
         scores = zip(classes, self.metric.by_class(self.counts), strict=True)

@@ -106,10 +106,10 @@ class Trainer:
         runs_again = cfg.compile or cfg.grad_checkpointing
         dtype = torch.float32 if runs_again else amp_dtype(cfg, ranks.device)
         self.convolutions = depthwise_backward(self.model, dtype)
-        self.forward = torch.compile(self.model) if cfg.compile else self.model
-        if ranks.joined:
-            devices = [ranks.device] if ranks.device.type == 'cuda' else None
-            self.forward = DistributedDataParallel(self.forward, device_ids=devices)
+        self.compiled = torch.compile(self.model) if cfg.compile else self.model
+        self.encoder_parameters = [p for p in self.model.encoder.parameters() if p.requires_grad]
+        self.is_frozen = False
+        self.forward = self.join_ranks()
         pseudo_cache = data.pseudo.cache if data.pseudo else None
         self.samples = TrainingSet(cfg, data.cache, data.train_rows, model.fill, pseudo_cache, data.extra)
         self.sampler = EpochSampler(cfg.batch_size, cfg.seed, ranks.rank, ranks.world)
@@ -124,6 +124,13 @@ class Trainer:
         self.read_every = READ_EVERY if ranks.device.type == 'cuda' else 1
         self.writer, self.saved_at = CheckpointWriter(), time.monotonic()
         self._score = math.nan
+
+    def join_ranks(self) -> torch.nn.Module:
+        """Return the model whose gradients are added up over the ranks: of what has gradients now."""
+        if not self.ranks.joined:
+            return self.compiled
+        devices = [self.ranks.device] if self.ranks.device.type == 'cuda' else None
+        return DistributedDataParallel(self.compiled, device_ids=devices)
 
     @property
     def averaged(self) -> SegModel:
@@ -232,8 +239,21 @@ class Trainer:
             log.info(f'epoch {epoch + 1}: training on {len(positions)} photos, {count} pseudo-labelled')
         self.sampler.set_epoch(epoch, self.positions_in(epoch), start=self.batch)
         self.model.train()
+        self.freeze_encoder(epoch)
         self.buffers = FiniteBuffers(self.model) if self.scaler.is_enabled() else None
         torch.backends.cudnn.benchmark = not self.cfg.deterministic  # all batches have one shape
+
+    def freeze_encoder(self, epoch: int) -> None:
+        """Freeze the encoder in the first epochs if the config asks for it, and train it afterwards."""
+        is_frozen = epoch < self.cfg.freeze_encoder
+        if is_frozen != self.is_frozen:
+            self.is_frozen = is_frozen
+            for parameter in self.encoder_parameters:
+                parameter.requires_grad_(not is_frozen)
+            self.forward = self.join_ranks()
+            log.info(f'epoch {epoch + 1}: the encoder is {"frozen" if is_frozen else "trained, too"}')
+        if is_frozen:
+            self.model.encoder.eval()
 
     def compute_loss(self, images: Tensor, masks: Tensor) -> Tensor:
         """Return the loss of (N, C, S, S) images and their masks, (N, S, S) or packed (N, S, S, 2P)."""
@@ -244,15 +264,21 @@ class Trainer:
         options = {'label_smoothing': cfg.label_smoothing, 'class_weights': cfg.class_weights}
         return segmentation_loss(outputs, masks, self.model.loss_weights, cfg.loss, **options)
 
-    def end_epoch(self, score: float, swa_score: float | None = None) -> None:
-        """Save last.pt, and best.pt if a model is the best so far; raise Interrupted if asked to stop. Takes
-        the validation score, nan without one, of the averaged model and, if there is one, of finish_swa's.
+    def end_epoch(self, score: float | None, swa_score: float | None = None) -> None:
+        """Save last.pt, and a model as best.pt if the config keeps it; raise Interrupted if asked to stop.
+        Takes the validation scores of the averaged model and, if there is one, of finish_swa's: nan without
+        validation photos, None if this epoch has no validation.
         """
-        self._score = score
+        self._score = math.nan if score is None else score
         if self.ranks.is_main:
-            self.keep_best(self.averaged, score)
+            models = [(self.averaged, score)]
             if swa_score is not None:
-                self.keep_best(self.swa.module, swa_score)
+                models.append((self.swa.module, swa_score))
+            for model, score in models:
+                if self.is_best(score):
+                    self.save_best(model, score)
+            if self.cfg.keep == 'last' and self.epoch == self.cfg.epochs:
+                self.save_best(*models[-1])
         self.save_or_stop()
 
     def save_or_stop(self) -> None:
@@ -328,11 +354,14 @@ class Trainer:
             'torch': str(torch.__version__),
         }
 
-    def keep_best(self, model: SegModel, score: float) -> None:
-        """Save the model as best.pt if its score is the best so far, or nan."""
-        if not score <= self.best:
-            self.best, self.best_epoch = score, self.epoch - 1
-            self.writer.save(self.folder / 'best.pt', {'model': model.state_dict(), **self.metadata(score)})
+    def is_best(self, score: float | None) -> bool:
+        """Tell whether the best model is to be kept, and this score is the best so far, or nan."""
+        return self.cfg.keep == 'best' and score is not None and not score <= self.best
+
+    def save_best(self, model: SegModel, score: float) -> None:
+        """Save the model as best.pt."""
+        self.best, self.best_epoch = score, self.epoch - 1
+        self.writer.save(self.folder / 'best.pt', {'model': model.state_dict(), **self.metadata(score)})
 
     def save(self) -> None:
         """Save last.pt, with the score of the last whole epoch; all ranks have to call it."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from utils.errors import BadInput, one_line
@@ -18,8 +19,8 @@ PLAIN_VITS = ('vit_', 'deit', 'beit', 'eva')  # timm's families with one stride,
 
 class TwinsEncoder(nn.Module):
     """timm's Twins with a LayerNorm after each stage, which the head and the next stage read, as its authors
-    have it for segmentation (arXiv:2104.13840). timm pads a map to a multiple of the window with zeros;
-    mmsegmentation masks the padding, too.
+    have it for segmentation (arXiv:2104.13840), with their epsilon; mmsegmentation has 1e-5 in all norms.
+    timm pads a map to a multiple of the window with zeros; mmsegmentation masks the padding, too.
     """
 
     fixed_size, is_plain = None, False
@@ -30,7 +31,7 @@ class TwinsEncoder(nn.Module):
         self.model = timm.create_model(name, num_classes=0, drop_path_rate=drop_path)
         self.channels = list(self.model.embed_dims)
         self.model.norm = nn.Identity()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for width in self.channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Turn normalised images (N, B, H, W) into features (N, C_i, H / s_i, W / s_i)."""
@@ -82,6 +83,8 @@ class TimmEncoder(nn.Module):
             if self.is_plain:
                 options['out_indices'] = block_indices(name, blocks)
             self.model = timm.create_model(name, features_only=True, **options)
+            if not drop_path:
+                set_drop_path(self.model, name, 0)
         except (TypeError, RuntimeError, AttributeError, AssertionError) as error:
             message = f"config key 'encoder': {name} cannot be built as an encoder: {one_line(error)}"
             raise BadInput(message) from None
@@ -164,6 +167,22 @@ def set_bands(encoder: nn.Module, bands: int) -> None:
     first.in_channels = bands
     first.weight = nn.Parameter(first.weight.new_empty((len(first.weight), bands, *first.kernel_size)))
     first.reset_parameters()
+
+
+def set_drop_path(encoder: nn.Module, name: str, rate: float) -> None:
+    """Scale the stochastic depth that an encoder has by default, which grows with each block, to the rate of
+    its last block. Raises BadInput if it has none, unless the rate is 0.
+    """
+    if hasattr(encoder, '_drop_connect_rate'):  # of smp's efficientnet-b0 to b7
+        encoder._drop_connect_rate = rate
+        return
+    paths = [module for module in encoder.modules() if isinstance(module, DropPath)]
+    last = round(max((path.drop_prob for path in paths), default=0), 6)  # .1 may be that of float32
+    if rate and not last:
+        fault = f'found {rate}, but the encoder {name} has no stochastic depth'
+        raise BadInput(f"config key 'drop_path': {fault}; remove the key")
+    for path in paths:
+        path.drop_prob *= rate / last if last else 0
 
 
 def is_smp_encoder(name: str) -> bool:

@@ -87,6 +87,30 @@ class Classifier(nn.Sequential):
         nn.init.zeros_(self.conv.bias)
 
 
+class Presence(nn.Module):
+    """Say which classes an image shows, by the mean of a feature: (N, C, h, w) → logits (N, K)."""
+
+    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(channels, num_classes)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.linear(self.dropout(feature.mean((-2, -1))))
+
+
+def weigh_by_presence(logits: Tensor, presence: Tensor, overlapping: bool) -> Tensor:
+    """Multiply the probability of each class in a pixel by that of its presence in the image: logits
+    (N, K, h, w) and (N, K) → logits (N, K, h, w), fp32. A softmax scales the products to the sum 1; the
+    sigmoid of a class that may overlap others gives the product itself.
+    """
+    present = F.logsigmoid(presence.float())[..., None, None]
+    if not overlapping:
+        return logits.float() + present
+    log_prob = F.logsigmoid(logits.float()) + present
+    return log_prob - torch.log(-torch.expm1(log_prob.clamp(max=-1e-6)))
+
+
 class FeaturePyramid(nn.Module):
     """Features of strides 4, 8, 16 and 32 from four of a plain ViT's stride 16 (BEiT, arXiv:2106.08254)."""
 
