@@ -45,7 +45,7 @@ from data.cache import open_cache
 from data.check import check_data, origin_of_classes
 from data.coco import draw_truth, read_coco
 from data.exports import import_coco, write_classes
-from data.folds import folds_path, read_folds
+from data.folds import describe_split, folds_path, read_folds, read_pairs
 from data.import_cvat import import_cvat
 from data.import_json import import_json
 from data.import_labelstudio import import_label_studio
@@ -64,6 +64,7 @@ from utils.competition import Order, Task
 from utils.errors import BadInput, plural
 from utils.files import exists, lock, make_folder, normal_name, remove_partials, write_text, write_whole
 from utils.json_files import load_json, read_bytes
+from utils.log import log
 from utils.progress import progress
 from utils.run_csv import Role
 from utils.yaml_files import parse_yaml, read_mapping
@@ -255,7 +256,8 @@ def check(args: Namespace) -> None:
     competition, data = competition_and_data(args) if args.cfg is None else (cfg.competition, cfg.data_root)
     print(origin_of_classes(data, competition, args.cfg))
     folds = 1 if cfg.folds_csv else cfg.folds  # folds of one's own are not made
-    remarks, folds_can_be_made = check_data(data, competition, folds)
+    made = folds_path(cfg) if exists(folds_path(cfg)) else None
+    remarks, folds_can_be_made = check_data(data, competition, folds, made)
     things = f'{plural(len(remarks), "thing")} to look at: {"; ".join(remarks)}; nothing else wrong found'
     print(f'{data}: {things if remarks else "nothing wrong found"}')
     if folds_can_be_made:
@@ -301,6 +303,8 @@ def print_folds(args: Namespace) -> None:
     cfg = load_config(args.cfg, args.set)
     cache = open_cache(cfg, 'train')
     folds = read_folds(cfg, cache)
+    if remark := describe_split(cache.coco.photos.names(), read_pairs(cache), folds):
+        log.warning(f'warning: {folds_path(cfg)}: {remark}')
     counts = np.zeros((cfg.folds, len(cfg.classes)), int)
     for fold, classes in zip(folds, cache.coco.photos.classes(), strict=True):
         counts[fold, list(classes)] += 1

@@ -26,20 +26,25 @@ python infer.py "${cfg[@]}" --fold all --split oof "${set[@]}"
 step 'Predict the test photos: by each fold, and by the mean of their probabilities'
 python infer.py "${cfg[@]}" --fold all --split test "${set[@]}"
 
-step 'Train on, in the first half with the predictions of each fold on the test photos as labels'
+step 'Train on in two ways: with the predictions of each fold on the test photos as labels, and with pasted objects'
+more=(epochs=4 lr=5e-4)
 for fold in 0 1; do
-    python pseudo.py "${cfg[@]}" --fold $fold --teacher demo --schedule half --overwrite "${set[@]}" \
-        "weights=output/demo/fold$fold/best.pt" epochs=4 lr=5e-4
+    start="weights=output/demo/fold$fold/best.pt"
+    python pseudo.py "${cfg[@]}" --fold $fold --teacher demo --schedule half --overwrite "${set[@]}" "${more[@]}" "$start"
+    python train.py "${cfg[@]}" --fold $fold --overwrite "${set[@]}" "${more[@]}" "$start" name=demo-pasted copy_paste=0.5 seed=1
+    python -m tools.soup output/demo{,-pasted}/fold$fold/best.pt "${cfg[@]}" --fold $fold --overwrite "${set[@]}" name=demo-soup
 done
-for split in oof test; do python infer.py "${cfg[@]}" --fold all --split $split "${set[@]}" name=demo-pseudo; done
+for name in demo-pseudo demo-pasted demo-soup; do
+    for split in oof test; do python infer.py "${cfg[@]}" --fold all --split $split "${set[@]}" name=$name; done
+done
 
 step 'Vote, and check the submission'
-members=(output/demo/fold{0,1}/test.csv output/demo-pseudo/fold{0,1}/test.csv)
+members=(output/demo{,-pseudo,-pasted,-soup}/fold{0,1}/test.csv)
 python ensemble.py "${members[@]}" --out output/submission.csv --data "$data"
 python submission.py check output/submission.csv --data "$data"
 
-step 'Would a vote of the two models score higher? Search on the photos out of fold; each model is the mean of its folds'
-means=(output/demo/test.csv output/demo-pseudo/test.csv)
+step 'Would other weights score higher? Search on the photos out of fold; each model is the mean of its folds'
+means=(output/demo{,-pseudo,-pasted,-soup}/test.csv)
 python ensemble.py "${means[@]}" --search --data "$data" --out output/searched.csv
 
 step 'Draw predictions, and score the CSVs on the labels that were hidden until now'

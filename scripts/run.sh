@@ -15,16 +15,14 @@ read -ra folds <<<"${FOLDS:-0 1 2 3 4}"
 launch=(.venv/bin/python)
 [ "${GPUS:-1}" = 1 ] || launch=(.venv/bin/torchrun --standalone "--nproc-per-node=$GPUS")
 members=()
-newer() { [ "$1" -nt "$2" ]; } # true if the first file exists and is newer than the second
 for name in "$@"; do
     cfg=(--cfg "configs/$name.yaml")
     for fold in "${folds[@]}"; do
         "${launch[@]}" train.py "${cfg[@]}" --fold "$fold" --resume
-        newer "output/$name/fold$fold/"{oof.csv,best.pt} || .venv/bin/python infer.py "${cfg[@]}" --fold "$fold" --split oof
+        .venv/bin/python infer.py "${cfg[@]}" --fold "$fold" --split oof --update
         "${launch[@]}" pseudo.py "${cfg[@]}" --fold "$fold" --teacher "$name" --schedule "$schedule" --resume
         for split in oof test; do
-            newer "output/$name-pseudo/fold$fold/"{$split.csv,best.pt} ||
-                .venv/bin/python infer.py "${cfg[@]}" --fold "$fold" --split $split --set "name=$name-pseudo"
+            .venv/bin/python infer.py "${cfg[@]}" --fold "$fold" --split $split --update --set "name=$name-pseudo"
         done
         members+=("output/$name-pseudo/fold$fold/test.csv")
     done

@@ -20,18 +20,13 @@ run=$out/trash481
 
 $python prepare.py check --data "$data"
 $python prepare.py folds "${cfg[@]}" "${set[@]}"
-newer() { # true if the first file exists and is newer than all others
-    local file=$1 other
-    shift
-    for other; do [ "$file" -nt "$other" ] || return; done
-}
 members=()
 for fold in 0 1 2 3 4; do
     $python train.py "${cfg[@]}" --fold $fold --resume "${set[@]}"
     members+=("$run/fold$fold/test.csv")
 done
-newer "$run/oof.csv" "$run"/fold*/best.pt || $python infer.py "${cfg[@]}" --fold all --split oof "${set[@]}"
-newer "$run/test.csv" "$run"/fold*/best.pt || $python infer.py "${cfg[@]}" --fold all --split test "${set[@]}"
+$python infer.py "${cfg[@]}" --fold all --split oof --update "${set[@]}"
+$python infer.py "${cfg[@]}" --fold all --split test --update "${set[@]}"
 
 # The mean of the folds' probabilities has two votes, so it decides when the folds are split three to two.
 $python ensemble.py "$run/test.csv" "${members[@]}" --weights 2 1 1 1 1 1 --out "$out/submission.csv" --data "$data"

@@ -25,6 +25,7 @@ from utils.id_csv import IdReader
 from viewer.uploads import MAX_MEGABYTES, MAX_SIDE, read_upload
 from voting.hard import member_table, vote
 from voting.members import find_members
+from voting.origin import Origin, write_origin
 from voting.recipe import Recipe, write_recipe
 
 testing = pytest.importorskip('streamlit.testing.v1')
@@ -137,6 +138,17 @@ def test_first_page_without_runs_and_with_broken_ones(shapes, output, tmp_path):
     assert 'not a recipe' in said[2] and tables(page)[0][1][0] == 'run' and not page.exception
 
 
+@pytest.mark.parametrize('page', ['viewer.page_runs', 'viewer.page_photos'])
+def test_a_page_says_which_best_pt_has_changed(shapes, output, tmp_path, page):
+    shutil.copytree(output / 'run', tmp_path / 'run')
+    folder = tmp_path / 'run' / 'fold1'
+    (folder / 'best.pt').write_text('trained again')
+    write_origin(folder / 'oof.csv', Origin({'best.pt': 'an earlier one'}, {}))
+    (warning,) = open_page(page, shapes, tmp_path).warning
+    said = f'{folder}/oof.csv: was made before {folder}/best.pt changed; make it again with infer.py'
+    assert warning.value.replace('\\', '') == said
+
+
 def test_first_page_scores_the_ensemble(shapes, output, train, tmp_path):
     shutil.copytree(output, tmp_path / 'o')
     paths = sorted((tmp_path / 'o').glob('*/fold*/test.csv'))
@@ -185,9 +197,10 @@ def test_photo_is_scored(photos, train):
     row = next(row for row in range(1, 24, 2) if (downsample_mask(draw_mask(train.photos[row])) == 4).any())
     photos.number_input[0].set_value(row + 1).run()
     table = {cells[0]: cells[1:4] for cells in tables(photos)[0]}
-    assert table['IoU in this photo'] == ['run', 'second', 'vote']
-    assert table['Metal'] == ['0.0000'] * 3 and table['Background'][0] == '1.0000' > table['Background'][1]
-    assert table['mIoU'][0] == table['mIoU'][2]  # a tie goes to the first
+    assert table['IoU in this photo'] == ['run', 'second', 'share of the truth']  # two have no vote
+    assert (
+        table['Metal'][:2] == ['0.0000'] * 2 and table['Background'][0] == '1.0000' > table['Background'][1]
+    )
 
 
 def test_photos_are_chosen_by_name_class_and_fold(photos, train):
@@ -247,6 +260,10 @@ def test_truth_and_scores_of_test_photos_whose_labels_are_known(shapes, output):
     said = page.caption[0].value.replace('\\', '')
     assert f'mIoU of run/fold0 {ious[worst]:.4f}' in said
     assert any(f'{ious[worst]:.4f}' in cell for table in tables(page) for line in table for cell in line)
+    assert 'vote' not in tables(page)[0][0]
+    page.multiselect[0].set_value(['run/fold0', 'second/fold0', 'submission.csv']).run()
+    assert tables(page)[0][0][1:5] == ['run/fold0', 'second/fold0', 'submission.csv', 'vote']
+    page.multiselect[0].set_value(['run/fold0', 'second/fold0']).run()
     page.selectbox(key='class-test').set_value('Metal').run()
     metal = [p for p in read_labels(labels, HOME).photos if any(a.category_id == 4 for a in p.annotations)]
     assert len(page.selectbox(key='name-test').options) == len(metal) > 0

@@ -145,7 +145,7 @@ def test_first_page(server, page):
 def test_photos_by_buttons_and_keys(server, page):
     page.goto(server)
     page.get_by_role('link', name='Photos').click()
-    shows(page, '0000.jpg', 'photo', 'truth', 'run', 'second', 'vote', 'where they differ')
+    shows(page, '0000.jpg', 'photo', 'truth', 'run', 'second', 'where they differ')
     number = page.get_by_label('Go to (1 to 24)')
     expect(number).to_have_value('1')
     expect(page.get_by_role('button', name='Previous')).to_be_disabled()
@@ -159,11 +159,11 @@ def test_photos_by_buttons_and_keys(server, page):
     expect(number).to_have_value('3')
     page.get_by_role('button', name='Previous').click()
     expect(number).to_have_value('2')
-    shows(page, '0001.jpg', 'photo', 'truth', 'run', 'second', 'vote', 'where they differ')
+    shows(page, '0001.jpg', 'photo', 'truth', 'run', 'second', 'where they differ')
     number.fill('24')
     number.press('Enter')
     expect(page.get_by_role('button', name='Next')).to_be_disabled()
-    shows(page, '0023.jpg', 'photo', 'truth', 'run', 'second', 'vote', 'where they differ')
+    shows(page, '0023.jpg', 'photo', 'truth', 'run', 'second', 'where they differ')
     number.press('ArrowLeft')  # in the number itself the keys move the cursor
     pick(page, 'File name', 'batch_01/0009.jpg')
     expect(number).to_have_value('10')
@@ -175,7 +175,7 @@ def test_photos_by_buttons_and_keys(server, page):
 
 def test_photos_controls(server, page):
     page.goto(f'{server}/photos')
-    shows(page, '0000.jpg', 'photo', 'truth', 'run', 'second', 'vote', 'where they differ')
+    shows(page, '0000.jpg', 'photo', 'truth', 'run', 'second', 'where they differ')
     legend = page.locator('.legend .swatch')
     expect(legend).to_have_count(len(CLASSES) - 1)
     colours = legend.evaluate_all('all => all.map(one => getComputedStyle(one).backgroundColor)')
@@ -207,7 +207,7 @@ def test_photos_controls(server, page):
     pick(page, 'Order', 'highest score')
     expect(page.get_by_text('mIoU of run 1.0000')).to_be_visible()
     page.get_by_text('test', exact=True).click()
-    shows(page, '0024.jpg', 'photo', 'run/fold0', 'submission.csv', 'vote', 'where they differ')
+    shows(page, '0024.jpg', 'photo', 'run/fold0', 'submission.csv', 'where they differ')
     pick(page, 'Order', 'disagreement')
     expect(page.get_by_text('the runs differ on 100.00%')).to_be_visible()
 

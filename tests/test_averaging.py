@@ -1,5 +1,7 @@
 """Test averages of weights: SWA in training, soups of checkpoints."""
 
+import re
+
 import pytest
 import torch
 
@@ -55,6 +57,14 @@ def test_pretraining_is_on_pseudo_labels_alone_and_then_on_clean_ones(tiny):
     assert rates[1] < rates[2] > rates[3]  # the schedule begins again with the clean labels
 
 
+def damaged(path, name, change):
+    """Write a checkpoint beside another with some of its tensors changed."""
+    checkpoint = load_checkpoint(path)
+    model = {key: change(key, tensor.clone()) for key, tensor in checkpoint['model'].items()}
+    torch.save({**checkpoint, 'model': model, 'resume': {}}, path.with_name(name))
+    return path.with_name(name)
+
+
 def test_soup_is_the_mean_of_those_that_help(tiny, capsys):
     base = tiny.model_copy(update={'encoder': 'resnet18', 'lr': 1e-3})
     paths = []
@@ -63,9 +73,11 @@ def test_soup_is_the_mean_of_those_that_help(tiny, capsys):
         train.main(cfg, 0)
         paths.append(cfg.run_dir(0) / 'best.pt')
     cfg = base.model_copy(update={'name': 'soup'})
-    score = soup.main(cfg, 0, [*paths, paths[0]])
+    score = soup.main(cfg, 0, paths)
     output = capsys.readouterr().out
-    assert output.count('taken') + output.count('left out') == 2 and 'chosen on these photos' in output
+    assert output.count('with new BatchNorm statistics: mIoU') == 2
+    assert len(re.findall(r'^with .*: (taken|left out)$', output, re.M)) == 1
+    assert 'chosen on these photos' in output
     checkpoint = load_checkpoint(cfg.run_dir(0) / 'best.pt')
     (start,) = read_yaml(cfg.run_dir(0) / 'provenance.yaml')
     assert start['data'] == open_cache(base, 'train').coco.fingerprint
@@ -77,9 +89,49 @@ def test_soup_is_the_mean_of_those_that_help(tiny, capsys):
         soup.main(cfg, 0, paths)
 
 
+def test_new_norms_are_not_to_the_credit_of_a_soup(tiny, capsys, monkeypatch):
+    """A checkpoint with bad BatchNorm statistics is scored and written with good ones; a mean with itself,
+    which has good ones too, gains nothing.
+    """
+    train.main(tiny, 0)
+    path = tiny.run_dir(0) / 'best.pt'
+    spoiled = damaged(path, 'spoiled.pt', lambda key, t: t - 1e4 if key.endswith('running_mean') else t)
+    made = tiny.model_copy(update={'name': 'soup'})
+    for same in ([spoiled, path], [path, path]):
+        with pytest.raises(BadInput, match=f'{same[1]}: has the weights of {same[0]}; .* leave one'):
+            soup.main(made, 0, same)
+    assert not made.run_dir(0).exists()
+    battery = 1e4 * (torch.arange(11) == 9)  # everywhere
+    wrong = damaged(path, 'wrong.pt', lambda key, t: t + battery if key == 'head.classifier.conv.bias' else t)
+    score = soup.main(made, 0, [spoiled, wrong])
+    output = capsys.readouterr().out
+    assert re.search('spoiled.pt with new BatchNorm statistics: .*: taken', output)
+    assert f'soup of 1 of 2: mIoU {score:.4f}' in output
+    assert infer.main(made, 0, 'oof', tta=False) == pytest.approx(score, abs=1e-9)
+    monkeypatch.setattr(soup, 'require_apart', lambda *_: None)
+    assert soup.main(made, 0, [spoiled, spoiled], overwrite=True) == score
+    against = 'the soup against its best checkpoint: +0.0000 [+0.0000, +0.0000]: no significant'
+    assert against in capsys.readouterr().out
+
+
+def test_a_checkpoint_in_the_output_folder_is_no_ingredient(tiny):
+    train.main(tiny, 0)
+    path = tiny.run_dir(0) / 'best.pt'
+    other = path.parents[1] / 'other.pt'
+    damaged(path, 'noise.pt', lambda _, t: t + 1).rename(other)
+    before = path.read_bytes()
+    with pytest.raises(BadInput, match=f'{path}: lies in .*--set name=soup'):
+        soup.main(tiny, 0, [other, path], overwrite=True)
+    assert path.read_bytes() == before
+
+
 def test_second_soup_is_refused_while_the_first_is_made(tiny, monkeypatch):
     train.main(tiny, 0)
-    cfg, paths = tiny.model_copy(update={'name': 'soup'}), [tiny.run_dir(0) / 'best.pt'] * 2
+    path = tiny.run_dir(0) / 'best.pt'
+    cfg, paths = (
+        tiny.model_copy(update={'name': 'soup'}),
+        [path, damaged(path, 'other.pt', lambda _, t: t + 1)],
+    )
     make_soup = soup.make_soup
 
     def make_two_soups(*args):
@@ -103,7 +155,8 @@ def test_soup_takes_a_checkpoint_of_an_earlier_version(tiny):
     assert former.keys() != checkpoint['model'].keys()
     torch.save(checkpoint | {'model': former}, path.with_name('former.pt'))
     made = cfg.model_copy(update={'name': 'soup'})
-    soup.main(made, 0, [path.with_name('former.pt'), path])
+    other = damaged(path, 'other.pt', lambda _, t: t + 1)
+    soup.main(made, 0, [path.with_name('former.pt'), other])
     assert load_checkpoint(made.run_dir(0) / 'best.pt')['model'].keys() == checkpoint['model'].keys()
 
 

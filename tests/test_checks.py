@@ -23,6 +23,7 @@ from models import SegModel
 from submission import mask_format
 from utils.errors import BadInput, CheckFailed
 from utils.log import log
+from voting.origin import Origin
 
 
 @pytest.fixture
@@ -165,10 +166,10 @@ def test_score_of_fewer_photos_than_the_fold_has(tiny):
 
 
 def test_prediction_of_fewer_photos_leaves_no_csv(tiny, tmp_path):
-    names = ['a.jpg', 'b.jpg', 'c.jpg']
+    names, csv = ['a.jpg', 'b.jpg', 'c.jpg'], tmp_path / 'test.csv'
     with (
         pytest.raises(CheckFailed, match='1 of 3 photos were not predicted, and 1 more than once'),
-        Predictions(tmp_path, 'test', names, mask_format(HOME, {}), False, Ranks.alone()) as predictions,
+        Predictions(csv, names, mask_format(HOME, {}), False, Ranks.alone(), Origin({}, {})) as predictions,
     ):
         for place in (0, 1, 1):
             predictions.write(place, np.zeros((256, 256), np.uint8), np.empty(0))

@@ -113,6 +113,7 @@ def test_a_config_that_contradicts_its_data_is_refused(tmp_path):
         ('crowds: object', "key 'crowds': found 'object', expected ignored, objects"),
         ('intensity: [5, 5]', 'the first must be below the second'),
         ('intensity: 5', "key 'intensity': found 5"),
+        ('submission: rle', "key 'submission': found 'rle', expected keys of its own"),
         ('group: "("', 'not a regular expression'),
         ('- a', 'found list, expected lines of'),
     ],
@@ -131,6 +132,7 @@ def test_former_name_of_a_key_is_taken(tmp_path):
     ('text', 'message'),
     [
         ('epoch: 1', "unknown key 'epoch'; did you mean 'epochs'"),
+        ('competition: FILE', "key 'competition': found 'FILE', expected keys of its own"),
         ('lr: fast', "key 'lr'.*found 'fast'"),
         ('lr: -1', "key 'lr': found -1, expected a number above 0"),
         ('lr: true', "key 'lr': found True"),

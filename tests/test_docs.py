@@ -115,7 +115,7 @@ SHELL = {  # what is not a Python script, and why it is not run here
     'scripts/test.sh': 'runs this',
     'scripts/run.sh': 'tests/test_train.py has its stages; hours at their real size',
     'scripts/slurm.sh': 'needs SLURM',
-    'scripts/seeds.sh': 'trainings of hours',
+    'scripts/compare.sh': 'tests/test_compare.py; trainings of hours',
 }
 NOT_RUN = {  # parsed, but not run
     '-m tools.soup': 'tests/test_averaging.py',
@@ -161,6 +161,10 @@ def test_every_command_is_one_that_its_script_takes(commands, monkeypatch):
             if words != ['.venv/bin/activate']:
                 assert words[0] in SHELL and (ROOT / words[0]).is_file(), words
                 subprocess.run(['bash', '-n', words[0]], check=True)
+                if words[0] == 'scripts/compare.sh':
+                    args = parse_command(['-m', 'tools.compare', *words[1:]], monkeypatch)
+                    load_config(ROOT / f'configs/{args.base}.yaml', args.changes)
+                    continue
                 for name in words[1:]:
                     assert (ROOT / f'configs/{name}.yaml').is_file() or name.isdigit(), words
             continue

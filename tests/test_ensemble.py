@@ -101,6 +101,22 @@ def test_ties_and_weights(votes, weights, winner):
     assert vote(np.array(votes, np.uint8)[:, None], table_of(weights)).tolist() == [winner]
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.integers(2, 4), st.integers(2, 3), st.booleans(), st.booleans())
+def test_who_decides_is_who_wins_every_vote(data, members, num_classes, by_class, overlap):
+    count = num_classes if by_class else 1
+    rows = [data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count)) for _ in range(members)]
+    table = np.array([row if by_class else row * num_classes for row in rows], np.uint8)
+    if overlap:  # a vote a class, over 0 and 1
+        every = np.array([*product((0, 1), repeat=members)], np.uint8).T  # (M, votes)
+        preds = np.repeat(every[:, None], num_classes, 1)[..., None, :]
+    else:
+        preds = np.array([*product(range(num_classes), repeat=members)], np.uint8).T[:, None]
+    winner = hard.vote_masks(preds, table)
+    winning = [m for m in range(members) if np.array_equal(winner, preds[m])]
+    assert hard.deciding_member(table, overlap) == (winning[0] if winning else None)
+
+
 def test_weights_in_the_smallest_whole_numbers():
     assert table_of(['0.5', '1.5', '0'], 2).tolist() == [[1, 1], [3, 3], [0, 0]]
     assert table_of(['200', '200'], 2).dtype == np.uint8
@@ -165,6 +181,36 @@ def test_weights_and_the_order_of_the_test_set(csvs, tmp_path):
     assert out.read_bytes() == Path(csvs[1]).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ('count', 'weights', 'decider', 'advice'),
+    [
+        (2, [], 0, 'give a third CSV or other weights or infer.py --fold all'),
+        (2, ['1', '2'], 1, 'give a third CSV or other weights or '),
+        (3, ['2', '1', '1'], 0, 'give other weights or '),
+        (3, ['1', '3', '1'], 1, 'give other weights or '),
+        (3, ['0', '1', '1'], 1, 'give other weights or infer.py --fold all, the mean of the folds of '),
+        (3, ['0', '0', '1'], 2, 'no other CSV has a weight'),
+    ],
+)
+def test_a_vote_that_one_csv_decides_is_refused(count, weights, decider, advice, csvs, tmp_path):
+    out = tmp_path / 'new' / 'vote.csv'
+    options = ['--weights', *weights] * bool(weights)
+    with pytest.raises(BadInput, match=advice) as error:
+        main([*csvs[:count], *options, '--out', str(out)])
+    assert str(error.value).startswith(f'{csvs[decider]}: decides every pixel') and not out.parent.exists()
+
+
+def test_a_class_that_one_csv_decides_is_no_vote_that_it_decides(csvs, tmp_path):
+    """The second has the only weight for battery, and is outvoted elsewhere."""
+    weights, out = tmp_path / 'weights.yaml', tmp_path / 'vote.csv'
+    rows = {path: [1] * 9 + [int(path == csvs[1]), 1] for path in csvs}
+    weights.write_text(json.dumps(rows))
+    assert main([*csvs, '--out', str(out), '--class-weights', str(weights)]) == 0
+    weights.write_text(json.dumps({csvs[1]: [5] * 11}))
+    with pytest.raises(BadInput, match='1.csv: decides every pixel'):
+        main([*csvs, '--out', str(out), '--class-weights', str(weights)])
+
+
 def test_members_of_other_tools(csvs, tmp_path):
     """A vote counts them the same, and is written as test.json spells the names, in the first one's order."""
     data = tmp_path / 'data'
@@ -183,7 +229,7 @@ def test_members_of_other_tools(csvs, tmp_path):
     assert main([*csvs, '--out', str(out), '--data', str(data)]) == 0
     assert_same(out, {image_id: expected[image_id] for image_id in sorted(IDS)})
     (data / 'test.json').unlink()
-    assert main([*csvs[1:], '--out', str(out), '--cfg', str(tmp_path / 'cfg.yaml')]) == 0
+    assert main([*csvs[1:], csvs[0], '--out', str(out), '--cfg', str(tmp_path / 'cfg.yaml')]) == 0
     assert list(read_masks(out)) == [{'a.jpg': './a.jpg'}.get(name, name) for name in IDS[::-1]]
 
 
@@ -194,8 +240,8 @@ def test_class_weights(tmp_path):
     rows = {'y': [2, *[1] * 10], names[2]: [0.5] * 10 + [0]}
     weights, out = tmp_path / 'weights.yaml', tmp_path / 'vote.csv'
     weights.write_text(json.dumps(rows))
-    assert main([*names, '--out', str(out), '--class-weights', str(weights), '--weights', '1', '3', '1']) == 0
-    exact = [[Fraction(1)] * 11, [Fraction(6), *[Fraction(3)] * 10], [Fraction(1, 2)] * 10 + [Fraction(0)]]
+    assert main([*names, '--out', str(out), '--class-weights', str(weights), '--weights', '2', '2', '1']) == 0
+    exact = [[Fraction(2)] * 11, [Fraction(4), *[Fraction(2)] * 10], [Fraction(1, 2)] * 10 + [Fraction(0)]]
     preds = np.stack([random_masks(i)[IDS[0]] for i in range(3)])[:, :4]
     expected = [slow_vote(v, exact) for v in preds.reshape(3, -1).T.tolist()]
     assert read_masks(out)[IDS[0]][:4].ravel().tolist() == expected
@@ -445,7 +491,11 @@ def test_search_uses_the_better_model(runs, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f'do not ensemble: use model {runs}/output/good;' in printed
     alone = tmp_path / 'alone.csv'
-    assert main([*argv[2:4], '--out', str(alone)]) == 0
+    assert (
+        f'note: {argv[2]}: decides every pixel, as ' in printed
+        and 'give other weights or infer.py' in printed
+    )
+    assert main([argv[2], '--out', str(alone)]) == 0
     assert out.read_bytes() == alone.read_bytes()
     # the score is that of all photos out of fold together
     oof = {}
@@ -570,7 +620,9 @@ def test_recipe_applies_the_search_to_the_same_members_alone(runs, tmp_path, cap
         main([good[0], *options])
     oof = Path(good[0]).with_name('oof.csv')
     oof.write_text(oof.read_text().replace(' 0 0\n', ' 0 1\n', 1))
-    with pytest.raises(BadInput, match='is no member of .*, which was made with another oof.csv'):
+    with pytest.raises(
+        BadInput, match='oof.csv: has changed since .*ensemble.yaml was made; search it again'
+    ):
         main([*csvs, *options])
     chosen = recipe_yaml.read_text()
     for text in ('members: [1, 2]', re.sub('weight: .*', 'weight: 1e999999999', chosen)):
@@ -579,7 +631,7 @@ def test_recipe_applies_the_search_to_the_same_members_alone(runs, tmp_path, cap
             main([*csvs, *options])
 
 
-def test_gain_is_the_out_of_sample_difference_of_the_search(runs):
+def test_gain_is_that_of_the_search_over_the_best_model(runs):
     members = [find_members([runs / 'output' / name / f'fold{k}' / 'test.csv' for k in (0, 1)],
                                      runs / 'x.csv') for name in ('bad', 'good')]  # fmt: skip
     photos = {p.file_name: p for p in read_coco(runs / 'data', 'train', HOME).photos}
@@ -588,6 +640,27 @@ def test_gain_is_the_out_of_sample_difference_of_the_search(runs):
         return read_samples(members, photos, runs / 'data', HOME)
 
     result = search_weights(count_votes(samples(), 2, 11))
-    line = recipe.format_gain(samples(), result, result, ['bad', 'good'])
-    assert f'({result.best_out_of_sample - result.single_out_of_sample:+.4f} mIoU out of sample, 95%' in line
+    gain, photos = recipe.measure_gain(samples(), result, None)
+    line = recipe.format_gain(gain, photos, result, ['bad', 'good'])
+    assert f'({gain.value:+.4f} mIoU out of sample [' in line
     assert line.startswith('best model: good; the vote ') and ' significant difference on 6 photos' in line
+    assert gain.low <= 0 <= gain.high
+
+
+def test_one_model_has_nothing_to_search(runs, tmp_path, capsys):
+    """Its folds vote with equal weights, and no verdict is given on them; two are no vote."""
+    folder = runs / 'output' / 'good' / 'fold2'
+    for split, masks in (('oof', {'7.jpg': random_masks(1)['a.jpg']}), ('test', random_masks(99))):
+        write_csv(folder / f'{split}.csv', masks)
+    out, again = tmp_path / 'vote.csv', tmp_path / 'again.csv'
+    argv = [word for word in search_command(runs, out) if '/bad/' not in word]
+    assert main(argv) == 0
+    assert 'decides every pixel' in capsys.readouterr().out
+    assert main([str(folder / 'test.csv'), *argv]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith('one model: nothing to search; its CSVs vote with equal weights\n')
+    assert 'best model' not in printed and 'interval' not in printed
+    plain = [str(again) if word == str(out) else word for word in argv if word != '--search']
+    assert main([str(folder / 'test.csv'), *plain]) == 0 and again.read_bytes() == out.read_bytes()
+    recipe = ['--recipe', str(tmp_path / 'ensemble.yaml')]
+    assert main([str(folder / 'test.csv'), *plain, *recipe]) == 0 and again.read_bytes() == out.read_bytes()

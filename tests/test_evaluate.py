@@ -15,6 +15,7 @@ from data.coco import draw_mask, read_coco, read_labels
 from metrics import image_counts
 from utils.errors import BadInput
 from voting.calibration import read_temperature
+from voting.origin import Origin, write_origin
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -127,6 +128,74 @@ def test_compare_says_which_is_better(rectangles, tmp_path, capsys):
     other = write_csv(tmp_path / 'other.csv', {'x.jpg': masks['0.jpg']})
     with pytest.raises(BadInput, match="image 'x.jpg' is not among the training photos of"):
         evaluate.command(['compare', str(other), str(other), *options])
+
+
+def test_compare_and_seeds_take_folders_of_folds(rectangles, tmp_path, capsys):
+    """A run that shifts its masks by a pixel a seed, and one that shifts them by nine more."""
+    data, masks = rectangles
+
+    def write_run(name: str, shift: int) -> str:
+        for fold in (0, 1):
+            part = {image: np.roll(mask, shift + fold, 1) for image, mask in [*masks.items()][fold::2]}
+            write_csv(tmp_path / name / f'fold{fold}/oof.csv', part)
+        return str(tmp_path / name)
+
+    good, bad = ([write_run(f'{more}-seed{seed}', seed + more) for seed in range(3)] for more in (0, 9))
+    options = ['--data', str(data)]
+    evaluate.command(['compare', *good, '--against', *bad, *options])
+    printed = capsys.readouterr().out
+    assert printed.endswith('the first is better: a significant difference on 12 photos and 3 seeds\n')
+    for part in (
+        f'{good[2]}: mIoU 0.',
+        'second: 3 seeds, standard',
+        'over photos and 3 seeds',
+        'seen 80% of',
+    ):
+        assert part in printed
+    evaluate.command(['compare', *bad, '--against', *good, '--folds', '1', *options])
+    assert 'on 6 photos and 3 seeds' in capsys.readouterr().out
+    evaluate.command(['compare', good[0], bad[0], *options])
+    assert 'the interval holds the photos alone' in capsys.readouterr().out
+    evaluate.command(['seeds', *good, *options])
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 4 and printed[3].startswith('3 seeds, standard deviation 0.')
+    scores = [float(line.split('mIoU ')[1].split()[0]) for line in printed]
+    assert scores[3] == pytest.approx(np.mean(scores[:3]), abs=1e-4)
+    for words, status in ((['compare', *good], 2), (['compare', *good, '--against', *bad[:2]], 2)):
+        with pytest.raises(SystemExit) as caught:
+            evaluate.command([*words, *options])
+        assert caught.value.code == status and capsys.readouterr().err.count('\n') == 1
+    with pytest.raises(BadInput, match='no fold\\*/oof.csv in it'):
+        evaluate.command(['seeds', str(tmp_path), *options])
+    with pytest.raises(BadInput, match='fold7/oof.csv: cannot be read'):
+        evaluate.command(['seeds', *good, '--folds', '7', *options])
+    with pytest.raises(BadInput, match='--folds goes with the folders'):
+        evaluate.command(['seeds', f'{good[0]}/fold0/oof.csv', '--folds', '0', *options])
+    with pytest.raises(BadInput, match="has no row of image '1.jpg'"):
+        evaluate.command(['compare', good[0], f'{bad[0]}/fold0/oof.csv', *options])
+    again = f'{good[0]}/fold0/..'
+    for words, fault in (
+        (['seeds', good[0], again], 'RUN: .* is given twice'),
+        (['compare', *good[:2], '--against', bad[0], bad[0]], '--against: .*9-seed0 is given twice'),
+        (['seeds', good[0], '--folds', '0', '0'], '--folds: 0 is given twice'),
+    ):
+        with pytest.raises(BadInput, match=fault):
+            evaluate.command([*words, *options])
+
+
+def test_scenes_and_folds_come_from_the_origin_of_a_csv(rectangles, tmp_path):
+    data, masks = rectangles
+    csvs = [write_csv(tmp_path / f'{name}.csv', dict(order)) for name, order in (('a', masks), ('b', masks))]
+    for csv in csvs:
+        photos = {image: [n % 2, n // 3] for n, image in enumerate(masks)}
+        write_origin(csv, Origin({}, {}, photos=photos))
+    runs = evaluate.read_runs(csvs, read_coco(data, 'train', HOME))
+    assert runs.counts.shape == (12, 2, 3, 11)
+    assert runs.folds.tolist() == [0, 1] * 6 and runs.scenes.tolist() == [n // 3 for n in range(12)]
+    photos['0.jpg'] = [1, 0]
+    write_origin(csvs[1], Origin({}, {}, photos=photos))
+    other = evaluate.read_runs(csvs, read_coco(data, 'train', HOME))
+    assert other.folds is None and other.scenes is not None  # other trainings predicted the photos
 
 
 def test_calibrate_keeps_a_temperature_for_pseudo_labels(rectangles, tmp_path, capsys):

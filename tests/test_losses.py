@@ -8,7 +8,17 @@ import torch.nn.functional as F
 from operations import Operations
 from torch import Tensor
 
-from losses import LOSSES, binary_cross_entropy, cross_entropy, dice, focal, lovasz, ohem, segmentation_loss
+from losses import (
+    LOSSES,
+    binary_cross_entropy,
+    cross_entropy,
+    dice,
+    focal,
+    lovasz,
+    ohem,
+    presence_loss,
+    segmentation_loss,
+)
 
 OF_IDS = [name for name in LOSSES if name != 'bce']
 
@@ -385,3 +395,22 @@ def test_lovasz_of_a_gpu_is_that_of_the_cpu(planes, absent, monkeypatch):
     expected, loss = gradient(), lovasz(logits, mask).item()
     monkeypatch.setattr(Tensor, 'is_cpu', False)
     assert torch.equal(gradient(), expected) and lovasz(logits, mask).item() == loss
+
+
+def test_presence_is_of_the_whole_image_and_absence_of_what_is_known():
+    logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
+    mask = torch.tensor([[[0, 2], [2, 0]], [[1, 255], [255, 255]]])  # the second: a quarter is known
+    losses = F.binary_cross_entropy_with_logits(
+        logits, torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]), reduction='none'
+    )
+    weights = torch.tensor([[1.0, 1.0, 1.0], [0.25, 1.0, 0.25]])
+    expected = ((losses * weights).sum() / weights.sum()).item()
+    assert presence_loss(logits, mask).item() == pytest.approx(expected)
+    planes = F.one_hot(mask.where(mask != 255, 0), 3).permute(0, 3, 1, 2)
+    planes = planes.where(mask[:, None] != 255, 255)
+    assert presence_loss(logits, planes).item() == pytest.approx(expected)
+    both = segmentation_loss([logits, torch.zeros(2, 3, 2, 2)], mask, [0.5, 1.0])
+    assert both.item() == pytest.approx(0.5 * expected + math.log(3))
+    nothing = presence_loss(logits.requires_grad_(), torch.full_like(mask, 255))
+    nothing.backward()
+    assert nothing == 0 and not logits.grad.any()

@@ -6,14 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import segmentation_models_pytorch as smp
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import DropPath
 
 import models
-from config import Competition, load_config
+from config import Competition, Config, load_config
 from engine.checkpoint import load_model_state
-from engine.optim import encoder_depths, groups_table, parameter_groups
+from engine.optim import encoder_depths, groups_table, parameter_groups, stage_depths
 from models import SegModel, empty_model
 from networks import pretrained
 from networks.encoders import STRIDES
@@ -114,6 +116,30 @@ def test_aux_options_reach_the_coarse_map_of_ocr(tiny):
     assert model.head.coarse.classifier.conv.in_channels == tiny.aux_channels
 
 
+@pytest.mark.parametrize('task', ['multiclass', 'multilabel'])
+@pytest.mark.parametrize('head', ['knet', 'smp-fpn'])
+def test_the_presence_of_a_class_weighs_its_pixels_in_evaluation_alone(tiny, head, task):
+    competition = Competition(task=task, classes=tuple('abcdefghijk'), score_size='own')
+    keys = {'head': head, 'presence_weight': 0.5, 'aux_weight': 0.25, 'competition': competition}
+    keys['head_channels'] = 512 if head == 'smp-fpn' else 16
+    model, images = SegModel(tiny.model_copy(update=keys)), torch.randn(2, 3, 64, 64)
+    _, presence, *others = model(images)
+    assert presence.shape == (2, 11)
+    assert model.loss_weights == [0.25, 0.5, *[1.0] * len(others)]
+    model.eval()
+    with torch.inference_mode():
+        feats = model.neck(model.encoder(images))
+        alone, presence = model.head(feats)[-1], model.presence(feats[-1])
+        outputs = model(images)
+    assert len(outputs) == 1 + len(others)
+    present = presence.sigmoid()[..., None, None]
+    if task == 'multilabel':
+        assert torch.allclose(outputs[-1].sigmoid(), alone.sigmoid() * present, atol=1e-6)
+    else:
+        products = alone.softmax(1) * present
+        assert torch.allclose(outputs[-1].softmax(1), products / products.sum(1, keepdim=True), atol=1e-6)
+
+
 @pytest.mark.parametrize('head', ['upernet', 'setr_naive'])
 def test_checkpoint_with_the_auxiliary_heads_inside_the_head_loads(tiny, head):
     update = {'head': head} | ({**VIT, 'neck': 'none'} if head == 'setr_naive' else {})
@@ -174,6 +200,10 @@ def test_dilated_encoder(tiny):
         (
             {'head': 'mask2former', 'aux_channels': 256, 'aux_weight': 0},
             "'aux_weight': found 0, which mask2f",
+        ),
+        (
+            {'head': 'mask2former', 'presence_weight': 1, 'aux_weight': 0.4, 'aux_channels': 256},
+            "'presence_weight': found 1, which mask2f",
         ),
         ({'head': 'smp-fpn'}, "'head_channels': found 16, which smp-fpn"),
         ({'head': 'smp-fpn', 'head_channels': 512, 'output_stride': 8}, "'output_stride': found 8"),
@@ -474,3 +504,118 @@ def test_table_of_models_counts_the_bands(tiny):
     added = 24 * 3 * 4 * 4  # weights of the first convolution, for three more bands
     assert costs[1].encoder - costs[0].encoder == added and costs[1].head == costs[0].head
     assert costs[1].encoder_macs - costs[0].encoder_macs == added * 16 * 16
+
+
+def drop_paths(encoder: torch.nn.Module) -> list[float]:
+    return [module.drop_prob for module in encoder.modules() if isinstance(module, DropPath)]
+
+
+# the families that have another default than 0 in timm and the strides of an encoder
+WITH_DROP_PATH = ['swinv2_tiny_window8_256', 'tiny_vit_5m_224', 'nextvit_small', 'efficientformerv2_l']
+WITH_DROP_PATH += ['fasternet_s', 'focalnet_tiny_srf', 'cpubone_nano', 'twins_svt_small']
+
+
+@pytest.mark.parametrize(
+    'encoder',
+    ['swin_tiny_patch4_window7_224', *(pytest.param(n, marks=pytest.mark.slow) for n in WITH_DROP_PATH)],
+)
+def test_drop_path_0_is_none_whatever_the_encoder_has(encoder):
+    options = {'encoder': encoder, 'encoder_weights': 'none', 'crop_size': 256}
+    with torch.device('meta'):
+        for rate, expected in ((0, 0), (0.25, 0.25)):
+            for head in ('fcn', *(['smp-fpn'] if not encoder.startswith('twins') else [])):
+                more = {'head': head, 'aux_weight': 0, 'drop_path': rate}
+                if head == 'fcn':
+                    more['head_channels'] = 16
+                model = SegModel(Config(**options, **more))
+                assert max(drop_paths(model.encoder), default=0) == pytest.approx(expected, abs=0.02), head
+
+
+def test_drop_path_reaches_the_encoders_of_smp(tiny):
+    """Its mit_b0 has .1 by default, to the bit that of drop_path .1; the efficientnet-b0 .2."""
+    small = {'head': 'smp-unet', 'head_channels': 512, 'aux_weight': 0, 'encoder': 'mit_b0'}
+    build = smp.create_model('unet', 'mit_b0', None)
+    for rate in (0, 0.1, 0.3):
+        model = SegModel(tiny.model_copy(update=small | {'drop_path': rate}))
+        expected = [rate / 0.1 * default for default in drop_paths(build.encoder)]
+        assert drop_paths(model.encoder) == expected and max(expected) == pytest.approx(rate)
+    of_smp = small | {'encoder': 'efficientnet-b0'}
+    assert SegModel(tiny.model_copy(update=of_smp)).encoder._drop_connect_rate == 0
+    without = small | {'encoder': 'mobilenet_v2', 'drop_path': 0.1}
+    with pytest.raises(BadInput, match="'drop_path': found 0.1, but the encoder mobilenet_v2 has no stoch"):
+        SegModel(tiny.model_copy(update=without))
+
+
+def rates_of(cfg: Config) -> dict[str, tuple[float, float]]:
+    """Return the learning rate, as a multiple of lr, and the weight decay of each parameter."""
+    with torch.device('meta'):
+        model = SegModel(cfg.model_copy(update={'encoder_weights': 'none'}))
+    groups = parameter_groups(model, cfg)
+    return {name: (g['lr'] / cfg.lr, g['weight_decay']) for g in groups for name in g['names']}
+
+
+# mmsegmentation 1.2.2, configs/convnext: decay_rate 0.9, stage_wise; num_layers is 6 for T and S, 12 for B to
+# XL. Its constructor gives depth d the rate 0.9^(num_layers + 1 - d): 0 is the stem and what is between two
+# stages, 1 to 4 are the stages. Here that takes encoder_lr_mult = 0.9^(num_layers - 4).
+CONVNEXT_RATES = {
+    6: [0.4783, 0.5314, 0.5905, 0.6561, 0.7290],
+    12: [0.2542, 0.2824, 0.3138, 0.3487, 0.3874],
+}
+
+
+@pytest.mark.parametrize('num_layers', CONVNEXT_RATES)
+def test_layer_decay_by_stage_is_as_published_for_convnext(num_layers):
+    cfg = Config(
+        encoder='convnext_tiny.fb_in22k',
+        layer_decay=0.9,
+        layer_decay_by='stage',
+        encoder_lr_mult=0.9 ** (num_layers - 4),
+        weight_decay=0.05,
+    )
+    rates, expected = rates_of(cfg), CONVNEXT_RATES[num_layers]
+    for name, (rate, decay) in rates.items():
+        stage = re.search(r'stages_(\d)\.blocks', name)
+        depth = int(stage[1]) + 1 if stage else 0
+        published = expected[depth] if name.startswith('encoder.') else 1
+        assert rate == pytest.approx(published, abs=5e-5), name
+        is_vector = name.endswith(('.bias', '.gamma')) or re.search(r'norm|\.bn\.|stem_1|downsample\.0', name)
+        assert decay == (0 if is_vector else 0.05), name
+
+
+# BEiT-L's code for segmentation (microsoft/unilm, beit/semantic_segmentation): lr 2e-5, weight_decay 0.05,
+# layer_decay_rate 0.95, num_layers 24; depth d has the rate 0.95^(25 - d)
+BEIT_RATES = {'patch_embed.': 0.2774, 'blocks.0.': 0.2920, 'blocks.11.': 0.5133, 'blocks.23.': 0.95}
+PUBLISHED = {'beit': BEIT_RATES, 'upernet_dinov3': BEIT_RATES}
+
+
+def test_rates_of_the_configs_with_layer_decay_are_as_published():
+    cfgs = [load_config(path) for path in sorted((Path(__file__).parents[1] / 'configs').glob('*.yaml'))]
+    cfgs = {cfg.name: cfg for cfg in cfgs if cfg.layer_decay < 1}
+    assert cfgs.keys() == PUBLISHED.keys()
+    for name, cfg in cfgs.items():
+        assert (cfg.lr, cfg.weight_decay, cfg.layer_decay_by) == (2e-5, 0.05, 'block')
+        rates = rates_of(cfg)
+        for part, expected in PUBLISHED[name].items():
+            found = {rate for key, (rate, _) in rates.items() if f'.{part}' in key}
+            assert [*found] == [pytest.approx(expected, abs=5e-5)], (name, part, found)
+        heads = {rate for key, (rate, _) in rates.items() if not key.startswith('encoder.')}
+        assert heads == {1.0}
+
+
+def test_layer_decay_by_stage_needs_stages(tiny):
+    model = SegModel(tiny.model_copy(update=VIT | {'head': 'fcn'}))
+    with pytest.raises(BadInput, match="'layer_decay_by': this encoder has blocks, but no stages"):
+        parameter_groups(model, tiny.model_copy(update={'layer_decay_by': 'stage'}))
+
+
+@pytest.mark.parametrize(
+    ('encoder', 'stages'),
+    [('resnet18', 4), ('tf_efficientnet_lite0', 7), ('twins_svt_small', 4), ('hrnet_w18_small', 4)],
+)
+def test_stages_follow_the_forward_pass(encoder, stages):
+    cfg = Config(encoder=encoder, encoder_weights='none', head='fcn', head_channels=16, aux_weight=0)
+    with torch.device('meta'):
+        names = [name for name, _ in SegModel(cfg).encoder.named_parameters()]
+    depths = stage_depths(names)
+    assert [*depths] == names and sorted({*depths.values()}) == [*range(stages + 1)]
+    assert depths[names[0]] == 0 and depths[names[-1]] == stages

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, write_csv, write_rectangles, write_set
 from entry_points import entry, parse_command, split_command
 from test_formats import write_yolo
@@ -82,12 +83,20 @@ PREDICTIONS = ['infer.py', 'infer.py', 'submission.py check']  # out of fold, of
 
 
 def test_from_folds_to_a_checked_submission(place, follow):
-    """Two folds, of which the second ends with the vote; settings that a shell would split go along."""
+    """Two folds, whose mean is predicted, as the first would decide their vote; with a third CSV the second
+    ends with the vote. Settings that a shell would split go along.
+    """
     rest = ('--cfg', place / 'tiny.yaml', '--set', 'tta_scales=[1, 0.5]', 'name=two')
     path, lines = follow('prepare.py', 'folds', *rest)
     assert path == ['prepare.py folds', 'train.py', *PREDICTIONS] and lines[-1] == 'ok'
     path, lines = follow('train.py', '--fold', '1', *rest)
-    assert path == ['train.py', *PREDICTIONS[:2], 'ensemble.py', PREDICTIONS[2]] and lines[-1] == 'ok'
+    assert path == ['train.py', 'infer.py', *PREDICTIONS] and lines[-1] == 'ok'
+    third = place / 'output/two/fold2/test.csv'
+    third.parent.mkdir()
+    shutil.copy(place / 'output/two/fold1/test.csv', third)
+    path, lines = follow('infer.py', '--fold', '1', '--split', 'test', *rest)
+    assert path == ['infer.py', 'ensemble.py', PREDICTIONS[2]] and lines[-1] == 'ok'
+    shutil.rmtree(third.parent)
     assert (place / 'output/submission.csv').is_file()
     path, _ = follow('infer.py', '--fold', 'all', '--split', 'oof', '--no-tta', *rest)
     assert path == PREDICTIONS
@@ -106,6 +115,9 @@ def test_from_folds_to_a_checked_submission(place, follow):
     ids=lambda value: split_command(value)[0] if isinstance(value, list) else 'then',
 )
 def test_from_a_trained_fold(words, then, place, follow):
+    last = torch.load(place / 'output/tiny/fold0/last.pt')  # other weights than those of best.pt
+    last['model'] = {key: tensor * 2 for key, tensor in last['model'].items()}
+    torch.save(last, place / 'output/tiny/fold0/last.pt')
     words = [place / 'output/tiny/fold0' / word if word.endswith('.pt') else word for word in words]
     name = ['--set', 'name=another'] if {'tools.soup', 'train.py'} & {*words} else []
     typed = (*words, '--fold', '0', '--cfg', place / 'tiny.yaml', *name)

@@ -3,11 +3,13 @@
 import cv2
 import numpy as np
 import pytest
-from conftest import write_rectangles
+from conftest import write_csv, write_rectangles
+from overlaps import write_overlaps
 
 from config import HOME
 from metrics import count_pixels
 from tools import postprocess
+from tools.postprocess import Choice
 from utils.errors import BadInput
 from utils.id_csv import IdWriter, read_masks
 
@@ -32,10 +34,16 @@ def random_mask(rng, num_classes):
     return cv2.resize(rng.integers(0, num_classes, (9, 7), np.uint8), (50, 40), interpolation=0)
 
 
+SIZES = [(0, 0), (40, 0), (0, 40), (60, 200), (10**6, 10**6)]
+
+
 @pytest.mark.parametrize('task', ['multiclass', 'multilabel'])
 def test_counts_are_those_of_each_cleaned_mask(task):
-    rng, pairs = np.random.default_rng(0), [(0, 0), (40, 0), (0, 40), (60, 200), (10**6, 10**6)]
+    rng, choices = np.random.default_rng(0), [Choice(*sizes) for sizes in SIZES]
+    if task == 'multiclass':
+        choices += [Choice(*sizes, way) for way in ('pixels', 'probs') for sizes in SIZES]
     for _ in range(5):
+        probs = rng.integers(0, 256, (4, 40, 50), np.uint8)
         if task == 'multiclass':
             mask, truth = random_mask(rng, 4), random_mask(rng, 4)
         else:  # each plane by itself, one of them empty
@@ -43,13 +51,32 @@ def test_counts_are_those_of_each_cleaned_mask(task):
             mask[2] = 0
         truth[..., :5] = 255
         mask[..., 20, 20:23] = 1
-        counts = postprocess.count_cleaned(mask, truth, pairs, 4 if task == 'multiclass' else 3)
-        for count, pair in zip(counts, pairs, strict=True):
-            cleaned = postprocess.clean(mask, *pair)
+        counts = postprocess.count_cleaned(mask, truth, choices, 4 if task == 'multiclass' else 3, probs)
+        for count, choice in zip(counts, choices, strict=True):
+            cleaned = postprocess.clean(mask, choice, probs)
             np.testing.assert_array_equal(count, count_pixels(truth, cleaned, counts.shape[-1]))
         if task == 'multilabel':
             for k, plane in enumerate(mask):
-                np.testing.assert_array_equal(cleaned[k], postprocess.clean(plane, *pair))
+                np.testing.assert_array_equal(cleaned[k], postprocess.clean(plane, choice))
+
+
+def test_a_piece_of_objects_gets_one_class():
+    mask = np.zeros((20, 20), np.uint8)
+    mask[2:6, 2:6], mask[6:8, 6:8] = 3, 2  # touch at a corner
+    mask[12:15, 2:4], mask[12:15, 4:6] = 1, 4  # as many pixels of each: the first
+    mask[12, 15] = 2
+    by_pixels = mask.copy()
+    by_pixels[6:8, 6:8], by_pixels[12:15, 4:6] = 3, 1
+    assert np.array_equal(postprocess.unite_classes(mask), by_pixels)
+    probs = np.zeros((5, 20, 20), np.uint8)
+    probs[3, 2:6, 2:6], probs[2, 6:8, 6:8] = 80, 255
+    probs[2, 2:6, 2:6] = 60  # 16 * 60 + 4 * 255 is above 16 * 80
+    probs[4, 12:15, 2:6], probs[1, 12:15, 2:6], probs[0, 12:15, 2:6] = 90, 80, 200  # never the background
+    by_probs = mask.copy()
+    by_probs[2:6, 2:6], by_probs[12:15, 2:6], by_probs[12, 15] = 2, 4, 1  # nothing is known of the last
+    assert np.array_equal(postprocess.unite_classes(mask, probs), by_probs)
+    empty = np.zeros((3, 4), np.uint8)
+    assert np.array_equal(postprocess.unite_classes(empty), empty)
 
 
 def test_diagonal_neighbours_are_one_piece():
@@ -91,6 +118,32 @@ def test_search_accepts_what_helps(rectangles, tmp_path, capsys):
     assert list(cleaned) == list(masks) and all(9 not in mask for mask in cleaned.values())
 
 
+@pytest.mark.parametrize('way', ['pixels', 'probs'])
+def test_search_finds_that_pieces_have_one_class(way, rectangles, tmp_path, capsys):
+    """A part of each object is of another class: the smaller part, or the larger one with less certainty."""
+    data, masks = rectangles
+    preds, probs = {}, np.zeros((len(masks), 11, 256, 256), np.uint8)
+    for row, (name, mask) in enumerate(masks.items()):
+        x, share = 10 + 5 * row, 20 if way == 'pixels' else 40
+        preds[name] = mask.copy()
+        preds[name][20:100, x : x + share] = 9
+        probs[row, 9][preds[name] == 9] = 140 if way == 'probs' else 255
+        probs[row, mask.max()][preds[name] == mask.max()] = 255
+        probs[row, mask.max()][preds[name] == 9] = 115 if way == 'probs' else 0
+    write_csv(tmp_path / 'oof.csv', preds)
+    arguments = ['search', str(tmp_path / 'oof.csv'), '--data', str(data)]
+    if way == 'probs':
+        postprocess.command(arguments)
+        assert 'there is not a *_probs.npy' in capsys.readouterr().out
+        np.save(tmp_path / 'oof_probs.npy', probs)
+    postprocess.command(arguments)
+    options = ['--islands', '0', '--holes', '0', '--one-class', way]
+    assert f'it helps: python -m tools.postprocess apply CSV {" ".join(options)}' in capsys.readouterr().out
+    postprocess.command(['apply', str(tmp_path / 'oof.csv'), *options, '--out', str(tmp_path / 'out.csv')])
+    cleaned = read_masks(tmp_path / 'out.csv')
+    assert all(np.array_equal(cleaned[name], mask) for name, mask in masks.items())
+
+
 def test_names_are_written_as_in_test_json(tmp_path, capsys):
     (tmp_path / 'test.json').write_text('{"images": [{"file_name": "a/b.jpg"}]}')
     with IdWriter(tmp_path / 'in.csv') as writer:
@@ -121,3 +174,10 @@ def test_sizes(size, capsys):
     with pytest.raises(SystemExit) as stop:
         postprocess.command(['apply', 'a.csv', f'--islands={size}', '--out', 'b.csv'])
     assert stop.value.code == 2 and 'a whole number from 0 to 134217728' in capsys.readouterr().err
+
+
+def test_classes_that_may_overlap_share_their_pieces(tmp_path):
+    write_overlaps(tmp_path, [(64, 64)] * 2)
+    arguments = ['apply', str(tmp_path / 'a.csv'), '--one-class', 'pixels', '--data', str(tmp_path)]
+    with pytest.raises(BadInput, match='--one-class: .*classes may overlap'):
+        postprocess.command([*arguments, '--out', str(tmp_path / 'b.csv')])

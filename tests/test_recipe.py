@@ -16,7 +16,9 @@ from utils.id_text import SIDE
 from voting.calibration import (
     Calibration,
     apply_temperature,
+    byte_powers,
     calibrate,
+    calibrate_pixels,
     calibration_error,
     fit_temperature,
     log_loss,
@@ -26,7 +28,7 @@ from voting.calibration import (
 from voting.hard import count_votes, vote
 from voting.members import OofSample
 from voting.recipe import calibrate_model
-from voting.soft import calibrated_probs, mean_probs, search_soft, soft_grid
+from voting.soft import Tally, calibrated_probs, mean_probs, search_soft, soft_grid
 from voting.weights import ClassWeightSearch, search_weights
 
 
@@ -118,6 +120,42 @@ def test_the_temperature_is_found_and_lowers_the_error():
     assert log_loss(apply_temperature(sharp, 2.0, 1), truth) < log_loss(sharp, truth)
 
 
+@pytest.mark.parametrize('temperature', [0.6, 0.8, 1.0, 1.3, 1.7, 2.0, 2.5])
+def test_a_known_temperature_is_fitted_within_2_percent_from_bytes(temperature):
+    """Logits of 11 classes, of which one stands out, times the temperature, stored as files have them."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(50_000, 11))
+    rows = np.arange(len(logits))
+    logits[rows, rng.integers(0, 11, len(logits))] += np.abs(rng.normal(4, 2.5, len(logits)))
+    honest = np.exp(logits)
+    honest /= honest.sum(1, keepdims=True)
+    truth = (honest.cumsum(1) > rng.random((len(logits), 1))).argmax(1)
+    probs = np.exp(logits * temperature)
+    stored = (255 * probs / probs.sum(1, keepdims=True)).round().astype(np.uint8)
+    if temperature == 2.5:  # impossible by its byte, though the truth
+        assert 0.05 < (stored[rows, truth] == 0).mean() < 0.15
+    result = calibrate_pixels(stored, truth, rows % 2)
+    assert result.temperature == pytest.approx(temperature, rel=0.02)
+    if temperature >= 1.3:
+        assert result.helps and result.error_after < 0.5 * result.error_before
+
+
+def test_the_power_of_a_byte_is_its_mean():
+    for power in (0.4, 1.0, 3.0):
+        fine = np.exp(np.linspace(np.log(0.501 / 255), np.log(255.49 / 255), 2_000_001))
+        bytes_ = np.rint(255 * fine).astype(int)
+        sums, number = np.bincount(bytes_, fine**power)[1:], np.bincount(bytes_)[1:]
+        np.testing.assert_allclose(byte_powers(power)[1:], sums / number, rtol=3e-3)
+    assert byte_powers(2.0)[0] == 0
+
+
+def test_impossible_classes_stay_impossible():
+    probs = np.array([[0.9, 0.1, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    for array in (probs, torch.from_numpy(probs)):
+        np.testing.assert_allclose(apply_temperature(array, 2.0, 1), [[0.75, 0.25, 0, 0], [1, 0, 0, 0]])
+    assert fit_temperature(probs, np.array([2, 0])) == 1.0  # nothing tells
+
+
 def test_calibration_error_by_hand():
     probs = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.6, 0.4]])
     truth = np.array([0, 0, 1, 1])  # two thirds right at .9; none right at .6
@@ -185,6 +223,14 @@ def test_soft_search_is_the_best_of_all_means_out_of_sample():
         total = total + voted(chosen, lambda other, part=part: other == part)
     assert result.out_of_sample == result.uncalibrated_out_of_sample == mean_iou(total)
     assert len(set(result.part_weights)) > 1
+
+
+def test_a_part_may_have_more_pixels_than_32_bits_count(monkeypatch):
+    none = [Calibration(1.0, (1.0,) * 3, 0, 0, False)] * 2
+    samples = soft_samples(1, side=16)
+    expected, add = search_soft(samples, 2, 4, Metric(), none), Tally.add
+    monkeypatch.setattr(Tally, 'add', lambda self, part, counts: add(self, part, counts * 10_000_000))
+    assert search_soft(samples, 2, 4, Metric(), none) == expected
 
 
 def test_temperatures_are_used_where_they_help_the_vote():

@@ -63,9 +63,9 @@ def stage(name: str, trained: Config, folder: Path) -> tuple:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """Read the results in a folder: all files but logs, meta.json with its times, and names with a dot."""
+    """Read the results in a folder: all files but logs, files with their times, and names with a dot."""
     paths = {path.relative_to(folder): path for path in folder.rglob('*') if path.is_file()}
-    left_out = ('log.txt', 'meta.json')
+    left_out = ('log.txt', 'meta.json', 'oof.origin.json', 'test.origin.json')
     return {
         str(name): path.read_bytes()
         for name, path in paths.items()

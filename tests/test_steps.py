@@ -3,6 +3,7 @@
 import math
 import signal
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ import train
 from config import Config
 from data.cache import open_cache
 from dataset import unpack_masks
-from engine.checkpoint import CheckpointWriter, load_checkpoint, save_checkpoint
+from engine.checkpoint import CheckpointWriter, load_checkpoint, save_checkpoint, to_cpu
 from engine.distributed import Ranks, start_ranks
+from engine.dry_run import estimate_cost
 from engine.optim import build_optimizer
 from engine.trainer import MIN_SCALE, Trainer, TrainingData
 from models import SegModel
@@ -285,3 +287,53 @@ def test_two_ranks_share_a_gpu_over_gloo_alone(tiny, monkeypatch):
     monkeypatch.setenv('RANKS_BACKEND', 'mpi')
     with pytest.raises(BadInput, match="RANKS_BACKEND: found 'mpi', expected nccl or gloo on a cuda"):
         start_ranks(cfg)
+
+
+def stopping(trainer: Trainer, step: int) -> Trainer:
+    """Let the training be asked to stop after so many steps."""
+    real = trainer.update
+
+    def update():
+        real()
+        if trainer.step == step:
+            trainer.stop.caught = signal.SIGTERM
+
+    trainer.update = update
+    return trainer
+
+
+FROZEN = {'encoder': 'test_resnet.r160_in1k', 'drop_path': 0.5, 'epochs': 3, 'freeze_encoder': 2}
+
+
+def test_the_encoder_is_frozen_in_the_first_epochs(tiny):
+    """Its weights and its statistics of BatchNorm; the head's own change in each epoch."""
+    trainer = make_trainer(tiny.model_copy(update=FROZEN | {'weight_decay': 0.5, 'ema': 0.5}))
+    states = [to_cpu(trainer.model.state_dict())]
+    with trainer.bar() as bar:
+        for epoch in range(3):
+            trainer.train_epoch(epoch, bar)
+            states.append(to_cpu(trainer.model.state_dict()))
+    of_encoder = [key for key in states[0] if key.startswith('encoder.')]
+    norms = {key for key in states[0] if key.endswith('running_mean')}
+    assert norms & {*of_encoder} and norms - {*of_encoder}
+    for key in states[0]:
+        changed = [not torch.equal(one[key], two[key]) for one, two in pairwise(states)]
+        assert changed == ([False, False, True] if key in of_encoder else [True] * 3), key
+
+
+def test_a_frozen_encoder_is_resumed(tiny):
+    """Within the epochs in which it is frozen, and after them."""
+    cfg = tiny.model_copy(update=FROZEN | {'name': 'whole', 'ema': 0.9})
+    train_on(make_trainer(cfg))
+    for step in (2, 7):
+        other = cfg.model_copy(update={'name': f'stopped{step}'})
+        with pytest.raises(Interrupted):
+            train_on(stopping(make_trainer(other), step))
+        train_on(resumed(other))
+        compare(cfg, other)
+
+
+def test_a_dry_run_steps_with_the_whole_model(tiny):
+    trainer = make_trainer(tiny.model_copy(update=FROZEN))
+    estimate_cost(trainer)
+    assert trainer.step > 0 and not trainer.is_frozen

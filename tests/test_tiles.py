@@ -33,6 +33,7 @@ from metrics import count_pixels
 from models import SegModel
 from networks.layers import resize
 from submission import mask_format
+from voting.origin import Origin
 
 SIZES = [(96, 150), (96, 150), (70, 40), (64, 64), (96, 150), (33, 200), (64, 64), (40, 40)]
 
@@ -246,7 +247,7 @@ def test_planes_wait_for_the_csv_as_bits(tmp_path):
     sub = {'columns': {'i': 'image', 'c': 'class', 'm': 'mask'}}
     planes = write_overlaps(tmp_path / 'data', [(30, 40), (21, 33)], names, test=0, submission=sub)
     form = mask_format(read_competition(tmp_path / 'data'), {name: p.shape[1:] for name, p in planes.items()})
-    with Predictions(tmp_path, 'test', [*planes], form, False, Ranks.alone()) as files:
+    with Predictions(tmp_path / 'test.csv', [*planes], form, False, Ranks.alone(), Origin({}, {})) as files:
         assert files.arrays['masks'].array.nbytes == 2 * (30 * 40 + 21 * 33)
         for position, mask in enumerate(planes.values()):
             files.write(position, mask[:, :11], None)

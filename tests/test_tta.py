@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from conftest import write_set
@@ -9,6 +10,8 @@ from conftest import write_set
 import infer
 import train
 from config import Config
+from data.cache import open_cache
+from data.folds import read_folds
 from engine.inference import make_views
 from metrics import Metric
 from networks.layers import resize
@@ -30,6 +33,23 @@ def test_every_view_is_turned_back_on_photos_that_are_not_square():
         assert back.shape == images.shape and (back - images).abs().mean() < 0.05
 
 
+def test_views_that_are_the_same_are_made_once():
+    """Three flips and three rotations make 16 views, of which 8 differ."""
+    image = torch.rand(1, 3, 32, 32)
+    views = make_views(('h', 'v', 'hv'), (90, 180, 270), (1.0, 2.0, 1.0))
+    shown = [view.augment_image(image) for view in views]
+    assert len(views) == 16 and sum(len(seen[0, 0]) == 32 for seen in shown) == 8
+    for i, seen in enumerate(shown):
+        assert not any(torch.equal(seen, other) for other in shown[:i])
+    assert len(make_views(('hv',), (180,))) == len(make_views(('h', 'h'))) == 2
+    assert len(make_views(('h', 'v'), (90,))) == 6  # turned by 90 degrees, v is h and half a turn more
+    sets = search_tta.list_sets(Config(**views_of(['h', 'v', 'hv'], [90, 180, 270], [1.0])))
+    assert len({view_set.views for view_set in sets}) == len(sets)
+    by_words = {str(view_set) for view_set in sets}
+    half_turn = 'tta_flips=[] tta_rotations=[180] tta_scales=[1]'
+    assert half_turn in by_words and 'tta_flips=[hv] tta_rotations=[] tta_scales=[1]' not in by_words
+
+
 def test_sets_are_every_choice_in_the_order_of_the_views():
     sets = search_tta.list_sets(Config(**views_of(['h'], [90], [0.75, 1.0])))
     assert len(sets) == 2 * 2 * 3
@@ -49,12 +69,15 @@ def test_too_many_sets():
 
 
 @pytest.mark.parametrize('rule', ['nearest', 'block_max'])
-def test_counts_are_those_of_inference(tiny, capsys, rule):
+def test_counts_are_those_of_inference(tiny, capsys, monkeypatch, rule):
     tiny = tiny.model_copy(update={'downsample': rule, 'cache_size': 512})
     train.main(tiny, 0)
     cfg = tiny.model_copy(update=views_of(['h'], [90], [1.0, 1.5]))
     sets = search_tta.list_sets(cfg)
+    monkeypatch.setattr(search_tta, 'read_scenes', lambda *_: np.arange(24) // 8)
     tally = search_tta.count(cfg, 0, sets)
+    scenes = np.flatnonzero(read_folds(cfg, open_cache(cfg, 'train')) == 0) // 8
+    assert len({*zip(scenes, tally.parts, strict=True)}) == len({*scenes}) == tally.parts.max() + 1 > 1
     for number in (0, 5, len(sets) - 1):
         views = sets[number]
         keys = views_of(views.flips, views.rotations, views.scales)

@@ -256,7 +256,8 @@ def test_page_of_photos(made, tmp_path):
     output = tmp_path / 'output'
     shutil.copytree(made.output, output)
     second = output / 'second/fold0'
-    shutil.copytree(made.output / 'run/fold0', second)
+    for other in (second, output / 'third/fold0'):  # the third is a copy: two of three decide the vote
+        shutil.copytree(made.output / 'run/fold0', other)
     competition, names = made.competition, list(made.truths)
     sizes = {name: mask.shape[-2:] for name, mask in made.truths.items()}
     with mask_format(competition, sizes).writer(second / 'oof.csv') as writer:
@@ -267,9 +268,12 @@ def test_page_of_photos(made, tmp_path):
     metric, classes = metric_of(competition), competition.classes
     run, truth = made.preds[names[0]], made.truths[names[0]]
     (table,) = tables(page)
-    assert table[0][:4] == [f'{metric.class_label} in this photo', 'run', 'second', 'vote']
+    assert 'vote' not in table[0]  # of two, the first would decide it
+    page.multiselect(key='chosen-train').set_value(['run', 'second', 'third']).run()
+    (table,) = tables(page)
+    assert table[0][:5] == [f'{metric.class_label} in this photo', 'run', 'second', 'third', 'vote']
     score = f'{metric.of_image(truth, run, len(classes)):.4f}'
-    assert table[-1][:4] == [metric.label, score, '1.0000', score]  # a tie goes to the first
+    assert table[-1][:5] == [metric.label, score, '1.0000', score, score]
     page.selectbox(key='order-train').set_value(page_photos.DIFFER).run()
     shares = [differing([made.truths[n], made.preds[n]]).mean() for n in names[:-1:2]]
     assert f'differ on {max(shares):.2%}' in page.caption[0].value.replace('\\', '')

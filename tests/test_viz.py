@@ -38,8 +38,9 @@ from utils.plotting import (
     to_display,
     write_png,
 )
-from viewer import report
+from viewer import label_errors, report
 from voting.members import member_of
+from voting.origin import Origin, write_origin
 from voting.recipe import Recipe, write_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -293,8 +294,19 @@ def test_report_says_what_the_ensemble_did(output, tmp_path, capsys):
     assert sum(int(pixels.replace(',', '')) for pixels in changed) == wrong > 0  # all that half has lost
     write_csv(tmp_path / 'o/other/fold0/oof.csv', {key: mask * 0 for key, mask in masks.items()})
     page = report.main('run', tmp_path / 'o').read_text()
-    said = 'other/fold0/test.csv: is no member of'
+    said = 'other/fold0/oof.csv: has changed since'
     assert said in page and said in capsys.readouterr().out
+
+
+def test_report_and_suspects_say_which_best_pt_has_changed(output, tmp_path, capsys):
+    folder = shutil.copytree(output, tmp_path / 'o') / 'run' / 'fold0'
+    (folder / 'best.pt').write_text('trained again')
+    write_origin(folder / 'oof.csv', Origin({'best.pt': 'an earlier one'}, {}))
+    said = f'{folder}/oof.csv: was made before {folder}/best.pt changed; make it again with infer.py'
+    assert said in report.main('run', tmp_path / 'o').read_text()
+    assert f'warning: {said}\n' in capsys.readouterr().out
+    label_errors.main('run', tmp_path / 'o')
+    assert f'warning: {said}\n' in capsys.readouterr().out
 
 
 def test_report_ranks_photos_by_their_own_score(output, shapes):
