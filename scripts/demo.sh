@@ -26,25 +26,26 @@ python infer.py "${cfg[@]}" --fold all --split oof "${set[@]}"
 step 'Predict the test photos: by each fold, and by the mean of their probabilities'
 python infer.py "${cfg[@]}" --fold all --split test "${set[@]}"
 
-step 'Train on in two ways: with the predictions of each fold on the test photos as labels, and with pasted objects'
+step 'Train on in three ways: with the predictions of each fold on the test photos as labels, with pasted objects, and with mosaics'
 more=(epochs=4 lr=5e-4)
 for fold in 0 1; do
     start="weights=output/demo/fold$fold/best.pt"
     python pseudo.py "${cfg[@]}" --fold $fold --teacher demo --schedule half --overwrite "${set[@]}" "${more[@]}" "$start"
-    python train.py "${cfg[@]}" --fold $fold --overwrite "${set[@]}" "${more[@]}" "$start" name=demo-pasted copy_paste=0.5 seed=1
-    python -m tools.soup output/demo{,-pasted}/fold$fold/best.pt "${cfg[@]}" --fold $fold --overwrite "${set[@]}" name=demo-soup
+    for way in copy_paste mosaic; do
+        python train.py "${cfg[@]}" --fold $fold --overwrite "${set[@]}" "${more[@]}" "$start" name=demo-$way $way=0.5
+    done
 done
-for name in demo-pseudo demo-pasted demo-soup; do
+for name in demo-pseudo demo-copy_paste demo-mosaic; do
     for split in oof test; do python infer.py "${cfg[@]}" --fold all --split $split "${set[@]}" name=$name; done
 done
 
 step 'Vote, and check the submission'
-members=(output/demo{,-pseudo,-pasted,-soup}/fold{0,1}/test.csv)
+members=(output/demo{,-pseudo,-copy_paste,-mosaic}/fold{0,1}/test.csv)
 python ensemble.py "${members[@]}" --out output/submission.csv --data "$data"
 python submission.py check output/submission.csv --data "$data"
 
 step 'Would other weights score higher? Search on the photos out of fold; each model is the mean of its folds'
-means=(output/demo{,-pseudo,-pasted,-soup}/test.csv)
+means=(output/demo{,-pseudo,-copy_paste,-mosaic}/test.csv)
 python ensemble.py "${means[@]}" --search --data "$data" --out output/searched.csv
 
 step 'Draw predictions, and score the CSVs on the labels that were hidden until now'
