@@ -141,24 +141,21 @@ def find_pairs(descriptors: Descriptors, first: int = 0) -> tuple[np.ndarray, fl
     """
     found = candidates(descriptors, descriptors)
     found = found[np.argsort(np.maximum(found.row, found.other) >= first, kind='stable')]
+    correlations = np.full(len(found), np.nan)  # not aligned yet
     for least in LEAST_DETAILS:
-        pairs = join_pairs(descriptors, found, least)
+        sets, pairs = DisjointSets(len(descriptors)), []
+        for start in range(0, len(found), ALIGNED_AT_ONCE):
+            part = range(start, min(start + ALIGNED_AT_ONCE, len(found)))
+            apart = [m for m in part if sets.find(found.row[m]) != sets.find(found.other[m])]
+            new = [m for m in apart if np.isnan(correlations[m])]
+            correlations[new] = correlate_details(descriptors, descriptors, found[new])
+            rows = [(found.row[m], found.other[m]) for m in apart if correlations[m] > least]
+            pairs += [pair for pair in rows if sets.join(*pair)]
+        pairs = np.array(pairs, np.int64).reshape(-1, 2)
         largest = np.bincount(join_groups(np.arange(len(descriptors)), pairs), minlength=1).max()
         if largest <= max(FEW_JOINED, MOST_JOINED * len(descriptors)):
             break
     return pairs, least
-
-
-def join_pairs(descriptors: Descriptors, found: np.recarray, least: float) -> np.ndarray:
-    """Return those (m, 2) rows of candidates that match and join two sets, in their order."""
-    sets, pairs = DisjointSets(len(descriptors)), []
-    for start in range(0, len(found), ALIGNED_AT_ONCE):
-        part = found[start : start + ALIGNED_AT_ONCE]
-        apart = [sets.find(pair.row) != sets.find(pair.other) for pair in part]
-        part = part[apart]
-        alike = part[match(descriptors, descriptors, part, least)]
-        pairs += [(pair.row, pair.other) for pair in alike if sets.join(pair.row, pair.other)]
-    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 class DisjointSets:
@@ -199,30 +196,34 @@ def have_duplicates(descriptors: Descriptors, others: Descriptors) -> np.ndarray
     for start in range(0, len(pairs), ALIGNED_AT_ONCE):
         part = pairs[start : start + ALIGNED_AT_ONCE]
         part = part[~found[part.row]]
-        found[part.row[match(descriptors, others, part, least)]] = True
+        found[part.row[correlate_details(descriptors, others, part) > least]] = True
     return found
 
 
 # --- aligning two thumbnails --------------------------------------------------------------------------------
 
 
-def match(descriptors: Descriptors, others: Descriptors, pairs: np.recarray, least: float) -> np.ndarray:
-    """Tell of which candidates, (m,) rows of both, the details correlate more than `least` → (m,) bool."""
+def correlate_details(descriptors: Descriptors, others: Descriptors, pairs: np.recarray) -> np.ndarray:
+    """Align candidates, (m,) rows of both; return the correlations of their details, -1 if they are too
+    different to be aligned → (m,).
+    """
     one, other = descriptors.thumbnails[pairs.row], others.thumbnails[pairs.other]
     zooms, other_zooms = (np.take(MARGINS, zoom) / WHOLE for zoom in (pairs.zoom, pairs.other_zoom))
     peaks, shifts = find_shifts(outlines(one, zooms), outlines(other, other_zooms))
-    alike = peaks.max(axis=1, initial=0) > LEAST_PEAK
+    correlations = np.full(len(pairs), -1.0)
 
-    def matches(m: int) -> bool:
+    def correlate(m: int) -> float:
+        best = -1.0
         for k in np.argsort(-peaks[m])[:2]:
-            transform = start_of(zooms[m], shifts[m, k], other_zooms[m])
-            if peaks[m, k] > LEAST_PEAK and align(one[m], orient(other[m], k), transform) > least:
-                return True
-        return False
+            if peaks[m, k] > LEAST_PEAK and best <= LEAST_DETAILS[-1]:
+                transform = start_of(zooms[m], shifts[m, k], other_zooms[m])
+                best = max(best, align(one[m], orient(other[m], k), transform))
+        return best
 
+    near = np.flatnonzero(peaks.max(axis=1, initial=0) > LEAST_PEAK)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # cv2 lets other threads run
-        alike[alike] = [*pool.map(matches, np.flatnonzero(alike))]
-    return alike
+        correlations[near] = [*pool.map(correlate, near)]
+    return correlations
 
 
 def start_of(margin: float, shift: np.ndarray, other_margin: float) -> np.ndarray:
