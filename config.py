@@ -50,6 +50,8 @@ Positive = Annotated[float, Field(gt=0)]
 Scale = Annotated[float, Field(gt=0, le=16)]
 Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
 FORMER_KEYS = {'schedule': 'lr_schedule'}  # older configs and checkpoints have these names
+VIEW_KEYS = ('tta_flips', 'tta_rotations', 'tta_scales')
+PREDICTION_KEYS = (*VIEW_KEYS, 'window', 'downsample')  # what a prediction depends on besides its model
 
 
 class ExtraData(BaseModel):

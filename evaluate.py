@@ -45,7 +45,7 @@ from utils.cli import ArgumentParser, add_config_arguments, at_least, next_line,
 from utils.errors import DONE, BadInput, plural
 from utils.files import write_whole
 from utils.progress import progress
-from voting.origin import read_origin, refuse_outdated
+from voting.origin import read_photos, refuse_outdated
 
 SMALL = 0.01  # difference that compare plans seeds for
 Bar = Callable[..., Iterable[str]]  # takes image ids and yields them; with the path of their CSV for folds
@@ -366,8 +366,7 @@ def read_run(path: Path, coco: CocoSet, folds: Sequence[int] | None) -> Run:
     confusions = read_fold_confusions(csvs, coco, lambda ids, path: progress(ids, 'count', 'photo'))
     image_ids, parts = [], []
     for csv, fold in zip(csvs, confusions, strict=True):
-        origin = read_origin(csv)
-        known = origin.photos if origin and origin.photos else {}
+        known = read_photos([csv])
         image_ids += fold.image_ids
         parts += [known.get(image_id, (fold_of(csv.parent), None)) for image_id in fold.image_ids]
     counts = np.concatenate([fold.counts for fold in confusions])

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from config import Competition, Config, fold_files, fold_of, load_config
+from config import PREDICTION_KEYS, VIEW_KEYS, Competition, Config, fold_files, load_config
 from utils.cli import (
     ArgumentParser,
     add_config_arguments,
@@ -73,16 +73,16 @@ def read_arguments(argv: list[str] | None = None) -> tuple[Config, Namespace]:
 def is_made(cfg: Config, args: Namespace) -> bool:
     """Tell whether the CSVs and probabilities are there that these arguments ask for. Raises BadInput."""
     from data.folds import folds_path
+    from submission import probs_path
     from voting.origin import is_current
     from voting.thresholds import HISTOGRAMS
 
-    beside = [f'{args.split}_probs.npy'] if args.save_probs else []
-    if cfg.competition.is_multilabel and args.split == 'oof':
-        beside.append(HISTOGRAMS)
+    has_histograms = cfg.competition.is_multilabel and args.split == 'oof'
     if args.split == 'oof' and not folds_path(cfg).exists():
         return False
     for csv, checkpoints in plan_csvs(cfg, args.fold, args.split).items():
-        if not all(csv.with_name(name).exists() for name in beside):
+        beside = [probs_path(csv)] * args.save_probs + [csv.with_name(HISTOGRAMS)] * has_histograms
+        if not all(path.exists() for path in beside):
             return False
         if not is_current(csv, checkpoints, prediction_settings(cfg, csv, not args.no_tta)):
             return False
@@ -101,22 +101,19 @@ def prediction_settings(cfg: Config, csv: Path, tta: bool) -> dict[str, Any]:
     from data.folds import folds_path
     from data.layout import annotation_files
     from voting.origin import content_hash
-    from voting.thresholds import read_thresholds
+    from voting.thresholds import thresholds_of
 
-    is_oof, folder, num_classes = csv.stem == 'oof', cfg.output_dir / cfg.name, len(cfg.classes)
+    is_oof = csv.stem == 'oof'
     files = annotation_files(cfg.data_root, 'train' if is_oof else 'test')
     views = cfg if tta else Config()
-    settings = {key: getattr(views, key) for key in ('tta_flips', 'tta_rotations', 'tta_scales')}
-    settings |= {'window': cfg.window, 'downsample': cfg.downsample}
+    settings = {key: getattr(views if key in VIEW_KEYS else cfg, key) for key in PREDICTION_KEYS}
     changed = {'mode': 'json', 'exclude_defaults': True, 'exclude': {'group'}}
     settings['competition'] = cfg.competition.model_dump(**changed)
     settings['data'] = [*map(content_hash, files)]
     if is_oof:
         settings['folds'] = content_hash(folds_path(cfg))
     if cfg.competition.is_multilabel:
-        fold = fold_of(csv.parent)
-        folds = [None] if not is_oof else range(cfg.folds) if fold is None else [fold]
-        settings['thresholds'] = [read_thresholds(folder, num_classes, k) for k in folds]
+        settings['thresholds'] = thresholds_of(csv, cfg.folds, len(cfg.classes))
     return settings
 
 

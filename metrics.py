@@ -99,6 +99,11 @@ class Interval:
     def __str__(self) -> str:
         return f'{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]'
 
+    @property
+    def signed(self) -> str:
+        """The text of a difference, as in '+0.0159 [+0.0062, +0.0281]'."""
+        return f'{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]'
+
 
 @dataclass(frozen=True)
 class SeedInterval(Interval):

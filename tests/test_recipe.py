@@ -113,9 +113,13 @@ def overconfident(seed, pixels=20_000, temperature=2.0):
     return sharp / sharp.sum(1, keepdims=True), honest, truth
 
 
+def as_bytes(probs):
+    return np.rint(255 * probs).astype(np.uint8)
+
+
 def test_the_temperature_is_found_and_lowers_the_error():
     sharp, honest, truth = overconfident(0)
-    assert fit_temperature(sharp, truth) == pytest.approx(2.0, rel=0.1)
+    assert fit_temperature(as_bytes(sharp), truth) == pytest.approx(2.0, rel=0.1)
     assert calibration_error(honest, truth) < 0.02 < 0.08 < calibration_error(sharp, truth)
     assert log_loss(apply_temperature(sharp, 2.0, 1), truth) < log_loss(sharp, truth)
 
@@ -153,7 +157,7 @@ def test_impossible_classes_stay_impossible():
     probs = np.array([[0.9, 0.1, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
     for array in (probs, torch.from_numpy(probs)):
         np.testing.assert_allclose(apply_temperature(array, 2.0, 1), [[0.75, 0.25, 0, 0], [1, 0, 0, 0]])
-    assert fit_temperature(probs, np.array([2, 0])) == 1.0  # nothing tells
+    assert fit_temperature(as_bytes(probs), np.array([2, 0])) == 1.0  # nothing tells
 
 
 def test_calibration_error_by_hand():

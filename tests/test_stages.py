@@ -1,5 +1,6 @@
 """Test stages that are stopped at any moment, that run twice at once, or that run out of disk space."""
 
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ import train
 from config import Config, dump_config
 from data.cache import open_cache
 from utils.files import lock
+from voting.origin import list_faults
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ('cache', 'masks', 'demo', 'infer', 'ensemble')
@@ -63,14 +65,20 @@ def stage(name: str, trained: Config, folder: Path) -> tuple:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """Read the results in a folder: all files but logs, files with their times, and names with a dot."""
+    """Read the results in a folder: all files but logs, meta.json with its times, and names with a dot; of an
+    origin.json all but the command and what a prediction adds at its end, with the time of its CSV.
+    """
     paths = {path.relative_to(folder): path for path in folder.rglob('*') if path.is_file()}
-    left_out = ('log.txt', 'meta.json', 'oof.origin.json', 'test.origin.json')
-    return {
+    left_out = ('log.txt', 'meta.json')
+    results = {
         str(name): path.read_bytes()
         for name, path in paths.items()
         if name.name not in left_out and not any(part.startswith('.') for part in name.parts)
     }
+    for name, content in results.items():
+        if name.endswith('.origin.json'):
+            results[name] = json.dumps(json.loads(content) | {'csv': None, 'command': None}).encode()
+    return results
 
 
 @pytest.mark.parametrize('name', STAGES)
@@ -96,6 +104,7 @@ def test_stopped_at_random_moments(name, trained, tmp_path):
             shutil.rmtree(other)
     assert ended(start(typed, *stage(name, trained, other))) == [0]
     assert files_in(other) == whole and not list(other.rglob('.*.partial'))
+    assert not [*list_faults(other.rglob('*.csv'))]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from queue import SimpleQueue
 from threading import Lock
 
 import evaluate
-from config import FORMER_KEYS, Config, load_config
+from config import FORMER_KEYS, PREDICTION_KEYS, Config, load_config
 from engine.runs import check_run, read_metrics
 from utils.cli import MAX_SEED, ArgumentParser, at_least, parse_fold, run_script
 from utils.errors import BAD_INPUT, DONE, INTERRUPTED, BadInput, CheckFailed, Interrupted, plural
@@ -44,7 +44,6 @@ from utils.log import say
 PLACES = ('data_root', 'cache_dir', 'output_dir', 'folds_csv', 'name', 'workers', 'device', 'tracker')
 PLACES += ('checkpoint_minutes', 'infer_batch_size')
 COMMON = (*PLACES, 'folds', 'competition', 'classes')  # both sides have the same photos and folds
-PREDICTION = {'tta_flips', 'tta_rotations', 'tta_scales', 'window', 'downsample'}  # no training for a change
 LONGEST = 100  # characters of the part of a name that says the changes
 
 
@@ -132,7 +131,7 @@ def make_recipes(path: Path, cfg: Config, common: Sequence[str], changes: Sequen
             raise BadInput(f'{change}: is for pseudo.py, which is not run here, and changes nothing')
         if getattr(cfg, key) == getattr(changed, key):
             raise BadInput(f'{change}: is what {path} has; expected a change')
-    is_trained = not set(keys) <= PREDICTION
+    is_trained = not set(keys) <= {*PREDICTION_KEYS}
     name = name_changes(base.name, changes)
     return [base, Recipe(path, (*common, *changes), name, is_trained)]
 

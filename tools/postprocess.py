@@ -194,7 +194,7 @@ def search(csvs: Sequence[Path], data: Path, competition: Competition) -> tuple[
         print('--one-class probs was not tried: there is not a *_probs.npy beside each CSV')
     print(f'best in sample: {choices[best]}: {metric.interval(choice_counts[:, best])}')
     print(f'chosen on the other parts, out of sample: {metric.interval(out_of_sample)}')
-    print(f'gain {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], {AGAIN}')
+    print(f'gain {gain.signed}, {AGAIN}')
     if gain.low > 0:
         print(f'it helps: python -m tools.postprocess apply CSV {choices[best]} --out CSV')
     else:

@@ -128,7 +128,7 @@ def main(cfg: Config, fold: int | None) -> ViewSet:
     search = Search([range(len(sets))], [plain])
     gain = search_gain(tally.counts, tally.parts, metric, search, tally.scenes)
     print(f'chosen on the other parts, out of sample: {metric.label} {metric.interval(out_of_sample)}')
-    print(f'above the photo alone by {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], {AGAIN}')
+    print(f'above the photo alone by {gain.signed}, {AGAIN}')
     if gain.low > 0:
         print(f'use --set {sets[best]}')
         return sets[best]
@@ -251,8 +251,7 @@ def format_table(
         gain = metric.paired_interval(tally.counts[:, number], tally.counts[:, plain])
         score = metric.score(tally.counts[:, number])
         times = f'{cost[number] / cost[plain]:.1f}x'
-        gain_text = f'{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]'
-        lines.append(f'{times:>6}  {score:<{width}.4f}  {gain_text}  {sets[number]}')
+        lines.append(f'{times:>6}  {score:<{width}.4f}  {gain.signed}  {sets[number]}')
     lines.append(f'{len(sets)} sets of views, {1000 * cost[plain]:.0f} ms a photo alone; scores in sample')
     return '\n'.join(lines)
 

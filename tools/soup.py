@@ -177,8 +177,7 @@ def make_soup(paths: list[Path], states: list[State], scorer: FoldScorer) -> Sou
     log.info(f'soup of {len(chosen)} of {len(paths)}: {score}, chosen on these photos')
     if len(chosen) > 1:
         gain = metric.paired_interval(soup.counts, singles[best].counts)
-        bounds = f'{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]'
-        log.info(f'the soup against its best checkpoint: {bounds}: {verdict(gain, len(soup.counts))}')
+        log.info(f'the soup against its best checkpoint: {gain.signed}: {verdict(gain, len(soup.counts))}')
     return Soup([paths[n] for n in chosen], soup)
 
 

@@ -58,13 +58,12 @@ def log_loss(probs: np.ndarray, truth: np.ndarray) -> float:
     return float(-np.log(np.maximum(probs[np.arange(len(truth)), truth], FLOOR)).mean())
 
 
-def fit_temperature(probs: np.ndarray, truth: np.ndarray) -> float:
-    """Find the temperature of (N, K) probabilities, as they are stored in bytes, that makes the (N,) true
-    classes likeliest; 1 without any pixel that tells.
+def fit_temperature(stored: np.ndarray, truth: np.ndarray) -> float:
+    """Find the temperature of (N, K) uint8 probabilities that makes the (N,) true classes likeliest; 1
+    without any pixel that tells.
     """
     from scipy.optimize import minimize_scalar  # slow to import, and only a calibration needs it
 
-    stored = np.rint(255 * probs).astype(np.uint8)
     rows = np.flatnonzero((stored[np.arange(len(truth)), truth] > 0) & (np.count_nonzero(stored, axis=1) > 1))
     if not len(rows):
         return 1.0
@@ -131,17 +130,17 @@ def calibrate(samples: Iterable[OofSample], num_models: int) -> list[Calibration
 
 def calibrate_pixels(stored: np.ndarray, truth: np.ndarray, part: np.ndarray) -> Calibration:
     """Fit one model's temperature on (N, K) uint8 probabilities, (N,) true classes and (N,) parts."""
-    raw = stored.astype(np.float32) / 255
-    probs = raw / raw.sum(1, keepdims=True)
+    probs = stored.astype(np.float32) / 255
+    probs /= probs.sum(1, keepdims=True)
     calibrated = probs.copy()
     temperatures = []
     for number in range(int(part.max()) + 1):
         inside = part == number
-        temperatures.append(fit_temperature(raw[~inside], truth[~inside]))
+        temperatures.append(fit_temperature(stored[~inside], truth[~inside]))
         calibrated[inside] = apply_temperature(probs[inside], temperatures[-1], 1)
     before, after = calibration_error(probs, truth), calibration_error(calibrated, truth)
     helps = after < before and log_loss(calibrated, truth) < log_loss(probs, truth)
-    return Calibration(fit_temperature(raw, truth), tuple(temperatures), before, after, helps)
+    return Calibration(fit_temperature(stored, truth), tuple(temperatures), before, after, helps)
 
 
 def write_calibration(folder: Path, calibration: Calibration, fitted: dict[str, Any]) -> Path:

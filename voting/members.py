@@ -21,7 +21,7 @@ from utils.errors import BadInput
 from utils.progress import progress
 from utils.ragged import Ragged
 from voting.choices import split_evenly
-from voting.origin import content_hash, read_origin, refuse_outdated
+from voting.origin import content_hash, read_origin, read_photos, refuse_outdated
 
 PARTS = 5  # into which the photos of a single fold are split, so that weights can be chosen without one part
 
@@ -211,8 +211,7 @@ def find_places(
     """
     image_ids = [*sources[0]]
     for source in sources:
-        origins = [read_origin(path) for path in {file.reader.path: None for file in source.values()}]
-        places = {key: value for origin in origins if origin for key, value in (origin.photos or {}).items()}
+        places = read_photos(dict.fromkeys(file.reader.path for file in source.values()))
         if places.keys() >= source.keys():
             return {image_id: places[image_id] for image_id in image_ids}
     scenes = [None] * len(image_ids)

@@ -24,6 +24,8 @@ from utils.errors import BadInput
 from utils.files import file_hash, write_text
 from utils.json_files import read_bytes
 
+DESCRIBED = {'bytes', 'modified', 'sha256'}  # keys of describe_file
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -120,7 +122,7 @@ def read_origin(csv: Path) -> Origin | None:
     try:
         origin = Origin(**json.loads(read_bytes(path)))
         texts = [*origin.checkpoints.keys(), *origin.checkpoints.values(), origin.command]
-        if not all(isinstance(text, str) for text in texts) or origin.csv.keys() not in KEYS:
+        if not all(isinstance(text, str) for text in texts) or {*origin.csv} not in (set(), DESCRIBED):
             raise ValueError('not the values that write_origin writes')
         for fold, scene in (origin.photos or {}).values():
             if not isinstance(fold, int) or not isinstance(scene, int | None):
@@ -132,7 +134,12 @@ def read_origin(csv: Path) -> Origin | None:
     return origin
 
 
-KEYS = ({}.keys(), {'bytes': 0, 'modified': 0, 'sha256': ''}.keys())
+def read_photos(csvs: Iterable[Path]) -> dict[str, list]:
+    """Return the fold and the scene of each photo, by image id, as far as they are known of oof.csv files.
+    Raises BadInput.
+    """
+    origins = filter(None, map(read_origin, csvs))
+    return {image_id: place for origin in origins for image_id, place in (origin.photos or {}).items()}
 
 
 def fault_of(csv: Path) -> str:

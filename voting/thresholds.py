@@ -42,7 +42,7 @@ from voting.choices import (
     split_evenly,
 )
 from voting.members import PARTS, split_parts
-from voting.origin import fitted_on, read_origin, refuse_outdated, refuse_outdated_fit
+from voting.origin import fitted_on, read_origin, read_photos, refuse_outdated, refuse_outdated_fit
 
 FILE = 'thresholds.yaml'
 HISTOGRAMS = 'oof_histograms.npy'  # beside oof.csv, with its rows: (n, K, 2, 256) HISTOGRAM_TYPE
@@ -163,8 +163,7 @@ def split_rows(paths: Sequence[Path], rows: Sequence[int]) -> tuple[np.ndarray, 
     """Return the part and the scene of each row of oof_histograms.npy files: those of its photo, or where
     nothing is known of the photos, its file, or a stretch of the only one, and no scenes. Raises BadInput.
     """
-    origins = [read_origin(path.with_name('oof.csv')) for path in paths]
-    places = [(origin.photos or {}) if origin else {} for origin in origins]
+    places = [read_photos([path.with_name('oof.csv')]) for path in paths]
     if [*map(len, places)] == [*rows]:
         merged = {key: place for one in places for key, place in one.items()}
         scene = number_scenes([scene for _, scene in merged.values()])
@@ -190,8 +189,7 @@ def format_thresholds(chosen: Thresholds, classes: Sequence[str]) -> str:
     lines = [
         f'at 0.5: {metric.label} {metric.interval(before)} on {before.shape[0]} photos',
         f'at thresholds chosen on the other parts, out of sample: {metric.interval(after)}',
-        f'gain {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], {AGAIN}; '
-        f'{"used" if chosen.helps else "not used"}',
+        f'gain {gain.signed}, {AGAIN}; {"used" if chosen.helps else "not used"}',
         f'{"class":<{width}}  threshold  {metric.class_label} at 0.5  out of sample',
     ]
     columns = len(metric.class_label) + len(' at 0.5')
@@ -263,12 +261,21 @@ def list_outdated(csvs: Iterable[Path], num_classes: int) -> str:
 
 def has_other_thresholds(csv: Path, num_classes: int) -> bool:
     """Tell whether infer.py would make a CSV with other thresholds now; not of a CSV that it did not make."""
-    origin, fold = read_origin(csv), fold_of(csv.parent)
+    origin = read_origin(csv)
     if origin is None or 'thresholds' not in origin.settings:
         return False
-    folder, made_with = csv.parent if fold is None else csv.parent.parent, origin.settings['thresholds']
-    folds = [None] if csv.stem != 'oof' else range(len(made_with)) if fold is None else [fold]
-    return made_with != [read_thresholds(folder, num_classes, k) for k in folds]
+    made_with = origin.settings['thresholds']
+    return made_with != thresholds_of(csv, len(made_with), num_classes)
+
+
+def thresholds_of(csv: Path, folds: int, num_classes: int) -> list[list[float]]:
+    """Read the thresholds that a CSV in a run folder is made with: those chosen on all photos; of an oof.csv
+    those chosen without its fold, or, if it is of so many folds, without each. Raises BadInput.
+    """
+    fold = fold_of(csv.parent)
+    folder = csv.parent if fold is None else csv.parent.parent
+    without = [None] if csv.stem != 'oof' else range(folds) if fold is None else [fold]
+    return [read_thresholds(folder, num_classes, k) for k in without]
 
 
 def parse_thresholds(row: Any, num_classes: int) -> list[float]:
