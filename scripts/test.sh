@@ -16,5 +16,6 @@ fi
 for script in scripts/*.sh; do bash -n "$script"; done
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/ty check --quiet
 # one process per core; each needs about a gigabyte
 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal "${tests[@]}" "$@"
