@@ -5,7 +5,7 @@
     python viz.py report --name convnext            # output/convnext/report.html, one file to mail
     python viz.py suspects --name convnext          # output/convnext/suspects/: labels to look at again
     python viz.py augment --cfg configs/convnext.yaml --out augment.png     # what the model sees in training
-    python viz.py app --port 8501                   # http://127.0.0.1:8501: runs, photos, and sorting
+    python viz.py app --port 8501                   # in a browser: runs, photos, and sorting
     python viz.py app --data input/demo --labels input/demo/test_labels.json   # test photos with their truth
 
 Give --cfg FILE.yaml for another data set: its classes and its data_root are used.
@@ -13,11 +13,9 @@ Give --cfg FILE.yaml for another data set: its classes and its data_root are use
 
 import argparse
 import importlib.util
-import os
+import re
 import socket
-import sys
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
@@ -28,10 +26,10 @@ from evaluate import read_truth
 from submission import competition_and_data, metric_of
 from utils.cli import MAX_SEED, ArgumentParser, Commands, add_config_arguments, at_least, run_script
 from utils.errors import DONE, BadInput, one_line
+from utils.files import refuse_inside
+from utils.palette import PALETTES
 from utils.plotting import comparison_row, score_note, sheet, write_png
 from viewer.uploads import MAX_MEGABYTES
-
-APP = Path(__file__).parent / 'viewer/app.py'
 
 
 def command(argv: list[str] | None = None) -> int:
@@ -53,6 +51,8 @@ def add_pictures(commands: Commands) -> None:
     parser.add_argument('--split', choices=['test', 'train'], default='test', help='which photos')
     add_labels_argument(parser)
     add_draw_arguments(parser)
+    doc = "of the classes: distinct to every eye, or the home contest's own"
+    parser.add_argument('--colours', choices=list(PALETTES), default='distinct', help=doc)
     add_config_arguments(parser, required=False)
 
 
@@ -77,6 +77,9 @@ def add_augment(commands: Commands) -> None:
 def add_app(commands: Commands) -> None:
     parser = commands.add_parser('app', 'Show runs, photos with their predictions, and sorting in a browser.')
     parser.add_argument('--port', type=int, default=8501, help='port on this machine')
+    other = 'another name, as the browser shows it, under which a proxy leads to the app'
+    parser.add_argument('--allow-host', nargs='+', action='extend', default=[], type=host_name, help=other)
+    parser.add_argument('--open', action='store_true', help='open it in the browser')
     parser.add_argument('--data', type=Path, help='data root; by default that of --cfg, or input/data')
     add_labels_argument(parser)
     add_output_argument(parser)
@@ -121,8 +124,10 @@ def augment(args: argparse.Namespace) -> None:
 
 def pictures(args: argparse.Namespace) -> None:
     """Write a sheet of args.count photos that the CSV has, chosen by the seed. Raises BadInput."""
+    refuse_inside(args.out, [args.csv, args.labels])
     competition, data = competition_and_data(args)
     coco, classes = read_coco(data, args.split, competition), competition.classes
+    palette = PALETTES[args.colours]
     truth_photos = coco.photos if args.split == 'train' else ()
     if args.labels is not None:
         truth_photos = read_truth(args.labels, competition).photos
@@ -142,14 +147,14 @@ def pictures(args: argparse.Namespace) -> None:
             if truths:
                 truth = scored_truth(truths[photo.file_name], competition)
                 note = score_note(metric.label, metric.of_image(truth, pred, len(classes)))
-            rows.append(comparison_row(photo.file_name, read_photo(coco, photo), truth, pred, note))
+            rows.append(comparison_row(photo.file_name, read_photo(coco, photo), truth, pred, note, palette))
     headings = ['photo', 'truth', 'prediction'] if truths else ['photo', 'prediction']
-    write_png(args.out, sheet(rows, headings, classes, groups=2 if truths else 3), step=8)
+    write_png(args.out, sheet(rows, headings, classes, groups=2 if truths else 3, palette=palette), step=8)
     print(f'wrote {args.out}: {len(rows)} photos of {args.csv}')
 
 
-def start_app(args: argparse.Namespace) -> NoReturn:
-    """Become the server of viewer/app.py, which answers this machine alone. Raises BadInput."""
+def start_app(args: argparse.Namespace) -> None:
+    """Serve viewer/app.py, which answers this machine alone, until a signal ends it. Raises BadInput."""
     competition, data = competition_and_data(args)
     if args.labels is not None:
         read_truth(args.labels, competition)  # so that an error is told here, not on the page
@@ -162,24 +167,27 @@ def start_app(args: argparse.Namespace) -> NoReturn:
             probe.bind(('127.0.0.1', args.port))
     except (OSError, OverflowError) as error:
         raise BadInput(f'--port {args.port}: cannot be used: {one_line(error)}; try another port') from None
-    settings = {
-        'server.address': '127.0.0.1',
-        'server.port': args.port,
-        'server.headless': 'true',
+    from viewer.guard import serve
+
+    options = {
+        'server.headless': True,
         'server.fileWatcherType': 'none',
         'server.maxUploadSize': MAX_MEGABYTES,
-        'browser.gatherUsageStats': 'false',
+        'browser.gatherUsageStats': False,
         'client.toolbarMode': 'minimal',
     }
-    options = [word for key, value in settings.items() for word in (f'--{key}', str(value))]
-    values = ['--data', str(data), '--output', str(args.output)]
-    values += ['--cfg', str(args.cfg)] if args.cfg else []
-    values += ['--labels', str(args.labels)] if args.labels else []
-    values += ['--set', *args.set] if args.set else []
-    print(f'http://127.0.0.1:{args.port}  (Ctrl-C ends it)', flush=True)
-    root = str(APP.parents[1])  # Streamlit puts the folder of app.py first on the path
-    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH'))))
-    os.execv(sys.executable, [sys.executable, '-m', 'streamlit', 'run', str(APP), *options, '--', *values])
+    words = ['--data', str(data), '--output', str(args.output)]
+    words += ['--cfg', str(args.cfg)] if args.cfg else []
+    words += ['--labels', str(args.labels)] if args.labels else []
+    words += ['--set', *args.set] if args.set else []
+    serve(words, args.port, args.allow_host, options, args.open)
+
+
+def host_name(text: str) -> str:
+    """Convert the text of --allow-host: the name, and the port if any, as a browser's address has them."""
+    if not re.fullmatch(r'([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?', text, re.ASCII | re.IGNORECASE):
+        raise argparse.ArgumentTypeError(f'found {text[:40]!r}, expected NAME or NAME:PORT')
+    return text
 
 
 if __name__ == '__main__':

@@ -1,14 +1,15 @@
 """The app without a browser: its pages, what they count and keep, photos that are sent, pieces and bins."""
 
+import base64
 import io
 import json
 import os
+import re
 import shutil
 import time
 from fractions import Fraction
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from conftest import write_csv
@@ -16,12 +17,14 @@ from PIL import Image
 
 import evaluate
 from config import CLASSES, HOME, Competition, dump_config, make_config
-from data.coco import CocoSet, draw_mask, read_coco, read_labels
+from data.coco import CocoSet, draw_mask, read_coco, read_labels, read_photo
+from engine.pieces import Piece
 from evaluate import read_confusions
 from metrics import Metric, confusion_matrix, image_counts, iou_of_counts
 from submission import downsample_mask
 from utils.errors import BadInput
 from utils.id_csv import IdReader
+from utils.palette import PALETTE
 from viewer.uploads import MAX_MEGABYTES, MAX_SIDE, read_upload
 from voting.hard import member_table, vote
 from voting.members import find_members
@@ -29,7 +32,7 @@ from voting.origin import Origin, write_origin
 from voting.recipe import Recipe, write_recipe
 
 testing = pytest.importorskip('streamlit.testing.v1')
-from viewer import app_data, page_photos, page_sorting  # noqa: E402 - with streamlit
+from viewer import app_data, page_photos, page_runs, page_sorting  # noqa: E402 - with streamlit
 
 
 def make_output(data: Path, output: Path) -> Path:
@@ -73,9 +76,11 @@ def show_page(page, data, output, competition, options):
     import_module(page).page(Path(data), Path(output), competition, **options)
 
 
-def open_page(page, data, output, competition=HOME, **options):
+def open_page(page, data, output, competition=HOME, query=(), **options):
     args = (page, str(data), str(output), competition, options)
-    return testing.AppTest.from_function(show_page, args=args, default_timeout=30).run()
+    test = testing.AppTest.from_function(show_page, args=args, default_timeout=30)
+    test.query_params.update(query)
+    return test.run()
 
 
 @pytest.fixture
@@ -83,25 +88,44 @@ def photos(shapes, output):
     return open_page('viewer.page_photos', shapes, output)
 
 
+def components(page, name: str) -> list:
+    """What the components of a name are given."""
+    found = page.get('bidi_component')
+    return [json.loads(one.proto.json) for one in found if one.proto.component_name == name]
+
+
+def grid(page) -> list[str]:
+    """The file names in the grid, in order."""
+    (body,) = components(page, 'links')
+    return re.findall(r'<a href="[^"]*" title="([^"]*)"', body)
+
+
+def show(page, number: int):
+    """Show a photo as its address does."""
+    page.query_params['photo'] = f'batch_01/{number:04d}.jpg'
+    return page.run()
+
+
 def tables(page) -> list[list[list[str]]]:
-    """The cells of the HTML tables on a page."""
+    """The cells of the HTML tables on a page but the confusion matrix, links as their texts."""
+    bodies = [one.proto.body for one in page.get('html')] + [
+        body for body in components(page, 'links') if 'class="confusion"' not in body
+    ]
     found = []
-    for element in page.get('html'):
-        for table in element.proto.body.split('<table>')[1:]:
-            rows = table.split('</table>')[0].replace('<tr class="total">', '<tr>').split('<tr>')[1:]
-            cells = [row.replace('<th>', '<td>').replace('</th>', '</td>').split('<td>')[1:] for row in rows]
-            found.append(
-                [[cell.removesuffix('</tr>').removesuffix('</td>') for cell in row] for row in cells]
-            )
+    for table in (
+        table for body in bodies for table in re.findall('<table(?: class="sortable")?>(.*?)</table>', body)
+    ):
+        rows = re.findall('<tr[^>]*>(.*?)</tr>', table)
+        cells = [re.findall('<t[dh](?: scope="col")?>(.*?)</t[dh]>', row) for row in rows]
+        found.append([[re.sub('</?a[^>]*>', '', cell) for cell in row] for row in cells])
     return found
 
 
 def where(page) -> tuple[int, str]:
-    """Number and file name of the photo that is shown; both widgets have to agree."""
-    names = next(box for box in page.selectbox if box.label == 'File name')
-    number = page.number_input[0].value
-    assert names.options.index(names.value) == number - 1
-    return number, names.value
+    """The number and the name of the photo that is shown; its address and all views are of it."""
+    (views,) = components(page, 'photo_views')
+    assert views['name'] == page.query_params['photo']
+    return page.number_input(key='number').value, views['name']
 
 
 # --- the first page -----------------------------------------------------------------------------------------
@@ -121,6 +145,11 @@ def test_first_page_says_how_the_runs_stand(shapes, output, train):
     low, high = map(float, runs[2][7].split(' to '))
     assert low < float(expected) < high
     assert ious[5][:3] == ['Metal', f'{iou_of_counts(*image_counts(counts))[4]:.4f}', '0.0000']
+    cells = re.findall(r'<td class="([a-z ]*)"[^>]*><a href="([^"]*)"', components(page, 'links')[2])
+    addresses = {address: kind for kind, address in cells}
+    assert addresses['photos?runs=second&amp;class=Metal&amp;predicted=Background'] == 'wrong strong'
+    assert 'photos?runs=second&amp;class=Metal&amp;predicted=Metal' not in addresses  # seen nowhere
+    assert 'photos?runs=run&amp;class=Metal&amp;order=lowest+score' in components(page, 'links')[1]
     assert 'ensemble.yaml yet: python ensemble.py' in page.caption[2].value.replace('\\', '')
 
 
@@ -161,7 +190,7 @@ def test_first_page_scores_the_ensemble(shapes, output, train, tmp_path):
     page = open_page('viewer.page_runs', shapes, tmp_path / 'o')
     assert [row[1] for row in tables(page)[1]] == ['weight', '2', '2', '1', '1']
     page.button(key='score-ensemble').click().run()
-    scores, by_class = tables(page)[2:4]
+    scores, by_class = tables(page)[2:4]  # before the classes, which are links
     assert [row[:2] for row in scores[1:]] == [['run', '4'], ['second', '2'], ['hard vote', '']]
     assert scores[1][2] == scores[3][2] < scores[2][2]  # the first outvotes the second, which is better
     by_class = {row[0]: row for row in by_class}
@@ -175,27 +204,87 @@ def test_first_page_scores_the_ensemble(shapes, output, train, tmp_path):
 
 def test_photos_go_forward_back_and_anywhere(photos):
     page = photos
-    assert not page.exception and where(page) == (1, 'batch_01/0000.jpg')
+    names = [f'batch_01/{n:04d}.jpg' for n in range(24)]
+    assert not page.exception and grid(page) == names and 'photo' not in page.query_params
+    show(page, 0)
+    assert where(page) == (1, names[0])
     assert page.button(key='previous').disabled and not page.button(key='next').disabled
     page.button(key='next').click().run()
     page.button(key='next').click().run()
-    assert where(page) == (3, 'batch_01/0002.jpg')
+    assert where(page) == (3, names[2])
     page.button(key='previous').click().run()
-    assert where(page) == (2, 'batch_01/0001.jpg')
-    page.number_input[0].set_value(24).run()
-    assert where(page) == (24, 'batch_01/0023.jpg') and page.button(key='next').disabled
-    page.selectbox(key='name-train').set_value('batch_01/0009.jpg').run()
-    assert where(page) == (10, 'batch_01/0009.jpg')
+    assert where(page) == (2, names[1])
+    page.number_input(key='number').set_value(24).run()
+    assert where(page) == (24, names[23]) and page.button(key='next').disabled
+    page.button(key='grid-button').click().run()
+    assert grid(page) == names
+    show(page, 9)
     page.segmented_control(key='split').set_value('test').run()
-    assert not page.exception and where(page) == (1, 'batch_01/0024.jpg')
+    assert not page.exception and grid(page) == [f'batch_01/{n:04d}.jpg' for n in range(24, 30)]
     assert page.multiselect[0].options[0] == 'submission.csv' and not tables(page)
-    page.segmented_control(key='split').set_value('train').run()
-    assert where(page) == (10, 'batch_01/0009.jpg')  # where it was left
+
+
+def test_pages_of_the_grid_and_the_way_back_to_them(photos, monkeypatch):
+    monkeypatch.setattr(page_photos, 'PER_PAGE', 10)
+    page = photos.run()
+    assert [name[-6:-4] for name in grid(page)] == [f'{n:02d}' for n in range(10)]
+    assert page.button(key='previous').disabled
+    page.button(key='next').click().run()
+    page.button(key='next').click().run()
+    assert len(grid(page)) == 4 and page.button(key='next').disabled and page.session_state.page == 3
+    assert '21 to 24' in page.caption[0].value.replace('\\', '')
+    show(page, 12)
+    page.button(key='grid-button').click().run()
+    assert 'batch_01/0012.jpg' in grid(page) and page.session_state.page == 2
+    page.selectbox(key='fold').set_value(1).run()  # other photos: from the first page
+    assert page.session_state.page == 1 and grid(page)[0] == 'batch_01/0001.jpg'
+
+
+def test_an_address_of_another_photo_than_the_chosen_or_of_none(photos):
+    page = photos
+    page.selectbox(key='fold').set_value(1).run()
+    show(page, 2)  # of fold 0
+    assert 'not among the chosen' in page.caption[0].value and components(page, 'photo_views')
+    page.button(key='next').click().run()
+    assert where(page) == (1, 'batch_01/0001.jpg')
+    page.query_params['photo'] = '<i>nowhere'
+    page.run()
+    said = page.error[0].value if page.error else str(page.exception[0].message)
+    assert "has no train photo '<i>nowhere'; G shows the grid" in said.replace('\\', '')
+    page.button(key='grid-button').click().run()
+    assert len(grid(page)) == 12
+
+
+def test_thumbnails_show_masks(photos):
+    pictures = {}
+    for layer in ('photo', 'truth', 'run'):
+        page = photos.selectbox(key='layer').set_value(layer).run()
+        pictures[layer] = re.findall('src="([^"]*)"', components(page, 'links')[0])
+        assert len(pictures[layer]) == 24 and not page.exception
+    same = [a == b for a, b in zip(pictures['truth'], pictures['run'], strict=True)]
+    assert not set(pictures['photo']) & set(pictures['truth'])
+    assert all(same[::2]) and not all(same[1::2])  # fold 1 took metal for glass
+    pictures['contest'] = photos.selectbox(key='colours').set_value('contest').run()
+    assert re.findall('src="([^"]*)"', components(photos, 'links')[0]) != pictures['run']
+
+
+def test_photos_that_vanish_are_told_in_a_line(shapes, output, tmp_path):
+    shutil.copytree(shapes, tmp_path / 'set')
+    page = open_page('viewer.page_photos', tmp_path / 'set', output)
+    assert 'missing' not in components(page, 'links')[0]
+    for n in (0, 1):
+        (tmp_path / f'set/batch_01/000{n}.jpg').unlink()
+        body = components(page.run(), 'links')[0]
+        assert body.count('class="missing"') == n + 1 and f'000{n}.jpg: cannot be read' in body
+        assert len(grid(page)) == 24 and not page.exception
+        coco = app_data.load_coco(tmp_path / 'set', 'train', HOME)
+        with pytest.raises(BadInput, match=f'000{n}.jpg: no such image$'):
+            read_photo(coco, coco.photos[n])
 
 
 def test_photo_is_scored(photos, train):
     row = next(row for row in range(1, 24, 2) if (downsample_mask(draw_mask(train.photos[row])) == 4).any())
-    photos.number_input[0].set_value(row + 1).run()
+    show(photos, row)
     table = {cells[0]: cells[1:4] for cells in tables(photos)[0]}
     assert table['IoU in this photo'] == ['run', 'second', 'share of the truth']  # two have no vote
     assert (
@@ -203,44 +292,110 @@ def test_photo_is_scored(photos, train):
     )
 
 
+def decode(url: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(',')[2]))))
+
+
+def test_views_hold_the_masks_their_names_and_colours(photos, train):
+    (data,) = components(show(photos, 3), 'photo_views')
+    truth, run = data['views'][1:3]
+    assert [view['title'] for view in data['views'][:4]] == ['photo', 'truth', 'run', 'second']
+    mask = draw_mask(train.photos[3])
+    assert np.array_equal(decode(truth['mask'])[..., 0], mask) and not decode(truth['mask'])[..., 1:].any()
+    assert np.array_equal(decode(run['mask'])[..., 0], np.where(mask == 4, 5, mask))
+    assert data['visible'] == sorted(set(np.unique([mask, np.where(mask == 4, 5, mask)])) - {0})
+    for k, x, y in truth['labels']:
+        assert mask[int(y * 256), int(x * 256)] == k
+    assert {k for k, _, _ in truth['labels']} == set(np.unique(mask)) - {0}
+    assert data['legend'] == list(range(1, 11)) and '0' not in data['classes']
+    assert data['classes']['4'] == {'name': 'Metal', 'colour': PALETTE[4].tolist()}
+    photos.selectbox(key='colours').set_value('contest').run()
+    (data,) = components(photos, 'photo_views')
+    assert data['classes']['4']['colour'] == [128, 0, 0]
+
+
+def test_regions_that_overlap_are_coded_by_their_sets():
+    planes = np.random.default_rng(0).integers(0, 2, (12, 30, 40), np.uint8)
+    encoded = page_photos.encode_regions(page_photos.regions_of(planes), (30, 40), overlap=True)
+    codes = decode(encoded['mask']).astype(int)
+    codes = codes[..., 0] + 256 * codes[..., 1]
+    assert codes.max() > 256 and len(encoded['sets']) == codes.max() + 1
+    for y, x in np.ndindex(30, 40):
+        assert encoded['sets'][codes[y, x]] == np.flatnonzero(planes[:, y, x]).tolist()
+
+
+def test_names_stand_in_the_largest_objects():
+    regions = {3: np.zeros((100, 100), bool), 255: np.ones((100, 100), bool)}
+    for n in range(5):
+        regions[3][20 * n : 20 * n + 4 + 2 * n, 10:50] = True
+    regions[3][98:, 98:] = True
+    names = page_photos.place_names(regions)
+    assert [k for k, _, _ in names] == [3] * page_photos.NAMES_PER_CLASS
+    assert [round(y, 1) for _, _, y in names] == [0.9, 0.6, 0.4] and names[0][1] > 0.1
+
+
 def test_photos_are_chosen_by_name_class_and_fold(photos, train):
     page = photos
-    page.text_input[0].set_value('/000').run()
-    assert len(page.selectbox(key='name-train').options) == 10
-    page.text_input[0].set_value('').run()
+    page.text_input(key='name').set_value('/000').run()
+    assert len(grid(page)) == 10
+    page.text_input(key='name').set_value('').run()
     page.selectbox(key='fold').set_value(1).run()
-    assert page.selectbox(key='name-train').options == [p.file_name for p in train.photos[1::2]]
+    assert grid(page) == [p.file_name for p in train.photos[1::2]]
     page.selectbox(key='fold').set_value(page_photos.ANY).run()
-    page.selectbox(key='class-train').set_value('Metal').run()
+    page.selectbox(key='class').set_value('Metal').run()
     with_metal = [p.file_name for p in train.photos if any(a.category_id == 4 for a in p.annotations)]
-    assert 0 < len(with_metal) < 24 and page.selectbox(key='name-train').options == with_metal
-    page.text_input[0].set_value('nothing like it').run()
+    assert 0 < len(with_metal) < 24 and grid(page) == with_metal
+    page.text_input(key='name').set_value('nothing like it').run()
     assert 'None of the 24 train photos' in page.info[0].value and not page.exception
+
+
+def test_photos_of_a_cell_of_the_confusion_matrix(shapes, output, train):
+    """Fold 1 of the first run took metal for glass."""
+    query = {'runs': 'run', 'class': 'Metal', 'predicted': 'Glass'}
+    page = open_page('viewer.page_photos', shapes, output, query=query)
+    assert page.multiselect[0].value == ['run'] and not page.exception
+    masks = {p.file_name: downsample_mask(draw_mask(p)) for p in train.photos[1::2]}
+    pixels = {name: np.count_nonzero(mask == 4) for name, mask in masks.items()}
+    expected = sorted((name for name in pixels if pixels[name]), key=lambda name: -pixels[name])
+    assert grid(page) == expected and f'{pixels[expected[0]]:,} such pixels' in components(page, 'links')[0]
+    page.selectbox(key='class').set_value(page_photos.ANY).run()
+    assert grid(page) == expected  # nothing else was taken for glass
+    page.selectbox(key='class').set_value('Glass').run()
+    glass = {p.file_name for p in train.photos if (downsample_mask(draw_mask(p)) == 5).any()}
+    assert set(grid(page)) == glass
+    page.selectbox(key='class').set_value('Paper').run()
+    assert 'None of the 24 train photos' in page.info[0].value
+
+
+def notes(page) -> list[str]:
+    """The notes below the thumbnails."""
+    return re.findall('<span>([^<]*)</span></a>', components(page, 'links')[0])
 
 
 def test_photos_are_ordered_by_score_and_by_disagreement(photos, train):
     page = photos
-    page.selectbox(key='order-train').set_value(page_photos.WORST).run()
-    page.selectbox(key='score-of').set_value('run').run()
-    first = tables(page)[0][-1][1]
-    page.button(key='next').click().run()
-    assert first <= tables(page)[0][-1][1] and first < '0.9'
-    assert f'mIoU of run {tables(page)[0][-1][1]}' in page.caption[0].value.replace('\\', '')
-    page.selectbox(key='order-train').set_value(page_photos.BEST).run()
-    assert tables(page)[0][-1][1] == '1.0000'
-    page.selectbox(key='class-train').set_value('Metal').run()
-    assert 'IoU of Metal of run 1' in page.caption[0].value.replace('\\', '')
-    page.selectbox(key='class-train').set_value(page_photos.ANY).run()
-    page.selectbox(key='order-train').set_value(page_photos.DIFFER).run()
+    page.selectbox(key='order').set_value(page_photos.WORST).run()
+    page.selectbox(key='of').set_value('run').run()
+    scores = [float(note.removeprefix('mIoU ')) for note in notes(page)]
+    assert scores == sorted(scores) and scores[0] < 0.9 and scores[-1] == 1
+    page.query_params['photo'] = grid(page)[0]
+    page.run()
+    assert tables(page)[0][-1][1] == f'{scores[0]:.4f}' and where(page)[0] == 1
+    page.selectbox(key='order').set_value(page_photos.BEST).run()
+    assert 'photo' not in page.query_params and notes(page)[0] == 'mIoU 1.0000'
+    page.selectbox(key='class').set_value('Metal').run()
+    assert notes(page)[0] == 'IoU of Metal 1.0000'
+    page.selectbox(key='class').set_value(page_photos.ANY).run()
+    page.selectbox(key='order').set_value(page_photos.DIFFER).run()
     metal = [np.count_nonzero(downsample_mask(draw_mask(photo)) == 4) for photo in train.photos]
-    assert where(page)[1] == train.photos[int(np.argmax(metal))].file_name
-    assert f'differ on {max(metal) / 65536:.2%}' in page.caption[0].value.replace('\\', '')
+    assert grid(page)[0] == train.photos[int(np.argmax(metal))].file_name
+    assert notes(page)[0] == f'differ on {max(metal) / 65536:.2%}'
     page.segmented_control(key='split').set_value('test').run()
     page.multiselect[0].set_value(['run/fold0', 'second/fold0']).run()
-    page.selectbox(key='order-test').set_value(page_photos.DIFFER).run()
-    assert where(page) == (1, 'batch_01/0026.jpg') and not page.exception  # the first of 256 lines of plastic
-    page.selectbox(key='class-test').set_value('Plastic').run()
-    assert len(page.selectbox(key='name-test').options) == 5  # all but the first, by the vote
+    page.selectbox(key='order').set_value(page_photos.DIFFER).run()
+    assert grid(page)[0] == 'batch_01/0026.jpg' and not page.exception  # the first of 256 lines of plastic
+    page.selectbox(key='class').set_value('Plastic').run()
+    assert len(grid(page)) == 5  # all but the first, by the vote
 
 
 def test_truth_and_scores_of_test_photos_whose_labels_are_known(shapes, output):
@@ -248,7 +403,7 @@ def test_truth_and_scores_of_test_photos_whose_labels_are_known(shapes, output):
     page = open_page('viewer.page_photos', shapes, output, labels=labels)
     page.segmented_control(key='split').set_value('test').run()
     page.multiselect[0].set_value(['run/fold0', 'second/fold0']).run()
-    page.selectbox(key='order-test').set_value(page_photos.WORST).run()
+    page.selectbox(key='order').set_value(page_photos.WORST).run()
     assert not page.exception and not page.error
     ious = {}
     with IdReader(output / 'run/fold0/test.csv') as reader:
@@ -256,17 +411,17 @@ def test_truth_and_scores_of_test_photos_whose_labels_are_known(shapes, output):
             truth = downsample_mask(draw_mask(photo))
             ious[photo.file_name] = Metric().of_image(truth, reader.read(photo.file_name), len(CLASSES))
     worst = min(ious, key=ious.get)
-    assert where(page) == (1, worst)
-    said = page.caption[0].value.replace('\\', '')
-    assert f'mIoU of run/fold0 {ious[worst]:.4f}' in said
+    assert grid(page)[0] == worst and notes(page)[0] == f'mIoU {ious[worst]:.4f}'
+    page.query_params['photo'] = worst
+    page.run()
     assert any(f'{ious[worst]:.4f}' in cell for table in tables(page) for line in table for cell in line)
     assert 'vote' not in tables(page)[0][0]
     page.multiselect[0].set_value(['run/fold0', 'second/fold0', 'submission.csv']).run()
     assert tables(page)[0][0][1:5] == ['run/fold0', 'second/fold0', 'submission.csv', 'vote']
     page.multiselect[0].set_value(['run/fold0', 'second/fold0']).run()
-    page.selectbox(key='class-test').set_value('Metal').run()
+    page.selectbox(key='class').set_value('Metal').run()
     metal = [p for p in read_labels(labels, HOME).photos if any(a.category_id == 4 for a in p.annotations)]
-    assert len(page.selectbox(key='name-test').options) == len(metal) > 0
+    assert len(grid(page)) == len(metal) > 0
 
 
 def test_labels_that_lack_a_test_photo(shapes, output, tmp_path):
@@ -291,17 +446,27 @@ def test_names_are_shown_as_they_are(shapes, output, tmp_path):
     shutil.copytree(shapes / 'batch_01', tmp_path / 'batch_01')
     (tmp_path / '<img src=x>.jpg').write_bytes((shapes / 'batch_01/0000.jpg').read_bytes())
     page = open_page('viewer.page_photos', tmp_path, tmp_path, competition)
+    (body,) = components(page, 'links')
+    assert 'title="&lt;img src=x&gt;.jpg"' in body and '<img src=x' not in body
+    page.query_params['photo'] = '<img src=x>.jpg'
+    page.run()
     assert where(page)[1] == '<img src=x>.jpg' and not page.exception
     assert page.caption[1].value == r'\<script\>\*x\*\_\[a\]\(b\) has no prediction for this photo\.'
-    body = ' '.join(element.proto.body for element in page.get('html'))
-    assert '&lt;i&gt;Clothing' in body and '<i>' not in body
     body = tables(open_page('viewer.page_runs', tmp_path, tmp_path, competition))
     assert body == []  # its CSV has an image that is none of the photos
-    card = page_sorting.bin_card('<i>x', 1, None, {1: page_sorting.Piece(1, 0.1, 0.9, (0, 0))})
+    confusion = np.ones((11, 11), int)
+    for table in (
+        page_runs.confusion_table(confusion, competition.classes, name),
+        page_runs.linked_table([['a', name], ['<i>', '1']], {('<i>', name): '?"<i>'}, 'total'),
+    ):
+        assert '&lt;' in table and '<i>' not in table and '<script' not in table and '"<' not in table
+    piece = Piece((0,), 0.9, True, 0.1, (0, 0), np.ones((1, 1), bool))
+    card = page_sorting.bin_card(['<i>x'], None, {1: piece}, page_sorting.Look('en', 0.5, 0.5))
     assert '&lt;i&gt;x' in card and '<i>' not in card
 
 
 def test_page_follows_a_csv_that_is_written_again(photos, output, train):
+    show(photos, 0)
     path = output / 'run' / 'fold0' / 'oof.csv'
     before = path.read_bytes()
     assert tables(photos)[0][-1][1] == '1.0000'
@@ -392,13 +557,14 @@ def test_four_thousand_rows_are_quick(shapes, tmp_path):
         assert len(read_confusions(path, train).image_ids) == 4000
         times.append(time.process_time() - start)
     page = open_page('viewer.page_photos', tmp_path, tmp_path / 'o')
-    page.selectbox(key='order-train').set_value(page_photos.WORST).run()
+    page.selectbox(key='order').set_value(page_photos.WORST).run()
     start = time.process_time()
-    page.number_input[0].set_value(4000).run()
+    page.query_params['photo'] = '3999.jpg'
+    page.run()
     shown = time.process_time() - start
     print(f'counted in {times[0]:.1f} s, then read in {times[1]:.2f} s; a photo in {shown:.2f} s')
     path.unlink()  # half a gigabyte
-    assert where(page)[0] == 4000 and not page.exception
+    assert where(page) == (4000, '3999.jpg') and not page.exception
     assert times[1] < min(1, times[0] / 5) and shown < 3
 
 
@@ -458,52 +624,7 @@ def test_uploads_that_are_refused(content, message):
     assert str(error.value).startswith('<x>.jpg: ') and '\n' not in str(error.value)
 
 
-# --- pieces and bins ----------------------------------------------------------------------------------------
-
-
-def test_pieces_are_numbered_by_size_and_specks_are_left_out():
-    ids = np.zeros((100, 200), np.uint8)
-    ids[10:30, 10:30] = 2
-    ids[50:90, 100:180] = 2
-    ids[10:30, 30:50] = 6  # touches the first, but is of another class
-    ids[0:2, 190:192] = 9
-    probs = np.full((11, 100, 200), 0.01)
-    np.put_along_axis(probs, ids[None].astype(np.intp), 0.8, 0)
-    probs[6][ids == 6] = 0.4
-    pieces, kept = page_sorting.find_pieces(probs)
-    assert [piece.class_id for piece in pieces] == [2, 2, 6]
-    assert [piece.share for piece in pieces] == [0.16, 0.02, 0.02]
-    assert [round(piece.prob, 6) for piece in pieces] == [0.8, 0.8, 0.4]
-    assert all(ids[piece.middle[1], piece.middle[0]] == piece.class_id for piece in pieces)
-    assert 115 <= pieces[0].middle[0] <= 165 and 65 <= pieces[0].middle[1] <= 75
-    assert np.array_equal(kept, np.where(ids == 9, 0, ids))
-    picture = page_sorting.draw_pieces(np.zeros((100, 200, 3), np.uint8), kept, pieces, 0.5)
-    x, y = pieces[0].middle
-    assert picture.shape == (100, 200, 3) and (picture[y - 8 : y + 8, x - 8 : x + 8] == 255).all(2).any()
-    assert page_sorting.find_pieces(np.eye(11)[0][:, None, None] * np.ones((1, 9, 9)))[0] == []
-
-
-def test_pieces_beyond_the_last_number_are_left_out():
-    """What is coloured has a number, and so a line on the page."""
-    ids = np.zeros((100, 200), np.uint8)
-    for n in range(page_sorting.MAX_PIECES + 2):
-        x, y = 20 * (n % 10), 30 * (n // 10)
-        ids[y : y + 9 + n, x : x + 12] = 1 + n % 10
-    pieces, kept = page_sorting.find_pieces(np.eye(11)[ids].transpose(2, 0, 1))
-    count, _ = cv2.connectedComponents((kept > 0).astype(np.uint8))
-    assert len(pieces) == page_sorting.MAX_PIECES == count - 1
-    assert all(kept[piece.middle[1], piece.middle[0]] == piece.class_id for piece in pieces)
-    assert not kept[0, 0] and not kept[0, 20] and np.array_equal(kept[30:], ids[30:])
-
-
-def test_every_class_has_a_bin(tmp_path):
-    bins = page_sorting.read_bins()
-    assert set(bins) == set(CLASSES[1:])
-    assert bins['Battery'].name == 'Battery box' and bins['General trash'].korean == '종량제봉투'
-    for text in ('class,bin\nPaper,Paper\n', 'class,bin,korean,how\nPaper,Paper\n'):
-        (tmp_path / 'bins.csv').write_text(text)
-        with pytest.raises(BadInput, match='expected lines of class,bin,korean,how'):
-            page_sorting.read_bins(tmp_path / 'bins.csv')
+# --- sorting ------------------------------------------------------------------------------------------------
 
 
 def test_sorting_without_a_model_says_what_to_do(shapes, output):
@@ -519,5 +640,5 @@ def test_a_sample_is_found_as_check_finds_it(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(
         page_sorting, 'load_coco', lambda data, split, competition: read_coco(data, split, HOME)
     )
-    name, photo = page_sorting.choose_sample(tmp_path, HOME)
+    name, photo = page_sorting.choose_sample(tmp_path, HOME, page_sorting.TEXTS['en'])
     assert '\\' in name and photo.shape == (256, 256, 3)

@@ -47,7 +47,7 @@ def test_suspects_are_found_and_ranked(run, capsys):
         ('2.png', '0', 'missing', CLASSES[7], '1000', '1000.0'),
     ]
     page = (folder.parent / 'suspects/index.html').read_text()
-    assert '2.png' in page and 'Styrofoam: missing' in page and page.count('data:image/webp') == 2
+    assert '2.png' in page and 'Styrofoam: missing' in page and page.count('data:image/webp') == 2 * 3
     assert '2 suspects in 2 photos' in capsys.readouterr().out
 
 
@@ -86,3 +86,13 @@ def test_sheet_of_augmented_samples(tiny_yaml, tiny, tmp_path, capsys):
     with Image.open(out) as picture:
         assert picture.width > 5 * 256 and picture.height > 2 * 256
     assert '2 photos of fold 0, and 4 samples of each' in capsys.readouterr().out
+
+
+def test_names_that_a_spreadsheet_would_run(run):
+    folder, _ = run
+    data = folder.parents[2] / 'data'
+    (data / '5.png').rename(data / '=1+1.png')
+    for path in (data / 'train_all.json', folder / 'oof.csv'):
+        path.write_text(path.read_text().replace('5.png', '=1+1.png'))
+    viz.command(['suspects', '--name', 'one', '--output', str(folder.parent.parent)])
+    assert [row[0] for row in listed(folder)] == ["'=1+1.png", '2.png']

@@ -29,7 +29,7 @@ from utils.plotting import VIEW, differing, to_display
 from viewer import label_errors
 
 pytest.importorskip('streamlit')
-from test_app import open_page, tables
+from test_app import components, notes, open_page, tables
 
 from viewer import app_data, page_photos, page_sorting
 
@@ -130,19 +130,19 @@ def test_score_and_compare_by_the_competitions_metric(made, capsys):
     oof = csvs(made)[0]
     for _ in range(2):  # counted, then read from beside the CSV
         evaluate.command(['score', oof, '--labels', str(labels)])
-        head, _, line, *notes = capsys.readouterr().out.splitlines()
+        head, line, _, _, *rest = capsys.readouterr().out.splitlines()
         score = metric.interval(counts[::2])
         assert head.split()[0] == metric.label.split()[0]
-        bounds = f'{100 * score.low:.1f}-{100 * score.high:.1f}'
-        assert line.split()[:3] == [oof, f'{100 * score.value:.2f}', bounds]
-        assert notes == [metric.note] if metric.is_by_image else not notes
+        bounds = [f'[{score.low:.4f},', f'{score.high:.4f}]']
+        assert line.split()[:4] == ['1', f'{score.value:.4f}', *bounds] and line.endswith(oof)
+        assert (rest.pop() == metric.note) if metric.is_by_image else True
         values = metric.by_class(counts[::2])[made.competition.scored_ids]
-        scored = ['-' if np.isnan(value) else f'{100 * value:.1f}' for value in values]
+        scored = ['-' if np.isnan(value) else f'{value:.3f}' for value in values]
         beside = 0 if metric.name == 'miou' else 1
-        assert line.split()[3 + beside :] == scored and len(names) == 3
+        assert [row.split()[-1] for row in rest] == scored and len(names) == 3
         if beside:
             iou = metric_of(made.competition.model_copy(update={'metric': 'miou'})).score(counts[::2])
-            assert head.split()[-len(scored) - 1] == 'mIoU' and line.split()[3] == f'{100 * iou:.2f}'
+            assert head.split()[-1] == 'mIoU' and line.split()[4] == f'{iou:.4f}'
     evaluate.command(['compare', oof, oof, '--data', str(made.data)])
     printed = capsys.readouterr().out
     assert f'{oof}: {metric.label} {score}' in printed and printed.count('+0.0000  [') > 1
@@ -189,7 +189,7 @@ def test_report(made, capsys):
         assert red[1:3] == [f'{true:,}', f'{hits / true:.2%}'] and red[4] == f'{predicted - hits:,}'
     first = base64.b64decode(re.findall('image/webp;base64,([^"]*)', page)[0])
     with Image.open(io.BytesIO(first)) as picture:
-        assert picture.width > 3 * VIEW
+        assert max(picture.size) == VIEW
 
 
 def test_label_errors(made):
@@ -241,7 +241,7 @@ def test_page_of_runs(made):
     page = open_page('viewer.page_runs', made.data, made.output, made.competition)
     assert not page.exception and not page.error
     metric, counts = metric_of(made.competition), np.stack(made.rows)
-    runs, classes, *hits = tables(page)
+    runs, *hits, classes = tables(page)
     assert runs[0][5:7] == [f'validation {metric.label}', f'out-of-fold {metric.label}']
     assert runs[1][5:7] == ['0.4000', f'{metric.score(counts):.4f}']
     assert classes[-1][:2] == [metric.label, f'{metric.score(counts):.4f}']
@@ -263,27 +263,34 @@ def test_page_of_photos(made, tmp_path):
     with mask_format(competition, sizes).writer(second / 'oof.csv') as writer:
         for name in names[:-1:2]:
             writer.write(name, made.truths[name])
-    page = open_page('viewer.page_photos', made.data, output, competition)
+    query = {'photo': names[0]}
+    page = open_page('viewer.page_photos', made.data, output, competition, query)
     assert not page.exception and not page.error
     metric, classes = metric_of(competition), competition.classes
     run, truth = made.preds[names[0]], made.truths[names[0]]
     (table,) = tables(page)
     assert 'vote' not in table[0]  # of two, the first would decide it
-    page.multiselect(key='chosen-train').set_value(['run', 'second', 'third']).run()
+    page.multiselect(key='runs').set_value(['run', 'second', 'third']).run()
     (table,) = tables(page)
     assert table[0][:5] == [f'{metric.class_label} in this photo', 'run', 'second', 'third', 'vote']
     score = f'{metric.of_image(truth, run, len(classes)):.4f}'
     assert table[-1][:5] == [metric.label, score, '1.0000', score, score]
-    page.selectbox(key='order-train').set_value(page_photos.DIFFER).run()
+    (views,) = components(page, 'photo_views')
+    assert views['aspect'] == pytest.approx(truth.shape[-1] / truth.shape[-2], rel=0.02)
+    visible = set(views['visible'])
+    assert set(views['classes']) == {str(k) for k in (*competition.object_ids, 255)}
+    few = len(classes) <= page_photos.MAX_LEGEND
+    assert set(views['legend']) == (visible | set(competition.object_ids) if few else visible)
+    page.selectbox(key='order').set_value(page_photos.DIFFER).run()
     shares = [differing([made.truths[n], made.preds[n]]).mean() for n in names[:-1:2]]
-    assert f'differ on {max(shares):.2%}' in page.caption[0].value.replace('\\', '')
-    page.selectbox(key='class-train').set_value(classes[-1]).run()
-    page.selectbox(key='order-train').set_value(page_photos.WORST).run()
-    assert f'{metric.class_label} of {classes[-1]} of run' in page.caption[0].value.replace('\\', '')
+    assert notes(page)[0] == f'differ on {max(shares):.2%}'
+    page.selectbox(key='class').set_value(classes[-1]).run()
+    page.selectbox(key='order').set_value(page_photos.WORST).run()
+    assert notes(page)[0].startswith(f'{metric.class_label} of {classes[-1]} ')
+    for layer in ('truth', 'run'):
+        assert not page.selectbox(key='layer').set_value(layer).run().exception
     page.segmented_control(key='split').set_value('test').run()
     assert not page.exception and not page.error and not tables(page)
-    legend = ''.join(element.proto.body for element in page.get('html'))
-    assert legend.count('class="swatch"') == len(competition.object_ids)
 
 
 def test_votes_of_planes_go_to_most_and_ties_to_the_first():
@@ -295,21 +302,6 @@ def test_votes_of_planes_go_to_most_and_ties_to_the_first():
         np.testing.assert_array_equal(app_data.vote_of(list(preds), 3), expected)
 
 
-def test_pieces_of_overlapping_classes():
-    probs = np.full((3, 100, 200), 0.1)
-    probs[0, 10:60, 10:60], probs[2, 30:80, 30:80] = 0.9, 0.35
-    pieces, mask = page_sorting.find_pieces(probs, (0.5, 0.5, 0.3))
-    assert [(piece.class_id, piece.share) for piece in pieces] == [(0, 0.125), (2, 0.125)]
-    assert mask.shape == probs.shape and mask[:, 40, 40].tolist() == [1, 0, 1]
-    assert page_sorting.draw_pieces(np.zeros((100, 200, 3), np.uint8), mask, pieces, 0.5).shape == (
-        100,
-        200,
-        3,
-    )
-    assert page_sorting.find_pieces(probs, (0.95,) * 3)[0] == []
-    assert 'no bin is listed for it' in page_sorting.bin_card('red', 0, None, {1: pieces[0]})
-
-
 @pytest.mark.parametrize('kind', ['binary', 'bands'])
 def test_photos_of_other_bands_are_chosen_for_sorting(kind, tmp_path, monkeypatch):
     made = make(tmp_path, kind)
@@ -317,7 +309,7 @@ def test_photos_of_other_bands_are_chosen_for_sorting(kind, tmp_path, monkeypatc
     monkeypatch.setattr(
         page_sorting, 'load_coco', lambda data, split, competition: read_coco(data, split, competition)
     )
-    _, photo = page_sorting.choose_image(made.data, made.competition)
+    _, photo = page_sorting.choose_image(made.data, made.competition, page_sorting.TEXTS['en'])
     assert photo.shape == (90, 61, made.competition.channels)
     shown = to_display(photo)
     assert shown.shape == (90, 61, 3) and shown.dtype == np.uint8 and shown.max() > 100

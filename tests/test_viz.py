@@ -22,9 +22,9 @@ from metrics import IGNORED
 from submission import downsample_mask
 from utils.errors import BadInput
 from utils.id_csv import IdReader
+from utils.palette import PALETTE
 from utils.plotting import (
     GAP,
-    PALETTE,
     VIEW,
     comparison_row,
     differing,
@@ -39,6 +39,7 @@ from utils.plotting import (
     write_png,
 )
 from viewer import label_errors, report
+from viewer.html_page import html_confusion
 from voting.members import member_of
 from voting.origin import Origin, write_origin
 from voting.recipe import Recipe, write_recipe
@@ -69,21 +70,6 @@ def output(shapes, tmp_path_factory) -> Path:
 
 
 # --- pictures -----------------------------------------------------------------------------------------------
-
-
-def test_palette_is_the_contests_and_never_repeats():
-    assert PALETTE.shape == (256, 3) and PALETTE.dtype == np.uint8
-    assert PALETTE[[0, 1, 8, 10, 255]].tolist() == [
-        [240, 144, 0],
-        [192, 0, 128],
-        [192, 192, 128],
-        [128, 0, 192],
-        [255] * 3,
-    ]
-    assert len(np.unique(PALETTE, axis=0)) == 256
-    first = PALETTE[:151].astype(float)
-    gaps = np.linalg.norm(first[:, None] - first, axis=-1) + 99 * np.eye(151)
-    assert gaps.min() > 10 and np.median(gaps.min(1)) > 20  # of 0 to 255 in each channel
 
 
 def test_overlay_tints_objects_outlines_them_and_leaves_the_background():
@@ -247,7 +233,7 @@ def test_labels_that_name_an_image_twice(shapes, tmp_path):
 
 def cells(page: str, first: str) -> list[list[str]]:
     """The rows of a page's tables whose first cell is this."""
-    rows = [re.findall('<t[dh]>(.*?)</t[dh]>', row) for row in page.split('<tr')]
+    rows = [re.findall('<t[dh][^>]*>(.*?)</t[dh]>', row) for row in page.split('<tr')]
     return [row for row in rows if row[:1] == [first]]
 
 
@@ -259,18 +245,44 @@ def test_report_of_a_run(output, shapes, capsys, monkeypatch):
     assert 'run: 2 folds: out-of-fold mIoU 0.8' in out and str(path) in out
     assert '(95% bootstrap interval) on 24 photos' in out
     page = path.read_text()
-    (metal,) = cells(page, 'Metal')  # all folds, interval, fold 0, fold 1
+    metal = cells(page, 'Metal')[0]  # all folds, interval, fold 0, fold 1
     low, high = map(float, metal[2].split(' to '))
     assert metal[3:5] == ['1.0000', '0.0000'] and 0 <= low < float(metal[1]) < high <= 1
     assert cells(page, 'Paper')[0][1:4] == ['1.0000', '1.0000 to 1.0000', '1.0000']
-    assert page.count('src="data:image/png;base64,') == 2  # curves, confusion
-    assert page.count('src="data:image/webp;base64,') == 2 + 10  # worst, best, a gallery of each class
-    assert 'http' not in page and '<script' not in page and not (output / 'run' / 'report').exists()
+    assert page.count('src="data:image/png;base64,') == 2  # the curves of the loss and of the score
+    assert 'http' not in page and page.count('<script') == 1 and not (output / 'run' / 'report').exists()
     assert 'ensemble' not in page
     first = base64.b64decode(re.findall('image/webp;base64,([^"]*)', page)[0])
-    assert np.asarray(Image.open(io.BytesIO(first))).shape[1] == 2 * (3 * VIEW + 3 * GAP) + GAP
-    metal = next(text for text in re.findall('<h2>(.*?)</h2>', page) if text.startswith('Metal'))
-    assert re.fullmatch(r'Metal: 4 of \d+ photos, from the lowest IoU to the highest', metal)
+    assert np.asarray(Image.open(io.BytesIO(first))).shape == (VIEW, VIEW, 3)
+    assert re.search(r'<h2>Metal</h2><p>4 of \d+ photos, from the lowest IoU to the highest</p>', page)
+    assert re.findall(r'<h2>(.*?)</h2>', page) == re.findall(r'<li><a href="#s\d+">(.*?)</a></li>', page)
+
+
+def test_report_holds_the_picture_of_a_photo_once(output, shapes):
+    page = report.main('run', output).read_text()
+    figures = re.findall(r'<figure.*?</figure>', page)
+    names = [re.search('<b>(.*?)</b>', figure)[1] for figure in figures]
+    assert len(figures) > len(set(names)) > 8  # some photos are shown in several sections
+    assert page.count('data:image/webp;base64,') == 3 * len(set(names))
+    held = {re.search('<b>(.*?)</b>', one)[1]: re.search('<g id="(.*?)">', one) for one in figures[::-1]}
+    for name, figure in zip(names, figures, strict=True):
+        assert f'<use href="#{held[name][1]}"/>' in figure or f'<g id="{held[name][1]}">' in figure
+
+
+def test_report_of_many_classes_shows_those_that_score_lowest(output, shapes, monkeypatch):
+    monkeypatch.setattr(report, 'GALLERIES', 2)
+    titles = re.findall('<h2>(.*?)</h2>', report.main('run', output).read_text())
+    assert [title for title in titles if title in CLASSES] == ['Metal', 'Glass']
+
+
+def test_confusion_is_a_table_whose_cells_may_be_links():
+    table = html_confusion(np.array([[90, 10], [0, 0]]), ['<a>', 'b'], '?c={}&{}'.format)
+    texts = re.findall('<td[^>]*>(.*?)</td>', table)
+    assert texts[0] == '&lt;a&gt;' and texts[1] == '<a href="?c=0&amp;0">90.0</a>' and '<a>' not in table
+    assert re.findall('title="(.*?)"', table)[1] == '&lt;a&gt; predicted as b: 10 pixels'
+    right, wrong, *empty = re.findall('<td([^>]*)>', table)[1:3]
+    assert 'rgba(0, 96, 168' in right and 'rgba(200, 30, 40' in wrong and not empty
+    assert '<a href' not in html_confusion(np.eye(2), ['a', 'b'])
 
 
 def test_report_says_what_the_ensemble_did(output, tmp_path, capsys):
@@ -327,9 +339,10 @@ def test_no_photo_is_among_the_worst_and_among_the_best(number, shapes, monkeypa
     photo = read_coco(shapes, 'train', HOME).photos[0]
     scored = [report.ScoredPhoto(photo, Path('x'), score, np.ones((3, 11))) for score in range(number)]
     sheets = []
-    monkeypatch.setattr(report, 'draw_photos', lambda photos, *_: sheets.append([p.score for p in photos]))
-    monkeypatch.setattr(report, 'html_picture', lambda title, *_, **__: title)
-    assert len(report.ranking_parts(scored, None)) == len(sheets) == min(2, number)
+    monkeypatch.setattr(
+        report, 'photo_section', lambda _, photos, __: sheets.append([p.score for p in photos])
+    )
+    assert len(report.ranking_sections(scored, None)) == len(sheets) == min(2, number)
     chosen = [score for scores in sheets for score in scores]
     assert len(set(chosen)) == len(chosen) == min(number, 2 * report.RANKED) and sheets[0][0] == 0
     assert number == 1 or sheets[1][0] == number - 1
@@ -351,7 +364,7 @@ def test_report_escapes_what_it_is_given(shapes, tmp_path):
     write_csv(tmp_path / name / 'fold0' / 'oof.csv', {photo.file_name: draw_mask(photo) for photo in photos})
     (tmp_path / name / 'fold0' / 'config.yaml').write_text(f'data_root: {shapes}')
     page = report.main(name, tmp_path).read_text()
-    assert '<h1>&lt;b&gt;&amp;</h1>' in page and '<b>' not in page
+    assert '<h1>&lt;b&gt;&amp;</h1>' in page and '<b>&' not in page
 
 
 @pytest.mark.parametrize(

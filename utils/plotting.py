@@ -1,10 +1,9 @@
-"""Draw masks and numbers: the contest's colours, overlays, sheets of photos, curves, a confusion matrix.
+"""Draw masks and numbers: overlays, sheets of photos, curves, a confusion matrix.
 
 Shapes: H W the size of a photo, h w that of a view, C bands, K classes. Pictures are (H, W, 3) uint8 RGB;
 masks are (H, W) uint8 ids, or (K, H, W) planes of classes that may overlap, with IGNORED for unknown pixels.
 """
 
-import colorsys
 import io
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,34 +18,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from metrics import IGNORED
 from utils.files import write_whole
+from utils.palette import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CONTEST_COLOURS = (
-    (0, 0, 0), (192, 0, 128), (0, 128, 192), (0, 128, 64), (128, 0, 0), (64, 0, 128),
-    (64, 0, 192), (192, 128, 64), (192, 192, 128), (64, 64, 128), (128, 0, 192),
-)  # fmt: skip
-RIGHT, WRONG = (0, 96, 168), (200, 30, 40)  # the blue of Paper, and red
+RIGHT, WRONG = (0, 96, 168), (200, 30, 40)  # blue and red
 INK, PALE, PAPER = '#1c1c1c', '#6b6b6b', '#ffffff'
-FIRST_COLOUR = (240, 144, 0)  # of class 0 if it is an object; a background is not drawn
 VIEW = 256  # longer side of a photo in a sheet, the same as of a mask of the home competition
 GAP = 8
 MAX_NUMBERED = 40  # classes of a confusion matrix whose cells have numbers
-
-
-def make_palette() -> np.ndarray:
-    """Return (256, 3) uint8 RGB: the contest's colours, then generated ones, and white for IGNORED."""
-    palette = np.full((256, 3), 255, np.uint8)
-    palette[: len(CONTEST_COLOURS)] = FIRST_COLOUR, *CONTEST_COLOURS[1:]
-    for k in range(len(CONTEST_COLOURS), IGNORED):
-        # hues by the golden ratio: far apart for neighbouring ids, and never the same
-        rgb = colorsys.hsv_to_rgb(k * 0.618034 % 1, (0.55, 0.75, 0.95)[k % 3], (0.95, 0.75)[k // 3 % 2])
-        palette[k] = [round(255 * value) for value in rgb]
-    return palette
-
-
-PALETTE = make_palette()
 
 
 def to_display(photo: np.ndarray) -> np.ndarray:
@@ -95,6 +76,14 @@ def regions_of(mask: np.ndarray) -> dict[int, np.ndarray]:
     return {k: region for k, region in regions.items() if region.any()}
 
 
+def innermost(region: np.ndarray) -> tuple[int, int]:
+    """Return the (x, y) of the pixel of an (H, W) bool region that is farthest from its edge."""
+    (rows, columns), inside = _cut(region, 0)
+    depth = cv2.distanceTransform(np.pad(inside.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return columns.start + int(x), rows.start + int(y)
+
+
 def differing(masks: Sequence[np.ndarray]) -> np.ndarray:
     """Return the (H, W) bool pixels on which ids, or any of the planes, are not the same in all masks."""
     differ = np.zeros(masks[0].shape[-2:], bool)
@@ -104,11 +93,17 @@ def differing(masks: Sequence[np.ndarray]) -> np.ndarray:
     return differ
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.6, side: int | None = None) -> np.ndarray:
+def overlay(
+    image: np.ndarray,
+    mask: np.ndarray,
+    opacity: float = 0.6,
+    side: int | None = None,
+    palette: np.ndarray = PALETTE,
+) -> np.ndarray:
     """Tint and outline the objects of a mask on an (H, W, 3) photo; the background is unchanged.
 
     Colours are mixed where objects overlap, and each keeps its outline; `side` is outline_side of the photo
-    if these are some of its rows.
+    if these are some of its rows; the (256, 3) `palette` has the colour of each class.
     """
     if image.shape[:2] != mask.shape[-2:]:
         raise ValueError(f'image is {image.shape[:2]}, mask is {mask.shape[-2:]}; expected one size')
@@ -116,7 +111,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.6, side: int
     regions = [(k, *_cut(region, side // 2)) for k, region in regions_of(mask).items()]
     total, depth = np.zeros(image.shape, np.uint16), np.zeros((*image.shape[:2], 1), np.uint16)
     for k, box, region in regions:
-        total[box][region] += PALETTE[k]
+        total[box][region] += palette[k]
         depth[box][region] += 1
     colours = (total // np.maximum(depth, 1)).astype(np.uint8)
     mixed = cv2.addWeighted(image, 1 - opacity, colours, opacity, 0)
@@ -124,7 +119,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.6, side: int
     kernel = np.ones((side, side), np.uint8)
     for k, box, region in regions:
         inner = cv2.erode(region.astype(np.uint8), kernel)
-        out[box][region & (inner == 0)] = PALETTE[k]
+        out[box][region & (inner == 0)] = palette[k]
     return out
 
 
@@ -170,13 +165,18 @@ class Row:
 
 
 def comparison_row(
-    name: str, photo: np.ndarray, truth: np.ndarray | None, pred: np.ndarray, note: str = ''
+    name: str,
+    photo: np.ndarray,
+    truth: np.ndarray | None,
+    pred: np.ndarray,
+    note: str = '',
+    palette: np.ndarray = PALETTE,
 ) -> Row:
     """Put a photo of any size and bands beside its truth, if known, and its prediction, masks of any size."""
     size = fit(photo.shape[:2], VIEW)
     view = resize_photo(photo, size)
     masks = [resize_mask(mask, size) for mask in (truth, pred) if mask is not None]
-    views = (view, *(overlay(view, mask) for mask in masks))
+    views = (view, *(overlay(view, mask, palette=palette) for mask in masks))
     return Row(name, note, views, frozenset(k for mask in masks for k in regions_of(mask)))
 
 
@@ -186,18 +186,23 @@ def score_note(label: str, score: float) -> str:
 
 
 def sheet(
-    rows: Sequence[Row], headings: Sequence[str], classes: Sequence[str], groups: int = 2
+    rows: Sequence[Row],
+    headings: Sequence[str],
+    classes: Sequence[str],
+    groups: int = 2,
+    palette: np.ndarray = PALETTE,
 ) -> np.ndarray:
     """Draw rows of views under their headings, in `groups` columns, with a legend of the classes in them."""
     groups = min(groups, len(rows))
     wide = len(headings) * VIEW + (len(headings) - 1) * GAP // 2
     tallest = max(view.shape[0] for row in rows for view in row.views)
     tall = tallest + 28
-    legend = draw_legend({k for row in rows for k in row.ids}, classes, groups * (wide + 3 * GAP) - GAP)
+    ids, width = {k for row in rows for k in row.ids}, groups * (wide + 3 * GAP) - GAP
+    legend = draw_legend(ids, classes, width, palette)
     top = 2 * GAP + 20
     lines = [rows[start : start + groups] for start in range(0, len(rows), groups)]
     height = top + len(lines) * tall + legend.shape[0] + GAP
-    canvas = Image.new('RGB', (groups * (wide + 3 * GAP) - GAP, height), PAPER)
+    canvas = Image.new('RGB', (width, height), PAPER)
     draw = ImageDraw.Draw(canvas)
     for column in range(groups):
         left = GAP + column * (wide + 3 * GAP)
@@ -216,7 +221,9 @@ def sheet(
     return np.array(canvas)
 
 
-def draw_legend(ids: Collection[int], classes: Sequence[str], width: int) -> np.ndarray:
+def draw_legend(
+    ids: Collection[int], classes: Sequence[str], width: int, palette: np.ndarray = PALETTE
+) -> np.ndarray:
     """Draw a swatch and a name for each id, in lines of `width` pixels."""
     entries: list[tuple[int, int, int, str]] = []
     x, y = GAP, GAP
@@ -230,7 +237,7 @@ def draw_legend(ids: Collection[int], classes: Sequence[str], width: int) -> np.
     canvas = Image.new('RGB', (width, y + 24), PAPER)
     draw = ImageDraw.Draw(canvas)
     for x, y, k, name in entries:
-        draw.rectangle((x, y + 2, x + 15, y + 17), tuple(PALETTE[k].tolist()), PALE)
+        draw.rectangle((x, y + 2, x + 15, y + 17), tuple(palette[k].tolist()), PALE)
         draw.text((x + 22, y + 10), name, INK, font(14), 'lm')
     return np.array(canvas)
 

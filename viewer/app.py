@@ -12,26 +12,7 @@ from utils.errors import BadInput
 from viewer import page_photos, page_runs, page_sorting
 from viewer.app_data import show_error
 
-STYLE = """
-<style>
-.block-container { padding-top: 2.5rem; max-width: 1800px; }
-.swatch {
-    display: inline-block; width: .9em; height: .9em; margin-right: .5em;
-    border: 1px solid #8888; vertical-align: -.1em;
-}
-.legend { font-size: .875rem; line-height: 1.7; }
-table { border-collapse: collapse; margin-bottom: 1em; font-size: .875rem; }
-td { font-variant-numeric: tabular-nums; white-space: nowrap; }
-td, th { padding: .25em .9em; text-align: right; border-bottom: 1px solid #8883; }
-td:first-child, th:first-child { text-align: left; }
-th { font-weight: 600; vertical-align: bottom; }
-tr.total td { font-weight: 600; border-top: 2px solid #888; }
-.bin { border-left: .6em solid; padding: .1em 0 .1em 1em; margin-bottom: .8em; }
-.bin h4 { margin: 0; padding: 0; }
-.bin ul { list-style: none; margin: .2em 0; padding: 0; }
-.bin p { margin: 0; opacity: .75; font-size: .875rem; }
-</style>
-"""
+STYLE = Path(__file__).with_name('app.css').read_text(encoding='utf-8')
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     add_config_arguments(parser, required=False)
     args = parser.parse_args(argv)
     st.set_page_config('Segmentation', layout='wide')
-    st.html(STYLE)
+    st.html(f'<style>{STYLE}</style>')
     try:
         competition, data = competition_and_data(args)
     except BadInput as error:
@@ -58,10 +39,10 @@ def main(argv: list[str] | None = None) -> None:
 
         return st.Page(show, title=title, url_path=url_path, **options)
 
-    photos = partial(page_photos.page, labels=args.labels)
+    photos = make_page(partial(page_photos.page, labels=args.labels), 'Photos', 'photos')
     pages = [
-        make_page(page_runs.page, 'Runs', 'runs', default=True),
-        make_page(photos, 'Photos', 'photos'),
+        make_page(partial(page_runs.page, photos=photos), 'Runs', 'runs', default=True),
+        photos,
         make_page(page_sorting.page, 'Sort it for me', 'sort'),
     ]
     st.navigation(pages).run()

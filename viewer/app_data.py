@@ -125,6 +125,7 @@ class SourceScores:
     class_scores: np.ndarray  # (N, K)
     counts: np.ndarray  # (n, 3, K) metrics.image_counts of the n photos that it has
     confusion: np.ndarray | None  # (K, K); None if classes may overlap
+    confused: np.ndarray  # (M, 4) of row, true class, predicted class, pixels, where there are any
 
 
 def score_source(title: str, paths: Sequence[Path], coco: CocoSet) -> SourceScores:
@@ -138,13 +139,19 @@ def score_source(title: str, paths: Sequence[Path], coco: CocoSet) -> SourceScor
         rows = {photo.file_name: row for row, photo in enumerate(coco.photos)}
         scores = np.full(len(rows), np.nan)
         class_scores = np.full((len(rows), len(coco.competition.classes)), np.nan)
+        confused = [np.zeros((0, 4), np.int64)]
         for fold in folds:
             places = [rows[image_id] for image_id in fold.image_ids]
             scores[places], class_scores[places] = fold.scores(metric), fold.class_scores(metric)
+            if fold.matrices is not None:
+                photos, true, predicted = np.nonzero(fold.matrices)
+                pixels = fold.matrices[photos, true, predicted]
+                confused.append(np.stack([np.array(places)[photos], true, predicted, pixels], axis=1))
         counts = np.concatenate([fold.counts for fold in folds])
         matrices = [fold.matrices for fold in folds if fold.matrices is not None]
         confusion = sum(matrix.sum(0, dtype=np.int64) for matrix in matrices) if matrices else None
-        return SourceScores(scores, class_scores, counts[metric.known(counts)], confusion)
+        known = metric.known(counts)
+        return SourceScores(scores, class_scores, counts[known], confusion, np.concatenate(confused))
 
     return cached(('source', *key_of(paths), state_of(coco)), compute)
 

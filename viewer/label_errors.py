@@ -9,7 +9,6 @@ Shapes: K classes.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -19,14 +18,15 @@ from data.coco import CocoSet, Photo, read_coco, scored_truth
 from engine.runs import FoldRun, read_runs
 from metrics import IGNORED
 from submission import open_probs
-from utils.files import write_csv
-from utils.plotting import sheet
-from viewer.html_page import html_picture, html_table, write_page
-from viewer.report import PhotoRows, read_confusions_of
+from utils.errors import plural
+from utils.files import write_sheet
+from viewer.html_page import Section, html_table, write_page
+from viewer.report import PhotoFigures, read_confusions_of
 from voting.origin import list_faults
 
 LISTED = 60  # suspects in the table
-DRAWN = 6  # photos in the sheet of a class
+DRAWN = 6  # photos of a class and kind, or more if more are in the table
+GROUPS = 40  # classes and kinds that have photos
 MIN_PIXELS = 64  # of a suspect
 EXPLANATION = (
     'A model that never saw these labels disagrees with them. <b>Missing</b>: it sees the class {where}, '
@@ -130,33 +130,41 @@ def write_suspects(path: Path, suspects: list[Suspect], classes: tuple[str, ...]
     for suspect in suspects:
         row = (suspect.photo.file_name, suspect.fold, suspect.kind, classes[suspect.class_id], suspect.pixels)
         rows.append((*row, f'{suspect.strength:.1f}'))
-    write_csv(path, rows)
+    write_sheet(path, rows)
 
 
 def write_html(path: Path, name: str, suspects: list[Suspect], coco: CocoSet) -> None:
-    """Write a page: a sheet of pictures for each kind and class, then a table of the strongest suspects."""
+    """Write a page: a table of the strongest suspects, then photos of each class and kind."""
     competition = coco.competition
     classes = competition.classes
     where = 'where it is not labelled' if competition.is_multilabel else 'on labelled background'
-    parts = [f'<p>{EXPLANATION.format(where=where)}</p>']
-    with PhotoRows(coco) as photo_rows:
-        for kind, k in product(('missing', 'doubtful'), range(len(classes))):
-            group = [suspect for suspect in suspects if (suspect.kind, suspect.class_id) == (kind, k)]
-            if group:
-                picture = draw_suspects(group[:DRAWN], photo_rows)
-                parts.append(html_picture(f'{classes[k]}: {kind}', picture, photos=True))
-    lines = [['photo', 'fold', 'kind', 'class', 'pixels', 'strength']]
-    for suspect in suspects[:LISTED]:
-        row = [suspect.photo.file_name, str(suspect.fold), suspect.kind, classes[suspect.class_id]]
-        lines.append([*row, f'{suspect.pixels:,}', f'{suspect.strength:,.0f}'])
-    parts += [f'<h2>The strongest {len(lines) - 1} of {len(suspects)}</h2>', html_table(lines)]
-    write_page(path, f'{name}: likely label errors', parts)
-
-
-def draw_suspects(suspects: list[Suspect], photo_rows: PhotoRows) -> np.ndarray:
-    """Draw a sheet of photo, label and prediction."""
-    rows = []
+    listed = suspects[:LISTED]
+    groups: dict[str, list[Suspect]] = {}
     for suspect in suspects:
-        note = f'{suspect.pixels:,} px, strength {suspect.strength:,.0f}'
-        rows.append(photo_rows.make(suspect.photo, suspect.csv, note))
-    return sheet(rows, ['photo', 'label', 'prediction'], photo_rows.coco.competition.classes)
+        groups.setdefault(f'{classes[suspect.class_id]}: {suspect.kind}', []).append(suspect)
+    with PhotoFigures(coco, ('photo', 'label', 'prediction')) as figures:
+        sections = [
+            photo_section(title, group, listed, figures) for title, group in [*groups.items()][:GROUPS]
+        ]
+        links = figures.links()
+    lines = [['photo', 'class', 'kind', 'pixels', 'strength', 'fold']]
+    for suspect in listed:
+        row = [suspect.photo.file_name, classes[suspect.class_id], suspect.kind, f'{suspect.pixels:,}']
+        lines.append([*row, f'{suspect.strength:,.0f}', str(suspect.fold)])
+    title = f'The strongest {len(listed)} of {len(suspects)}'
+    sections.insert(0, Section(title, html_table(lines, links=links)))
+    intro = f'<p>{EXPLANATION.format(where=where)}</p>'
+    write_page(path, f'{name}: likely label errors', intro, sections)
+
+
+def photo_section(
+    title: str, suspects: list[Suspect], listed: list[Suspect], figures: PhotoFigures
+) -> Section:
+    """Show the photos of the strongest suspects of one class and kind, and of all that the table lists."""
+    made = [
+        figures.make(one.photo, one.csv, f'{one.pixels:,} px, strength {one.strength:,.0f}')
+        for number, one in enumerate(suspects)
+        if number < DRAWN or one in listed
+    ]
+    note = f'<p>{len(made)} of {plural(len(suspects), "photo")}</p>'
+    return Section(title, f'{note}<div class="photos">{"".join(made)}</div>')

@@ -1,7 +1,10 @@
 """Show the app's first page: the runs with their out-of-fold scores, the ensemble, curves, confusion."""
 
+import html
 import math
+import shlex
 from pathlib import Path
+from urllib.parse import parse_qs, urlencode
 
 import numpy as np
 import pandas as pd
@@ -9,20 +12,26 @@ import streamlit as st
 
 from config import Competition, fold_files
 from data.coco import CocoSet
+from engine.provenance import first_command
 from engine.runs import FoldRun, read_fold
 from metrics import DRAWS, LEVEL, Interval, Metric
 from submission import metric_of
 from utils.errors import BadInput
-from utils.plotting import draw_confusion
+from utils.plotting import MAX_NUMBERED
 from viewer import app_data
 from viewer.app_data import SourceScores, escape_markdown, show_error
-from viewer.html_page import data_url, format_interval, format_score, html_table
+from viewer.components import links
+from viewer.html_page import format_interval, format_score, html_table
+from viewer.page_photos import WORST
 from viewer.report import hit_lines
 from voting.recipe import format_weights, read_ensemble, score_ensemble
 
+STRONG_SHARE = 0.4  # of a true class: the colour of a cell above it needs a white number
+SMALL_SHARE = 0.005  # of a true class: a cell below it is empty in a confusion matrix of many classes
 
-def page(data: Path, output: Path, competition: Competition) -> None:
-    """Draw the page. Raises BadInput."""
+
+def page(data: Path, output: Path, competition: Competition, photos: st.Page | None = None) -> None:
+    """Draw the page; `photos` is the one that links to photos lead to. Raises BadInput."""
     st.title('Runs')
     coco, metric = app_data.load_coco(data, 'train', competition), metric_of(competition)
     st.caption(escape_markdown(f'{len(coco.photos):,} training photos of {data}; runs of {output}'))
@@ -50,8 +59,12 @@ def page(data: Path, output: Path, competition: Competition) -> None:
     if any(fold.metrics for folds in runs.values() for fold in folds):
         show_curves(runs, metric)
     if scored:
-        show_classes(scored, intervals, competition)
-        show_confusion(scored, intervals, competition.classes)
+        hrefs = [
+            show_classes(scored, intervals, competition),
+            show_confusion(scored, intervals, competition.classes),
+        ]
+        if href := next(filter(None, hrefs), None):
+            st.switch_page(photos, query_params=parse_qs(href.partition('?')[2]))
 
 
 def find_runs(output: Path) -> tuple[dict[str, list[FoldRun]], list[BadInput]]:
@@ -103,6 +116,7 @@ def show_runs(
         cells.append(f'{len(scored[name].counts):,}' if name in scored else '-')
         lines.append(cells)
     st.html(html_table(lines))
+    show_commands(runs)
     over = 'the mean over photos and classes' if metric.is_by_image else 'the pixels of all photos together'
     st.caption(
         f'Validation: the mean over the folds of the epoch that is kept. Out of fold: {over}, each photo '
@@ -117,6 +131,23 @@ def show_runs(
                 infer = f'python infer.py --cfg {fold.folder / "config.yaml"} --fold {fold.fold} --split oof'
                 line = f'{name}: fold {fold.fold} has no out-of-fold predictions yet: {infer}'
                 st.caption(escape_markdown(line))
+
+
+def show_commands(runs: dict[str, list[FoldRun]]) -> None:
+    """Draw a button for each run that copies the commands that started its folds. Raises BadInput."""
+    buttons = []
+    for name, folds in runs.items():
+        commands = '\n'.join(command_of(fold) for fold in folds)
+        title = html.escape(commands)
+        buttons.append(f'<button data-copy="{title}" title="{title}">{html.escape(name)}</button>')
+    if buttons:
+        links(f'<p class="copies">Copy the commands that trained {"".join(buttons)}</p>', key='commands')
+
+
+def command_of(fold: FoldRun) -> str:
+    """Return the command that started a fold; one by its config if that was not recorded. Raises BadInput."""
+    by_config = f'python train.py --cfg {shlex.quote(str(fold.folder / "config.yaml"))} --fold {fold.fold}'
+    return first_command(fold.folder) or by_config
 
 
 def show_ensemble(path: Path, data: Path, competition: Competition) -> None:
@@ -166,8 +197,8 @@ def show_curves(runs: dict[str, list[FoldRun]], metric: Metric) -> None:
 
 def show_classes(
     scored: dict[str, SourceScores], intervals: dict[str, Interval], competition: Competition
-) -> None:
-    """Draw a table of the score of each class in each run."""
+) -> str | None:
+    """Draw a table of the score of each class in each run; return the href of a score that was clicked."""
     st.header('Classes')
     metric, classes = metric_of(competition), competition.classes
     scores = [metric.by_class(source.counts) for source in scored.values()]
@@ -177,21 +208,77 @@ def show_classes(
         share = f'{pixels[k] / max(1, pixels.sum()):.2%}'
         lines.append([classes[k], *(format_score(score[k]) for score in scores), share])
     lines.append([metric.label, *(format_score(intervals[name].value) for name in scored), ''])
-    st.html(html_table(lines, total=metric.label))
+    hrefs = {
+        (classes[k], name): address_of(runs=name, **{'class': classes[k], 'order': WORST})
+        for k in competition.object_ids
+        for name in scored
+    }
+    st.caption('A score leads to the photos with the class, the lowest score first.')
+    return links(scrolling(linked_table(lines, hrefs, metric.label)), key='classes')
+
+
+def address_of(**parameters: str) -> str:
+    """Return the address of the page of photos with these choices."""
+    return f'photos?{urlencode(parameters)}'
+
+
+def scrolling(table: str) -> str:
+    """Let a table that is wider than the page scroll by itself."""
+    return f'<div class="scroll">{table}</div>'
+
+
+def linked_table(lines: list[list[str]], hrefs: dict[tuple[str, str], str], total: str) -> str:
+    """Make the HTML of a table in which cells, by the first cells of their line and column, are links."""
+    header, rows = lines[0], []
+    for number, line in enumerate(lines):
+        tag, cells = 'td' if number else 'th', []
+        for column, text in zip(header, line, strict=True):
+            href, text = hrefs.get((line[0], column)), html.escape(text)
+            cell = f'<a href="{html.escape(href)}">{text}</a>' if href and text != '-' else text
+            cells.append(f'<{tag}>{cell}</{tag}>')
+        rows.append(f'<tr{" class=total" if line[0] == total else ""}>{"".join(cells)}</tr>')
+    return f'<table>{"".join(rows)}</table>'
 
 
 def show_confusion(
     scored: dict[str, SourceScores], intervals: dict[str, Interval], classes: tuple[str, ...]
-) -> None:
-    """Draw the confusion matrix of one run; if classes may overlap, a table of hits and misses."""
+) -> str | None:
+    """Draw the confusion matrix of one run, and return the href of a cell that was clicked; if classes may
+    overlap, a table of hits and misses.
+    """
     overlap = any(source.confusion is None for source in scored.values())
     st.header('Hits and misses' if overlap else 'Confusion matrix')
     names = sorted(scored, key=lambda name: -intervals[name].value)
     name = st.selectbox('Run', names, key='confusion-run', width=320)
     if overlap:
         st.html(html_table(hit_lines(scored[name].counts.sum(0), classes)))
-        return
-    st.image(
-        data_url(draw_confusion(scored[name].confusion, classes)),
-        alt=f'confusion matrix of {name}: rows are true classes, columns predicted ones, in % of the row',
-    )
+        return None
+    st.caption('Rows are true classes, columns predicted ones, in % of the row. A cell leads to its photos.')
+    return links(confusion_table(scored[name].confusion, classes, name), key='confusion')
+
+
+def confusion_table(confusion: np.ndarray, classes: tuple[str, ...], run: str) -> str:
+    """Make the HTML of (K, K) pixel counts, in % of the row, with a link to the photos of each cell; of many
+    classes the cells below SMALL_SHARE are empty.
+    """
+    totals = confusion.sum(1, keepdims=True)
+    shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+    linked = confusion > 0 if len(classes) <= MAX_NUMBERED else shares >= SMALL_SHARE
+    names = [html.escape(name) for name in classes]
+    header = ''.join(f'<th scope="col"><span>{name}</span></th>' for name in names)
+    rows = [f'<tr><th>true class</th>{header}</tr>']
+    for i, name in enumerate(names):
+        cells = [f'<tr><th scope="row">{name}</th>']
+        for j in range(len(names)):
+            if not linked[i, j]:
+                cells.append('<td></td>')
+                continue
+            address = address_of(runs=run, **{'class': classes[i], 'predicted': classes[j]})
+            kind = ('right' if i == j else 'wrong') + (' strong' if shares[i, j] > STRONG_SHARE else '')
+            title = f'{name} predicted as {names[j]}: {confusion[i, j]:,} pixels'
+            cells.append(
+                f'<td class="{kind}" style="--share: {100 * shares[i, j] ** 0.7:.0f}%">'
+                f'<a href="{html.escape(address)}" title="{title}">{100 * shares[i, j]:.1f}</a></td>'
+            )
+        rows.append(''.join(cells) + '</tr>')
+    return scrolling(f'<table class="confusion">{"".join(rows)}</table>')

@@ -1,88 +1,156 @@
 """Show the app's third page: upload a photo, and see what each object in it is and which bin it goes into.
 
-The bins are those of Korea; edit bins.csv to change them.
+What a piece is, how sure the model is of it and its bin are engine/pieces.py's to say, as for infer.py. The
+page speaks the browser's language, if it has it.
 
 Shapes: H W the size of the photo, K classes.
 """
 
-import csv
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import streamlit as st
-from PIL import Image, ImageDraw
 
 from config import Competition, fold_files, fold_of
 from data.cache import resize_image
 from data.coco import read_photo
+from engine.pieces import (
+    LANGUAGES,
+    Bin,
+    Limits,
+    Piece,
+    bin_of,
+    draw_numbers,
+    find_pieces,
+    paint,
+    read_bins,
+)
 from engine.runs import read_fold, read_run_config
-from utils.errors import BadInput, one_line
-from utils.plotting import PALETTE, fit, font, overlay, regions_of, to_display
+from utils.errors import BadInput
+from utils.plotting import PALETTE, fit, overlay, to_display
 from viewer.app_data import escape_markdown, load_coco, modified, show_error
 from viewer.html_page import data_url
-from viewer.uploads import FORMATS, MAX_MEGABYTES, MAX_SIDE, read_upload
+from viewer.uploads import LIMITS, MAX_MEGABYTES, MAX_SIDE, ONE_PHOTO, read_upload
 
 if TYPE_CHECKING:
     from engine.checkpoint import Run
 
-BINS = Path(__file__).with_name('bins.csv')
-MIN_SHARE = 0.004  # of the photo's pixels: a smaller piece is left out
 MAX_PIECES = 20
-DOUBTFUL = 0.5  # below this probability a piece should be checked by a person
-FILE, CAMERA, SAMPLE = 'Upload a photo', 'Take a photo', 'Use a test photo'
-
-
-@dataclass(frozen=True)
-class Bin:
-    """The bin of a class: its name, its Korean name, and what to do first."""
-
-    name: str
-    korean: str
-    how: str
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A connected region of a class."""
-
-    class_id: int
-    share: float  # of the photo's pixels
-    prob: float  # mean probability of the class in the region
-    middle: tuple[int, int]  # (x, y) of the pixel that is farthest from the region's edge
+MAX_CLASSES = 3  # that a piece may be of, as far as they are named
+TEXTS = {
+    'en': {
+        'language': 'English',
+        'title': 'Sort it for me',
+        'no_model': 'No trained model under {output} yet: {train}',
+        'model': 'Model',
+        'opacity': 'Opacity',
+        'threshold': 'Not sure below (confidence)',
+        'private': 'Photos stay on this machine and are not saved.',
+        'predicting': 'Predicting',
+        'bands': 'Cameras and uploads have RGB; the photos of this data set have other bands: choose one.',
+        'photo': 'Photo',
+        'file': 'Upload a photo',
+        'camera': 'Take a photo',
+        'sample': 'Use a test photo',
+        'hold': 'Hold the object in front of the camera',
+        'upload': 'A photo of up to {megabytes} MB: a JPEG of up to {jpeg} megapixels, '
+        'or PNG, WEBP or BMP of up to {other}',
+        'test_photo': 'Test photo',
+        'nothing': 'Nothing was found in this photo.',
+        'alt': '{name}, with {count} pieces',
+        'no_bin': 'no bin is listed for it',
+        'or': ' or ',
+        'sure': '{classes}, {percent} sure',
+        'below': 'below {percent}',
+    },
+    'ko': {
+        'language': '한국어',
+        'title': '어디에 버릴까요?',
+        'no_model': '{output}에 학습된 모델이 아직 없습니다: {train}',
+        'model': '모델',
+        'opacity': '불투명도',
+        'threshold': '확실하지 않음의 기준 (확신도)',
+        'private': '사진은 이 컴퓨터에만 있고 저장되지 않습니다.',
+        'predicting': '예측하는 중',
+        'bands': '카메라와 업로드는 RGB 사진이지만 이 데이터의 사진은 채널이 다릅니다. 하나를 고르세요.',
+        'photo': '사진',
+        'file': '사진 올리기',
+        'camera': '사진 찍기',
+        'sample': '테스트 사진 쓰기',
+        'hold': '물건을 카메라 앞에 대 주세요',
+        'upload': '{megabytes} MB 이하의 사진: {jpeg} 메가픽셀 이하의 JPEG, '
+        '{other} 메가픽셀 이하의 PNG, WEBP, BMP',
+        'test_photo': '테스트 사진',
+        'nothing': '이 사진에서 찾은 것이 없습니다.',
+        'alt': '{name}, {count}개',
+        'no_bin': '등록된 수거함이 없습니다',
+        'or': ' 또는 ',
+        'sure': '{classes}, 확신도 {percent}',
+        'below': '확신도 {percent} 미만',
+    },
+}
 
 
 def page(data: Path, output: Path, competition: Competition) -> None:
     """Draw the page. Raises BadInput."""
-    st.title('Sort it for me')
+    side = st.sidebar
+    language = choose_language()
+    texts = TEXTS[language]
+    st.title(texts['title'])
     models = find_models(output)
     if not models:
         train = 'python train.py --cfg configs/demo.yaml --fold 0'
-        st.info(escape_markdown(f'No trained model under {output} yet: {train}'))
+        st.info(escape_markdown(texts['no_model'].format(output=output, train=train)))
         return
-    side = st.sidebar
     best = int(np.argmax([score_of(path) for path in models.values()]))
-    title = side.selectbox('Model', list(models), best, key='model', persist_state='session')
-    opacity = side.slider('Opacity', 0.0, 1.0, 0.5, 0.05, key='opacity-sort', persist_state='session')
-    side.caption('Photos stay on this machine and are not saved.')
-    name, image = choose_image(data, competition)
+    title = side.selectbox(texts['model'], list(models), best, key='model', persist_state='session')
+    threshold = side.slider(
+        texts['threshold'], 0.0, 1.0, Limits().confidence, 0.05, key='threshold', persist_state='session'
+    )
+    opacity = side.slider(texts['opacity'], 0.0, 1.0, 0.5, 0.05, key='opacity-sort', persist_state='session')
+    side.caption(texts['private'])
+    name, image = choose_image(data, competition, texts)
     if image is None:
         return
-    from engine.inference import photo_probs  # imports torch, which the other pages do without
-
-    run = load_model(models[title], modified(models[title]))
+    version = models[title], modified(models[title])
+    run = load_model(*version)
     start = perf_counter()
-    with st.spinner('Predicting'):
-        probs = photo_probs(run, image, tta=False).float().cpu().numpy()
-        pieces, mask = find_pieces(probs, run.thresholds if run.cfg.competition.is_multilabel else None)
-    show_pieces(name, to_display(image), mask, pieces, run.cfg.classes, opacity)
+    with st.spinner(texts['predicting']), ONE_PHOTO:
+        mask, confidence = predict(run, image, version)
+    pieces = find_pieces(mask, confidence, Limits(confidence=threshold))[:MAX_PIECES]
+    seconds = perf_counter() - start
+    look = Look(language, opacity, threshold)
+    show_pieces(name, to_display(image), paint(pieces, mask.shape), pieces, run.cfg.classes, look)
     size = f'{image.shape[1]} × {image.shape[0]}'
-    st.caption(escape_markdown(f'{name}, {size}: {title}, {perf_counter() - start:.1f} s'))
+    st.caption(escape_markdown(f'{name}, {size}: {title}, {seconds:.1f} s'))
+
+
+def choose_language() -> str:
+    """Return the language that is chosen in the sidebar; at first the browser's, if the page has it."""
+    asked = (st.context.locale or '').split('-')[0].lower()
+    return st.sidebar.segmented_control(
+        'Language · 언어', LANGUAGES, default=asked if asked in LANGUAGES else 'en', required=True,
+        format_func=lambda key: TEXTS[key]['language'], key='language', persist_state='session',
+    )  # fmt: skip
+
+
+def predict(run: 'Run', image: np.ndarray, version: tuple[Path, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mask of a photo and its confidence, for a version of the model; those of the photo before if
+    it is the same, as when a slider moves.
+    """
+    from engine.own_photos import predict_photos  # imports torch, which the other pages do without
+
+    key = (version, image.shape, sha256(np.ascontiguousarray(image)).digest())
+    if st.session_state.get('sorted', (None,))[0] != key:
+        large = predict_photos([run], [image], tta=False, keep=True)[0]
+        st.session_state['sorted'] = (key, large.whole(), large.confidence)
+    return st.session_state['sorted'][1:]
 
 
 def find_models(output: Path) -> dict[str, Path]:
@@ -111,22 +179,25 @@ def load_model(checkpoint: Path, time: int) -> 'Run':
     return load_run(cfg, fold_of(checkpoint.parent), start_ranks(cfg).device)
 
 
-def choose_image(data: Path, competition: Competition) -> tuple[str, np.ndarray | None]:
+def choose_image(
+    data: Path, competition: Competition, texts: dict[str, str]
+) -> tuple[str, np.ndarray | None]:
     """Return the name and the pixels of the photo that is uploaded, taken or chosen; None if none is yet."""
     if not competition.is_rgb:
-        st.caption('Cameras and uploads have RGB; the photos of this data set have other bands: choose one.')
-        return choose_sample(data, competition)
+        st.caption(texts['bands'])
+        return choose_sample(data, competition, texts)
     how = st.segmented_control(
-        'Photo', [FILE, CAMERA, SAMPLE], default=FILE, required=True, key='how', label_visibility='collapsed'
-    )
-    if how == SAMPLE:
-        return choose_sample(data, competition)
+        texts['photo'], ('file', 'camera', 'sample'), default='file', required=True, key='how',
+        label_visibility='collapsed', format_func=texts.get,
+    )  # fmt: skip
+    if how == 'sample':
+        return choose_sample(data, competition, texts)
     column = st.columns([3, 2], gap='large')[0]
-    if how == CAMERA:
-        upload = column.camera_input('Hold the object in front of the camera', key='camera')
+    if how == 'camera':
+        upload = column.camera_input(texts['hold'], key='camera')
     else:
         upload = column.file_uploader(
-            f'A photo of up to {MAX_MEGABYTES} MB: {", ".join(FORMATS)}', key='upload',
+            texts['upload'].format(**LIMITS), key='upload',
             type=['jpg', 'jpeg', 'png', 'webp', 'bmp'], max_upload_size=MAX_MEGABYTES,
         )  # fmt: skip
     if upload is None:
@@ -138,11 +209,11 @@ def choose_image(data: Path, competition: Competition) -> tuple[str, np.ndarray 
         return upload.name, None
 
 
-def choose_sample(data: Path, competition: Competition) -> tuple[str, np.ndarray]:
+def choose_sample(data: Path, competition: Competition, texts: dict[str, str]) -> tuple[str, np.ndarray]:
     """Return the test photo that is chosen. Raises BadInput if there is no test photo."""
     coco = load_coco(data, 'test', competition)
     photos = {photo.file_name: photo for photo in coco.photos}
-    name = st.selectbox('Test photo', list(photos), key='sample')
+    name = st.selectbox(texts['test_photo'], list(photos), key='sample')
     if not competition.is_rgb:
         photo = read_photo(coco, photos[name])
         return name, resize_image(photo, fit(photo.shape[:2], min(MAX_SIDE, max(photo.shape[:2]))))
@@ -153,99 +224,55 @@ def choose_sample(data: Path, competition: Competition) -> tuple[str, np.ndarray
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
 
 
-def find_pieces(
-    probs: np.ndarray, thresholds: Sequence[float] | None = None
-) -> tuple[list[Piece], np.ndarray]:
-    """Find the pieces in (K, H, W) probabilities; return them, largest first, and the mask of them: ids, or
-    with `thresholds` (K,) planes of classes that may overlap.
-    """
-    pieces, regions = [], []
-    for k, plane in class_planes(probs, thresholds).items():
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(plane.astype(np.uint8))
-        for label in range(1, count):
-            share = stats[label, cv2.CC_STAT_AREA] / plane.size
-            if share < MIN_SHARE:
-                continue
-            region = labels == label
-            depth = cv2.distanceTransform(np.pad(region.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-            y, x = np.unravel_index(depth.argmax(), depth.shape)
-            pieces.append(Piece(k, float(share), float(probs[k][region].mean()), (int(x), int(y))))
-            regions.append(np.packbits(region))  # 1,600 x 1,600 pixels of many pieces
-    largest = sorted(range(len(pieces)), key=lambda n: -pieces[n].share)[:MAX_PIECES]
-    mask = np.zeros(probs.shape[1:] if thresholds is None else probs.shape, np.uint8)
-    for n in largest:
-        region = np.unpackbits(regions[n], count=probs[0].size).reshape(probs.shape[1:]) == 1
-        if thresholds is None:
-            mask[region] = pieces[n].class_id
-        else:
-            mask[pieces[n].class_id][region] = 1
-    return [pieces[n] for n in largest], mask
+@dataclass(frozen=True)
+class Look:
+    """How pieces are shown: in which language, how opaque, and not sure below which confidence."""
 
-
-def class_planes(probs: np.ndarray, thresholds: Sequence[float] | None) -> dict[int, np.ndarray]:
-    """Return the (H, W) bool pixels of each class of objects that is predicted somewhere."""
-    if thresholds is None:
-        return regions_of(probs.argmax(0).astype(np.uint8))
-    return regions_of((probs >= np.array(thresholds)[:, None, None]).astype(np.uint8))
-
-
-def read_bins(path: Path = BINS) -> dict[str, Bin]:
-    """Read the bin of each class. Raises BadInput."""
-    try:
-        with path.open(newline='', encoding='utf-8') as file:
-            rows = [[row[key] for key in ('class', 'bin', 'korean', 'how')] for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise BadInput(f'{path}: expected lines of class,bin,korean,how: {one_line(error)}') from None
-    if short := next((row for row in rows if None in row), None):
-        raise BadInput(f'{path}: expected lines of class,bin,korean,how: the line of {short[0]!r} has fewer')
-    return {name: Bin(*rest) for name, *rest in rows}
+    language: str
+    opacity: float
+    threshold: float
 
 
 def show_pieces(
     name: str,
     image: np.ndarray,
     mask: np.ndarray,
-    pieces: list[Piece],
+    pieces: Sequence[Piece],
     classes: Sequence[str],
-    opacity: float,
+    look: Look,
 ) -> None:
     """Draw the photo with its pieces numbered, beside the bins that they go into."""
+    texts, bins = TEXTS[look.language], read_bins(look.language)
     left, right = st.columns([3, 2], gap='large')
+    picture = draw_numbers(overlay(image, mask, look.opacity), pieces)
     left.image(
-        data_url(draw_pieces(image, mask, pieces, opacity), compress_level=1), width='stretch',
-        alt=f'{name}, with {len(pieces)} pieces',
+        data_url(picture, compress_level=1), width='stretch',
+        alt=texts['alt'].format(name=name, count=len(pieces)),
     )  # fmt: skip
     if not pieces:
-        right.info('Nothing was found in this photo.')
-        return
-    bins = read_bins()
-    for k in dict.fromkeys(piece.class_id for piece in pieces):
-        numbered = {number: piece for number, piece in enumerate(pieces, start=1) if piece.class_id == k}
-        right.html(bin_card(classes[k], k, bins.get(classes[k]), numbered))
+        right.info(texts['nothing'])
+    names = [bins[key].class_name if key in bins else key for key in classes]
+    for label in sorted({piece.label for piece in pieces}, key=[piece.label for piece in pieces].index):
+        numbered = {n: piece for n, piece in enumerate(pieces, start=1) if piece.label == label}
+        first = next(iter(numbered.values()))
+        right.html(bin_card(names, bin_of(first, classes, bins, look.language), numbered, look))
 
 
-def draw_pieces(image: np.ndarray, mask: np.ndarray, pieces: list[Piece], opacity: float) -> np.ndarray:
-    """Draw the overlay with the number of each piece in its middle."""
-    picture = Image.fromarray(overlay(image, mask, opacity))
-    draw = ImageDraw.Draw(picture)
-    radius = max(9, round(max(image.shape[:2]) / 40))
-    for number, piece in enumerate(pieces, start=1):
-        colour = tuple(PALETTE[piece.class_id].tolist())
-        draw.circle(piece.middle, radius, 'white', colour, max(2, radius // 5))
-        draw.text(piece.middle, str(number), 'black', font(round(1.2 * radius)), 'mm')
-    return np.array(picture)
-
-
-def bin_card(name: str, k: int, bin_: Bin | None, pieces: dict[int, Piece]) -> str:
-    """Make the HTML of a class: its bin, and its pieces by number."""
-    colour = 'rgb({}, {}, {})'.format(*PALETTE[k])
-    title = 'no bin is listed for it' if bin_ is None else f'{bin_.name} · {bin_.korean}'
+def bin_card(names: Sequence[str], bin_: Bin | None, pieces: dict[int, Piece], look: Look) -> str:
+    """Make the HTML of a bin, and of the pieces by number that go into it; `names` are the classes'."""
+    texts, first = TEXTS[look.language], next(iter(pieces.values()))
+    title, how = (texts['no_bin'], '') if bin_ is None else (bin_.name, bin_.how)
+    colour = 'rgb({}, {}, {})'.format(*PALETTE[first.label])
+    style = f'word-break: keep-all; border-color: {colour}'
+    if not first.is_sure:
+        title = f'{title} ({texts["below"].format(percent=f"{look.threshold:.0%}")})'
+        style = 'word-break: keep-all; border-color: grey'
     lines = []
     for number, piece in pieces.items():
-        advice = ': please check' if piece.prob < DOUBTFUL else ''
-        lines.append(f'<li><b>{number}</b> {html.escape(name)}, {piece.prob:.0%} sure{advice}</li>')
-    how = '' if bin_ is None else f'<p>{html.escape(bin_.how)}</p>'
+        classes = texts['or'].join(html.escape(names[k]) for k in piece.class_ids[:MAX_CLASSES])
+        text = texts['sure'].format(classes=classes, percent=f'{piece.confidence:.0%}')
+        lines.append(f'<li><b>{number}</b> {text}</li>')
     return (
-        f'<div class="bin" style="border-color: {colour}"><h4>{html.escape(title)}</h4>'
-        f'<ul>{"".join(lines)}</ul>{how}</div>'
+        f'<div class="bin" lang="{look.language}" style="{style}"><h4>{html.escape(title)}</h4>'
+        f'<ul>{"".join(lines)}</ul><p>{html.escape(how)}</p></div>'
     )

@@ -12,8 +12,9 @@ Shapes: n photos, K classes.
 
 import html
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +23,28 @@ from config import Competition, dump_config
 from data.coco import CocoSet, Photo, read_coco, read_photo, scored_truth
 from engine.runs import FoldRun, read_runs
 from evaluate import Confusions, read_fold_confusions, second_metric
-from metrics import LEVEL, Metric
+from metrics import IGNORED, LEVEL, Metric
 from submission import Reader, metric_of
-from utils.errors import BadInput
-from utils.plotting import Row, comparison_row, draw_confusion, draw_curves, score_note, sheet
+from utils.errors import BadInput, plural
+from utils.plotting import MAX_NUMBERED, PALETTE, Row, comparison_row, draw_confusion, draw_curves, score_note
 from utils.progress import progress
-from viewer.html_page import format_interval, format_score, html_picture, html_table, write_page
+from viewer.html_page import (
+    Section,
+    format_interval,
+    format_score,
+    html_charts,
+    html_confusion,
+    html_swatch,
+    html_table,
+    html_views,
+    write_page,
+)
 from voting.origin import list_faults
 from voting.recipe import score_ensemble
 
 RANKED = 8  # photos among the worst, and among the best
 GALLERY = 4  # photos of a class: half of them the worst, half the best
+GALLERIES = 40  # classes that have one
 MIN_PIXELS = 256  # of a class in the truth of a photo of its gallery
 
 
@@ -59,24 +71,25 @@ def main(name: str, output: Path, data: Path | None = None) -> Path:
     folds = read_confusions_of(runs, coco)
     scored = score_photos(runs, folds, coco)
     faults = [*list_faults(run.oof_csv for run in runs)]
-    parts = [f'<p><b>{html.escape(fault)}</b></p>' for fault in faults]
-    parts += [f'<h2>{metric.class_label} out of fold</h2><p>{metric.label} {score_text(scored, metric)}</p>']
+    score = f'{metric.label} {score_text(scored, metric)}'
+    intro = [f'<p><b>{html.escape(fault)}</b></p>' for fault in faults]
+    intro.append(f'<p>Out of fold: {score}, {plural(len(runs), "fold")}</p>')
     by_fold = {run.fold: fold.counts for run, fold in zip(runs, folds, strict=True)}
-    parts.append(score_table(scored, by_fold, cfg.competition))
-    curves = draw_curves({'loss': curve(runs, 'loss'), metric.label: curve(runs, 'score')})
-    parts.append(html_picture('Curves', curves))
-    parts += confusion_parts(folds, cfg.classes)
-    with PhotoRows(coco) as photo_rows:
-        parts += ranking_parts(scored, photo_rows)
-        parts += ensemble_parts(output / 'ensemble.yaml', data, cfg.competition)
-        parts += gallery_parts(scored, photo_rows)
+    sections = [
+        Section(f'{metric.class_label} out of fold', score_table(scored, by_fold, cfg.competition)),
+        Section('Curves', html_charts(draw_fold_curves(runs, metric))),
+        confusion_section(folds, cfg.classes),
+    ]
+    with PhotoFigures(coco) as figures:
+        sections += ranking_sections(scored, figures)
+        sections += ensemble_sections(output / 'ensemble.yaml', data, cfg.competition)
+        sections += gallery_sections(scored, figures)
     config = html.escape(dump_config(cfg))
-    parts.append(f'<h2>Config</h2><details><summary>every key</summary><pre>{config}</pre></details>')
+    sections.append(Section('Config', f'<details><summary>every key</summary><pre>{config}</pre></details>'))
     path = output / name / 'report.html'
-    write_page(path, name, parts)
-    folds = '1 fold' if len(runs) == 1 else f'{len(runs)} folds'
+    write_page(path, name, ''.join(intro), sections)
     print(*(f'warning: {fault}\n' for fault in faults), sep='', end='')
-    print(f'{name}: {folds}: out-of-fold {metric.label} {score_text(scored, metric)}')
+    print(f'{name}: {plural(len(runs), "fold")}: out-of-fold {score}')
     print(f'wrote {path}, {path.stat().st_size / 1e6:.1f} MB: one file that can be mailed')
     return path
 
@@ -146,13 +159,17 @@ def pixel_accuracy(counts: np.ndarray) -> float:
     return float(hits / true) if true else math.nan
 
 
-def confusion_parts(folds: list[Confusions], classes: tuple[str, ...]) -> list[str]:
-    """Draw the confusion matrix of all folds; if classes may overlap, make a table of hits and misses."""
+def confusion_section(folds: list[Confusions], classes: tuple[str, ...]) -> Section:
+    """Tabulate the confusion matrix of all folds; if classes may overlap, their hits and misses."""
     if any(fold.matrices is None for fold in folds):
         counts = sum(fold.counts.sum(0) for fold in folds)
-        return ['<h2>Hits and misses</h2>', html_table(hit_lines(counts, classes))]
+        return Section('Hits and misses', html_table(hit_lines(counts, classes)))
     matrix = sum(fold.matrices.sum(0, dtype=np.int64) for fold in folds)
-    return [html_picture('Confusion matrix', draw_confusion(matrix, classes))]
+    if len(classes) > MAX_NUMBERED:
+        chart = html_charts({'confusion matrix': draw_confusion(matrix, classes)})
+        return Section('Confusion matrix', f'<div class="scroll">{chart}</div>')
+    note = '<p>Each row has the pixels of a true class: the share that is predicted as each class, in %.</p>'
+    return Section('Confusion matrix', note + html_confusion(matrix, classes))
 
 
 def hit_lines(counts: np.ndarray, classes: tuple[str, ...]) -> list[list[str]]:
@@ -166,6 +183,12 @@ def hit_lines(counts: np.ndarray, classes: tuple[str, ...]) -> list[list[str]]:
     return lines
 
 
+def draw_fold_curves(runs: list[FoldRun], metric: Metric) -> dict[str, np.ndarray]:
+    """Draw the loss and the score of each fold by epoch, a chart each."""
+    curves = {'loss': curve(runs, 'loss'), metric.label: curve(runs, 'score')}
+    return {f'{label} by epoch': draw_curves({label: lines}) for label, lines in curves.items()}
+
+
 def curve(runs: list[FoldRun], key: str) -> dict[str, list[tuple[float, float]]]:
     """List the (epoch, value) points of each fold; epochs count from 1, as in the log."""
     return {
@@ -174,25 +197,36 @@ def curve(runs: list[FoldRun], key: str) -> dict[str, list[tuple[float, float]]]
     }
 
 
-class PhotoRows(ExitStack):
-    """Make the rows of sheets, each with a photo, its truth and its prediction, which are drawn once.
+class PhotoFigures(ExitStack):
+    """Make the figures of a page: photos, each with its truth and its prediction beside it. The page holds a
+    picture once, however often it is shown.
 
-    with PhotoRows(coco) as rows:
-        rows.make(photo, csv, note)
+    with PhotoFigures(coco) as figures:
+        figures.make(photo, csv, note)
     """
 
-    def __init__(self, coco: CocoSet) -> None:
+    def __init__(self, coco: CocoSet, headings: Sequence[str] = ('photo', 'truth', 'prediction')) -> None:
         super().__init__()
         self.coco, self.form = coco, coco.form
+        self.headings = ''.join(f'<span>{heading}</span>' for heading in headings)
         self.readers: dict[Path, Reader] = {}
-        self.drawn: dict[tuple[str, Path], Row] = {}
+        self.shown: dict[tuple[str, Path], tuple[str, str]] = {}  # the views once more, and their classes
 
-    def make(self, photo: Photo, csv: Path, note: str) -> Row:
-        """Return the row of a photo that a CSV has, under a note. Raises BadInput."""
-        key = photo.file_name, csv
-        if key not in self.drawn:
-            self.drawn[key] = self._draw(photo, csv)
-        return replace(self.drawn[key], note=note)
+    def make(self, photo: Photo, csv: Path, note: str) -> str:
+        """Return the figure of a photo that a CSV has, under a note. Raises BadInput."""
+        key, anchor = (photo.file_name, csv), ''
+        if key in self.shown:
+            views, swatches = self.shown[key]
+        else:
+            number = len(self.shown) + 1
+            anchor = f' id="photo{number}"'
+            row = self._draw(photo, csv)
+            views, again = html_views(row.views, f'views{number}', photo.file_name)
+            swatches = ''.join(self._swatch(k) for k in sorted(row.ids))
+            self.shown[key] = again, swatches
+        caption = f'<b>{html.escape(photo.file_name)}</b><span>{html.escape(note)}</span>{swatches}'
+        strip = f'<div class="views"><div>{self.headings}</div>{views}</div>'
+        return f'<figure{anchor}>{strip}<figcaption>{caption}</figcaption></figure>'
 
     def _draw(self, photo: Photo, csv: Path) -> Row:
         if csv not in self.readers:
@@ -200,56 +234,66 @@ class PhotoRows(ExitStack):
         pred, truth = self.readers[csv].read(photo.file_name), scored_truth(photo, self.coco.competition)
         return comparison_row(photo.file_name, read_photo(self.coco, photo), truth, pred)
 
+    def _swatch(self, k: int) -> str:
+        name = 'ignored' if k == IGNORED else self.coco.competition.classes[k]
+        return html_swatch(PALETTE[k].tolist(), name)
 
-def draw_photos(scored: list[ScoredPhoto], photo_rows: PhotoRows, k: int | None = None) -> np.ndarray:
-    """Draw a sheet of photo, truth and prediction, with the score of class k above each, or its own."""
-    competition = photo_rows.coco.competition
-    rows, metric = [], metric_of(competition)
+    def links(self) -> dict[str, str]:
+        """Return the address of the first figure of each photo, by its file_name."""
+        return {file_name: f'#photo{n}' for n, (file_name, _) in enumerate(self.shown, start=1)}
+
+
+def photo_section(
+    title: str, scored: list[ScoredPhoto], figures: PhotoFigures, k: int | None = None, note: str = ''
+) -> Section:
+    """Show photos, each with its score, or with that of class k."""
+    metric = metric_of(figures.coco.competition)
+    made = []
     for one in scored:
-        note = score_note(metric.label, one.score)
+        label, score = metric.label, one.score
         if k is not None:
-            note = score_note(metric.class_label, one.class_score(metric, k))
-        rows.append(photo_rows.make(one.photo, one.csv, note))
-    return sheet(rows, ['photo', 'truth', 'prediction'], competition.classes)
+            label, score = metric.class_label, one.class_score(metric, k)
+        made.append(figures.make(one.photo, one.csv, score_note(label, score)))
+    return Section(title, f'{note}<div class="photos">{"".join(made)}</div>')
 
 
-def ranking_parts(scored: list[ScoredPhoto], photo_rows: PhotoRows) -> list[str]:
-    """Make a sheet of the worst photos and one of the best; no photo is in both."""
+def ranking_sections(scored: list[ScoredPhoto], figures: PhotoFigures) -> list[Section]:
+    """Show the worst photos and the best ones; no photo is among both."""
     ranked = sorted(scored, key=lambda one: (one.score, one.photo.file_name))
     count = min(RANKED, (len(ranked) + 1) // 2)
-    return [
-        html_picture(f'The {title} photos', draw_photos(photos, photo_rows), photos=True)
-        for title, photos in (('worst', ranked[:count]), ('best', ranked[: count - 1 : -1][:count]))
-        if photos
-    ]
+    groups = {'Worst photos': ranked[:count], 'Best photos': ranked[: count - 1 : -1][:count]}
+    return [photo_section(title, photos, figures) for title, photos in groups.items() if photos]
 
 
-def gallery_parts(scored: list[ScoredPhoto], photo_rows: PhotoRows) -> list[str]:
-    """Make a sheet for each class of objects: photos that have it, of the lowest and highest score."""
-    competition = photo_rows.coco.competition
-    parts, metric = [], metric_of(competition)
-    label = metric.class_label
-    for k in competition.object_ids:
+def gallery_sections(scored: list[ScoredPhoto], figures: PhotoFigures) -> list[Section]:
+    """Show photos of each class of objects, of its lowest and its highest scores; of many classes only the
+    GALLERIES that score lowest.
+    """
+    competition = figures.coco.competition
+    sections, metric = [], metric_of(competition)
+    scores = metric.by_class(np.stack([one.counts for one in scored]))
+    ids = sorted(competition.object_ids, key=lambda k: (np.nan_to_num(scores[k], nan=2), k))[:GALLERIES]
+    for k in sorted(ids):
         photos = [one for one in scored if one.counts[2, k] >= MIN_PIXELS]
         photos.sort(key=lambda one: (one.class_score(metric, k), one.photo.file_name))
         chosen = photos if len(photos) <= GALLERY else photos[: GALLERY // 2] + photos[-(GALLERY // 2) :]
         if chosen:
-            name = competition.classes[k]
-            title = f'{name}: {len(chosen)} of {len(photos)} photos, from the lowest {label} to the highest'
-            parts.append(html_picture(title, draw_photos(chosen, photo_rows, k), photos=True))
-    return parts
+            spread = f', from the lowest {metric.class_label} to the highest' if len(chosen) > 1 else ''
+            note = f'<p>{len(chosen)} of {plural(len(photos), "photo")}{spread}</p>'
+            sections.append(photo_section(competition.classes[k], chosen, figures, k, note))
+    return sections
 
 
-def ensemble_parts(path: Path, data: Path, competition: Competition) -> list[str]:
+def ensemble_sections(path: Path, data: Path, competition: Competition) -> list[Section]:
     """Describe what the ensemble in ensemble.yaml changes, or why it cannot be scored; [] without one."""
     if not path.exists():
         return []
-    title = '<h2>What the ensemble changes</h2>'
+    title = 'What the ensemble changes'
     try:
         ensemble = score_ensemble(path, data, competition)
     except BadInput as error:
         print(f'without the ensemble in {path}, which may be of another data set: {error}')
-        return [title, f'<p>{html.escape(str(error))}</p>']
+        return [Section(title, f'<p>{html.escape(str(error))}</p>')]
     gain = ensemble.gain()
     text = (
         f'{ensemble.rule.capitalize()} of {len(ensemble.names)} models on {ensemble.counts.shape[1]} photos '
@@ -257,4 +301,4 @@ def ensemble_parts(path: Path, data: Path, competition: Competition) -> list[str
         f'{ensemble.names[ensemble.best]}. Its weights were chosen on these photos, so this is optimistic.'
     )
     tables = html_table(ensemble.lines()) + html_table(ensemble.class_lines(competition.classes))
-    return [title, f'<p>{html.escape(text)}</p>', tables]
+    return [Section(title, f'<p>{html.escape(text)}</p>{tables}')]
