@@ -1,4 +1,4 @@
-"""Describe the keys of a pydantic model: their defaults, the values that they may have, their meanings."""
+"""Describe the keys of a pydantic model for people, in a table, and for editors, as JSON schema."""
 
 import ast
 import inspect
@@ -35,6 +35,39 @@ def read_meanings(model: type[BaseModel]) -> dict[str, str]:
         for field, text in pairwise(model_class.body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
+
+
+def editor_schema(model: type[BaseModel], *parts: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON schema of a YAML file that holds a model, with the meaning of each key; `parts` are the
+    models inside it. It is of draft 7, since not every editor knows a later one.
+    """
+    schema = model.model_json_schema()
+    for each in (model, *parts):
+        owner = schema if each is model else schema['$defs'][each.__name__]
+        for key, meaning in read_meanings(each).items():
+            owner['properties'][key]['description'] = meaning
+    return {'$schema': 'http://json-schema.org/draft-07/schema#', **_plain(schema)}
+
+
+def _plain(part: Any) -> Any:
+    """Write a part of pydantic's JSON schema in terms of draft 7, without what no editor shows."""
+    if isinstance(part, list):
+        return [*map(_plain, part)]
+    if not isinstance(part, dict):
+        return part
+    part = {key: value for key, value in part.items() if key not in ('title', 'free', 'format')}
+    if '\\w' in part.get('pattern', ''):  # which is ASCII alone in JavaScript
+        part.pop('pattern')
+    if '$ref' in part:  # the keys there have defaults of their own
+        part.pop('default', None)
+    if 'prefixItems' in part:
+        part |= {'items': part.pop('prefixItems'), 'additionalItems': False}
+    names = ('properties', '$defs')  # whose keys are names
+    return {
+        key: {name: _plain(each) for name, each in value.items()} if key in names
+        else value if key == 'default' else _plain(value)
+        for key, value in part.items()
+    }  # fmt: skip
 
 
 def describe_values(part: dict[str, Any], schema: dict[str, Any]) -> str:
