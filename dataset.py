@@ -4,7 +4,11 @@ Shapes: N batch, C channels, S side of a crop, H W a whole image, K classes, 2P 
 planes (data/planes.py). A row counts the photos of a cache; a position counts the samples of a TrainingSet.
 """
 
+import atexit
 import math
+import multiprocessing
+import os
+import resource
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -18,7 +22,11 @@ from data.cache import Cache, fit_size, resize_image, resize_mask
 from data.coco import IGNORED
 from data.extra import Extra
 from networks.layers import to_device
+from utils.errors import BadInput
 from utils.signals import leave_to_parent
+
+# open files: of the process besides those of workers; of a worker, with the tensors on their way from it
+FILES_OPEN, FILES_OF_WORKER = 16, 10
 
 
 class TrainingSet(Dataset):
@@ -220,7 +228,11 @@ def batches_per_epoch(size: int, batch_size: int) -> int:
 
 
 def make_loader(dataset: Dataset, workers: int, **kwargs) -> DataLoader:
-    """Build a DataLoader whose workers stay between epochs and use one core each."""
+    """Build a DataLoader whose workers stay between epochs and use one core each. Raises BadInput if too few
+    files may be open for them.
+    """
+    if workers:
+        allow_files(FILES_OPEN + FILES_OF_WORKER * workers, workers)
     return DataLoader(
         dataset,
         num_workers=workers,
@@ -230,6 +242,27 @@ def make_loader(dataset: Dataset, workers: int, **kwargs) -> DataLoader:
         generator=torch.Generator(),  # an epoch's start draws nothing from torch's global generator
         **kwargs,
     )
+
+
+def allow_files(needed: int, workers: int) -> None:
+    """Raise the limit of open files as far as one may. Raises BadInput if that is not enough: a worker that
+    cannot open one more would be waited for without end.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    needed += len(os.listdir('/dev/fd'))  # noqa: PTH208 - what is open already
+    if most != resource.RLIM_INFINITY and most < needed:
+        fault = f'{most} open files are allowed, and workers={workers} may need {needed}'
+        raise BadInput(f'ulimit -n: {fault}; raise it to 65536, or set workers=0')
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End the workers that an error has left: they do not heed the first SIGTERM (leave_to_parent), and
+    multiprocessing, which waits for them afterwards, sends one.
+    """
+    for worker in multiprocessing.active_children():
+        worker.terminate()
 
 
 def _start_worker(worker_id: int) -> None:

@@ -96,7 +96,7 @@ from submission import (
     read_format,
     require_same_images,
 )
-from utils.files import lock, remove_partials
+from utils.files import lock, refuse_inside, remove_partials
 from utils.progress import progress
 from voting.hard import Runs, deciding_member, member_table, vote, vote_runs, weight_table
 from voting.members import Member, by_model, check_members, find_members, oof_files, refuse_same_oof
@@ -110,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     competition, data = competition_and_data(args)
     num_classes = len(competition.classes)
     members = find_members(args.csvs, args.out)
+    refuse_inside(args.out, [args.recipe, args.class_weights, args.cfg, *oof_files(members)])
     form = read_format(data, competition, required=args.data is not None)
     recipe = typed_recipe(args, members, competition)
     if not (args.search or args.recipe) and (fault := describe_decider(members, recipe, competition)):

@@ -45,9 +45,11 @@ from utils.cli import ArgumentParser, add_config_arguments, at_least, next_line,
 from utils.errors import DONE, BadInput, plural
 from utils.files import write_whole
 from utils.progress import progress
+from voting.members import complete_scenes
 from voting.origin import read_photos, refuse_outdated
 
 SMALL = 0.01  # difference that compare plans seeds for
+WIDTH = 100  # columns of a table on a terminal
 Bar = Callable[..., Iterable[str]]  # takes image ids and yields them; with the path of their CSV for folds
 
 
@@ -277,31 +279,28 @@ def read_truth(labels: Path, competition: Competition) -> CocoSet:
 
 
 def format_scores(csvs: Sequence[Path], counts: Sequence[np.ndarray], competition: Competition) -> str:
-    """Format a line per CSV from its (n, 3, K) counts: the metric, its interval, mIoU if that is another, and
-    the metric of each scored class, all in %; * is the best.
+    """Format the scores of CSVs from their (n, 3, K) counts: a line each with the metric, its interval, and
+    mIoU if that is another; then a line a scored class with a column a CSV. * is the best.
     """
     metric, classes = metric_of(competition), competition.classes
     scores = [*map(metric.interval, counts)]
     best = max(score.value for score in scores)
     iou = second_metric(competition)
-    scored = metric.scored_ids(len(classes))
-    names = [metric.label, f'{metrics.LEVEL:.0%} interval', *([iou.label] if iou else [])]
-    names += [classes[k] for k in scored]
-    table = [['', *(name.partition(' ')[0] for name in names)]]
-    table.append(['', *(name.partition(' ')[2] for name in names)])
-    for csv, score, csv_counts in zip(csvs, scores, counts, strict=True):
+    lines = [f'    {metric.label:<9}{f"{metrics.LEVEL:.0%} interval":<18}{iou.label if iou else ""}'.rstrip()]
+    for number, (csv, score, csv_counts) in enumerate(zip(csvs, scores, counts, strict=True), start=1):
         star = '*' if len(csvs) > 1 and score.value == best else ' '
-        values = metric.by_class(csv_counts)
-        bounds = f'{100 * score.low:.1f}-{100 * score.high:.1f}'
-        cells = [f'{100 * score.value:.2f}{star}', bounds]
-        cells += [f'{100 * iou.score(csv_counts):.2f}'] if iou else []
-        cells += ['-' if np.isnan(values[k]) else f'{100 * values[k]:.1f}' for k in scored]
-        table.append([str(csv), *cells])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for csv, *cells in table:
-        padded = (f'{cell:>{width}}' for cell, width in zip(cells, widths[1:], strict=True))
-        lines.append('  '.join([f'{csv:<{widths[0]}}', *padded]).rstrip())
+        bounds = f'[{score.low:.4f}, {score.high:.4f}]'
+        other = f'{iou.score(csv_counts):.4f}  ' if iou else ''
+        lines.append(f'{number:>2}  {score.value:.4f}{star}  {bounds}  {other}{csv}')
+    width = max(len(classes[k]) for k in metric.scored_ids(len(classes)))
+    columns = max(1, (WIDTH - width) // 7)
+    for start in range(0, len(csvs), columns):
+        chosen = range(start, min(start + columns, len(csvs)))
+        lines += ['', ' ' * width + ''.join(f'{number + 1:7}' for number in chosen)]
+        by_class = [metric.by_class(counts[number]) for number in chosen]
+        for k in metric.scored_ids(len(classes)):
+            cells = ['-' if np.isnan(values[k]) else f'{values[k]:.3f}' for values in by_class]
+            lines.append(f'{classes[k]:<{width}}' + ''.join(f'{cell:>7}' for cell in cells))
     return '\n'.join([*lines, *filter(None, [metric.note])])
 
 
@@ -347,7 +346,8 @@ def read_runs(paths: Sequence[Path], coco: CocoSet, folds: Sequence[int] | None 
     counts = np.stack([run.counts[order] for run, order in pairs], 1)
     trained = [[run.folds[row] for row in order] for run, order in pairs]
     same = trained[0] if all(one == trained[0] for one in trained) and None not in trained[0] else None
-    scenes = None if None in runs[0].scenes else np.array(runs[0].scenes)
+    known = [[run.scenes[row] for row in order] for run, order in pairs]
+    scenes = next((np.array(one) for one in known if None not in one), None)
     return Runs(tuple(paths), counts, None if same is None else np.array(same), scenes)
 
 
@@ -371,7 +371,8 @@ def read_run(path: Path, coco: CocoSet, folds: Sequence[int] | None) -> Run:
         parts += [known.get(image_id, (fold_of(csv.parent), None)) for image_id in fold.image_ids]
     counts = np.concatenate([fold.counts for fold in confusions])
     trained, scenes = zip(*parts, strict=True) if parts else ((), ())
-    return Run(path, tuple(image_ids), counts, list(trained), list(scenes))
+    scenes = complete_scenes(image_ids, scenes, coco.root, coco.competition)
+    return Run(path, tuple(image_ids), counts, list(trained), scenes)
 
 
 def compare_runs(runs: Runs, seeds: int, competition: Competition) -> str:
@@ -434,17 +435,17 @@ def plan_seeds(gain: metrics.SeedInterval, photos: int) -> str:
         return 'one seed: the interval holds the photos alone, not what other seeds would change'
     if np.isnan(gain.training):
         return 'a class that only some seeds predict leaves no interval'
-    often = f'{metrics.POWER:.0%} of the times'
-    shown = f'differences from {gain.visible(gain.seeds):.4f} are seen {often}'
+    visible = f'{gain.visible(gain.seeds):.4f} in {metrics.POWER:.0%} of cases'
+    shown = f'{gain.seeds} seeds show a difference of {visible}'
     limit, needed = gain.visible(np.inf), gain.seeds_to_see(SMALL)
     if limit > SMALL:
         more = math.ceil(photos * (limit / SMALL) ** 2)
-        least = f'these photos hide what is below {limit:.4f}, and {more:,} like them would be the fewest'
-        return f'{shown}; no number of seeds shows one of {SMALL}: {least}'
+        return f'{shown}; to show {SMALL}, no number of seeds is enough: label {more:,} photos or more'
     if needed is None:
-        return f'{shown}; for one of {SMALL} more than {metrics.MOST_SEEDS} seeds are needed'
-    more = f', {needed - gain.seeds} more than these' if needed > gain.seeds else ''
-    return f'{shown}; for one of {SMALL} {needed} seeds are needed{more}'
+        return f'{shown}; to show {SMALL}, train more than {metrics.MOST_SEEDS} seeds'
+    if needed <= gain.seeds:
+        return f'{shown}; {needed} are enough to show {SMALL}'
+    return f'{shown}; to show {SMALL}, train {needed - gain.seeds} more, {needed} in all'
 
 
 if __name__ == '__main__':

@@ -62,7 +62,16 @@ from submission import competition_and_data
 from utils.cli import MAX_SEED, ArgumentParser, add_config_arguments, at_least, next_line, run_script
 from utils.competition import Order, Task
 from utils.errors import BadInput, plural
-from utils.files import exists, lock, make_folder, normal_name, remove_partials, write_text, write_whole
+from utils.files import (
+    exists,
+    lock,
+    make_folder,
+    normal_name,
+    refuse_inside,
+    remove_partials,
+    write_text,
+    write_whole,
+)
 from utils.json_files import load_json, read_bytes
 from utils.log import log
 from utils.progress import progress
@@ -76,6 +85,9 @@ MAX_PHOTOS = 10**6  # of a demo set
 
 def command(argv: list[str] | None = None) -> None:
     args = read_arguments(argv)
+    if getattr(args, 'out', None) is not None:
+        inputs = ('annotations', 'csv', 'data', 'labels', 'yaml')  # importers check their folders of photos
+        refuse_inside(args.out, (getattr(args, key, None) for key in inputs))
     args.run(args)
 
 
@@ -187,6 +199,8 @@ def add_imports(add: Add) -> None:
     command.add_argument('--photos', type=Path, help=originals)
     command.add_argument('--workers', type=at_least(1), default=8, help='parallel downloads')
     command.add_argument('--retries', type=at_least(0), default=5, help='retries of a download')
+    mirror = 'host, or host:port, that may have an address in this network; by default none'
+    command.add_argument('--mirror', metavar='HOST', help=mirror)
     add_shared(command, '--overwrite')
 
     command = add('coco', import_coco_set, 'make a data root of a COCO export, where it lies')
@@ -425,9 +439,11 @@ def import_rle_set(args: Namespace) -> None:
 
 
 def make_taco_set(args: Namespace) -> None:
-    from data.taco import make_taco  # slow to import
+    from data.taco import Downloads, make_taco  # slow to import
 
-    make_taco(args.annotations, args.out, args.photos, args.workers, args.retries, args.overwrite)
+    refuse_inside(args.out, [args.photos])
+    source = args.photos or Downloads(args.retries, args.mirror)
+    make_taco(args.annotations, args.out, source, args.workers, args.overwrite)
     print(next_line('prepare.py', 'check', '--data', args.out))
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from config import Config, load_config
+from config import VIEW_KEYS, Config, load_config
 from utils.cli import (
     ArgumentParser,
     add_training_arguments,
@@ -64,21 +64,19 @@ import yaml
 
 import train
 from data.cache import Cache, open_cache
+from data.folds import held_out_hash
 from data.planes import pack, unpack
 from engine.checkpoint import load_checkpoint, load_run
 from engine.distributed import start_ranks
 from engine.inference import Predictor, predict_sizes
-from engine.runs import check_run, lock_run
+from engine.runs import CONFIDENCE_FILE, MASKS_FILE, ORIGIN_FILE, check_run, lock_run, move_aside
 from engine.trainer import PseudoLabels
 from metrics import IGNORED
 from utils.errors import BadInput
-from utils.files import file_hash, write_text
+from utils.files import file_hash, lies_in, write_text
 from utils.log import start_log
 from utils.ragged import Ragged, allocate_ragged, map_ragged
 from voting.calibration import apply_temperature, read_temperature
-
-MASKS_FILE, CONFIDENCE_FILE = 'pseudo_masks.npy', 'pseudo_sure.npy'
-ORIGIN_FILE = 'pseudo_masks.yaml'  # what the labels were made from
 
 
 @dataclass(frozen=True)
@@ -110,21 +108,24 @@ def main(
     student = cfg.model_copy(update={'name': f'{cfg.name}-pseudo{number}'})
     folder = student.run_dir(fold)
     if ranks.is_main:
+        refuse_own_teacher(cfg, fold, labelling, folder)
         check_run(student, fold, resume, overwrite)
+        if not resume and not overwrite and (folder / MASKS_FILE).exists():
+            again = 'go on with --resume, or start again with --overwrite'
+            raise BadInput(f'{folder}: holds the labels of this run already; {again}')
     photos = cfg if labelling.photos is None else cfg.model_copy(update={'data_root': labelling.photos})
     cache = ranks.main_process_first(lambda: open_cache(photos, 'test'))
     if ranks.is_main:
         teachers = find_teachers(cfg, fold, labelling)
         origin = label_origin(cfg, teachers, cache)
         with lock_run(folder, 'labelling'):
-            if not has_labels(folder, origin, resume, overwrite):
-                (folder / MASKS_FILE).unlink(missing_ok=True)
-                if overwrite:  # a run must not go on with other labels
-                    (folder / 'last.pt').unlink(missing_ok=True)
+            if overwrite:
+                move_aside(folder)
+            if not has_labels(folder, origin):
                 write_text(folder / ORIGIN_FILE, yaml.safe_dump(origin, sort_keys=False))
                 label(cfg, teachers, cache, folder, ranks.device)
     ranks.wait()
-    return train.main(student, fold, resume, overwrite, read_labels(cfg, cache, folder, labelling.schedule))
+    return train.main(student, fold, resume, pseudo=read_labels(cfg, cache, folder, labelling.schedule))
 
 
 def check_labelling(cfg: Config, labelling: Labelling) -> None:
@@ -136,6 +137,16 @@ def check_labelling(cfg: Config, labelling: Labelling) -> None:
     if cfg.competition.is_multilabel and cfg.pseudo_threshold <= 0.5:
         fault = f'found {cfg.pseudo_threshold}, expected more than 0.5 where classes may overlap'
         raise BadInput(f"config key 'pseudo_threshold': {fault}")
+
+
+def refuse_own_teacher(cfg: Config, fold: int, labelling: Labelling, folder: Path) -> None:
+    """Raise BadInput if a teacher lies in the folder that the student writes."""
+    for teacher in find_teachers(cfg, fold, labelling):
+        path = teacher.cfg.run_dir(teacher.fold) / 'best.pt'
+        if lies_in(path, folder) or lies_in(path.parent, folder):
+            fault = f'{path} lies in {folder}, which the student would replace'
+            advice = f'give --round {labelling.round + 1}, or another name: --set name=NAME'
+            raise BadInput(f'--teacher {teacher.cfg.name}: {fault}; {advice}')
 
 
 def find_teachers(cfg: Config, fold: int, labelling: Labelling) -> list[Teacher]:
@@ -156,29 +167,31 @@ def label_origin(cfg: Config, teachers: list[Teacher], cache: Cache) -> dict:
         'keep': cfg.pseudo_keep,
         'soft': cfg.pseudo_soft,
         'temperatures': [teacher.temperature for teacher in teachers],
-        'views': {
-            'flips': list(cfg.tta_flips),
-            'rotations': list(cfg.tta_rotations),
-            'scales': list(cfg.tta_scales),
-        },
+        'views': {key.removeprefix('tta_'): list(getattr(cfg, key)) for key in VIEW_KEYS},
+        'window': cfg.window,
         'photos': cache.coco.fingerprint,
+        'contents': held_out_hash(cache, np.arange(len(cache))),
         'side': cfg.cache_size,
         'held_out': held_out.pop() if len(held_out) == 1 else None,
     }
 
 
-def has_labels(folder: Path, origin: dict, resume: bool, overwrite: bool) -> bool:
-    """Tell whether a resumed run has these labels. Raises BadInput for others, or labels without a flag."""
-    path = folder / MASKS_FILE
-    if not path.exists():
+def has_labels(folder: Path, origin: dict) -> bool:
+    """Tell whether a run that goes on has its labels. Raises BadInput if it has, or had, others."""
+    path, again = folder / ORIGIN_FILE, 'start again with --overwrite'
+    has_masks, has_run = (folder / MASKS_FILE).exists(), (folder / 'last.pt').exists()
+    if not has_masks and not has_run:
         return False
-    if resume and read_yaml(folder / ORIGIN_FILE) != origin:
-        raise BadInput(f'{path}: was made by other teachers or settings; start again with --overwrite')
-    if not resume and not overwrite:
-        raise BadInput(
-            f'{folder}: holds this run already; go on with --resume, or start again with --overwrite'
-        )
-    return resume
+    if not path.exists():
+        raise BadInput(f'{folder}: has no {ORIGIN_FILE}, which says what its labels were made from; {again}')
+    known = read_yaml(path)
+    if not isinstance(known, dict):
+        raise BadInput(f'{path}: is damaged; {again}')
+    for key, value in origin.items():
+        # an earlier version did not record all of them
+        if known.get(key, value if key in ('window', 'contents') else None) != value:
+            raise BadInput(f'{path}: its labels were made by other teachers or settings ({key}); {again}')
+    return has_masks
 
 
 def read_labels(cfg: Config, cache: Cache, folder: Path, schedule: str) -> PseudoLabels:

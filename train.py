@@ -17,7 +17,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from config import Config, load_config
+from config import Config, load_config, make_config
 from utils.cli import (
     ArgumentParser,
     add_training_arguments,
@@ -44,13 +44,29 @@ import torch
 
 from data.cache import open_cache, with_statistics
 from data.extra import open_extra
-from data.folds import held_out_hash, read_folds, split_fold
+from data.folds import (
+    describe_split,
+    folds_path,
+    held_out_hash,
+    is_held_out,
+    read_folds,
+    read_pairs,
+    split_fold,
+)
 from engine.checkpoint import current_names, is_checkpoint, load_checkpoint, load_model_state
 from engine.distributed import Ranks, seed_everything, start_ranks
 from engine.dry_run import estimate_cost
+from engine.hub import find_models
 from engine.inference import Evaluation
 from engine.provenance import compare_provenance, write_provenance
-from engine.runs import check_run, lock_run, open_run
+from engine.runs import (
+    FoldRun,
+    check_run,
+    describe_replaced,
+    lock_run,
+    open_run,
+    read_metrics,
+)
 from engine.sanity import check_classes, check_epoch, check_first_batch
 from engine.tracking import EpochResult, Tracking, draw_predictions, require_tracker, score_of, start_tracker
 from engine.trainer import PseudoLabels, Trainer, TrainingData
@@ -63,6 +79,7 @@ from utils.progress import gpu_memory
 from utils.signals import StopRequest, stop_requests
 
 MANY_CLASSES, FEW_CLASSES = 20, 5  # above so many, so many of the commonest are named
+ROUNDING = 1e-6  # of the scores in metrics.csv
 
 
 def main(
@@ -77,11 +94,15 @@ def main(
     the cost. Raises BadInput and CheckFailed.
     """
     ranks = start_ranks(cfg)
+    if resume and not dry_run and (score := finished_score(cfg, fold)) is not None:
+        return score
     check_batch(cfg, ranks)
     changes = check_run(cfg, fold, resume, overwrite) if ranks.is_main else []
+    if resume and (score := finished_score(cfg, fold)) is not None:
+        return score
     require_tracker(cfg)
     seed_everything(cfg.seed, cfg.deterministic)
-    start = load_start(cfg)
+    start = load_start(cfg, fold)
     data = load_data(cfg, fold, ranks, start, pseudo)
     cfg = with_statistics(cfg, data.cache)
     if ranks.is_main:
@@ -130,6 +151,19 @@ def min_batch(cfg: Config, ranks: Ranks) -> int:
     return ranks.world if ranks.sync_bn(cfg) else 2 * ranks.world
 
 
+def finished_score(cfg: Config, fold: int) -> float | None:
+    """Return the score of a run that has ended, and whose last.pt was removed since; None for any other."""
+    folder = cfg.run_dir(fold)
+    if (folder / 'last.pt').exists() or not (folder / 'best.pt').exists():
+        return None
+    run = FoldRun(fold, folder, cfg, read_metrics(folder / 'metrics.csv', cfg.competition.metric))
+    score = load_checkpoint(folder / 'best.pt')['score']
+    if len(run.metrics) < cfg.epochs or score < run.score - ROUNDING:  # it was killed before the last best.pt
+        return None
+    print(f'{folder}: has ended, with {cfg.epochs} epochs in metrics.csv; its last.pt is gone')
+    return score
+
+
 def has_checkpoint(cfg: Config, fold: int, ranks: Ranks) -> bool:
     """Tell whether there is a last.pt to resume from. Raises BadInput if only some of the ranks see it."""
     path = cfg.run_dir(fold) / 'last.pt'
@@ -139,15 +173,17 @@ def has_checkpoint(cfg: Config, fold: int, ranks: Ranks) -> bool:
     return present
 
 
-def load_start(cfg: Config) -> dict | None:
-    """Load the checkpoint to start from, if any; mmsegmentation's has only `model`, and a file of another
-    origin only `groups`. Raises BadInput.
+def load_start(cfg: Config, fold: int | None = None) -> dict | None:
+    """Load the checkpoint to start from, if any, that of this fold where `weights` has several;
+    mmsegmentation's has only `model`, and a file of another origin only `groups`. Raises BadInput.
     """
     if cfg.weights is None:
         return None
-    if is_checkpoint(cfg.weights):
-        return load_checkpoint(cfg.weights)
-    groups = read_groups(cfg.weights)
+    paths = find_models(cfg.weights)
+    path = paths.get(fold, next(iter(paths.values())))
+    if is_checkpoint(path):
+        return load_checkpoint(path)
+    groups = read_groups(path)
     state = find_mmseg(groups)
     is_whole = state and any(name.startswith('decode_head.') for name in state)
     return {'model': state} if is_whole else {'groups': groups}
@@ -167,15 +203,20 @@ def load_data(
         fault = f'found {plural(len(pseudo.cache), "labelled photo")}, expected at least {least}'
         raise BadInput(f'--schedule pretrain: {fault}')
     extra = ranks.main_process_first(lambda: open_extra(cfg, cache, valid_rows))
-    held_out = held_out_hash(cache.names(valid_rows))
+    held_out = held_out_hash(cache, valid_rows)
     teachers = [pseudo.held_out] if pseudo else []
     teachers += [start['held_out']] if start and 'held_out' in start else []
     encoder = Path(cfg.encoder_weights)
     if start is None and encoder.is_file() and is_checkpoint(encoder):
         teachers.append(load_checkpoint(encoder)['held_out'])
-    if any(teacher != held_out for teacher in teachers):  # a score would be too good
+    if not all(is_held_out(teacher, cache, valid_rows) for teacher in teachers):  # a score would be too good
         held_out, valid_rows = None, valid_rows[:0]
-    return TrainingData(fold, cache, train_rows, valid_rows, held_out, pseudo, extra)
+    remarks = []
+    if len(valid_rows):
+        pairs = ranks.main_process_first(lambda: read_pairs(cache))
+        in_fold = (folds == fold)[pairs].any(axis=1)
+        remarks = filter(None, [describe_split(cache.coco.photos.names(), pairs[in_fold], folds)])
+    return TrainingData(fold, cache, train_rows, valid_rows, held_out, pseudo, extra, tuple(remarks))
 
 
 def build_model(cfg: Config, start: dict | None, resume: bool) -> tuple[SegModel, list[str]]:
@@ -183,6 +224,7 @@ def build_model(cfg: Config, start: dict | None, resume: bool) -> tuple[SegModel
     model = SegModel(cfg, load_weights=not resume and start is None)
     notes = list(model.encoder_report)
     if start and 'held_out' in start:
+        refuse_other_classes(cfg, start)
         state, adapted = adapt_bands(current_names(start['model']), model.state_dict())
         load_model_state(model, state, cfg.weights)
         notes += [f'{cfg.weights}: {name} was made from RGB to other bands' for name in adapted]
@@ -193,6 +235,15 @@ def build_model(cfg: Config, start: dict | None, resume: bool) -> tuple[SegModel
         if left_out:
             notes.append(f'{cfg.weights}: left out, for another number of classes: {", ".join(left_out)}')
     return model, notes
+
+
+def refuse_other_classes(cfg: Config, start: dict) -> None:
+    """Raise BadInput if the checkpoint that `weights` names is of another number of classes."""
+    there, here = len(make_config(start['config'], str(cfg.weights)).classes), len(cfg.classes)
+    if there != here:
+        fault = f'is of a model of {there} classes, the data has {here}'
+        advice = 'encoder_weights: FILE takes the encoder of such a file alone'
+        raise BadInput(f"config key 'weights': {cfg.weights}: {fault}; {advice}")
 
 
 def log_header(cfg: Config, data: TrainingData, changes: list[str], notes: list[str]) -> None:
@@ -210,6 +261,10 @@ def log_header(cfg: Config, data: TrainingData, changes: list[str], notes: list[
         origin = f'{len(theirs)} photos of {extra.cache.coco.root}, classes {counts}'
         log.info('; '.join([f'extra data: {extra.share:.0%} of the samples from {origin}', *extra.remarks]))
     check_classes(present, cfg)
+    for remark in data.remarks:
+        log.warning(f'warning: {folds_path(cfg)}: {remark}')
+    for place in describe_replaced(cfg.run_dir(data.fold)):
+        log.warning(f'warning: {place}')
     for change in changes:
         log.warning(f'warning: changed since the last start: {change}')
     for note in notes:
@@ -251,7 +306,7 @@ def train_epochs(trainer: Trainer, tracking: Tracking | None) -> None:
             check_epoch(cfg, epoch, now, before)
             before = now
             is_skipped = evaluation is not None and not is_due
-            result = EpochResult(epoch, trainer.step, max(trainer.rates), loss, counts, metric, is_skipped)
+            result = EpochResult(epoch, trainer.step, trainer.lr, loss, counts, metric, is_skipped)
             if tracking:
                 report(trainer, tracking, result, time.monotonic() - started, bar.time_left())
             swa = trainer.finish_swa()

@@ -74,6 +74,10 @@ class Cache:
         names = self.coco.photos.names()
         return [names[row] for row in rows]
 
+    def contents(self, rows: np.ndarray) -> np.ndarray:
+        """Return (n, 2) the size and the CRC-32 of the file of each photo, as it was cached."""
+        return np.concatenate([np.load(path.with_name(FILES)) for path in self.photos.paths])[rows, ::2]
+
 
 def open_cache(cfg: Config, split: str) -> Cache:
     """Open the cache of a split ('train' or 'test'); build it if it does not exist. Raises BadInput."""

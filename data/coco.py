@@ -234,7 +234,7 @@ def require_photo(coco: CocoSet, photo: Photo) -> Path:
 def _hint(index: dict[str, list[str]], file_name: str) -> str:
     """Say which file a name that is not on disk may mean."""
     file = nearest_file(index, file_name)
-    if file is None:
+    if file is None or file == file_name:  # it vanished after the index was made
         return ''
     return f'; {file} is there: rename it, or change file_name {file_name!r} in the JSON file to that'
 

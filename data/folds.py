@@ -212,6 +212,22 @@ def split_fold(folds: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
 
 
-def held_out_hash(names: list[str]) -> str | None:
-    """Hash the names of the photos that a model is not trained on; None if there are none."""
-    return hashlib.sha256('\n'.join(sorted(names)).encode()).hexdigest() if names else None
+def held_out_hash(cache: Cache, rows: np.ndarray) -> str | None:
+    """Hash the content of the photos that a model is not trained on, whatever their names are; None if there
+    are none.
+    """
+    contents = sorted(cache.contents(rows).tolist())
+    return f'photos-{hashlib.sha256(str(contents).encode()).hexdigest()}' if contents else None
+
+
+def is_held_out(known: str | None, cache: Cache, rows: np.ndarray) -> bool:
+    """Tell whether the held_out_hash of a model is of these rows of a cache. An earlier version hashed names:
+    it is believed, with a warning.
+    """
+    if known == held_out_hash(cache, rows):
+        return True
+    names = '\n'.join(sorted(cache.names(rows)))
+    is_by_name = known == hashlib.sha256(names.encode()).hexdigest()
+    if is_by_name:
+        log.warning('warning: a model of an earlier version knows by name alone which photos it never saw')
+    return is_by_name

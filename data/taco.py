@@ -4,41 +4,48 @@ categories to the classes of the competition with taco.csv.
 A photo gets its final name only when it is complete, so a run that was killed continues.
 """
 
-import io
 import json
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from queue import Queue
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-import urllib3
 from PIL import Image
 
 from config import CLASSES, HOME
 from data.cache import resize_image
 from data.coco import inside, load_json, read_bytes, read_coco
+from data.download import Downloads, Missing
 from data.exports import read_table
 from data.importers import PARTIAL, replace_json, stage_json
-from data.photos import decode, open_photo, read_rgb, to_rgb, turn
+from data.photos import SWAPPED, decode, open_photo, orientation, read_rgb, to_rgb, turn
+from utils.competition import is_plain
 from utils.errors import BadInput, CheckFailed, one_line
-from utils.files import lock, make_folder, remove_partials, write_csv, write_whole
+from utils.files import (
+    cannot_write,
+    lock,
+    make_folder,
+    refuse_device,
+    remove_partials,
+    write_sheet,
+    write_whole,
+)
 from utils.progress import progress
 
 TABLE = Path(__file__).with_name('taco.csv')  # category,class; edit it to choose other classes
 SIDE = 512
 DESCRIPTION = 'TACO (github.com/pedropro/TACO, CC BY 4.0) by prepare.py taco'
+FORMATS, MAX_PIXELS = ('JPEG', 'PNG'), 32 << 20  # of the originals, which have 24 million at most
+R = TypeVar('R')
+T = TypeVar('T')
 MAX_LISTED = 20  # missing photos printed on the terminal; missing.csv lists all
-
-BACKOFF = 0.5  # seconds before the second retry; the delay doubles with each retry
-TIMEOUT = urllib3.Timeout(connect=10, read=30)  # seconds; read is the longest pause between two bytes
-TEMPORARY = (429, 500, 502, 503, 504)  # HTTP statuses that are retried
-
-
-class Missing(Exception):
-    """Say in one line why a photo is missing."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,8 @@ class Record:
     url: str
 
 
-def make_taco(
-    annotations: Path, out: Path, photos: Path | None, workers: int, retries: int, overwrite: bool
-) -> None:
-    """Download the photos that `out` lacks, or read them from the folder `photos`, and write train_all.json.
+def make_taco(annotations: Path, out: Path, source: Path | Downloads, workers: int, overwrite: bool) -> None:
+    """Download the photos that `out` lacks, or read them from a folder, and write train_all.json.
 
     Raises BadInput, and CheckFailed if photos are missing in the end.
     """
@@ -63,21 +68,8 @@ def make_taco(
         raise BadInput(f'{path}: already exists; give another --out, or --overwrite')
     records = read_records(annotations, data, out)
     content = convert(annotations, data, read_class_ids(TABLE))
-    retry = urllib3.Retry(
-        total=retries,
-        status_forcelist=TEMPORARY,
-        backoff_factor=BACKOFF,
-        backoff_jitter=BACKOFF,
-        retry_after_max=60,  # seconds of a server's Retry-After
-        raise_on_status=False,
-    )
-    pool = urllib3.PoolManager(maxsize=workers, timeout=TIMEOUT, retries=retry)
-
-    def fetch(record: Record) -> bytes:
-        return download(pool, record.url) if photos is None else read_original(photos / record.file_name)
-
     with lock(out / '.lock', 'making TACO'):
-        missing = get_photos(records, out, fetch, workers)
+        missing = get_photos(records, out, source, workers)
         write_missing(out / 'missing.csv', missing)
         if len(missing) == len(records):
             fault = f'all {len(records)} photos are missing, so {path.name} is not written'
@@ -115,9 +107,11 @@ def read_records(path: Path, data: dict[str, Any], out: Path) -> list[Record]:
             for image in data['images']
         ]
         for record in records:
-            where = f'{path}: image {record.file_name!r}'
+            where = f'{path}: image {record.file_name[:80]!r}'
+            if not is_plain(record.file_name):
+                raise BadInput(f'{where}: is not a file name')
             if not record.url.startswith(('http://', 'https://')):
-                raise BadInput(f'{where}: flickr_url is {record.url!r}, expected http(s)://')
+                raise BadInput(f'{where}: flickr_url is {record.url[:200]!r}, expected http(s)://')
             if not record.file_name.lower().endswith(('.jpg', '.jpeg')):
                 raise BadInput(f'{where}: expected a file_name that ends in .jpg')
             if not inside(out, record.file_name):
@@ -181,69 +175,112 @@ def scale_annotation(number: int, annotation: dict, size: tuple[int, int], categ
 
 
 def get_photos(
-    records: list[Record], out: Path, fetch: Callable[[Record], bytes], workers: int
+    records: list[Record], out: Path, source: Path | Downloads, workers: int
 ) -> dict[str, tuple[str, str]]:
-    """Save each photo that `out` lacks; return (address, reason) of the missing ones by file name."""
+    """Save each photo that `out` lacks; return (address, reason) of the missing ones by file name.
 
-    def get(record: Record) -> None:
+    Threads fetch; this one decodes, a photo at a time, which takes up to 20 bytes a pixel.
+    """
+
+    def fetch(record: Record) -> BinaryIO | None:
         path = out / record.file_name
         with suppress(BadInput):
             read_rgb(path, expected=(SIDE, SIDE))
-            return  # an earlier run has completed it
-        photo = decode_original(fetch(record), record.size)
-        with write_whole(path) as file:
-            Image.fromarray(photo).save(file, format='jpeg', quality=95)
+            return None  # an earlier run has completed it
+        return open_original(record, source, path.parent)
 
     make_folder(out)
     for folder in {(out / record.file_name).parent for record in records}:
+        make_folder(folder)
         remove_partials(folder, '*')  # from a run that was killed
     missing = {}
-    pool = ThreadPoolExecutor(workers)
-    try:
-        jobs = {pool.submit(get, record): record for record in records}
-        for job in progress(as_completed(jobs), 'photos', 'photo', len(jobs)):
-            record = jobs[job]
-            try:
-                job.result()
-            except Missing as error:
-                missing[record.file_name] = (record.url, str(error))
-    finally:
-        pool.shutdown(cancel_futures=True)  # start no more downloads after Ctrl-C or on a full disk
+    for record, get in progress(in_threads(fetch, records, workers), 'photos', 'photo', len(records)):
+        try:
+            if (file := get()) is not None:
+                save_photo(file, record, out)
+        except (Missing, BadInput) as error:
+            missing[record.file_name] = (record.url, str(error))
     return {name: missing[name] for name in sorted(missing)}
 
 
-def download(pool: urllib3.PoolManager, url: str) -> bytes:
-    """Download a photo. Raises Missing."""
-    try:
-        response = pool.request('GET', url)
-    except urllib3.exceptions.HTTPError as error:
-        raise Missing(one_line(getattr(error, 'reason', None) or error)) from None
-    if response.status != 200:
-        raise Missing(f'the server answers {response.status} {response.reason or ""}'.strip())
-    return response.data
+def save_photo(file: BinaryIO, record: Record, out: Path) -> None:
+    """Resize and save a photo, and close it. Raises Missing, BadInput and Interrupted."""
+    with file:
+        photo = decode_original(file, record.size)
+    with write_whole(out / record.file_name) as target:
+        Image.fromarray(photo).save(target, format='jpeg', quality=95)
 
 
-def read_original(path: Path) -> bytes:
-    """Read a photo that was downloaded before. Raises Missing."""
+def in_threads(
+    function: Callable[[T], R], items: Sequence[T], workers: int
+) -> Iterator[tuple[T, Callable[[], R]]]:
+    """Call a function with each item; yield those that are done, with what returns or raises the result.
+
+    At most `workers` results wait. The threads are daemons, which end with the process: a signal, or a full
+    disk, waits for no server.
+    """
+    todo, done, stopped = iter(items), Queue(workers), threading.Event()
+    turn = threading.Lock()
+
+    def work() -> None:
+        while not stopped.is_set():
+            with turn:
+                item = next(todo, None)
+            if item is None:
+                return
+            future = Future()
+            try:
+                future.set_result(function(item))
+            except Exception as error:  # noqa: BLE001 - raised where the result is taken
+                future.set_exception(error)
+            done.put((item, future.result))
+
+    for _ in range(workers):
+        threading.Thread(target=work, daemon=True).start()
     try:
-        return path.read_bytes()
+        for _ in items:
+            yield done.get()
+    finally:
+        stopped.set()
+
+
+def open_original(record: Record, source: Path | Downloads, folder: Path) -> BinaryIO:
+    """Open a photo that was downloaded before, or download it into a nameless file in a folder.
+
+    Raises Missing, and Interrupted if there is no room.
+    """
+    if isinstance(source, Path):
+        path = source / record.file_name
+        refuse_device(path)
+        try:
+            return path.open('rb')
+        except OSError as error:
+            raise Missing(f'{path}: {error.strerror}') from None
+    try:
+        with ExitStack() as stack:
+            file = stack.enter_context(TemporaryFile(dir=folder))
+            source.fetch(record.url, file)
+            file.seek(0)
+            stack.pop_all()
+            return file
     except OSError as error:
-        raise Missing(f'{path}: {error.strerror}') from None
+        raise cannot_write(folder / record.file_name, error) from None
 
 
-def decode_original(content: bytes, size: tuple[int, int]) -> np.ndarray:
+def decode_original(file: BinaryIO, size: tuple[int, int]) -> np.ndarray:
     """Decode a photo of a recorded (width, height) and resize it to (512, 512, 3) uint8. Raises Missing.
 
     The record describes the photo after its EXIF orientation is applied, as in TACO's own code. A photo that
     has the recorded size without it was turned before it was uploaded, and its orientation is out of date.
     """
     try:
-        name = f'{len(content):,} bytes'
-        with open_photo(io.BytesIO(content), name) as image:
+        name, recorded = f'{os.fstat(file.fileno()).st_size:,} bytes', size[::-1]
+        with open_photo(file, name, FORMATS, MAX_PIXELS) as image:
+            stored = image.size[::-1]
+            height, width = stored[::-1] if orientation(image) in SWAPPED else stored
+            if recorded not in ((height, width), stored):  # before a pixel is decoded
+                raise Missing(f'found {width}x{height} pixels, its record says {size[0]}x{size[1]}')
             photo = decode(image, name)
-        (height, width), recorded = photo.upright_size, size[::-1]
-        if recorded not in (photo.upright_size, photo.size):
-            raise Missing(f'found {width}x{height} pixels, its record says {size[0]}x{size[1]}')
         pixels = to_rgb(photo, name, intensity=None)
         upright = turn(pixels, photo.orientation) if recorded == photo.upright_size else pixels
         return resize_image(upright, (SIDE, SIDE))
@@ -257,8 +294,8 @@ def write_missing(path: Path, missing: dict[str, tuple[str, str]]) -> None:
     if not missing:
         return
     rows = [(name, *reason) for name, reason in missing.items()]
-    write_csv(path, [('file_name', 'address', 'why'), *rows])
+    write_sheet(path, [('file_name', 'address', 'why'), *rows])
     for name, (url, why) in list(missing.items())[:MAX_LISTED]:
-        print(f'missing: {name}: {why} ({url})')
+        print(one_line(f'missing: {name}: {why} ({url})'))
     if len(missing) > MAX_LISTED:
         print(f'missing: {len(missing) - MAX_LISTED} more')

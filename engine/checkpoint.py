@@ -1,20 +1,30 @@
-"""Save and load checkpoints, and rebuild the model of a run from its checkpoint."""
+"""Save and load checkpoints, and rebuild the model of a run from its checkpoint.
 
+run = load_model('output/convnext/fold0')       # or a shared folder, or owner/name of the Hugging Face hub
+mask = photo_mask(run, photo)                   # engine.inference: (H, W, 3) uint8 RGB → (H, W) class ids
+"""
+
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from config import COMPETITION_FILE, Config, keys_free_in_inference, make_config
-from data.folds import held_out_hash
+from data.cache import Cache
+from data.folds import is_held_out
+from engine.distributed import start_ranks
+from engine.hub import choose_model, is_shared, read_shared
+from engine.runs import describe_replaced, remove_replaced
 from models import SegModel, empty_model
 from utils.errors import BadInput
 from utils.files import write_whole
 from utils.safe_load import read_tensors
-from voting.thresholds import read_thresholds
+from voting.thresholds import DEFAULT, read_thresholds
 
 # the keys of every checkpoint, with their types
 CHECKPOINT = {
@@ -55,7 +65,9 @@ class CheckpointWriter:
             self.wait()
 
     def save(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        """Copy a checkpoint to be written, once the one before it of the same file is on the disk."""
+        """Copy a checkpoint to be written, once the one before it of the same file is on the disk. The run
+        that it replaces, if any, goes afterwards.
+        """
         if path in self.writes:
             self.writes[path].result()
         earlier, content = [*self.writes.values()], to_cpu(checkpoint)
@@ -64,6 +76,7 @@ class CheckpointWriter:
             for each in earlier:
                 each.result()
             save_checkpoint(path, content)
+            remove_replaced(path.parent)
 
         self.writes[path] = self.pool.submit(write)
 
@@ -91,18 +104,27 @@ def to_cpu(value: Any) -> Any:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether save_checkpoint wrote a file, or is likely to have done so. Raises BadInput."""
+    """Return whether save_checkpoint wrote a file, or is likely to have done so, or tools/share.py. Raises
+    BadInput.
+    """
+    if is_shared(path):
+        return True
     content = read_tensors(path)
     return isinstance(content, dict) and 'held_out' in content
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load what save_checkpoint wrote, onto the CPU, without running its code. Raises BadInput otherwise."""
+    """Load what save_checkpoint or tools/share.py wrote, onto the CPU, without running its code. Raises
+    BadInput otherwise.
+    """
+    if is_shared(path):
+        return load_shared(path)
     if not path.exists():
         if path.name == 'best.pt' and path.with_name('last.pt').exists():
             advice = 'go on with train.py --resume, or where the training has ended, again with --overwrite'
             raise BadInput(f'{path}: no such checkpoint, but a last.pt; {advice}')
-        raise BadInput(f'{path}: no such checkpoint; train it first')
+        places = describe_replaced(path.parent)
+        raise BadInput('; '.join([f'{path}: no such checkpoint', *(places or ['train it first'])]))
     checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict) or not CHECKPOINT.keys() <= checkpoint.keys():
         raise BadInput(f'{path}: not a checkpoint of train.py')
@@ -115,6 +137,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if not isinstance(key, str) or not is_tensor:
             raise BadInput(f'{path}: not a checkpoint of train.py: model holds {str(key)[:60]!r}, no tensor')
     return checkpoint
+
+
+def load_shared(path: Path) -> dict[str, Any]:
+    """Load a file of a shared folder as a checkpoint, which has `thresholds` too. Raises BadInput."""
+    shared = read_shared(path.parent)
+    model = next((model for name, model in shared.files().items() if name == path.name), None)
+    if model is None:
+        raise BadInput(f'{path}: is none of the files that models.yaml names: {", ".join(shared.files())}')
+    state = read_tensors(path)
+    facts = model.model_dump() | {'score': math.nan if model.score is None else model.score}
+    thresholds = shared.facts.thresholds or [DEFAULT] * len(shared.cfg.classes)
+    return {'model': state, 'config': shared.cfg.model_dump(), 'thresholds': thresholds, **facts}
 
 
 def current_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -149,19 +183,38 @@ class Run:
     thresholds: tuple[float, ...]  # (K,) from which a pixel is of a class that may overlap others
 
 
-def load_run(cfg: Config, fold: int, device: torch.device, is_oof: bool = False) -> Run:
-    """Load a run's best.pt; cfg gives the keys that are free in inference, as the views. Raises BadInput.
+def load_run(
+    cfg: Config, fold: int, device: torch.device, is_oof: bool = False, path: Path | None = None
+) -> Run:
+    """Load a run's best.pt, or the checkpoint `path`; cfg gives the keys that are free in inference, as the
+    views. Raises BadInput.
 
     Its thresholds are those chosen on all photos out of fold, or without its fold, to predict that (is_oof).
     """
-    path = cfg.run_dir(fold) / 'best.pt'
+    path = path or cfg.run_dir(fold) / 'best.pt'
     checkpoint = load_checkpoint(path)
+    if checkpoint['fold'] != fold:
+        seen = f', which has seen labels of fold {fold}' if fold >= 0 else ''
+        fault = f'is the model of fold {checkpoint["fold"]}{seen}'
+        raise BadInput(f'{path}: {fault}; expected it in {cfg.run_dir(checkpoint["fold"])}')
     trained = make_config(checkpoint['config'], where=str(path))
     for key in ('classes', 'cache_size', 'folds'):
         there, here = getattr(trained, key), getattr(cfg, key)
         if there != here:
             raise BadInput(f'{path}: was trained with {key} {there}, the config has {here}')
     refuse_other_pixels(path, trained, cfg)
+    thresholds = checkpoint.get('thresholds')
+    if thresholds is None:
+        folder, count = cfg.output_dir / cfg.name, len(trained.classes)
+        thresholds = read_thresholds(folder, count, fold if is_oof else None)
+    return build_run(checkpoint, path, cfg, tuple(thresholds), device)
+
+
+def build_run(
+    checkpoint: dict[str, Any], path: Path, cfg: Config, thresholds: tuple[float, ...], device: torch.device
+) -> Run:
+    """Build the model of a checkpoint that was read from `path`. Raises BadInput if it does not fit."""
+    trained = make_config(checkpoint['config'], where=str(path))
     free = {key: getattr(cfg, key) for key in ('competition', *keys_free_in_inference())}
     trained = trained.model_copy(update=free)
     model = empty_model(trained)
@@ -171,8 +224,25 @@ def load_run(cfg: Config, fold: int, device: torch.device, is_oof: bool = False)
     if trained.compile:
         model.compile(dynamic=True)  # in place, for photos of many sizes
     facts = [checkpoint[key] for key in ('held_out', 'fold', 'epoch', 'score')]
-    thresholds = read_thresholds(cfg.output_dir / cfg.name, len(trained.classes), fold if is_oof else None)
-    return Run(model, trained, *facts, tuple(thresholds))
+    return Run(model, trained, *facts, thresholds)
+
+
+def load_model(source: str | Path, fold: int | None = None, **changes: Any) -> Run:
+    """Load a trained model to predict with, in evaluation mode: of a run folder or its best.pt, of a folder
+    that tools/share.py wrote, or of owner/name[@revision] on the Hugging Face hub.
+
+    `fold` is one of several; `changes` are config keys, as tta_flips=('h',) or device='cpu'. Raises BadInput.
+    """
+    path = choose_model(source, fold)
+    if late := next((key for key in changes if key not in keys_free_in_inference()), None):
+        expected = f'expected one of {", ".join(sorted(keys_free_in_inference()))}'
+        raise BadInput(f'load_model: {late} cannot be changed after the training; {expected}')
+    checkpoint = load_checkpoint(path)
+    cfg = make_config({**checkpoint['config'], **changes}, where=str(path))
+    thresholds = checkpoint.get('thresholds')
+    if thresholds is None:
+        thresholds = read_thresholds(path.parent.parent, len(cfg.classes))
+    return build_run(checkpoint, path, cfg, tuple(thresholds), start_ranks(cfg).device)
 
 
 def refuse_other_pixels(path: Path, trained: Config, cfg: Config) -> None:
@@ -180,7 +250,7 @@ def refuse_other_pixels(path: Path, trained: Config, cfg: Config) -> None:
     the photos that it was trained on other pixels.
     """
     keys = ['task', 'channels']
-    if trained.data_root == cfg.data_root:
+    if trained.data_root.resolve() == cfg.data_root.resolve():
         keys += ['orientation', 'intensity', 'depth', 'slices']
     for key in keys:
         there, here = getattr(trained.competition, key), getattr(cfg.competition, key)
@@ -189,10 +259,12 @@ def refuse_other_pixels(path: Path, trained: Config, cfg: Config) -> None:
             raise BadInput(f'{path}: {fault}; take that back, or train again')
 
 
-def load_oof_run(cfg: Config, fold: int, names: list[str], device: torch.device) -> Run:
-    """Load a run to predict the photos of its fold, by name. Raises BadInput if it was trained on them."""
+def load_oof_run(cfg: Config, fold: int, cache: Cache, rows: np.ndarray, device: torch.device) -> Run:
+    """Load a run to predict the photos of its fold, rows of a cache. Raises BadInput if it was trained on
+    them.
+    """
     run = load_run(cfg, fold, device, is_oof=True)
-    if run.held_out != held_out_hash(names):
+    if not is_held_out(run.held_out, cache, rows):
         raise BadInput(
             f'{cfg.run_dir(fold) / "best.pt"}: has seen labels of fold {fold} as the folds are now, so its '
             'score there would mean nothing; train this fold again'

@@ -1,4 +1,6 @@
-"""Record what made a run: provenance.yaml, and changes.diff if the code differs from its commit."""
+"""Record what made a run: provenance.yaml, and changes.diff where the code differs from its commit; a later
+start with other changes writes changes-2.diff, and so on.
+"""
 
 import os
 import platform
@@ -10,11 +12,11 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
 import yaml
 
 from utils.errors import BadInput
 from utils.files import file_hash, write_text
+from utils.paths import path_from
 from utils.yaml_files import parse_yaml
 
 PACKAGES = (
@@ -34,17 +36,31 @@ def write_provenance(folder: Path, fingerprint: str, world: int, sources: Sequen
         'changed': bool(diff),
         'untracked': git('ls-files', '--others', '--exclude-standard').splitlines(),
         'data': fingerprint,
-        **({'sources': {str(path): file_hash(path) for path in sources}} if sources else {}),
+        **({'sources': {path_from(folder, path): file_hash(path) for path in sources}} if sources else {}),
         'ranks': world,
         'hardware': hardware(),
         'python': platform.python_version(),
         'versions': {name: number for name in PACKAGES if (number := installed(name))},
     }
+    if diff:
+        entry['diff'] = keep_diff(folder, diff)
     path = folder / 'provenance.yaml'
     before = read_provenance(path)
     write_text(path, before + yaml.safe_dump([entry], sort_keys=False, width=1000))
-    if diff:
-        write_text(folder / 'changes.diff', diff)
+
+
+def keep_diff(folder: Path, diff: str) -> str:
+    """Write the diff of a start beside those of earlier ones, unless one of them is the same; return its
+    name.
+    """
+    number = 1
+    while True:
+        path = folder / ('changes.diff' if number == 1 else f'changes-{number}.diff')
+        if not path.exists():
+            write_text(path, diff)
+        if path.read_bytes() == diff.encode():
+            return path.name
+        number += 1
 
 
 def last_provenance(folder: Path) -> dict | None:
@@ -58,6 +74,15 @@ def last_provenance(folder: Path) -> dict | None:
     if not isinstance(entry, dict) or not isinstance(entry.get('versions', {}), dict):
         raise BadInput(f'{path}: is damaged: its last entry lacks the versions; move it away')
     return entry
+
+
+def first_command(folder: Path) -> str | None:
+    """Return the command that started the run in a folder, None if it is not known. Raises BadInput."""
+    text = read_provenance(folder / 'provenance.yaml')
+    entries = parse_yaml(text, where=str(folder / 'provenance.yaml')) if text else None
+    first = entries[0] if isinstance(entries, list) and entries else None
+    command = first.get('command') if isinstance(first, dict) else None
+    return command if isinstance(command, str) else None
 
 
 def read_provenance(path: Path) -> str:
@@ -83,7 +108,9 @@ def compare_provenance(folder: Path, fingerprint: str) -> list[str]:
 
 def git(*words: str) -> str:
     """Return the output of a git command in this repository; '' without git or a repository."""
-    command, text = ['git', '-C', str(ROOT), *words], {'encoding': 'utf-8', 'errors': 'replace'}
+    # a checkout of another user is trusted with more: this code is run
+    command = ['git', '-c', f'safe.directory={ROOT}', '-C', str(ROOT), *words]
+    text = {'encoding': 'utf-8', 'errors': 'replace'}
     try:
         return subprocess.run(command, capture_output=True, timeout=30, check=True, **text).stdout
     except (OSError, subprocess.SubprocessError):
@@ -96,6 +123,8 @@ def commit() -> str:
 
 def hardware() -> str:
     """Describe the GPUs of this machine, or its cores."""
+    import torch  # slow to import, and the app needs none
+
     if torch.cuda.is_available():
         return f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
     return f'{os.cpu_count()} cores, {platform.machine()}'

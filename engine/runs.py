@@ -1,31 +1,48 @@
 """Open, lock and read run folders, output/<name>/fold<k>/, with their config.yaml and metrics.csv."""
 
 import csv
+import glob
 import io
 import math
 import os
+import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from config import Config, dump_config, fold_files, fold_of, keys_free_on_resume, make_config
+from config import (
+    RUN_CONFIG,
+    Config,
+    dump_run_config,
+    fold_files,
+    fold_of,
+    is_replaced,
+    keys_free_on_resume,
+    make_config,
+    read_values,
+)
 from submission import metric_of
 from utils.errors import BadInput, one_line, plural
-from utils.files import lock, remove_partials, write_text
-from utils.yaml_files import read_mapping
+from utils.files import lies_in, lock, remove_partials, write_text
 
-# what train.py writes besides config.yaml
-WRITTEN = ('last.pt', 'best.pt', 'metrics.csv', 'provenance.yaml', 'changes.diff')
+# what train.py writes; last.pt goes first when a run is moved: without it, nothing goes on from the rest
+WRITTEN = ('last.pt', 'best.pt', 'metrics.csv', RUN_CONFIG, 'provenance.yaml')
+MASKS_FILE, CONFIDENCE_FILE = 'pseudo_masks.npy', 'pseudo_sure.npy'
+ORIGIN_FILE = 'pseudo_masks.yaml'  # what the labels were made from
+PREDICTION_ENDS = ('.csv', '.origin.json', '_probs.npy', '_histograms.npy')
+PREDICTIONS = tuple(f'{split}{end}' for split in ('oof', 'test') for end in PREDICTION_ENDS)
+RESULTS = ('last.pt', 'best.pt', MASKS_FILE, 'oof.csv', 'test.csv')  # that took hours
 UNREADABLE = (OSError, KeyError, TypeError, ValueError, csv.Error)  # errors of a metrics.csv by another hand
 
 
 def read_run_config(folder: Path) -> Config:
     """Read the config that a run was trained with, whatever its data root says now. Raises BadInput."""
-    path = folder / 'config.yaml'
-    return make_config(read_mapping(path), where=str(path))
+    path = folder / RUN_CONFIG
+    return make_config(read_values(path), where=str(path))
 
 
 def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str]:
@@ -39,24 +56,54 @@ def check_run(cfg: Config, fold: int, resume: bool, overwrite: bool) -> list[str
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise BadInput(f'{existing}: this folder cannot be written')
-    if overwrite or not (folder / 'config.yaml').exists():
+    try:
+        changes = [] if overwrite else compare_config(cfg, folder)
+        if not overwrite:
+            refuse_trained(folder, resume)
+    except BadInput as error:
+        raise BadInput('; '.join([str(error), *describe_replaced(folder)])) from None
+    for key in ('weights', 'encoder_weights'):
+        path = Path(getattr(cfg, key) or '')
+        if path.is_file() and lies_in(path, folder) and not (resume and (folder / 'last.pt').exists()):
+            fault = f'{path} lies in {folder}, which this run writes'
+            raise BadInput(f'config key {key!r}: {fault}; give it another name: --set name=NAME')
+    return changes
+
+
+def compare_config(cfg: Config, folder: Path) -> list[str]:
+    """Return a line for each key that differs from the run in a folder. Raises BadInput if it is another."""
+    if not (folder / 'config.yaml').exists():
         return []
     old, new = _values(read_run_config(folder)), _values(cfg)
-    again = 'start again with --overwrite'
     unknown = {key for key in ('mean', 'std') if new[key] is None}  # until the photos are read
     changed = [key for key in new if new[key] != old[key] and key not in unknown]
     for key in changed:
         if key not in keys_free_on_resume():
             fault = f"holds another config's run ({key}: {old[key]!r} there, {new[key]!r} here)"
-            raise BadInput(f'{folder}: {fault}; give this one another name, or {again}')
-    if (folder / 'last.pt').exists() and not resume:
-        raise BadInput(f'{folder}: holds this run already; go on with --resume, or {again}')
+            advice = 'give this one another name, or start again with --overwrite'
+            raise BadInput(f'{folder}: {fault}; {advice}')
     return [f'{key} is {new[key]}, and was {old[key]}' for key in changed]
 
 
+def refuse_trained(folder: Path, resume: bool) -> None:
+    """Raise BadInput if a run folder holds checkpoints that a start without --overwrite would replace."""
+    again = 'start again with --overwrite'
+    if not resume and (folder / 'last.pt').exists():
+        raise BadInput(f'{folder}: holds this run already; go on with --resume, or {again}')
+    is_run = resume and ((folder / 'last.pt').exists() or (folder / 'metrics.csv').exists())
+    if (folder / 'best.pt').exists() and not is_run:
+        fault = 'holds a model, best.pt, but no last.pt to go on from'
+        raise BadInput(f'{folder}: {fault}; give this run another name, or {again}')
+
+
 def _values(cfg: Config) -> dict[str, Any]:
-    """Return the values of a config and of its competition, but the folds' groups, which folds.csv holds."""
+    """Return the values of a config and of its competition, but the folds' groups, which folds.csv holds.
+    Weights and extra data are told by their name: a run goes on where they have moved.
+    """
     values = cfg.model_dump(exclude={'competition': {'group'}})
+    values = {key: value.resolve() if isinstance(value, Path) else value for key, value in values.items()}
+    values['weights'] = cfg.weights and cfg.weights.name
+    values['extra_data'] = [{**extra, 'root': extra['root'].name} for extra in values['extra_data']]
     return values | values.pop('competition')
 
 
@@ -64,19 +111,53 @@ def open_run(cfg: Config, fold: int, overwrite: bool) -> Path:
     """Write the config into the locked run folder, emptied first if `overwrite`, and return the folder."""
     folder = cfg.run_dir(fold)
     if overwrite:
-        ends = ('.csv', '.origin.json', '_probs.npy', '_histograms.npy')
-        predictions = [f'{split}{end}' for split in ('oof', 'test') for end in ends]
-        # the predictions over all folds are of the earlier run, too
-        merged = [folder.parent / name for name in predictions] if fold >= 0 else []
-        names = [*WRITTEN, 'tracker.yaml', 'model.onnx', 'model.md', *predictions]
-        curves = (folder / 'tensorboard').glob('events.out.tfevents.*')
-        for path in [*(folder / name for name in names), *merged, *curves]:
-            path.unlink(missing_ok=True)
+        move_aside(folder)
     if cfg.keep == 'last' and not (folder / 'last.pt').exists():
         (folder / 'best.pt').unlink(missing_ok=True)  # until the end it would seem to be this run's
-    remove_partials(folder, 'config.yaml', *WRITTEN)
-    write_text(folder / 'config.yaml', dump_config(cfg))
+    remove_partials(folder, *WRITTEN, 'changes*.diff')
+    write_text(folder / RUN_CONFIG, dump_run_config(cfg, folder))
     return folder
+
+
+def move_aside(folder: Path) -> None:
+    """Move the files of a run out of its locked folder into <folder>.old-<date>, until remove_replaced. Files
+    of a run that has no result yet are removed.
+    """
+    names = [*WRITTEN, MASKS_FILE, CONFIDENCE_FILE, ORIGIN_FILE, 'tracker.yaml', 'model.onnx', 'model.md']
+    patterns = [*names, *PREDICTIONS, 'changes*.diff', 'tensorboard/events.out.tfevents.*']
+    paths = [path for pattern in patterns for path in folder.glob(pattern)]
+    moves = {path: path.relative_to(folder) for path in paths}
+    if fold_of(folder) != -1:  # the predictions over all folds are of the earlier run, too
+        merged = [path for name in PREDICTIONS for path in folder.parent.glob(name)]
+        moves |= {path: Path('all_folds', path.name) for path in merged}
+    if not any((folder / name).exists() for name in RESULTS):
+        for path in moves:
+            path.unlink()
+        return
+    date, count = f'{datetime.now():%Y%m%d-%H%M%S}', 0
+    while (target := folder.with_name(f'{folder.name}.old-{date}{f"-{count}" if count else ""}')).exists():
+        count += 1  # a clock that was set back
+    for path, place in moves.items():
+        (target / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, target / place)
+
+
+def replaced_runs(folder: Path) -> list[Path]:
+    """List the folders into which move_aside has moved runs of a run folder."""
+    paths = folder.parent.glob(f'{glob.escape(folder.name)}.old-*')
+    return sorted(path for path in paths if is_replaced(path))
+
+
+def describe_replaced(folder: Path) -> list[str]:
+    """Say where each run lies that another replaces which has no checkpoint yet."""
+    rescue = f'until a new run has its first checkpoint; to keep it, move its files into {folder}'
+    return [f'{path} holds an earlier run, {rescue}' for path in replaced_runs(folder)]
+
+
+def remove_replaced(folder: Path) -> None:
+    """Remove the runs that were moved aside: the new one has a checkpoint."""
+    for path in replaced_runs(folder):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def lock_run(folder: Path | None, doing: str = 'training') -> AbstractContextManager:

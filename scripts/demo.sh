@@ -8,7 +8,7 @@ bash scripts/setup.sh
 # glibc keeps the memory that tensors free instead of returning it at once: CPU training steps have fewer page faults
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_TOP_PAD_=268435456
 step() { printf '\n== %s\n' "$1"; }
-python() { .venv/bin/python "$@"; }
+python() { .venv/bin/python "$@" | sed -u '/^next: /d'; }  # this script is what comes next
 data=input/demo
 cfg=(--cfg configs/demo.yaml)
 set=(--set "data_root=$data" cache_dir=input/demo_cache workers=2 device=cpu)
@@ -50,4 +50,9 @@ python ensemble.py "${means[@]}" --search --data "$data" --out output/searched.c
 
 step 'Draw predictions, and score the CSVs on the labels that were hidden until now'
 python viz.py pictures --csv output/submission.csv --data "$data" --split test --labels "$data/test_labels.json" --out output/demo.png
-python evaluate.py score "${members[@]}" output/submission.csv "${means[@]}" output/searched.csv --labels "$data/test_labels.json"
+scores=$(python evaluate.py score "${members[@]}" output/submission.csv "${means[@]}" output/searched.csv --labels "$data/test_labels.json")
+echo "$scores"
+
+printf '\nscore:   %s\n' "$(grep searched.csv <<< "$scores" | sed 's/^ *[0-9]* *//')"
+echo 'picture: output/demo.png'
+echo "app:     .venv/bin/python viz.py app --data $data --labels $data/test_labels.json"

@@ -1,6 +1,7 @@
 """Test averages of weights: SWA in training, soups of checkpoints."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,8 +82,10 @@ def test_soup_is_the_mean_of_those_that_help(tiny, capsys):
     checkpoint = load_checkpoint(cfg.run_dir(0) / 'best.pt')
     (start,) = read_yaml(cfg.run_dir(0) / 'provenance.yaml')
     assert start['data'] == open_cache(base, 'train').coco.fingerprint
-    assert start['sources'].items() <= {str(path): file_hash(path) for path in paths}.items()
-    assert set(output.splitlines()[-2].split(', made of ')[1].split(', ')) == start['sources'].keys()
+    sources = {f'../../{path.parent.parent.name}/fold0/best.pt': file_hash(path) for path in paths}
+    assert start['sources'].items() <= sources.items()
+    made_of = output.splitlines()[-2].split(', made of ')[1].split(', ')
+    assert {f'../../{Path(path).parent.parent.name}/fold0/best.pt' for path in made_of} == {*start['sources']}
     assert checkpoint['score'] == score >= max(load_checkpoint(path)['score'] for path in paths) - 1e-9
     assert infer.main(cfg, 0, 'oof', tta=False) == pytest.approx(score, abs=1e-9)
     with pytest.raises(BadInput, match='holds'):
@@ -123,6 +126,16 @@ def test_a_checkpoint_in_the_output_folder_is_no_ingredient(tiny):
     with pytest.raises(BadInput, match=f'{path}: lies in .*--set name=soup'):
         soup.main(tiny, 0, [other, path], overwrite=True)
     assert path.read_bytes() == before
+
+
+def test_a_refused_soup_leaves_no_folder(tiny):
+    train.main(tiny, 0)
+    path = tiny.run_dir(0) / 'best.pt'
+    other = damaged(path, 'noise.pt', lambda _, t: t + 1)
+    wider = tiny.model_copy(update={'name': 'soup', 'head_channels': 24})
+    with pytest.raises(BadInput, match='best.pt'):
+        soup.main(wider, 0, [path, other])
+    assert not wider.run_dir(0).parent.exists()
 
 
 def test_second_soup_is_refused_while_the_first_is_made(tiny, monkeypatch):

@@ -14,6 +14,7 @@ import train
 from config import HOME
 from data.cache import open_cache
 from dataset import TrainingSet
+from engine import provenance
 from engine.distributed import Ranks
 from engine.inference import evaluate
 from engine.sanity import check_classes, check_counts, check_first_batch, check_labels, describe_labels
@@ -240,3 +241,22 @@ def test_run_says_what_made_it(tiny):
     assert {'started', 'command', 'commit', 'changed', 'data', 'hardware', 'versions'} <= entries[0].keys()
     assert entries[0]['versions']['torch'] in torch.__version__
     assert entries[0]['changed'] == (tiny.run_dir(0) / 'changes.diff').exists()
+
+
+def test_each_start_keeps_its_changes(tmp_path, monkeypatch):
+    """A second start with other changes leaves the first's diff; one without says so."""
+    names = []
+    for diff in ('one', 'two', 'one', ''):
+        monkeypatch.setattr(provenance, 'git', lambda *words, diff=diff: diff if words[0] == 'diff' else '')
+        provenance.write_provenance(tmp_path, 'data', 1)
+        entry = provenance.last_provenance(tmp_path)
+        names.append(entry.get('diff'))
+        assert entry['changed'] == bool(diff)
+    assert names == ['changes.diff', 'changes-2.diff', 'changes.diff', None]
+    assert [(tmp_path / name).read_text() for name in names[:2]] == ['one', 'two']
+
+
+def test_a_checkout_of_another_user_has_its_commit(monkeypatch):
+    here = provenance.commit()
+    monkeypatch.setenv('GIT_TEST_ASSUME_DIFFERENT_OWNER', '1')
+    assert provenance.commit() == here

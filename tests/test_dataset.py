@@ -1,6 +1,7 @@
 """The cache, folds, samples and loaders."""
 
 import csv
+import hashlib
 import json
 import pickle
 import shutil
@@ -12,11 +13,21 @@ import torch
 from conftest import write_set
 from processes import CONTEXT
 
+import train
 from config import CLASSES, Competition
 from data.cache import open_cache
 from data.coco import draw_mask, read_photo
-from data.folds import folds_path, read_folds, read_scenes, split_fold, stratify
+from data.folds import (
+    folds_path,
+    held_out_hash,
+    is_held_out,
+    read_folds,
+    read_scenes,
+    split_fold,
+    stratify,
+)
 from dataset import EpochSampler, TrainingSet, WholePhotos, make_loader, normalize
+from engine.distributed import Ranks
 from utils.errors import BadInput
 
 
@@ -247,3 +258,43 @@ def test_what_mixes_photos_changes_samples_and_is_seeded(tiny, key):
     for epoch in range(3):
         assert torch.equal(mixed[epoch, 5][1], mixed[epoch, 5][1])
     assert any(not torch.equal(plain[epoch, 5][1], mixed[epoch, 5][1]) for epoch in range(3))
+
+
+def test_photos_that_a_model_never_saw_are_known_by_content(tiny, tmp_path, caplog):
+    """Whatever they are called, and not by a name that another photo has by now."""
+    cfg = small(tiny, tmp_path)
+    cache, rows = open_cache(cfg, 'train'), np.array([0, 2, 4])
+    known = held_out_hash(cache, rows)
+    table = cfg.data_root / 'train_all.json'
+    content = json.loads(table.read_text())
+    names = [image['file_name'] for image in content['images']]
+    for image, name in zip(content['images'], names[1:] + names[:1], strict=True):  # renumbered by one
+        shutil.copy(cfg.data_root / image['file_name'], tmp_path / name.replace('/', '_'))
+        image['file_name'] = name
+    for name in names:
+        shutil.move(tmp_path / name.replace('/', '_'), cfg.data_root / name)
+    table.write_text(json.dumps(content))
+    again = open_cache(cfg, 'train')
+    same_names = [again.names(np.arange(6)).index(name) for name in cache.names(rows)]
+    assert is_held_out(known, again, rows) and not is_held_out(known, again, np.array(same_names))
+    assert held_out_hash(cache, rows[:0]) is None and is_held_out(None, cache, rows[:0])
+    assert not is_held_out(None, cache, rows) and not is_held_out(known, cache, rows[:0])
+    text = '\n'.join(cache.names(rows))  # of an earlier version
+    assert is_held_out(hashlib.sha256(text.encode()).hexdigest(), cache, rows)
+    assert 'of an earlier version knows by name alone' in caplog.text
+
+
+def test_training_says_that_its_folds_split_near_duplicates(tiny, tmp_path, caplog):
+    cfg = small(tiny, tmp_path, train=8, side=64)
+    photos = cfg.data_root / 'batch_01'
+    shutil.copy(photos / '0002.jpg', photos / '0005.jpg')
+    rows = [f'{n},batch_01/{n:04d}.jpg,{fold}' for n, fold in enumerate((0, 0, 0, 1, 1, 1, 2, 2))]
+    cfg = cfg.model_copy(update={'folds': 3, 'batch_size': 2, 'folds_csv': tmp_path / 'folds.csv'})
+    cfg.folds_csv.write_text('\n'.join(['image_id,file_name,fold', *rows]))
+    for fold, count in ((0, 1), (1, 1), (2, 0), (-1, 0)):
+        data = train.load_data(cfg, fold, Ranks.alone(), None, None)
+        assert len(data.remarks) == count
+        caplog.clear()
+        train.log_header(cfg, data, [], [])
+        assert caplog.text.count('1 pair of near-duplicates in two folds') == count
+    assert "'batch_01/0002.jpg' (fold 0)" in train.load_data(cfg, 1, Ranks.alone(), None, None).remarks[0]

@@ -26,7 +26,7 @@ from utils.id_text import SIDE
 from voting import hard, recipe
 from voting.hard import count_votes, vote, weight_table
 from voting.members import OofSample, find_members, read_samples
-from voting.weights import WeightScorer, format_search, search_weights, weight_grid
+from voting.weights import WeightScorer, format_verdict, search_weights, weight_grid
 
 IDS = ['b.jpg', 'a.jpg', 'c,d.jpg']
 
@@ -419,7 +419,7 @@ def test_the_best_member_beats_every_vote():
     result = search_weights(count_votes(samples_of(truth, preds, [i // 2 for i in range(10)]), 3, 4))
     assert result.weights == (0, 1, 0)
     assert result.equal < result.singles[1] == result.best == result.single_out_of_sample
-    assert 'do not ensemble: use model good' in format_search(result, ['bad', 'good', 'worse'])
+    assert 'do not ensemble: use model good' in format_verdict(result, ['bad', 'good', 'worse'])
 
 
 def test_independent_models_are_better_together():
@@ -429,7 +429,7 @@ def test_independent_models_are_better_together():
     result = search_weights(count_votes(samples_of(truth, preds, [i // 2 for i in range(10)]), 3, 4))
     assert np.count_nonzero(result.weights) == 3
     assert max(result.equal, result.best_out_of_sample) > result.single_out_of_sample
-    assert 'use the vote with weights' in format_search(result, ['a', 'b', 'c'])
+    assert 'use the vote with weights' in format_verdict(result, ['a', 'b', 'c'])
 
 
 def test_a_choice_that_is_luck_is_not_used():
@@ -609,7 +609,7 @@ def test_recipe_applies_the_search_to_the_same_members_alone(runs, tmp_path, cap
     out, again = tmp_path / 'vote.csv', tmp_path / 'again.csv'
     argv = search_command(runs, out)
     assert main(argv) == 0
-    assert f'best model: {runs}/output/good; the vote does not beat it: no sig' in capsys.readouterr().out
+    assert f'gain above the best model, {runs}/output/good: ' in capsys.readouterr().out
     recipe_yaml = tmp_path / 'ensemble.yaml'
     csvs = [word for word in argv if word.endswith('test.csv')]
     options = ['--recipe', str(recipe_yaml), '--out', str(again)]
@@ -642,8 +642,10 @@ def test_gain_is_that_of_the_search_over_the_best_model(runs):
     result = search_weights(count_votes(samples(), 2, 11))
     gain, photos = recipe.measure_gain(samples(), result, None)
     line = recipe.format_gain(gain, photos, result, ['bad', 'good'])
-    assert f'({gain.value:+.4f} mIoU out of sample [' in line
-    assert line.startswith('best model: good; the vote ') and ' significant difference on 6 photos' in line
+    assert f' {gain.value:+.4f} mIoU out of sample [' in line
+    assert (
+        line.startswith('gain above the best model, good: ') and ' significant difference on 6 photos' in line
+    )
     assert gain.low <= 0 <= gain.high
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +46,26 @@ def test_score_by_hand(tmp_path, capsys):
     right = write_csv(tmp_path / 'right.csv', {'a.jpg': pred})
     for _ in range(2):  # counted, then read from beside the CSV
         evaluate.command(['score', str(half), str(right), '--labels', str(tmp_path / 'labels.json')])
-        head, _, first, second = capsys.readouterr().out.splitlines()
-        assert head.split() == ['mIoU', '95%', *(name.split()[0] for name in CLASSES)]
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split() == ['mIoU', '95%', 'interval']
         # background 128 of 192 columns, paper 64 of 128: (2/3 + 1/2) / 2
-        assert first.split() == [str(half), '58.33', '58.3-58.3', '66.7', '-', '50.0', *'--------']
-        assert second.split() == [str(right), '100.00*', '100.0-100.0', '100.0', '-', '100.0', *'--------']
+        assert lines[1].split() == ['1', '0.5833', '[0.5833,', '0.5833]', str(half)]
+        assert lines[2].split() == ['2', '1.0000*', '[1.0000,', '1.0000]', str(right)]
+        by_class = {line[:13].strip(): line[13:].split() for line in lines[5:]}
+        assert lines[4].split() == ['1', '2'] and [*by_class] == [*CLASSES]
+        assert by_class.pop('Background') == ['0.667', '1.000'] and by_class.pop('Paper') == [
+            '0.500',
+            '1.000',
+        ]
+        assert all(cells == ['-', '-'] for cells in by_class.values())
+
+
+def test_scores_of_many_csvs_fit_into_100_columns(shapes, truths, tmp_path):
+    csv = write_csv(tmp_path / 'a.csv', truths)
+    counts = evaluate.score_csvs([csv], shapes / 'test_labels.json', HOME) * 30
+    lines = evaluate.format_scores([Path('a.csv')] * 30, counts, HOME).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum(line.startswith('Plastic bag') for line in lines) == 3  # 12 CSVs a block
 
 
 def test_rows_in_any_order(shapes, truths, tmp_path):
@@ -149,7 +165,7 @@ def test_compare_and_seeds_take_folders_of_folds(rectangles, tmp_path, capsys):
         f'{good[2]}: mIoU 0.',
         'second: 3 seeds, standard',
         'over photos and 3 seeds',
-        'seen 80% of',
+        'in 80% of cases',
     ):
         assert part in printed
     evaluate.command(['compare', *bad, '--against', *good, '--folds', '1', *options])
@@ -282,3 +298,21 @@ def test_score_reads_the_competition_beside_the_labels(shapes, tmp_path, capsys)
     )
     evaluate.command(['score', str(csv), '--labels', str(tmp_path / 'labels.json')])
     assert capsys.readouterr().out.count('item') == 10
+
+
+def test_scenes_that_are_not_known_come_from_the_group(rectangles, tmp_path):
+    """A photo without a scene in origin.json is of its group's, or of one of its own; the others stay."""
+    data, masks = rectangles
+    csv = write_csv(tmp_path / 'a.csv', masks)
+    coco = read_coco(data, 'train', HOME)
+    grouped = replace(coco, competition=HOME.model_copy(update={'group': r'^(\d)'}))
+    assert evaluate.read_runs([csv], coco).scenes is None
+    by_name = evaluate.read_runs([csv], grouped).scenes
+    assert len(set(by_name.tolist())) == len({name[0] for name in masks}) < len(masks)
+    photos = {image: [0, n // 3] for n, image in enumerate(masks)}
+    *_, last = photos
+    del photos[last]
+    write_origin(csv, Origin({}, {}, photos=photos))
+    scenes = evaluate.read_runs([csv], coco).scenes.tolist()
+    assert scenes[:-1] == [n // 3 for n in range(11)] and scenes[-1] not in scenes[:-1]
+    assert evaluate.read_runs([csv], grouped).scenes[-1] in scenes[:-1]  # 11.jpg, with 1.jpg and 10.jpg

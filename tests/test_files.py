@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and a folder is locked by one process."""
 
+import csv
 import errno
 import fcntl
 import os
@@ -13,7 +14,7 @@ from unittest import mock
 import pytest
 
 from utils.errors import BadInput
-from utils.files import lock, make_folder, normal_name, write_text, write_whole
+from utils.files import lock, make_folder, normal_name, write_csv, write_sheet, write_text, write_whole
 from utils.log import start_log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,3 +119,33 @@ def test_lock_ends_with_its_process_and_not_with_its_workers(tmp_path, capsys):
         finally:
             os.kill(worker, signal.SIGKILL)
     assert capsys.readouterr().err.endswith(f'process {holder.pid} is training here now; waiting for it\n')
+
+
+RUN = [
+    "=cmd|' /C calc'!A0",
+    '+1+cmd',
+    '-2+3',
+    '@SUM(1)',
+    '\t=1',
+    '\n=1',
+    '\uff1d1',
+    '-',
+    '=',
+    '+.',
+    '-1-1',
+]
+KEPT = ['a=b', '한.jpg', "'", '', '-1', '+2.5', '-1e-05', 'a;=1', 'a"=1', 3, -2, -0.5]
+
+
+def test_a_spreadsheet_runs_nothing(tmp_path):
+    write_sheet(tmp_path / 'a.csv', [(cell, 'x') for cell in (*RUN, '\r=1', *KEPT)])
+    with (tmp_path / 'a.csv').open(newline='') as file:
+        cells = [row[0] for row in csv.reader(file)]
+    assert cells == [*(f"'{cell}" for cell in (*RUN, '\r=1')), *map(str, KEPT)]
+    assert '"a;=1","x"\n' in (tmp_path / 'a.csv').read_text()
+
+
+def test_what_scripts_read_stays_as_it_is(tmp_path):
+    write_csv(tmp_path / 'a.csv', [(cell, 'x') for cell in RUN])
+    with (tmp_path / 'a.csv').open(newline='') as file:
+        assert [row[0] for row in csv.reader(file)] == RUN

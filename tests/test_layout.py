@@ -92,7 +92,14 @@ ARGUMENTS = {
     '-m tools.search_tta': ['--fold', '0'],
     '-m tools.soup': ['a.pt', 'b.pt', '--fold', '0'],
 }
-WITHOUT_CONFIG = {'config.py', '-m tools.bench.scale', '-m tools.compare', '-m tools.gpu', '-m tools.offline'}
+WITHOUT_CONFIG = {
+    'config.py',
+    '-m tools.bench.scale',
+    '-m tools.compare',
+    '-m tools.gpu',
+    '-m tools.offline',
+    '-m tools.share',
+}
 
 
 def answer(script: str, *words: str) -> tuple[int, str]:

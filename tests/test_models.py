@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import DropPath
+from torch.nn.functional import layer_norm
 
 import models
 from config import Competition, Config, load_config
@@ -18,7 +19,7 @@ from engine.checkpoint import load_model_state
 from engine.optim import encoder_depths, groups_table, parameter_groups, stage_depths
 from models import SegModel, empty_model
 from networks import pretrained
-from networks.encoders import STRIDES
+from networks.encoders import STRIDES, TimmEncoder, find_custom_encoder, freeze_stages
 from utils.errors import BadInput
 
 TINY_OF_FAMILY = [
@@ -129,15 +130,64 @@ def test_the_presence_of_a_class_weighs_its_pixels_in_evaluation_alone(tiny, hea
     model.eval()
     with torch.inference_mode():
         feats = model.neck(model.encoder(images))
-        alone, presence = model.head(feats)[-1], model.presence(feats[-1])
+        alone, presence = model.head(feats)[-1], model.presence(images, feats[-1])
         outputs = model(images)
     assert len(outputs) == 1 + len(others)
     present = presence.sigmoid()[..., None, None]
     if task == 'multilabel':
         assert torch.allclose(outputs[-1].sigmoid(), alone.sigmoid() * present, atol=1e-6)
     else:
-        products = alone.softmax(1) * present
-        assert torch.allclose(outputs[-1].softmax(1), products / products.sum(1, keepdim=True), atol=1e-6)
+        before, after = alone.softmax(1), outputs[-1].softmax(1)
+        shares = (before * present)[:, 1:] / (before * present)[:, 1:].sum(1, keepdim=True)
+        assert torch.allclose(after[:, :1], before[:, :1], atol=1e-6)
+        assert torch.allclose(after[:, 1:], shares * before[:, 1:].sum(1, keepdim=True), atol=1e-6)
+
+
+def test_a_frozen_presence_encoder_keeps_the_weights_that_were_loaded(tiny):
+    """And its statistics of BatchNorm, whatever the model does and its own encoder becomes."""
+    cfg = tiny.model_copy(update={'encoder': 'test_resnet.r160_in1k', 'presence_weight': 1.0})
+    model = SegModel(cfg.model_copy(update={'presence_encoder': 'frozen'}))
+    own, copy = model.encoder.state_dict(), model.presence.encoder.state_dict()
+    assert own.keys() == copy.keys() and all(torch.equal(own[key], copy[key]) for key in own)
+    before = {key: value.clone() for key, value in copy.items()}
+    images = torch.randn(4, 3, 64, 64)
+    model.train()(images)
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(before[key], value) for key, value in model.presence.encoder.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in model.presence.encoder.parameters())
+    with torch.inference_mode():
+        logits = model.eval().presence(images, torch.full((4, 1), torch.nan))
+        feature = model.presence.encoder(images)[-1].mean((2, 3))
+        expected = model.presence.linear(layer_norm(feature, feature.shape[1:]))
+    assert torch.allclose(logits, expected)
+
+
+@pytest.mark.parametrize(
+    ('encoder', 'count', 'last', 'first'),
+    [
+        ('test_resnet.r160_in1k', 1, 'layer1.0', 'layer2.0'),
+        ('convnext_atto', 2, 'stages_1', 'stages_2.downsample'),
+        ('tf_efficientnet_lite0', 3, 'blocks.2', 'blocks.3'),
+        ('twins_svt_small', 2, 'patch_embeds.1', 'patch_embeds.2'),
+        ('swin_tiny_patch4_window7_224', 1, 'layers_0', 'layers_1.downsample'),
+    ],
+)
+def test_the_first_stages_are_frozen_with_the_stem(encoder, count, last, first):
+    with torch.device('meta'):
+        custom = find_custom_encoder(encoder)
+        encoder = custom(encoder, 0) if custom else TimmEncoder(encoder, 0, 224)
+    modules = freeze_stages(encoder, count)
+    frozen = [not parameter.requires_grad for parameter in encoder.parameters()]
+    names = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
+    assert frozen[0] and any(first in name for name in names) and not any(last in name for name in names)
+    assert modules and all(not p.requires_grad for module in modules for p in module.parameters())
+
+
+def test_all_stages_are_not_frozen_by_their_number(tiny):
+    with pytest.raises(BadInput, match="'frozen_stages': found 4, the encoder has 4 stages; expected fewer"):
+        SegModel(tiny.model_copy(update={'encoder': 'test_resnet.r160_in1k', 'frozen_stages': 4}))
 
 
 @pytest.mark.parametrize('head', ['upernet', 'setr_naive'])

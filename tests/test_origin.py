@@ -22,7 +22,7 @@ import ensemble
 import infer
 from config import HOME, Competition
 from data.cache import open_cache
-from data.folds import held_out_hash, read_folds
+from data.folds import folds_path, held_out_hash, read_folds, read_rows
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.runs import open_run
 from models import SegModel
@@ -159,7 +159,7 @@ def trained(tiny):
     folds = read_folds(tiny, cache)
     for fold in (0, 1):
         torch.manual_seed(fold)
-        held_out = held_out_hash(cache.names(np.flatnonzero(folds == fold)))
+        held_out = held_out_hash(cache, np.flatnonzero(folds == fold))
         content = {'model': SegModel(tiny).state_dict(), 'config': tiny.model_dump(mode='json'), 'fold': fold}
         content |= {'epoch': 0, 'score': 0.0, 'held_out': held_out}
         save_checkpoint(tiny.run_dir(fold) / 'best.pt', content)
@@ -211,7 +211,7 @@ def test_update_makes_histograms_that_are_gone(trained):
     csv = write_csv(cfg.run_dir(0) / 'oof.csv', {})
     settings = infer.prediction_settings(cfg, csv, tta=True)
     write_origin(csv, Origin(identify_checkpoints(csv.parent, [csv.with_name('best.pt')]), settings))
-    arguments = Namespace(fold=0, split='oof', save_probs=False, no_tta=False)
+    arguments = Namespace(fold=0, split='oof', save_probs=False, no_tta=False, model=None)
     csv.with_name(HISTOGRAMS).touch()
     assert infer.is_made(cfg, arguments)
     csv.with_name(HISTOGRAMS).unlink()
@@ -468,3 +468,30 @@ def test_overwrite_leaves_no_prediction_and_no_origin(trained):
     for folder in (trained.output_dir / trained.name, trained.run_dir(0)):
         assert [path for split in ('oof', 'test') for path in folder.glob(f'{split}*')] == []
     assert origin_path(trained.run_dir(1) / 'oof.csv').exists()
+
+
+def test_photos_swapped_between_folds_have_been_seen(trained, tmp_path):
+    """folds.csv has the same names, and each the photo of another fold."""
+    root = shutil.copytree(trained.data_root, tmp_path / 'swapped')
+    folds = dict(read_rows(folds_path(trained)))
+    names = [[name for name in folds if folds[name] == fold] for fold in (0, 1)]
+    pairs = [*zip(*names, strict=True)]
+    other = dict(pairs) | {second: first for first, second in pairs}
+    table = root / 'train_all.json'
+    content = json.loads(table.read_text())
+    for image in content['images']:
+        image['file_name'] = other[image['file_name']]
+        shutil.copy(trained.data_root / other[image['file_name']], root / image['file_name'])
+    table.write_text(json.dumps(content))
+    places = {'data_root': root, 'cache_dir': tmp_path / 'cache', 'folds_csv': folds_path(trained)}
+    with pytest.raises(BadInput, match='has seen labels of fold 0'):
+        infer.main(trained.model_copy(update=places), 0, 'oof')
+
+
+def test_one_model_in_the_folders_of_two_folds_is_refused(trained):
+    shutil.copy(trained.run_dir(0) / 'best.pt', trained.run_dir(1) / 'best.pt')
+    for fold, split in ((None, 'test'), (1, 'test'), (1, 'oof')):
+        with pytest.raises(
+            BadInput, match='fold1/best.pt: is the model of fold 0, .* fold 1; expected it in .*fold0'
+        ):
+            infer.main(trained, fold, split)

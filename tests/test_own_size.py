@@ -18,6 +18,7 @@ from data.cache import open_cache
 from data.folds import held_out_hash, read_folds, split_fold
 from data.planes import unpack
 from dataset import WholePhotos
+from engine import own_photos
 from engine.checkpoint import load_run, save_checkpoint
 from metrics import IGNORED, count_pixels
 from models import SegModel
@@ -46,7 +47,7 @@ def make_runs(root: Path, task: str, **changes) -> Config:
         torch.manual_seed(k)
         cfg.run_dir(k).mkdir(parents=True)
         (cfg.run_dir(k) / 'config.yaml').write_text(dump_config(cfg))
-        held_out = held_out_hash(cache.names(split_fold(folds, k)[1]))
+        held_out = held_out_hash(cache, split_fold(folds, k)[1])
         content = {'model': SegModel(cfg, load_weights=False).state_dict(), 'fold': k, 'held_out': held_out}
         content |= {'config': cfg.model_dump(mode='json'), 'epoch': 0, 'score': 0.5}
         save_checkpoint(cfg.run_dir(k) / 'best.pt', content)
@@ -226,13 +227,13 @@ def test_onnx_of_photos_that_are_not_square(tmp_path, task):
 
 @pytest.mark.parametrize('count', [0, 3])
 def test_picture_in_bands_is_that_of_the_whole_photo(monkeypatch, count):
-    monkeypatch.setattr(infer, 'BAND_ROWS', 40)
+    monkeypatch.setattr(own_photos, 'BAND_ROWS', 40)
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 255, (150, 90, 3), np.uint8)
     mask = np.kron(rng.integers(0, 4, (15, 9), np.uint8), np.ones((10, 10), np.uint8))
     if count:
         mask = np.stack([(mask == k).astype(np.uint8) for k in range(count)])
-    large = infer.LargeMask((150, 90), count or 4)
+    large = own_photos.LargeMask((150, 90), count or 4)
     for top, stop in ((0, 70), (70, 150)):
         large.add(top, mask[..., top:stop, :])
-    assert np.array_equal(infer.draw_overlay(photo, large), overlay(photo, mask))
+    assert np.array_equal(own_photos.draw_overlay(photo, large.rows), overlay(photo, mask))

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import yaml
 
 import pseudo
 import train
@@ -107,3 +108,42 @@ def test_a_student_goes_on_with_its_own_labels_alone(tiny, monkeypatch):
     with pytest.raises(Interrupted):
         pseudo.main(tiny, 0, Labelling([tiny.name]), overwrite=True)
     assert not (student.run_dir(0) / 'last.pt').exists()  # which other labels would go on from
+
+
+def test_labels_of_other_views_or_another_window_are_not_gone_on_with(tiny, monkeypatch):
+    """Nor once they are gone; what an earlier version did not write down is taken as the same."""
+    train.main(tiny, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, 'main', lambda *_, **__: None)  # it ends before it has a config.yaml
+        pseudo.main(tiny, 0, Labelling([tiny.name]))
+        folder = tiny.output_dir / f'{tiny.name}-pseudo/fold0'
+        for key, value, name in (('window', 32, 'window'), ('tta_flips', ('h',), 'views')):
+            other = tiny.model_copy(update={key: value})
+            with pytest.raises(BadInput, match=f'made by other teachers or settings .{name}.'):
+                pseudo.main(other, 0, Labelling([tiny.name]), resume=True)
+        masks = folder / 'pseudo_masks.npy'
+        before = masks.read_bytes()
+        masks.unlink()
+        (folder / 'last.pt').touch()
+        with pytest.raises(BadInput, match='made by other teachers or settings .views.'):
+            pseudo.main(other, 0, Labelling([tiny.name]), resume=True)
+        pseudo.main(tiny, 0, Labelling([tiny.name]), resume=True)
+        assert masks.read_bytes() == before
+        origin = folder / 'pseudo_masks.yaml'
+        known = yaml.safe_load(origin.read_text())
+        origin.write_text(yaml.safe_dump({k: known[k] for k in known if k not in ('window', 'contents')}))
+        pseudo.main(tiny, 0, Labelling([tiny.name]), resume=True)
+        origin.unlink()
+        with pytest.raises(BadInput, match=r'has no pseudo_masks.yaml'):
+            pseudo.main(tiny, 0, Labelling([tiny.name]), resume=True)
+
+
+def test_a_student_does_not_replace_its_teacher(tiny):
+    name = f'{tiny.name}-pseudo'
+    train.main(tiny.model_copy(update={'name': name}), 0)
+    best = tiny.output_dir / name / 'fold0/best.pt'
+    before = best.read_bytes()
+    for labelling in (Labelling([name]), Labelling([tiny.name, name], all_folds=True)):
+        with pytest.raises(BadInput, match=f'--teacher {name}: .* would replace; give --round 2'):
+            pseudo.main(tiny, 0, labelling, overwrite=True)
+    assert best.read_bytes() == before

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib
+import math
 import os
 import resource
 import shutil
@@ -293,3 +294,50 @@ def test_a_run_does_not_predict_from_other_pixels(key, value, tmp_path):
     with pytest.raises(BadInput, match=f'was trained with {key} .*, but .*competition.yaml says .*; take'):
         refuse_other_pixels(Path('best.pt'), trained, changed)
     refuse_other_pixels(Path('best.pt'), trained, changed.model_copy(update={'data_root': tmp_path / 'b'}))
+
+
+def train_with_nan(rank: int, *words: str) -> None:
+    """train.py as it is typed, whose second loss is NaN on one rank."""
+    real, calls = Trainer.compute_loss, count(1)
+
+    def compute_loss(self, *args):
+        spoilt = next(calls) == 2 and self.ranks.rank == rank
+        return real(self, *args) * (math.nan if spoilt else 1)
+
+    Trainer.compute_loss = compute_loss
+    typed(train.command, *words)
+
+
+def test_all_ranks_end_for_a_loss_that_is_nan_on_one(tiny_yaml, tmp_path):
+    """Each in one line; no rank waits for another."""
+    said = tmp_path / 'said.txt'
+    words = ['--cfg', str(tiny_yaml), '--fold', '0', '--set', 'batch_size=4', 'epochs=2']
+    processes = start(train_with_nan, 1, *words, ranks=2, said=said)
+    statuses = ended(processes, 120)
+    for process in processes:
+        process.kill()
+    text = said.read_text()
+    assert statuses == [1, 1] and 'Traceback' not in text, text
+    assert text.count('error: loss is nan in epoch 1, batch 2, on batch_01/') == 1
+    assert text.count('error: stopped, for the loss of another rank is not finite') == 1
+
+
+def train_with_files(most: int, *words: str) -> None:
+    """train.py as it is typed, with so many more open files than it has."""
+    most += len(os.listdir('/dev/fd'))  # noqa: PTH208
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    typed(train.command, *words)
+
+
+@pytest.mark.parametrize(('most', 'workers'), [(30, 2), (2, 0)])
+def test_too_few_open_files_end_in_one_line(tiny_yaml, tmp_path, most, workers):
+    said = tmp_path / 'said.txt'
+    words = ['--cfg', str(tiny_yaml), '--fold', '0', '--set', f'workers={workers}']
+    processes = start(train_with_files, most, *words, said=said)
+    statuses = ended(processes, 120)
+    for process in processes:
+        process.kill()
+    text = said.read_text()
+    assert statuses == [2] and 'Traceback' not in text and text.count('error: ') == 1, text
+    assert workers == 0 or ('ulimit -n' in text and 'workers=0' in text)
+    assert 'open files' in text

@@ -3,7 +3,9 @@ stand-in here).
 """
 
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +78,45 @@ def test_wrong_arguments_end_in_one_line_before_anything_is_done(script, words, 
     done = subprocess.run(command, env=os.environ | more, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and message in done.stderr, done
     assert done.stdout == '' and len(done.stderr.splitlines()) == 1
+
+
+RANKS = """#!/usr/bin/env bash
+echo "$@" >torchrun.txt
+bash -c 'trap "echo asked >rank.txt; exit 75" USR1
+sleep 0.5; touch started; for _ in {1..200}; do sleep 0.05; done' &
+wait $! || exit 1
+"""
+
+
+@pytest.mark.parametrize('asked', [True, False])
+def test_slurm_asks_the_ranks_to_stop_and_queues_the_task_again(tmp_path, asked):
+    """Before the time is up, SLURM sends USR1 to the shell alone; torchrun is not asked, but its ranks are.
+    A training that fails by itself is not queued again.
+    """
+    for name, text in (
+        ('.venv/bin/torchrun', RANKS if asked else '#!/usr/bin/env bash\nexit 3\n'),
+        ('bin/scontrol', '#!/usr/bin/env bash\necho "$@" >scontrol.txt\n'),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    env = os.environ | {'PATH': f'{tmp_path / "bin"}:{os.environ["PATH"]}', 'SLURM_SUBMIT_DIR': str(tmp_path)}
+    env |= {'SLURM_JOB_ID': '7', 'SLURM_ARRAY_TASK_ID': '3', 'SLURM_GPUS_ON_NODE': '2'}
+    words = ['bash', ROOT / 'scripts/slurm.sh', 'demo', '--set', 'epochs=2']
+    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True) as process:
+        while asked and not (tmp_path / 'started').exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        if asked:
+            process.send_signal(signal.SIGUSR1)
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == (75 if asked else 3)
+    assert ('queued again' in output) == asked == (tmp_path / 'scontrol.txt').exists()
+    if asked:
+        assert (tmp_path / 'rank.txt').exists()
+        assert (tmp_path / 'scontrol.txt').read_text() == 'requeue 7\n'
+        called = (tmp_path / 'torchrun.txt').read_text()
+        assert (
+            '--nproc-per-node=2 train.py --cfg configs/demo.yaml --fold 3 --resume --set epochs=2' in called
+        )

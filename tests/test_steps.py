@@ -1,6 +1,7 @@
 """The steps of a training: what they copy, when losses are read, overflows of fp16, writing in a thread."""
 
 import math
+import re
 import signal
 import threading
 from itertools import pairwise
@@ -319,6 +320,20 @@ def test_the_encoder_is_frozen_in_the_first_epochs(tiny):
     for key in states[0]:
         changed = [not torch.equal(one[key], two[key]) for one, two in pairwise(states)]
         assert changed == ([False, False, True] if key in of_encoder else [True] * 3), key
+
+
+def test_frozen_stages_never_change(tiny):
+    """Nor do their statistics of BatchNorm, in training and where SWA computes those anew; others' do."""
+    keys = {'encoder': 'test_resnet.r160_in1k', 'frozen_stages': 2, 'weight_decay': 0.5, 'ema': 0.5, 'swa': 1}
+    frozen = {'presence_weight': 1.0, 'presence_encoder': 'frozen', 'epochs': 2}
+    trainer = make_trainer(tiny.model_copy(update=keys | frozen))
+    before = to_cpu(trainer.model.state_dict())
+    train_on(trainer)
+    kept = re.compile(r'presence\.encoder\.|encoder\.model\.(conv1|bn1|layer[12]\.)')
+    for model in (trainer.model, trainer.averaged, trainer.finish_swa()):
+        state = model.state_dict()
+        changed = {key for key in before if not torch.equal(before[key], state[key])}
+        assert changed == {key for key in before if not kept.match(key)}
 
 
 def test_a_frozen_encoder_is_resumed(tiny):

@@ -696,7 +696,7 @@ def test_check_and_score_take_the_classes_of_the_data_root(tmp_path, capsys):
     assert re.search(r'nothing\s+0.000%\ntin can\s+100.000%\nok', capsys.readouterr().out)
     score = ['score', str(csv), '--labels', str(tmp_path / 'labels.json')]
     assert evaluate.command(score) == 0
-    assert '10.99' in capsys.readouterr().out  # 900 of 4,096 pixels are right: (0 + .2197) / 2
+    assert '0.1099' in capsys.readouterr().out  # 900 of 4,096 pixels are right: (0 + .2197) / 2
     with pytest.raises(BadInput, match="id 1 is '2'; expected 0 to 1"):
         write_csv(csv, {'a.png': np.full((256, 256), 2, np.uint8)})
         submission.main(['check', str(csv), '--data', str(tmp_path)])

@@ -20,6 +20,7 @@ from PIL import ExifTags, Image
 
 import prepare
 from config import CLASSES, HOME
+from data import download
 from data import taco as taco_module
 from data.coco import draw_mask, read_coco, read_photo
 from data.photos import read_rgb
@@ -71,7 +72,7 @@ class PhotoHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(taco_module, 'BACKOFF', 0.01)
+    monkeypatch.setattr(download, 'BACKOFF', 0.01)
     with PhotoServer() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
@@ -131,7 +132,8 @@ def write_annotations(path: Path, server: PhotoServer, names: list[str]) -> Path
 
 
 def run(annotations: Path, out: Path, *options: str) -> None:
-    prepare.command(['taco', '--annotations', str(annotations), '--out', str(out), *options])
+    places = ['--annotations', str(annotations), '--out', str(out)]
+    prepare.command(['taco', *places, '--mirror', '127.0.0.1', *options])
 
 
 def assert_aligned(out: Path, count: int) -> None:
@@ -188,7 +190,7 @@ def test_missing_photos_are_left_out_and_listed(server, tmp_path, capsys, monkey
         '/lying': photo_bytes(size=(HEIGHT, WIDTH)),
     }
     server.faults = {'/busy': [503] * 9, '/cut': ['cut'] * 9, '/slow': [2.0] * 9}
-    monkeypatch.setattr(taco_module, 'TIMEOUT', 0.8)
+    monkeypatch.setattr(download, 'IDLE', 0.8)
     names = [*(path[1:] for path in server.photos), 'gone']
     annotations, out = write_annotations(tmp_path / 'a.json', server, names), tmp_path / 'out'
     with pytest.raises(CheckFailed, match='8 of 9 photos are missing and left out of train_all'):
@@ -219,9 +221,8 @@ def test_missing_photos_are_left_out_and_listed(server, tmp_path, capsys, monkey
 
 def test_all_photos_missing(server, tmp_path, monkeypatch, capfd):
     annotations = write_annotations(tmp_path / 'a.json', server, ['gone'])
-    monkeypatch.setattr(
-        sys, 'argv', ['prepare.py', 'taco', '--annotations', str(annotations), '--out', str(tmp_path / 'out')]
-    )
+    words = ['taco', '--mirror', '127.0.0.1', '--annotations', str(annotations)]
+    monkeypatch.setattr(sys, 'argv', ['prepare.py', *words, '--out', str(tmp_path / 'out')])
     with pytest.raises(SystemExit) as stopped:
         run_script(prepare.command)
     error = capfd.readouterr().err
@@ -237,7 +238,8 @@ def test_a_run_that_is_stopped_continues(server, tmp_path, stop):
     for name in names[6:]:
         server.faults[f'/{name}'] = [30.0] if stop == signal.SIGKILL else [1.0]
     annotations, out = write_annotations(tmp_path / 'a.json', server, names), tmp_path / 'out'
-    words = ['prepare.py', 'taco', '--annotations', str(annotations), '--out', str(out), '--workers', '2']
+    words = ['prepare.py', 'taco', '--annotations', str(annotations), '--out', str(out)]
+    words += ['--workers', '2', '--mirror', '127.0.0.1']
     with subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while len(list(out.glob('batch_1/*.jpg'))) < 6 and time.monotonic() < deadline:
@@ -292,6 +294,9 @@ def change(path: Path, key: str, value) -> None:
     [
         ('file_name', '../a.jpg', 'leads out of'),
         ('file_name', 'a.py', 'ends in .jpg'),
+        ('file_name', 'a\0.jpg', 'is not a file name'),
+        ('file_name', '\ud800.jpg', 'is not a file name'),
+        ('file_name', f'{"a" * 300}.jpg', 'is not a file name'),
         ('flickr_url', 'file:///etc/passwd', r'expected http\(s\)'),
         ('flickr_url', None, 'not the annotations of TACO'),
         ('width', 0, 'not the annotations of TACO'),

@@ -60,7 +60,7 @@ def test_a_missing_package_is_one_line_before_training(tiny, monkeypatch):
 
 def run_and_resume(tiny, tracker):
     """One epoch of a run, and its second after a resume."""
-    cfg = tiny.model_copy(update={'tracker': tracker, 'epochs': 2})
+    cfg = tiny.model_copy(update={'tracker': tracker, 'epochs': 2, 'checkpoint_minutes': 0})
 
     def save_and_stop(self, *scores):
         end_epoch(self, *scores)

@@ -35,7 +35,7 @@ from threading import Lock
 
 import evaluate
 from config import FORMER_KEYS, PREDICTION_KEYS, Config, load_config
-from engine.runs import check_run, read_metrics
+from engine.runs import check_run, compare_config
 from utils.cli import MAX_SEED, ArgumentParser, at_least, parse_fold, run_script
 from utils.errors import BAD_INPUT, DONE, INTERRUPTED, BadInput, CheckFailed, Interrupted, plural
 from utils.log import say
@@ -69,7 +69,11 @@ def command(argv: list[str] | None = None) -> int:
     args, recipes = read_arguments(argv)
     pairs = [*product(args.seeds, args.folds)]
     for recipe, (seed, fold) in product(recipes, pairs):
-        check_run(recipe.config(seed), fold, resume=True, overwrite=False)
+        cfg = recipe.config(seed)
+        if recipe.is_trained:
+            check_run(cfg, fold, resume=True, overwrite=False)
+        else:  # its folder has a best.pt alone, a link
+            compare_config(cfg, cfg.run_dir(fold))
     trainings = plural(len(pairs) * sum(recipe.is_trained for recipe in recipes), 'training')
     say(f'{" and ".join(recipe.name for recipe in recipes)}: {trainings}')
     Runner(recipes, args.jobs).run(pairs)
@@ -191,7 +195,7 @@ class Runner:
                 folder, words = cfg.run_dir(fold), [*recipe.words(seed), '--fold', str(fold)]
                 if not recipe.is_trained:
                     link_checkpoint(folder, self.recipes[0].config(seed).run_dir(fold))
-                elif not is_finished(folder, cfg):
+                else:  # which does nothing if the run has ended
                     self.step(['train.py', *words, '--resume'], env)
                 self.step(['infer.py', *words, '--split', 'oof', '--update'], env)
         finally:
@@ -225,18 +229,6 @@ class Runner:
             self.is_stopping = True
             for process in self.processes:
                 process.send_signal(signal.SIGTERM)
-
-
-def is_finished(folder: Path, cfg: Config) -> bool:
-    """Tell whether a run was trained and then predicted."""
-    if not all(is_newer(folder / 'oof.csv', folder / name) for name in ('last.pt', 'best.pt', 'metrics.csv')):
-        return False
-    return len(read_metrics(folder / 'metrics.csv', cfg.competition.metric)) == cfg.epochs
-
-
-def is_newer(path: Path, other: Path) -> bool:
-    """Tell whether both files exist, and the first is not older."""
-    return path.exists() and other.exists() and path.stat().st_mtime_ns >= other.stat().st_mtime_ns
 
 
 def link_checkpoint(folder: Path, origin: Path) -> None:

@@ -30,7 +30,7 @@ from config import Config, fold_files, fold_of, read_competition, write_competit
 from engine.runs import read_run_config
 from utils.cli import ArgumentParser, parse_early, run_script
 from utils.errors import BadInput, one_line, plural
-from utils.files import exists, lock, make_folder, write_text
+from utils.files import exists, lock, make_folder, refuse_inside, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ('*.py', 'configs', 'data', 'engine', 'networks', 'notebooks', 'tools', 'utils', 'voting')
@@ -99,6 +99,7 @@ def pack(runs: Sequence[Path], out: Path, packages: str) -> None:
             raise BadInput(f'{run}: is of another competition than {runs[0]}; pack them apart')
     if exists(out) and not (out / 'runs').is_dir() and any(out.iterdir()):
         raise BadInput(f'{out}: is not empty and was not packed before; give another --out')
+    refuse_inside(out, runs)
     partial = out.with_name(f'.{out.name}.partial')
     with lock(out.with_name(f'.{out.name}.lock'), 'packing'):
         shutil.rmtree(partial, ignore_errors=True)
@@ -267,11 +268,12 @@ class Ensemble:
 def predict(bundle: Path, photos: Path, work: Path, out: Path, clock: Clock, device: str) -> None:
     """Write the CSV of the photos of a folder, by the runs of a bundle. Raises BadInput."""
     start_log(None)
+    data = work / 'data'  # which is emptied first
+    refuse_inside(data, [photos, bundle], '--work')
     competition = read_competition(bundle)
     checkpoints = in_turn([fold_files(run, 'best.pt', True) for run in sorted((bundle / 'runs').glob('*/'))])
     if competition is None or not checkpoints:
         raise BadInput(f'{bundle}: no competition.yaml and runs/*/fold*/best.pt; expected what pack made')
-    data = work / 'data'
     collect_photos(photos, data)
     write_competition(data, competition)
     write_test(data, data, overwrite=True)

@@ -148,7 +148,7 @@ def count(cfg: Config, fold: int | None, sets: Sequence[ViewSet]) -> Tally:
     for k in range(cfg.folds) if fold is None else [fold]:
         _, rows = split_fold(folds, k)
         names = cache.names(rows)
-        run = load_oof_run(cfg, k, names, device)
+        run = load_oof_run(cfg, k, cache, rows, device)
         counts.append(count_fold(run, cache, rows, views, sets))
         places |= {name: (k, int(scene)) for name, scene in zip(names, scenes[rows], strict=True)}
     seconds = np.array([view.seconds for view in views])

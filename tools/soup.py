@@ -45,16 +45,16 @@ if __name__ == '__main__':
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from data.cache import Cache, open_cache
-from data.folds import held_out_hash, read_folds, split_fold
+from data.folds import held_out_hash, is_held_out, read_folds, split_fold
 from dataset import EpochSampler, TrainingSet, make_loader, normalize
 from engine.checkpoint import current_names, load_checkpoint, load_model_state, save_checkpoint
 from engine.distributed import Ranks, seed_everything, start_ranks
 from engine.inference import autocast, evaluate
+from engine.optim import update_bn
 from engine.provenance import write_provenance
-from engine.runs import check_run, lock_run, open_run
+from engine.runs import check_run, lock_run, open_run, remove_replaced
 from metrics import Metric, verdict
 from models import SegModel
 from submission import metric_of
@@ -75,19 +75,19 @@ def main(cfg: Config, fold: int, paths: list[Path], overwrite: bool = False) -> 
     seed_everything(cfg.seed)
     cache = open_cache(cfg, 'train')
     train_rows, valid_rows = split_fold(read_folds(cfg, cache), fold)
-    held_out = held_out_hash(cache.names(valid_rows))
+    held_out = held_out_hash(cache, valid_rows)
     if held_out is None:
         raise BadInput(f'--fold {fold}: has no validation photos to choose a soup on; expected a fold from 0')
     folder = cfg.run_dir(fold)
-    states = [read_checkpoint_weights(path, held_out) for path in paths]
+    states = [read_checkpoint_weights(path, cache, valid_rows) for path in paths]
     require_apart(paths, states, folder)
+    model = SegModel(cfg, load_weights=False).to(ranks.device)
+    for path, state in zip(paths, states, strict=True):  # refuse another architecture before a folder is made
+        load_model_state(model, state, path)
     start_log(None, quiet=not ranks.is_main)
     with lock_run(folder if ranks.is_main else None, 'making a soup'):
         if ranks.is_main:
             check_run(cfg, fold, resume=False, overwrite=overwrite)
-            if (folder / 'best.pt').exists() and not overwrite:
-                raise BadInput(f'{folder}: holds a model already; give another name, or --overwrite')
-        model = SegModel(cfg, load_weights=False).to(ranks.device)
         soup = make_soup(paths, states, FoldScorer(cfg, cache, train_rows, valid_rows, model, ranks))
         if ranks.is_main:
             folder = open_run(cfg, fold, overwrite)
@@ -95,6 +95,7 @@ def main(cfg: Config, fold: int, paths: list[Path], overwrite: bool = False) -> 
             content |= {'config': cfg.model_dump(mode='json'), 'held_out': held_out}
             content |= {'torch': str(torch.__version__)}
             save_checkpoint(folder / 'best.pt', content)
+            remove_replaced(folder)
             write_provenance(folder, cache.coco.fingerprint, ranks.world, soup.paths)
             log.info(f'wrote {folder / "best.pt"}, made of {", ".join(map(str, soup.paths))}')
             config = folder / 'config.yaml'
@@ -200,10 +201,10 @@ def same_weights(ours: State, theirs: State) -> bool:
     return names[0] == names[1] and all(torch.equal(ours[key], theirs[key]) for key in names[0])
 
 
-def read_checkpoint_weights(path: Path, held_out: str) -> State:
+def read_checkpoint_weights(path: Path, cache: Cache, valid_rows: np.ndarray) -> State:
     """Read the weights, or the EMA, of a checkpoint that never saw the validation photos. Raises BadInput."""
     checkpoint = load_checkpoint(path)
-    if checkpoint['held_out'] != held_out:
+    if not is_held_out(checkpoint['held_out'], cache, valid_rows):
         raise BadInput(
             f'{path}: is of another fold, or was trained on validation photos of this one; '
             'expected a checkpoint of --fold'
@@ -233,7 +234,7 @@ def renew_norms(model: SegModel, cfg: Config, cache: Cache, rows: np.ndarray, ra
     loader = make_loader(TrainingSet(cfg, cache, rows, model.fill), cfg.workers, batch_sampler=sampler)
     bar = progress(loader, 'norms', 'batch')
     with autocast(cfg, ranks.device):
-        update_bn((normalize(images.to(ranks.device), model.mean, model.std) for images, *_ in bar), model)
+        update_bn(model, (normalize(images.to(ranks.device), model.mean, model.std) for images, *_ in bar))
 
 
 if __name__ == '__main__':

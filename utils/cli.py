@@ -6,13 +6,23 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from utils.errors import BAD_INPUT, DONE, INTERRUPTED, NO_ROOM, BadInput, CheckFailed, Interrupted, one_line
+from utils.errors import (
+    BAD_INPUT,
+    DONE,
+    INTERRUPTED,
+    NO_ROOM,
+    TOO_MANY_FILES,
+    BadInput,
+    CheckFailed,
+    Interrupted,
+    one_line,
+)
 from utils.log import say
 from utils.signals import exit_on_signals, interrupt_on_signals
 
@@ -42,6 +52,8 @@ def exit_status(main: Callable[[], int | None]) -> int:
 
     If the reader of the output is gone, as after `| head`, the command goes on without it.
     """
+    open_standard_streams()
+    use_utf8()
     with redirect_stdout(Output(sys.stdout)) as out, redirect_stderr(Output(sys.stderr)) as errors:
         try:
             return call(main)
@@ -63,18 +75,56 @@ def call(main: Callable[[], int | None]) -> int:
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f'{script_name()}: {one_line(stop) or "interrupted"}', file=sys.stderr)
         return INTERRUPTED
-    except OSError as error:  # raised by a library that writes its own files
-        if error.errno not in NO_ROOM:
+    except (OSError, RuntimeError) as error:  # raised by a library
+        if is_caused_by(error, TOO_MANY_FILES):
+            advice = 'raise the limit with ulimit -n 65536, or set workers=0, and run it again'
+            say(f'{script_name()}: error: too many open files; {advice}', sys.stderr)
+            return BAD_INPUT
+        if not is_caused_by(error, NO_ROOM):
             raise
         print(f'{script_name()}: {one_line(error)}; make room, and run it again', file=sys.stderr)
         return INTERRUPTED
 
 
+def is_caused_by(error: BaseException | None, numbers: Set[int]) -> bool:
+    """Tell whether an error is an OSError of these numbers, or one led to it; torch wraps them, or gives
+    their text alone.
+    """
+    if error is None:
+        return False
+    texts = [os.strerror(number) for number in numbers]
+    is_one = isinstance(error, OSError) and error.errno in numbers
+    is_wrapped = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    return is_one or is_wrapped or is_caused_by(error.__cause__ or error.__context__, numbers)
+
+
+def open_standard_streams() -> None:
+    """Open those of standard input, output and error that are closed: a checkpoint would get their number,
+    and whatever a library prints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def use_utf8() -> None:
+    """Start again in UTF-8 mode if names of files have another encoding, in which most of them cannot be."""
+    if sys.getfilesystemencoding() != 'utf-8' and os.environ.get('PYTHONUTF8') != '1':
+        os.environ['PYTHONUTF8'] = '1'
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 class Output:
-    """Write to a stream as long as it has a reader; what comes after is dropped."""
+    """Write to a stream as long as it has a reader; what comes after is dropped. Characters that its encoding
+    lacks are written as \\u escapes.
+    """
 
     def __init__(self, stream: TextIO | None) -> None:
         self.stream = stream or io.StringIO()  # None if it was closed before the start
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -120,8 +170,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 class ArgumentParser(argparse.ArgumentParser):
     """Parse arguments; the help shows the script's docstring, defaults and examples; an error is one line."""
 
-    def __init__(self, doc: str, examples: str = '', **kwargs: Any) -> None:
-        """Show those lines of `examples` that call this command."""
+    def __init__(self, doc: str | None, examples: str = '', **kwargs: Any) -> None:
+        """Show those lines of `examples` that call this command; python -OO leaves no docstring to show."""
+        doc = doc or ''
         options = {'prog': script_name(), 'description': doc, 'formatter_class': HelpFormatter}
         super().__init__(**options | kwargs)
         calls = [line.strip() for line in examples.splitlines() if f'{self.prog} ' in line]
@@ -132,6 +183,13 @@ class ArgumentParser(argparse.ArgumentParser):
         parser_class = partial(ArgumentParser, examples=self.description)
         options = {'metavar': 'COMMAND', 'parser_class': parser_class, **kwargs}
         return Commands(super().add_subparsers(**options))
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse arguments, as parse_args does too; refuse one that is not UTF-8, which no file could hold."""
+        for word in sys.argv[1:] if args is None else args:
+            if not word.isascii() and re.search('[\ud800-\udfff]', word):
+                self.error(f'{word!r} is not UTF-8; give the file or folder another name')
+        return super().parse_known_args(args, namespace)
 
     def format_help(self) -> str:
         return re.sub(r'\s*\(default:\s+(None|False|\[\])\)', '', super().format_help())

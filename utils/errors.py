@@ -6,6 +6,7 @@ from collections.abc import Sequence
 # exit statuses; 75 is BSD's EX_TEMPFAIL: run it again
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
 
+TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of writing that a person mends by making room
 
 
@@ -26,8 +27,9 @@ class CheckFailed(Exception):
 
 
 def one_line(error: object) -> str:
-    """Return an error's message, or any other text, on one line."""
-    return ' '.join(str(error).split())
+    """Return an error's message, or any other text, on one line, without what a terminal would obey."""
+    text = ' '.join(str(error).split())
+    return ''.join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def plural(count: int, noun: str) -> str:

@@ -22,6 +22,9 @@ from utils.errors import NO_ROOM, BadInput, Interrupted, one_line
 if TYPE_CHECKING:
     import numpy as np
 
+# what a spreadsheet runs: =, +, -, @, in full width too, tab or line end at the beginning; numbers aside
+FORMULA = re.compile(r'(?![-+]?\d+(\.\d+)?(e[-+]?\d+)?\Z)[=+@\t\r\n\uff1d\uff0b\uff0d\uff20-]', re.IGNORECASE)
+
 
 @contextmanager
 def write_whole(path: str | Path) -> Iterator[BinaryIO]:
@@ -61,9 +64,21 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_csv(path: str | Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write rows as CSV, whole or not at all, as write_text does."""
+    """Write rows as CSV that scripts read, as they are; whole or not at all, as write_text does."""
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_sheet(path: str | Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as CSV that people open in a spreadsheet and no script reads; as write_csv otherwise.
+
+    A text that a spreadsheet would run gets an apostrophe, and every cell quotes, which keep a ';' from
+    beginning another (OWASP, CSV Injection). Names of photos and classes may come from anybody.
+    """
+    text = io.StringIO()
+    safe = ([f"'{cell}" if FORMULA.match(str(cell)) else cell for cell in row] for row in rows)
+    csv.writer(text, lineterminator='\n', quoting=csv.QUOTE_ALL).writerows(safe)
     write_text(path, text.getvalue())
 
 
@@ -81,6 +96,19 @@ def cannot_write(path: str | Path, error: OSError) -> BadInput | Interrupted:
         rescue = 'the old file, if any, is unchanged; make room, and run it again (train.py: --resume)'
         return Interrupted(f'{message}; {rescue}')
     return BadInput(message)
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Tell whether a path is a folder or lies inside it, whatever links lead there."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def refuse_inside(out: Path, inputs: Iterable[Path | None], option: str = '--out') -> None:
+    """Raise BadInput if a file or folder that is read is the output, or lies inside it."""
+    for path in inputs:
+        if path is not None and lies_in(path, out):
+            place = 'is' if path.resolve() == out.resolve() else 'contains'
+            raise BadInput(f'{option} {out}: {place} {path}, which is read; give another {option}')
 
 
 def exists(path: Path) -> bool:

@@ -29,7 +29,7 @@ def start_log(folder: Path | None, quiet: bool = False) -> None:
     log.addHandler(console)
     if folder is not None:
         try:
-            file = LogFile(folder / 'log.txt', encoding='utf-8')
+            file = LogFile(folder / 'log.txt', encoding='utf-8', errors='backslashreplace')
         except OSError as error:
             raise cannot_write(folder / 'log.txt', error) from None
         file.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Competition, fold_of
+from config import Competition, fold_of, is_replaced
 from data.coco import Photo, scored_truth, sizes_of
 from data.groups import group_names
 from submission import MaskFormat, Reader, mask_format, open_probs
@@ -62,6 +62,8 @@ def find_members(paths: Sequence[Path], out: Path) -> list[Member]:
     for number, path in enumerate(paths):
         if resolved[number] == out.resolve():
             raise BadInput(f'{out}: is both the --out and one of the CSVs that vote; give another --out')
+        if is_replaced(path.parent):
+            raise BadInput(f'{path}: is of a run that is being replaced; leave it out, or move it elsewhere')
         if resolved[number] in resolved[:number]:
             raise BadInput(f'{path}: is given twice; to count a CSV more than once, use --weights')
     return [member_of(path) for path in paths]
@@ -210,15 +212,32 @@ def find_places(
     that has them, else the fold from the path, and as scene the `group` of competition.yaml, if any.
     """
     image_ids = [*sources[0]]
+    known: dict[str, Sequence] = {}
     for source in sources:
         places = read_photos(dict.fromkeys(file.reader.path for file in source.values()))
-        if places.keys() >= source.keys():
-            return {image_id: places[image_id] for image_id in image_ids}
-    scenes = [None] * len(image_ids)
-    if competition.group is not None:
-        scenes = group_names(data, image_ids, competition.group).tolist()
-    folds = [file.fold for file in sources[0].values()]
+        if len(places.keys() & source.keys()) > len(known):
+            known = {image_id: places[image_id] for image_id in image_ids if image_id in places}
+    folds = [known.get(image_id, (sources[0][image_id].fold,))[0] for image_id in image_ids]
+    scenes = [known.get(image_id, (None, None))[1] for image_id in image_ids]
+    scenes = complete_scenes(image_ids, scenes, data, competition)
     return dict(zip(image_ids, zip(folds, scenes, strict=True), strict=True))
+
+
+def complete_scenes(
+    image_ids: Sequence[str], scenes: Sequence[int | None], data: Path, competition: Competition
+) -> list[int | None]:
+    """Fill in the scenes that are not known: by the `group` of competition.yaml, or, beside others that are
+    known, as scenes of one photo. They stay None if nothing is known.
+    """
+    if None not in scenes or (competition.group is None and not any(scene is not None for scene in scenes)):
+        return [*scenes]
+    groups = [*range(len(image_ids))]
+    if competition.group is not None:
+        groups = group_names(data, image_ids, competition.group).tolist()
+    pairs = [*zip(groups, scenes, strict=True)]
+    scene_of = {group: scene for group, scene in pairs if scene is not None}
+    first = 1 + max(scene_of.values(), default=-1)  # of those that are not known
+    return [scene_of.get(group, first + group) if scene is None else scene for group, scene in pairs]
 
 
 def split_parts(places: Places) -> dict[str, int]:

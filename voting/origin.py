@@ -13,6 +13,7 @@ is known against a CSV without this file, as another tool makes it, nor against 
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -65,10 +66,9 @@ def _identify(path: Path, *_: int) -> str:
 
 
 def identify_checkpoints(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """Return the identity of each checkpoint that exists, by its path from a folder above it. Raises
-    BadInput.
-    """
-    return {path.relative_to(folder).as_posix(): identify_checkpoint(path) for path in paths if path.exists()}
+    """Return the identity of each checkpoint that exists, by its path from a folder. Raises BadInput."""
+    names = {path: Path(os.path.relpath(path, folder)).as_posix() for path in paths if path.exists()}
+    return {name: identify_checkpoint(path) for path, name in names.items()}
 
 
 def _state(path: Path) -> tuple[int, int, int]:

@@ -24,6 +24,7 @@ from metrics import DRAWS, IGNORED, LEVEL, Interval, Metric, count_pixels
 from submission import metric_of
 from utils.errors import BadInput
 from utils.files import write_text
+from utils.paths import find_path, path_from
 from utils.yaml_files import read_yaml
 from voting.calibration import RANGE, Calibration, calibrate, write_calibration
 from voting.choices import AGAIN, Search, best_of, number_scenes, search_gain
@@ -32,7 +33,14 @@ from voting.members import Member, OofSample, by_model, check_members, member_of
 from voting.origin import fitted_on, refuse_outdated
 from voting.soft import SoftResult, search_soft, search_soft_planes, soft_vote
 from voting.thresholds import parse_thresholds
-from voting.weights import ClassWeightSearch, SearchResult, WeightScorer, format_search, search_weights
+from voting.weights import (
+    ClassWeightSearch,
+    SearchResult,
+    WeightScorer,
+    format_search,
+    format_verdict,
+    search_weights,
+)
 
 Rule = Literal['hard vote', 'soft vote']
 WEIGHT = re.compile(r'\d{1,9}(\.\d{1,9}|/[1-9]\d{0,8})?', re.ASCII)
@@ -73,6 +81,8 @@ def search_recipe(
             mean = search_soft(read(soft=True), len(models), num_classes, metric, calibrations)
         best = mean if mean.out_of_sample > hard.out_of_sample else hard
         print(format_soft(mean, calibrations, names, used=best is mean))
+    if best is hard:
+        print(format_verdict(hard, names))
     print(format_gain(*measure_gain(read(), hard, mean), hard, names))
     return share_weights(recipe_of(best, num_classes), members)
 
@@ -184,17 +194,12 @@ def count_candidates(
 
 
 def format_gain(gain: Interval, photos: int, hard: SearchResult, names: Sequence[str]) -> str:
-    """Say whether the search beats the best model by its gain on so many photos."""
-    if gain.low > 0:
-        outcome = 'the vote beats it: a significant difference'
-    elif gain.high < 0:
-        outcome = 'the vote is worse: a significant difference'
-    else:
-        outcome = 'the vote does not beat it: no significant difference'
-    return (
-        f'best model: {names[np.argmax(hard.singles)]}; {outcome} on {photos} photos '
-        f'({gain.value:+.4f} {hard.metric.label} out of sample [{gain.low:+.4f}, {gain.high:+.4f}], {AGAIN})'
-    )
+    """Format what the search gains above the best model; what to use is said by format_verdict alone."""
+    is_sure = gain.low > 0 or gain.high < 0
+    sure = 'a significant difference' if is_sure else 'no significant difference'
+    interval = f'{gain.value:+.4f} {hard.metric.label} out of sample [{gain.low:+.4f}, {gain.high:+.4f}]'
+    best = names[np.argmax(hard.singles)]
+    return f'gain above the best model, {best}: {interval}, {sure} on {photos} photos ({AGAIN})'
 
 
 def calibrate_model(folder: Path, data: Path, competition: Competition) -> str:
@@ -213,9 +218,9 @@ def calibrate_model(folder: Path, data: Path, competition: Competition) -> str:
 
 @dataclass(frozen=True)
 class RecipeEntry:
-    """A member as ensemble.yaml lists it; the hash of its oof.csv identifies it."""
+    """A member as ensemble.yaml lists it, by the path from there; the hash of its oof.csv identifies it."""
 
-    csv: str
+    csv: Path
     oof: str
     weights: list[Fraction]  # (K,)
     temperature: float
@@ -227,7 +232,7 @@ def write_recipe(path: Path, members: Sequence[Member], recipe: Recipe) -> None:
     """
     entries = []
     for member, weights, temperature in zip(members, recipe.table, recipe.temperatures, strict=True):
-        entry = {'csv': str(member.path), 'oof': oof_hash(member)}
+        entry = {'csv': path_from(path.parent, member.path), 'oof': oof_hash(member)}
         same = len(set(weights)) == 1
         entry['weight'] = str(weights[0]) if same else [str(weight) for weight in weights]
         if temperature != 1:
@@ -257,7 +262,7 @@ def match_entries(path: Path, entries: Sequence[RecipeEntry], members: Sequence[
     """Return the members by the number of their entry: that of their path, or, if their folder was moved,
     the first that is free with the hash of their oof.csv. Raises BadInput.
     """
-    numbers = {Path(entry.csv).resolve(): number for number, entry in enumerate(entries)}
+    numbers = {entry.csv.resolve(): number for number, entry in enumerate(entries)}
     chosen = {numbers[m.path.resolve()]: m for m in members if m.path.resolve() in numbers}
     for member in members:
         if member in chosen.values():
@@ -277,7 +282,7 @@ def read_entries(path: Path, num_classes: int) -> tuple[Rule, list[float] | None
     """Read the rule, the thresholds and the members that ensemble.yaml lists. Raises BadInput."""
     content = read_yaml(path)
     try:
-        entries = [parse_entry(entry, num_classes) for entry in content['members']]
+        entries = [parse_entry(entry, path.parent, num_classes) for entry in content['members']]
         thresholds = content.get('thresholds')
         thresholds = None if thresholds is None else parse_thresholds(thresholds, num_classes)
         if content['rule'] not in get_args(Rule):
@@ -287,8 +292,8 @@ def read_entries(path: Path, num_classes: int) -> tuple[Rule, list[float] | None
     return content['rule'], thresholds, entries
 
 
-def parse_entry(entry: Any, num_classes: int) -> RecipeEntry:
-    """Parse one member of ensemble.yaml. Raises KeyError, TypeError or ValueError."""
+def parse_entry(entry: Any, folder: Path, num_classes: int) -> RecipeEntry:
+    """Parse one member of the ensemble.yaml in a folder. Raises KeyError, TypeError or ValueError."""
     weights = entry['weight']
     texts = [str(text) for text in (weights if isinstance(weights, list) else [weights] * num_classes)]
     temperature = float(entry.get('temperature', 1))
@@ -296,7 +301,8 @@ def parse_entry(entry: Any, num_classes: int) -> RecipeEntry:
         raise ValueError('not the weights of all classes')
     if not RANGE[0] <= temperature <= RANGE[1]:
         raise ValueError('not a temperature')
-    return RecipeEntry(str(entry['csv']), str(entry['oof']), list(map(Fraction, texts)), temperature)
+    csv = find_path(folder, str(entry['csv']))
+    return RecipeEntry(csv, str(entry['oof']), list(map(Fraction, texts)), temperature)
 
 
 @dataclass(frozen=True)
@@ -343,7 +349,7 @@ class EnsembleScore:
 
 def read_ensemble(path: Path, num_classes: int) -> tuple[list[Member], Recipe]:
     """Read the members that ensemble.yaml lists, and the recipe. Raises BadInput if a member has changed."""
-    members = [member_of(Path(entry.csv)) for entry in read_entries(path, num_classes)[2]]
+    members = [member_of(entry.csv) for entry in read_entries(path, num_classes)[2]]
     check_members(members, with_oof=True)
     return read_recipe(path, members, num_classes)
 

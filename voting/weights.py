@@ -423,7 +423,7 @@ def search_planes(scorer: WeightScorer, weights: np.ndarray) -> ClassResult:
 
 
 def format_search(result: SearchResult, names: Sequence[str]) -> str:
-    """Format the scores, and say in a plain sentence what to do."""
+    """Format the scores."""
     width = max(len('equal weights'), *map(len, names))
     weights = ' '.join(map(str, result.best_weights))
     scores = [*zip(names, result.singles, strict=True), ('equal weights', result.equal)]
@@ -438,11 +438,14 @@ def format_search(result: SearchResult, names: Sequence[str]) -> str:
         f'{label} out of sample: chosen without each of {parts} parts of the photos, scored on it:',
         *(f'  {name:<16}  {score:.4f}' for name, score in chosen),
     ]
-    if result.uses_classes:
-        lines.append('use the vote with weights by class')
-    elif np.count_nonzero(result.weights) == 1:
-        model = names[np.argmax(result.weights)]
-        lines.append(f'do not ensemble: use model {model}; no hard vote scores higher out of sample')
-    else:
-        lines.append(f'use the vote with weights {" ".join(map(str, result.weights))}')
     return '\n'.join(lines)
+
+
+def format_verdict(result: SearchResult, names: Sequence[str]) -> str:
+    """Say which hard vote to use, or which model."""
+    if result.uses_classes:
+        return 'use the vote with weights by class'
+    if np.count_nonzero(result.weights) == 1:
+        model = names[np.argmax(result.weights)]
+        return f'do not ensemble: use model {model}; no hard vote scores higher out of sample'
+    return f'use the vote with weights {" ".join(map(str, result.weights))}'
