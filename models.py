@@ -11,6 +11,7 @@ stride s_i.
 """
 
 import inspect
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,12 +50,19 @@ from networks.encoders import (
     TimmEncoder,
     checkpoint_gradients,
     find_custom_encoder,
+    freeze_stages,
     set_bands,
     set_drop_path,
     timm_cfg,
 )
 from networks.heads import FCN, HEADS, SETR, Head
-from networks.layers import FeatureNorms, FeaturePyramid, Presence, weigh_by_presence
+from networks.layers import (
+    FeatureNorms,
+    FeaturePyramid,
+    Presence,
+    multiply_by_presence,
+    weigh_by_presence,
+)
 from networks.pretrained import load_encoder_weights
 
 # a head's parameter, and the config key that it gets
@@ -79,15 +87,22 @@ class SegModel(nn.Module):
         build = build_smp if cfg.head.startswith('smp-') else build_timm
         self.encoder, self.neck, self.aux, self.head = build(cfg)
         use_fast_blocks(self.encoder, cfg.encoder)
-        self.overlapping, self.presence = cfg.competition.is_multilabel, build_presence(cfg, self.encoder)
+        self.encoder_report = load_encoder_weights(self.encoder, cfg) if load_weights else []
+        self.competition, self.presence = cfg.competition, build_presence(cfg, self.encoder)
         self.loss_weights: list[float] = [cfg.aux_weight] * len(self.aux)
         self.loss_weights += [cfg.presence_weight] * (self.presence is not None) + [*self.head.loss_weights]
         self.fixed_size: int | None = getattr(self.encoder, 'fixed_size', None)
         self.mean, self.std = normalisation(cfg)
         self.max_value = cfg.competition.max_value
-        self.encoder_report = load_encoder_weights(self.encoder, cfg) if load_weights else []
+        self.frozen = freeze_stages(self.encoder, cfg.frozen_stages)
         if cfg.grad_checkpointing:
             checkpoint_gradients(self.encoder, cfg.encoder)
+
+    def train(self, mode: bool = True) -> 'SegModel':
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     @property
     def fill(self) -> tuple[int, ...]:
@@ -98,19 +113,25 @@ class SegModel(nn.Module):
         """Turn normalised images (N, B, H, W) into logits (N, K, h, w), or Queries, the main ones last; in
         training those of Presence, (N, K), come before the head's.
         """
-        return self.decode(self.encoder(images))
+        return self.decode(self.encoder(images), images)
 
-    def decode(self, feats: list[Tensor]) -> list:
-        """Turn the encoder's features into the outputs."""
+    def decode(self, feats: list[Tensor], images: Tensor) -> list:
+        """Turn the encoder's features of the images into the outputs."""
         feats = self.neck(feats)
         maps = feats[0] if isinstance(feats, tuple) else feats  # smp's plain ViTs add their prefix tokens
         aux, outputs = [logits for aux in self.aux for logits in aux(maps)], self.head(feats)
         if self.presence is None:
             return aux + outputs
-        presence = self.presence(maps[-1])
+        presence = self.presence(images, maps[-1])
         if self.training:
             return [*aux, presence, *outputs]
-        return [*aux, *outputs[:-1], weigh_by_presence(outputs[-1], presence, self.overlapping)]
+        return [*aux, *outputs[:-1], self.weigh(outputs[-1], presence)]
+
+    def weigh(self, logits: Tensor, presence: Tensor) -> Tensor:
+        """Weigh the logits of pixels, (N, K, h, w), by those of the whole photo, (N, K)."""
+        if self.competition.is_multilabel:
+            return multiply_by_presence(logits, presence)
+        return weigh_by_presence(logits, presence, background=self.competition.object_ids.start)
 
 
 class SkipDraws(TorchFunctionMode):
@@ -221,7 +242,8 @@ def build_presence(cfg: Config, encoder: nn.Module) -> Presence | None:
     if not cfg.presence_weight:
         return None
     channels = getattr(encoder, 'channels', None) or encoder.out_channels  # smp has the second name
-    return Presence(channels[-1], len(cfg.classes), cfg.dropout)
+    own = deepcopy(encoder) if cfg.presence_encoder == 'frozen' else None
+    return Presence(channels[-1], len(cfg.classes), cfg.dropout, own)
 
 
 def build_smp(cfg: Config) -> Parts:
@@ -289,9 +311,10 @@ def count_model(cfg: Config, size: int) -> ModelCost:
         model = SegModel(cfg.model_copy(update=update)).eval().requires_grad_(False)
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         model.to_empty(device='cpu')  # shapes, without memory or arithmetic
-        feats = model.encoder(torch.zeros(1, cfg.competition.channels, size, size))
+        images = torch.zeros(1, cfg.competition.channels, size, size)
+        feats = model.encoder(images)
         encoder_flops = counter.get_total_flops()
-        model.decode(feats)
+        model.decode(feats, images)
         head_flops = counter.get_total_flops() - encoder_flops
     encoder = sum(p.numel() for p in model.encoder.parameters())
     head = sum(p.numel() for p in model.parameters()) - encoder

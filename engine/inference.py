@@ -36,7 +36,7 @@ from metrics import count_pixels
 from models import SegModel
 from networks.layers import resize
 from submission import downsample_ids, downsample_probs
-from utils.errors import CheckFailed
+from utils.errors import BadInput, CheckFailed
 from utils.progress import progress
 from voting.thresholds import DEFAULT
 
@@ -445,19 +445,40 @@ def photo_bands(run: Run, photo: np.ndarray, tta: bool = True) -> Iterator[tuple
     """Predict a photo of any size (H, W, C), at scale 1 as a photo of the cache is: yield its bands, the
     first row of each and its (K, rows, W) probabilities.
     """
-    predictor, size = Predictor.of(run.model, run.cfg, tta), photo.shape[:2]
-    cached = photo if run.cfg.image_size else resize_image(photo, fit_size(size, run.cfg.cache_size))
-    scaled = scaled_photo(cached, run.cfg)
-    if needs_tiles(cached.shape, run.cfg):
-        parts = predictor.tiled([scaled], [size])
+    yield from ((top, probs) for _, top, probs in batch_bands(run, [photo], tta))
+
+
+def batch_bands(run: Run, photos: Sequence[np.ndarray], tta: bool = True) -> Iterator[Part]:
+    """Predict photos (H, W, C) of one free_size together: yield the bands of each."""
+    predictor, sizes = Predictor.of(run.model, run.cfg, tta), [photo.shape[:2] for photo in photos]
+    scaled = [resize_image(photo, free_size(photo.shape, run.cfg)) for photo in photos]
+    if 0 < run.cfg.window < max(scaled[0].shape[:2]):
+        yield from predictor.tiled(scaled, sizes)
     else:
-        parts = predictor.whole(to_images(np.stack([scaled])), [size])
-    yield from ((top, probs) for _, top, probs in parts)
+        yield from predictor.whole(to_images(np.stack(scaled)), sizes)
+
+
+def free_size(shape: Sequence[int], cfg: Config) -> Size:
+    """Return the size (h, w) at scale 1 of a photo (H, W, ...) that is in no cache."""
+    return fit_size(tuple(shape[:2]), cfg.image_size or cfg.cache_size)
 
 
 def photo_probs(run: Run, photo: np.ndarray, tta: bool = True) -> Tensor:
     """Predict a photo of any size: (H, W, C) → (K, H, W)."""
     return torch.cat([probs for _, probs in photo_bands(run, photo, tta)], dim=1)
+
+
+def photo_mask(run: Run, photo: np.ndarray, tta: bool = True) -> np.ndarray:
+    """Predict a photo of any size: (H, W, C) → (H, W) uint8 class ids, or (K, H, W) planes of classes that
+    may overlap. Raises BadInput for an array of another shape or type.
+    """
+    competition = run.cfg.competition
+    expected = f'(H, W, {competition.channels}) uint{competition.depth}'
+    shape = photo.shape if photo.ndim == 3 else (*photo.shape, 1)
+    if len(shape) != 3 or shape[2] != competition.channels or photo.dtype != f'uint{competition.depth}':
+        raise BadInput(f'photo: found {photo.shape} {photo.dtype}, expected {expected}')
+    own = run.cfg.model_copy(update={'competition': competition.model_copy(update={'score_size': 'own'})})
+    return to_mask(photo_probs(run, photo.reshape(shape), tta), own, run.thresholds)
 
 
 def evaluate(

@@ -2,11 +2,15 @@
 
 import math
 import re
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from config import Config
 from models import SegModel
+from networks.encoders import is_frozen
 from utils.errors import BadInput
 from utils.log import log
 
@@ -60,6 +64,24 @@ class FiniteBuffers:
         torch._foreach_copy_(self.buffers, copies)
 
 
+@torch.no_grad()
+def update_bn(model: torch.nn.Module, inputs: Iterable[Tensor]) -> None:
+    """Compute BatchNorm's statistics anew, as means over these batches, as torch's update_bn does, but not
+    of frozen ones.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and not is_frozen(module)]
+    momenta, training = [norm.momentum for norm in norms], model.training
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # every batch counts alike
+    model.train()
+    for images in inputs if norms else ():
+        model(images)
+    model.train(training)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
 def lr_factor(cfg: Config, step: int, total: int) -> float:
     """Return the rate of a step, 0 for min_lr to 1 for the peak: linear warm-up, then the schedule."""
     warmup = min(cfg.warmup_iters, total // 10)
@@ -71,6 +93,8 @@ def lr_factor(cfg: Config, step: int, total: int) -> float:
     return (1 - progress) ** cfg.poly_power if cfg.lr_schedule == 'poly' else 1.0
 
 
+PROBE_RATE = 10  # times lr: a linear probe, whose features never change, needs and bears larger steps
+
 # no weight decay for position tables, tokens and layer scales, nor for vectors
 NOT_DECAYED = re.compile(r'pos_embed|position_bias|_token|gamma|\b(query|query_position|level)(\.weight)?$')
 
@@ -79,7 +103,8 @@ def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
     """Group the parameters by depth and weight decay; each group has its lr, `depth` and parameter `names`.
 
     The rate is lr for neck and head, and lr * encoder_lr_mult * layer_decay^(1 + blocks after it) for the
-    encoder, as in BEiT (arXiv:2106.08254, appendix), or with the stages after it as in ConvNeXt.
+    encoder, as in BEiT (arXiv:2106.08254, appendix), or with the stages after it as in ConvNeXt; PROBE_RATE *
+    lr for a classifier of frozen features.
     """
     depths_of = stage_depths if cfg.layer_decay_by == 'stage' else encoder_depths
     depths = depths_of([name for name, _ in model.encoder.named_parameters()])
@@ -92,8 +117,10 @@ def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
         if name.startswith('encoder.'):
             depth = depths[name.removeprefix('encoder.')]
             rate = cfg.lr * cfg.encoder_lr_mult * cfg.layer_decay ** (deepest + 1 - depth)
+        elif name.startswith('presence.') and cfg.presence_encoder == 'frozen':
+            rate = PROBE_RATE * cfg.lr
         decayed = parameter.ndim > 1 and not name.endswith('.bias') and not NOT_DECAYED.search(name)
-        key = (rate, decayed) if cfg.layer_decay == 1 else (depth, decayed)
+        key = (rate, decayed) if cfg.layer_decay == 1 else (depth, rate, decayed)
         settings = {'lr': rate, 'weight_decay': cfg.weight_decay if decayed else 0.0, 'depth': depth}
         group = groups.setdefault(key, {'params': [], 'names': [], **settings})
         group['params'].append(parameter)

@@ -20,16 +20,17 @@ from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import AveragedModel
 
 from config import Config
 from data.cache import Cache
 from data.extra import Extra
+from data.folds import is_held_out
 from dataset import EpochSampler, TrainingSet, batches_per_epoch, make_loader, normalize, unpack_masks
 from engine.checkpoint import CheckpointWriter, load_checkpoint, load_model_state
 from engine.distributed import Ranks
 from engine.inference import amp_dtype, autocast
-from engine.optim import FiniteBuffers, build_optimizer, lr_factor
+from engine.optim import FiniteBuffers, build_optimizer, lr_factor, update_bn
 from losses import segmentation_loss
 from models import SegModel
 from networks.depthwise import depthwise_backward
@@ -66,6 +67,7 @@ class TrainingData:
     held_out: str | None  # hash of the photos whose labels the model never sees; None if it sees all
     pseudo: PseudoLabels | None = None
     extra: tuple[Extra, ...] = ()  # photos of other data roots
+    remarks: tuple[str, ...] = ()  # on the photos to validate on
 
     @property
     def fingerprint(self) -> str:
@@ -142,6 +144,12 @@ class Trainer:
         """The current learning rate of each parameter group."""
         return [group['lr'] for group in self.optimizer.param_groups]
 
+    @property
+    def lr(self) -> float:
+        """The current learning rate of neck and head."""
+        groups = self.optimizer.param_groups
+        return next(group['lr'] for group in groups if group['peak_lr'] == self.cfg.lr)
+
     def positions_in(self, epoch: int) -> Sequence[int]:
         """Return the positions of an epoch's samples; those from other data roots come last, and are beside
         the clean photos alone.
@@ -212,9 +220,18 @@ class Trainer:
                 yield self.step
 
     def read_losses(self) -> None:
-        """Add up the losses since the last call. Raises CheckFailed if one is not finite; in fp16, whose
-        scaler skips such a step, once the scale is below MIN_SCALE.
+        """Add up the losses since the last call. Raises CheckFailed, on all ranks together, if one of them is
+        not finite; in fp16, whose scaler skips such a step, once the scale is below MIN_SCALE.
         """
+        fault = None
+        try:
+            self._add_losses()
+        except CheckFailed as error:
+            fault = error
+        if any(self.ranks.any_rank(fault is not None)):
+            raise fault or CheckFailed('stopped, for the loss of another rank is not finite')
+
+    def _add_losses(self) -> None:
         losses = torch.stack([loss for _, loss, _ in self.unread]).tolist() if self.unread else []
         for (number, _, positions), loss in zip(self.unread, losses, strict=True):
             if math.isfinite(loss):
@@ -339,7 +356,7 @@ class Trainer:
         self.sampler.set_epoch(self.cfg.epochs, range(len(self.data.train_rows)))
         inputs = (self.prepare(images) for images, *_ in self.loader)
         with autocast(self.cfg, self.ranks.device):
-            update_bn(inputs, self.swa)
+            update_bn(self.swa, inputs)
         self.ranks.broadcast(self.swa.module)
         return self.swa.module
 
@@ -393,7 +410,7 @@ class Trainer:
         state = checkpoint.get('resume')
         if state is None or 'batch' not in state:
             raise BadInput(f'{path}: cannot be resumed from; expected a last.pt')
-        if checkpoint['held_out'] != self.data.held_out:
+        if not is_held_out(checkpoint['held_out'], self.data.cache, self.data.valid_rows):
             raise BadInput(f'{path}: was trained with other folds or teachers; start again with --overwrite')
         schedule = state.get('pseudo_schedule', self.pseudo_schedule)
         if schedule != self.pseudo_schedule:

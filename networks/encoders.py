@@ -3,6 +3,7 @@
 Shapes: N batch, H W input, B its bands (3 if it is RGB), C_i channels of the feature of stride s_i.
 """
 
+import re
 from collections.abc import Callable
 
 import segmentation_models_pytorch as smp
@@ -11,7 +12,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from utils.errors import BadInput, one_line
+from utils.errors import BadInput, one_line, plural
 
 STRIDES = [4, 8, 16, 32]
 PLAIN_VITS = ('vit_', 'deit', 'beit', 'eva')  # timm's families with one stride, 16 or 14
@@ -156,6 +157,37 @@ CUSTOM_ENCODERS: dict[str, Callable[[str, float], nn.Module]] = {'twins': TwinsE
 def find_custom_encoder(name: str) -> Callable[[str, float], nn.Module] | None:
     """Return the class of CUSTOM_ENCODERS that builds an encoder from its name and drop_path, or None."""
     return next((build for start, build in CUSTOM_ENCODERS.items() if name.startswith(start)), None)
+
+
+# what belongs to a stage, or to a block of a plain ViT, by its number
+STAGE = re.compile(
+    r'(?<![A-Za-z_])(?:stages?|layers?|blocks?|patch_embeds?|pos_block|transition|norms?)[._]?(\d+)'
+)
+
+
+def freeze_stages(encoder: nn.Module, count: int) -> list[nn.Module]:
+    """Freeze the weights of the first stages of an encoder and of its stem; return the modules in which
+    nothing learns, to be kept in evaluation mode. Raises BadInput if that leaves no stage to train.
+    """
+    if not count:
+        return []
+    parameters = dict(encoder.named_parameters())
+    stages = {name: int(match[1]) if (match := STAGE.search(name)) else -1 for name in parameters}
+    numbers = sorted({*stages.values()} - {-1})
+    if count >= len(numbers):
+        fault = f'found {count}, the encoder has {plural(len(numbers), "stage")}'
+        raise BadInput(f"config key 'frozen_stages': {fault}; expected fewer, or freeze_encoder")
+    first = list(stages.values()).index(numbers[0])  # all before it is the stem
+    for place, (name, stage) in enumerate(stages.items()):
+        if place < first or -1 < stage < numbers[count]:
+            parameters[name].requires_grad_(False)
+    return [module for module in encoder.modules() if is_frozen(module)]
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Tell whether a module has parameters, and none of them learns."""
+    learns = [parameter.requires_grad for parameter in module.parameters()]
+    return bool(learns) and not any(learns)
 
 
 def set_bands(encoder: nn.Module, bands: int) -> None:
