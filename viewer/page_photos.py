@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
@@ -41,6 +42,7 @@ from viewer.html_page import data_url, format_score, html_table
 SIDE = 800  # pixels: the longer side of a photo on the page is at most this
 THUMBNAIL = 240  # pixels: the same in the grid
 PER_PAGE = 30  # photos, in lines of 6, 5 or 3
+STALE = 10  # seconds for which an address may name a photo that was left
 MAX_LEGEND = 40  # classes: of more, the legend has those in the photo
 MIN_NAMED = 0.004  # of the photo's pixels: a smaller object has its name on hover alone
 NAMES_PER_CLASS, NAMES = 3, 12  # objects in a view that have their names
@@ -72,7 +74,7 @@ def page(data: Path, output: Path, competition: Competition, labels: Path | None
     app_data.show_faults(path for paths in chosen.values() for path in paths)
     if not sources:
         st.caption(escape_markdown(f'No predictions for {split} photos under {output} yet.'))
-    name = st.query_params.get('photo')
+    name = asked_photo()
     if name is None:
         show_grid(coco, rows, notes, chosen, palette)
     else:
@@ -81,8 +83,20 @@ def page(data: Path, output: Path, competition: Competition, labels: Path | None
 
 def show_grid_again() -> None:
     """Leave the photo that is shown, since other photos are chosen."""
-    st.query_params.pop('photo', None)
+    if name := st.query_params.pop('photo', None):
+        st.session_state.left = name, monotonic()
     st.session_state.page = 1
+
+
+def asked_photo() -> str | None:
+    """Return the photo in the address, None for the grid. The browser may give back one that was just left,
+    with an address from before: Streamlit writes its widgets' parameters into the address that it remembers.
+    """
+    name, (left, since) = st.query_params.get('photo'), st.session_state.get('left', (None, 0))
+    if name is not None and name == left and monotonic() - since < STALE:
+        del st.query_params['photo']
+        return None
+    return name
 
 
 def choose_palette(competition: Competition) -> str:
@@ -215,6 +229,7 @@ def show_grid(coco: CocoSet, rows: list[int], notes: Notes, chosen: Sources, pal
     st.caption(f'{matches}, {start + 1:,} to {start + len(part):,}')
     tiles = [tile(coco, row, notes.get(row, ''), layer, chosen, palette) for row in part]
     if href := links(f'<div class="grid">{"".join(tiles)}</div>', key='grid'):
+        st.session_state.pop('left', None)
         st.query_params['photo'] = parse_qs(href.removeprefix('?'))['photo'][0]
         st.rerun()
 
