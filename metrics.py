@@ -56,6 +56,12 @@ def image_counts(confusion: np.ndarray) -> np.ndarray:
     return np.stack([np.diag(confusion), confusion.sum(0), confusion.sum(1)])
 
 
+def row_shares(confusion: np.ndarray) -> np.ndarray:
+    """Divide the (K, K) pixel counts of each true class by their sum; a class without a pixel has zeros."""
+    totals = confusion.sum(1, keepdims=True)
+    return np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+
+
 def count_pixels(truth: np.ndarray, pred: np.ndarray, num_classes: int) -> np.ndarray:
     """Count the pixels of each class that are right, predicted, and true: two masks of one shape → (3, K).
 

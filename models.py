@@ -307,16 +307,17 @@ class ModelCost(NamedTuple):
 def count_model(cfg: Config, size: int) -> ModelCost:
     """Count parameters and multiplications at size x size: convolutions, matrix products, attention."""
     update = {'crop_size': size, 'encoder_weights': 'none', 'weights': None}
+    copies = 2 if cfg.presence_weight and cfg.presence_encoder == 'frozen' else 1  # of the encoder
     with torch.device('meta' if timm_cfg(cfg.encoder) else 'cpu'):  # smp's encoders compute while being built
         model = SegModel(cfg.model_copy(update=update)).eval().requires_grad_(False)
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         model.to_empty(device='cpu')  # shapes, without memory or arithmetic
         images = torch.zeros(1, cfg.competition.channels, size, size)
         feats = model.encoder(images)
-        encoder_flops = counter.get_total_flops()
+        encoder_flops = copies * counter.get_total_flops()
         model.decode(feats, images)
         head_flops = counter.get_total_flops() - encoder_flops
-    encoder = sum(p.numel() for p in model.encoder.parameters())
+    encoder = copies * sum(p.numel() for p in model.encoder.parameters())
     head = sum(p.numel() for p in model.parameters()) - encoder
     return ModelCost(encoder, head, encoder_flops / 2, head_flops / 2, len(model.loss_weights))
 

@@ -222,7 +222,7 @@ def held_out_hash(cache: Cache, rows: np.ndarray) -> str | None:
 
 def is_held_out(known: str | None, cache: Cache, rows: np.ndarray) -> bool:
     """Tell whether the held_out_hash of a model is of these rows of a cache. An earlier version hashed names:
-    it is believed, with a warning.
+    it is accepted, with a warning.
     """
     if known == held_out_hash(cache, rows):
         return True

@@ -142,7 +142,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def load_shared(path: Path) -> dict[str, Any]:
     """Load a file of a shared folder as a checkpoint, which has `thresholds` too. Raises BadInput."""
     shared = read_shared(path.parent)
-    model = next((model for name, model in shared.files().items() if name == path.name), None)
+    model = shared.files().get(path.name)
     if model is None:
         raise BadInput(f'{path}: is none of the files that models.yaml names: {", ".join(shared.files())}')
     state = read_tensors(path)
@@ -203,28 +203,35 @@ def load_run(
         if there != here:
             raise BadInput(f'{path}: was trained with {key} {there}, the config has {here}')
     refuse_other_pixels(path, trained, cfg)
-    thresholds = checkpoint.get('thresholds')
-    if thresholds is None:
-        folder, count = cfg.output_dir / cfg.name, len(trained.classes)
-        thresholds = read_thresholds(folder, count, fold if is_oof else None)
-    return build_run(checkpoint, path, cfg, tuple(thresholds), device)
+    thresholds = find_thresholds(
+        checkpoint, cfg.output_dir / cfg.name, len(trained.classes), fold if is_oof else None
+    )
+    free = {key: getattr(cfg, key) for key in ('competition', *keys_free_in_inference())}
+    return build_run(checkpoint, path, trained.model_copy(update=free), thresholds, device)
+
+
+def find_thresholds(
+    checkpoint: dict[str, Any], folder: Path, num_classes: int, fold: int | None = None
+) -> tuple[float, ...]:
+    """Return the thresholds of a shared checkpoint, or those in its run's folder, chosen without a fold."""
+    shared = checkpoint.get('thresholds')
+    return tuple(read_thresholds(folder, num_classes, fold) if shared is None else shared)
 
 
 def build_run(
     checkpoint: dict[str, Any], path: Path, cfg: Config, thresholds: tuple[float, ...], device: torch.device
 ) -> Run:
-    """Build the model of a checkpoint that was read from `path`. Raises BadInput if it does not fit."""
-    trained = make_config(checkpoint['config'], where=str(path))
-    free = {key: getattr(cfg, key) for key in ('competition', *keys_free_in_inference())}
-    trained = trained.model_copy(update=free)
-    model = empty_model(trained)
+    """Build the model of a config with the weights of a checkpoint, read from `path`. Raises BadInput if they
+    do not fit.
+    """
+    model = empty_model(cfg)
     load_model_state(model, checkpoint['model'], path)
-    memory_format = torch.channels_last if trained.channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.eval().to(device, memory_format=memory_format)
-    if trained.compile:
+    if cfg.compile:
         model.compile(dynamic=True)  # in place, for photos of many sizes
     facts = [checkpoint[key] for key in ('held_out', 'fold', 'epoch', 'score')]
-    return Run(model, trained, *facts, thresholds)
+    return Run(model, cfg, *facts, thresholds)
 
 
 def load_model(source: str | Path, fold: int | None = None, **changes: Any) -> Run:
@@ -239,10 +246,8 @@ def load_model(source: str | Path, fold: int | None = None, **changes: Any) -> R
         raise BadInput(f'load_model: {late} cannot be changed after the training; {expected}')
     checkpoint = load_checkpoint(path)
     cfg = make_config({**checkpoint['config'], **changes}, where=str(path))
-    thresholds = checkpoint.get('thresholds')
-    if thresholds is None:
-        thresholds = read_thresholds(path.parent.parent, len(cfg.classes))
-    return build_run(checkpoint, path, cfg, tuple(thresholds), start_ranks(cfg).device)
+    thresholds = find_thresholds(checkpoint, path.parent.parent, len(cfg.classes))
+    return build_run(checkpoint, path, cfg, thresholds, start_ranks(cfg).device)
 
 
 def refuse_other_pixels(path: Path, trained: Config, cfg: Config) -> None:

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 
 from metrics import IGNORED
 from utils.errors import BadInput, one_line
-from utils.plotting import PALETTE, font, regions_of
+from utils.plotting import PALETTE, font, innermost, regions_of
 
 BINS = Path(__file__).with_name('bins.csv')
 COLUMNS = ('class', 'bin', 'how', 'class_ko', 'bin_ko', 'how_ko')
@@ -71,9 +71,8 @@ class Piece:
     @cached_property
     def middle(self) -> tuple[int, int]:
         """Return the (x, y) of the pixel that is farthest from the region's edge."""
-        depth = cv2.distanceTransform(np.pad(self.region.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-        y, x = np.unravel_index(depth.argmax(), depth.shape)
-        return self.corner[0] + int(x), self.corner[1] + int(y)
+        x, y = innermost(self.region)
+        return self.corner[0] + x, self.corner[1] + y
 
 
 def find_pieces(mask: np.ndarray, confidence: np.ndarray, limits: Limits | None = None) -> list[Piece]:

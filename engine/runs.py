@@ -170,7 +170,7 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
     rows = []
     if path.exists():
         try:
-            rows = [old for old in _read_rows(path) if int(old['epoch']) < row['epoch']]
+            rows = [old for old in read_rows(path) if int(old['epoch']) < row['epoch']]
             if any(old.keys() != row.keys() for old in rows):
                 raise ValueError('its columns are different')
         except UNREADABLE as error:
@@ -191,13 +191,14 @@ def read_metrics(path: Path, metric: str = 'miou') -> list[dict[str, float]]:
         return []
     keys = {'epoch': 'epoch', 'loss': 'loss', 'score': metric}
     try:
-        return [{key: float(row[name] or 'nan') for key, name in keys.items()} for row in _read_rows(path)]
+        return [{key: float(row[name] or 'nan') for key, name in keys.items()} for row in read_rows(path)]
     except UNREADABLE as error:
         expected = f'a row an epoch with {", ".join(keys.values())}'
         raise BadInput(f'{path}: expected {expected}: {one_line(error)}') from None
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a metrics.csv as texts. Raises one of UNREADABLE."""
     with path.open(newline='', encoding='utf-8-sig') as file:  # a spreadsheet adds a byte order mark
         return list(csv.DictReader(file))
 

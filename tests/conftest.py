@@ -36,6 +36,17 @@ def _one_thread():
     cv2.setNumThreads(1)
 
 
+@pytest.fixture(scope='module')
+def browser():
+    """Chromium, driven by Playwright."""
+    from chromium import ARGS, CHROMIUM, playwright  # which skip a module where they are absent
+
+    with playwright.sync_playwright() as drivers:
+        browser = drivers.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
 def deterministic() -> Iterator[None]:
     """Let torch be deterministic, as the config key does."""

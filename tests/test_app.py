@@ -33,6 +33,7 @@ from voting.recipe import Recipe, write_recipe
 
 testing = pytest.importorskip('streamlit.testing.v1')
 from viewer import app_data, page_photos, page_runs, page_sorting  # noqa: E402 - with streamlit
+from viewer.html_page import html_table  # noqa: E402
 
 
 def make_output(data: Path, output: Path) -> Path:
@@ -457,7 +458,7 @@ def test_names_are_shown_as_they_are(shapes, output, tmp_path):
     confusion = np.ones((11, 11), int)
     for table in (
         page_runs.confusion_table(confusion, competition.classes, name),
-        page_runs.linked_table([['a', name], ['<i>', '1']], {('<i>', name): '?"<i>'}, 'total'),
+        html_table([['a', name], ['<i>', '1']], 'total', {('<i>', name): '?"<i>'}),
     ):
         assert '&lt;' in table and '<i>' not in table and '<script' not in table and '"<' not in table
     piece = Piece((0,), 0.9, True, 0.1, (0, 0), np.ones((1, 1), bool))

@@ -5,7 +5,6 @@ Skipped where either is absent: apt-get install chromium; pip install playwright
 it is.
 """
 
-import os
 import re
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from chromium import playwright
 from conftest import TINY
 from PIL import Image
 from test_app import make_output
@@ -29,16 +29,6 @@ from utils.palette import PALETTE
 from viewer.uploads import MAX_MEGABYTES
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = Path(os.environ.get('CHROMIUM', '/usr/bin/chromium'))
-if not CHROMIUM.exists():
-    pytest.skip(f'{CHROMIUM} is not here: apt-get install chromium', allow_module_level=True)
-playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not here: pip install it')
-playwright.expect.set_options(timeout=20_000)
-ARGS = (
-    '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-    '--disable-background-networking', '--disable-component-update', '--disable-sync',
-    '--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream',
-)  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -74,14 +64,6 @@ def app(shapes, shared_cache, tmp_path_factory):
 def server(app):
     """The app's address, for a page that has the cookie."""
     return app[0]
-
-
-@pytest.fixture(scope='module')
-def browser():
-    with playwright.sync_playwright() as drivers:
-        browser = drivers.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield browser
-        browser.close()
 
 
 def cookie_of(address: str, token: str) -> dict[str, str]:

@@ -5,8 +5,8 @@ Skipped where the browser or Playwright is absent, as test_app_browser.py is.
 """
 
 import pytest
+from chromium import playwright
 from test_app import make_output
-from test_app_browser import ARGS, CHROMIUM, playwright
 
 from viewer import label_errors, report
 
@@ -18,14 +18,6 @@ def pages(shapes, tmp_path_factory):
     """The addresses of both pages of a run."""
     output = make_output(shapes, tmp_path_factory.mktemp('report') / 'output')
     return [main('run', output).resolve().as_uri() for main in (report.main, label_errors.main)]
-
-
-@pytest.fixture(scope='module')
-def browser():
-    with playwright.sync_playwright() as drivers:
-        browser = drivers.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ if not __package__:
     print('run this as: python -m tools.share, in the root of the repository', file=sys.stderr)
     sys.exit(2)
 
-from config import Config
+from config import VIEW_KEYS, Config
 from engine.hub import (
     SharedModel,
     SharedModels,
@@ -66,7 +66,6 @@ def licence_name(text: str) -> str:
 if __name__ == '__main__':
     parse_early(read_arguments)
 
-import csv
 import math
 import os
 import shutil
@@ -80,6 +79,7 @@ from safetensors.torch import save
 from data.coco import read_coco
 from engine.checkpoint import Run, load_model
 from engine.provenance import last_provenance
+from engine.runs import UNREADABLE, read_rows
 from evaluate import read_fold_confusions
 from metrics import LEVEL, Interval
 from models import normalisation
@@ -90,7 +90,6 @@ from utils.yaml_files import dump_yaml
 from voting.origin import list_faults, read_origin
 
 ROUNDING = 1e-5  # of the scores in metrics.csv
-VIEWS = ('tta_flips', 'tta_rotations', 'tta_scales', 'window')
 METRIC_TYPES = {'miou': 'mean_iou'}  # of the hub, which has no names for the others
 
 
@@ -197,7 +196,11 @@ def scores_out_of_fold(cfg: Config, models: Sequence[SharedModel], csvs: Sequenc
     if len(counts) > 1:
         rows.insert(0, ('all folds', metric.interval(together)))
     origin = read_origin(csvs[0])
-    views = {key: origin.settings[key] for key in VIEWS if key in origin.settings} if origin else {}
+    views = (
+        {key: origin.settings[key] for key in (*VIEW_KEYS, 'window') if key in origin.settings}
+        if origin
+        else {}
+    )
     shown = ', '.join(f'`{key}: {value}`' for key, value in views.items()) or 'the views of the config'
     meaning = f'Out of fold, on {len(together):,} photos whose labels the model had not seen, with {shown}.'
     return Scores(rows, metric.by_class(together).tolist(), meaning + chosen(cfg))
@@ -217,11 +220,10 @@ def validation_score(cfg: Config, model: SharedModel, path: Path) -> Interval:
     """Return a model's score, with the interval of its epoch in metrics.csv if that is of this model."""
     score, name = math.nan if model.score is None else model.score, cfg.competition.metric
     try:
-        with path.with_name('metrics.csv').open(newline='', encoding='utf-8') as file:
-            for row in csv.DictReader(file):
-                if row['epoch'] == str(model.epoch) and abs(float(row[name] or 'nan') - score) < ROUNDING:
-                    return Interval(score, float(row[f'{name}_low']), float(row[f'{name}_high']))
-    except (OSError, KeyError, TypeError, ValueError):
+        for row in read_rows(path.with_name('metrics.csv')):
+            if row['epoch'] == str(model.epoch) and abs(float(row[name] or 'nan') - score) < ROUNDING:
+                return Interval(score, float(row[f'{name}_low']), float(row[f'{name}_high']))
+    except UNREADABLE:
         pass  # an earlier version's, or none
     return Interval(score, math.nan, math.nan)
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from metrics import IGNORED
+from metrics import IGNORED, row_shares
 from utils.files import write_whole
 from utils.palette import PALETTE
 
@@ -247,8 +247,7 @@ def draw_legend(
 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """Draw (K, K) pixel counts as percentages of each row, which holds the pixels of a true class."""
-    totals = confusion.sum(1, keepdims=True)
-    shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+    shares, known = row_shares(confusion), confusion.any(1, keepdims=True)
     names = [elide(name, 15, 200) for name in classes]
     few = len(names) <= MAX_NUMBERED
     width, height = (0.6, 0.36) if few else (0.2, 0.2)  # of a cell, in inches
@@ -257,7 +256,7 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     with new_figure(margin + max(2.5, width * len(names)), margin + max(1.2, height * len(names))) as figure:
         axes = figure.add_subplot()
         axes.imshow(np.uint8(255 + (full - 255) * shares[..., None] ** 0.7), aspect='auto')
-        for row, column in np.argwhere(np.broadcast_to(totals > 0, shares.shape)) if few else ():
+        for row, column in np.argwhere(np.broadcast_to(known, shares.shape)) if few else ():
             share = shares[row, column]
             ink = PAPER if share > 0.45 else INK if share >= 0.005 else '#b0b0b0'
             axes.text(column, row, f'{100 * share:.1f}', color=ink, size=10, ha='center', va='center')

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from metrics import Interval
+from metrics import Interval, row_shares
 from utils.files import write_text
 from utils.plotting import RIGHT, WRONG
 
@@ -204,18 +204,22 @@ def html_swatch(colour: Sequence[int], name: str) -> str:
 
 
 def html_table(
-    lines: Sequence[Sequence[str]], total: str | None = None, links: Mapping[str, str] | None = None
+    lines: Sequence[Sequence[str]],
+    total: str | None = None,
+    links: Mapping[tuple[str, str], str] | None = None,
 ) -> str:
     """Make a table whose first line is its header; the line that begins with `total` is set off, and stays
-    below with those after it when the others are sorted. `links` has addresses by the text of a first cell.
+    below with those after it when the others are sorted. `links` has the addresses of cells, by the first
+    cells of their line and column.
     """
     (head, *rows), links = lines, links or {}
     foot = next((n for n, row in enumerate(rows) if total is not None and row[0] == total), len(rows))
 
     def line(row: Sequence[str]) -> str:
-        cells = [html.escape(cell) for cell in row]
-        if row[0] in links:
-            cells[0] = f'<a href="{html.escape(links[row[0]])}">{cells[0]}</a>'
+        cells = []
+        for column, text in zip(head, row, strict=True):
+            href, text = links.get((row[0], column)), html.escape(text)
+            cells.append(f'<a href="{html.escape(href)}">{text}</a>' if href else text)
         kind = ' class="total"' if row[0] == total else ''
         return f'<tr{kind}>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
@@ -234,13 +238,11 @@ def html_confusion(
     `address` of a true and a predicted class is where a click on their cell leads. Its style is
     CONFUSION_STYLE.
     """
-    totals = matrix.sum(1, keepdims=True)
-    shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
-    rows = []
+    shares, rows = row_shares(matrix), []
     for true, name in enumerate(classes):
         cells = [f'<td>{html.escape(name)}</td>']
         for predicted, share in enumerate(shares[true].tolist()):
-            text = f'{100 * share:.1f}' if totals[true] else ''
+            text = f'{100 * share:.1f}' if matrix[true].any() else ''
             if href := address(true, predicted):
                 text = f'<a href="{html.escape(href)}">{text}</a>'
             colour = RIGHT if true == predicted else WRONG

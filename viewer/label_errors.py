@@ -146,7 +146,7 @@ def write_html(path: Path, name: str, suspects: list[Suspect], coco: CocoSet) ->
         sections = [
             photo_section(title, group, listed, figures) for title, group in [*groups.items()][:GROUPS]
         ]
-        links = figures.links()
+        links = {(file_name, 'photo'): address for file_name, address in figures.links().items()}
     lines = [['photo', 'class', 'kind', 'pixels', 'strength', 'fold']]
     for suspect in listed:
         row = [suspect.photo.file_name, classes[suspect.class_id], suspect.kind, f'{suspect.pixels:,}']

@@ -14,7 +14,7 @@ from config import Competition, fold_files
 from data.coco import CocoSet
 from engine.provenance import first_command
 from engine.runs import FoldRun, read_fold
-from metrics import DRAWS, LEVEL, Interval, Metric
+from metrics import DRAWS, LEVEL, Interval, Metric, row_shares
 from submission import metric_of
 from utils.errors import BadInput
 from utils.plotting import MAX_NUMBERED
@@ -211,33 +211,16 @@ def show_classes(
     hrefs = {
         (classes[k], name): address_of(runs=name, **{'class': classes[k], 'order': WORST})
         for k in competition.object_ids
-        for name in scored
+        for name, score in zip(scored, scores, strict=True)
+        if not np.isnan(score[k])
     }
     st.caption('A score leads to the photos with the class, the lowest score first.')
-    return links(scrolling(linked_table(lines, hrefs, metric.label)), key='classes')
+    return links(html_table(lines, metric.label, hrefs), key='classes')
 
 
 def address_of(**parameters: str) -> str:
     """Return the address of the page of photos with these choices."""
     return f'photos?{urlencode(parameters)}'
-
-
-def scrolling(table: str) -> str:
-    """Let a table that is wider than the page scroll by itself."""
-    return f'<div class="scroll">{table}</div>'
-
-
-def linked_table(lines: list[list[str]], hrefs: dict[tuple[str, str], str], total: str) -> str:
-    """Make the HTML of a table in which cells, by the first cells of their line and column, are links."""
-    header, rows = lines[0], []
-    for number, line in enumerate(lines):
-        tag, cells = 'td' if number else 'th', []
-        for column, text in zip(header, line, strict=True):
-            href, text = hrefs.get((line[0], column)), html.escape(text)
-            cell = f'<a href="{html.escape(href)}">{text}</a>' if href and text != '-' else text
-            cells.append(f'<{tag}>{cell}</{tag}>')
-        rows.append(f'<tr{" class=total" if line[0] == total else ""}>{"".join(cells)}</tr>')
-    return f'<table>{"".join(rows)}</table>'
 
 
 def show_confusion(
@@ -261,8 +244,7 @@ def confusion_table(confusion: np.ndarray, classes: tuple[str, ...], run: str) -
     """Make the HTML of (K, K) pixel counts, in % of the row, with a link to the photos of each cell; of many
     classes the cells below SMALL_SHARE are empty.
     """
-    totals = confusion.sum(1, keepdims=True)
-    shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+    shares = row_shares(confusion)
     linked = confusion > 0 if len(classes) <= MAX_NUMBERED else shares >= SMALL_SHARE
     names = [html.escape(name) for name in classes]
     header = ''.join(f'<th scope="col"><span>{name}</span></th>' for name in names)
@@ -281,4 +263,4 @@ def confusion_table(confusion: np.ndarray, classes: tuple[str, ...], run: str) -
                 f'<a href="{html.escape(address)}" title="{title}">{100 * shares[i, j]:.1f}</a></td>'
             )
         rows.append(''.join(cells) + '</tr>')
-    return scrolling(f'<table class="confusion">{"".join(rows)}</table>')
+    return f'<div class="scroll"><table class="confusion">{"".join(rows)}</table></div>'
