@@ -19,7 +19,7 @@ from pycocotools import mask as rle_codec
 from config import COMPETITION_FILE, HOME, Competition, read_competition
 from data.bands import find_slices, read_any_bands, to_channels, volume_of
 from data.coco import CocoSet, Photo, draw_mask, draw_truth, read_coco, require_photo
-from data.duplicates import Descriptors, describe_photo, duplicate_pairs, join_groups
+from data.duplicates import Descriptors, describe_alike, describe_photo, find_pairs, join_groups
 from data.folds import TooFewScenes, describe_split, find_scenes, read_rows
 from data.groups import group_names, match_group, suggest_group
 from data.masks import EMPTY_PART, SHORT_PART, shared_pixels
@@ -91,7 +91,7 @@ def check_data(
         more = f' (one of {len(faults)} faulty photos among {count})' if len(faults) > 1 else ''
         raise BadInput(min(faults) + more)
     train = [photo for photo in photos if photo.split == 'train']
-    pairs = duplicate_pairs(photos.descriptors, len(train))
+    pairs, _, alike = find_pairs(photos.descriptors, len(train))
     train_pairs = pairs[(pairs < len(train)).all(axis=1)]
     scenes = try_scenes(data, train, train_pairs, competition, folds)
     remarks = [
@@ -103,6 +103,7 @@ def check_data(
         *describe_annotators(cocos[0]),
         *describe_classes(cocos[0], photos.pixels),
         *describe_duplicates(photos, pairs),
+        *([describe_alike(alike, count)] if alike and competition.group is None else []),
         *describe_scenes(data, scenes, competition, train[0].name),
         *describe_folds(folds_csv, train, train_pairs),
         *hint_at_groups(train, competition),

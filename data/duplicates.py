@@ -19,6 +19,7 @@ from itertools import chain
 import cv2
 import numpy as np
 
+from config import COMPETITION_FILE
 from data.cache import resize, resize_image
 
 VERSION = 3  # raise it when other photos become near-duplicates
@@ -133,12 +134,14 @@ def duplicate_pairs(descriptors: Descriptors, first: int = 0) -> np.ndarray:
     return find_pairs(descriptors, first)[0]
 
 
-def find_pairs(descriptors: Descriptors, first: int = 0) -> tuple[np.ndarray, float]:
-    """Return the duplicate_pairs, and which of LEAST_DETAILS their correlations are above.
+def find_pairs(descriptors: Descriptors, first: int = 0) -> tuple[np.ndarray, float, int]:
+    """Return the duplicate_pairs, which of LEAST_DETAILS their correlations are above, and the number of
+    photos of a set that was too large for a fold, 0 if none was.
 
-    X-rays of hands, say, are alike although no two are the same: where a set is too large for a fold, only
-    pairs that are more alike join.
+    X-rays of hands, say, are alike although no two are the same: where a set is too large, only pairs that
+    are more alike join. That also parts frames of a fixed camera: see describe_alike.
     """
+    alike = 0
     found = candidates(descriptors, descriptors)
     found = found[np.argsort(np.maximum(found.row, found.other) >= first, kind='stable')]
     correlations = np.full(len(found), np.nan)  # not aligned yet
@@ -155,7 +158,16 @@ def find_pairs(descriptors: Descriptors, first: int = 0) -> tuple[np.ndarray, fl
         largest = np.bincount(join_groups(np.arange(len(descriptors)), pairs), minlength=1).max()
         if largest <= max(FEW_JOINED, MOST_JOINED * len(descriptors)):
             break
-    return pairs, least
+        alike = alike or int(largest)
+    return pairs, least, alike
+
+
+def describe_alike(alike: int, count: int) -> str:
+    """Say that so many of the photos are alike, by find_pairs, and what to do if they are few scenes."""
+    fault = f'{alike} of {count} photos are alike, as frames of one camera or as things of one kind'
+    kept = 'folds keep together only those that are nearly equal'
+    ways = f'group in {COMPETITION_FILE}, or folds of your own with folds_csv'
+    return f'{fault}: {kept}; if they are of few scenes, give {ways}'
 
 
 class DisjointSets:

@@ -12,7 +12,7 @@ import numpy as np
 
 from config import COMPETITION_FILE, Config
 from data.cache import Cache
-from data.duplicates import VERSION, describe_photos, duplicate_pairs, join_groups
+from data.duplicates import VERSION, describe_alike, describe_photos, find_pairs, join_groups
 from data.groups import group_names
 from data.records import damaged
 from utils.errors import BadInput, one_line, plural
@@ -129,7 +129,9 @@ def read_pairs(cache: Cache) -> np.ndarray:
             return np.load(path)
         except (OSError, ValueError, EOFError) as error:
             raise damaged(path, error) from None
-    pairs = duplicate_pairs(describe_photos(cache.photos, len(cache)))
+    pairs, _, alike = find_pairs(describe_photos(cache.photos, len(cache)))
+    if alike:
+        log.warning(f'warning: {describe_alike(alike, len(cache))}')
     with suppress(BadInput):
         save_array(path, pairs)
     return pairs

@@ -6,7 +6,15 @@ import pytest
 
 from data import duplicates
 from data.demo.scenes import draw_scene
-from data.duplicates import Descriptors, describe_photo, describe_photos, duplicate_pairs, have_duplicates
+from data.duplicates import (
+    Descriptors,
+    describe_alike,
+    describe_photo,
+    describe_photos,
+    duplicate_pairs,
+    find_pairs,
+    have_duplicates,
+)
 
 COUNT = 12
 
@@ -139,6 +147,16 @@ def test_many_copies_are_joined_without_comparing_all(scenes, monkeypatch):
     aligned, align = [], duplicates.align
     monkeypatch.setattr(duplicates, 'align', lambda *pair: aligned.append(1) or align(*pair))
     assert len(duplicate_pairs(describe_photos(photos, 80))) == 78 and len(aligned) < 500  # of 3,160
+
+
+def test_frames_of_one_camera_are_named_where_too_many_are_alike(scenes):
+    photo = cv2.resize(scenes[0], (96, 96)) // 4 + 90
+    frames = np.stack([photo] * 20)
+    for number, frame in enumerate(frames):
+        frame[40:46, 4 * number : 4 * number + 6] = 20, 20, 230
+    alike = find_pairs(describe_photos(frames, 20))[2]
+    assert alike > 10 and f'{alike} of 20 photos are alike' in describe_alike(alike, 20)
+    assert find_pairs(describe_photos(scenes, COUNT))[2] == 0
 
 
 @pytest.mark.parametrize('most', [0, 1])
