@@ -18,7 +18,7 @@ Votes are matched by image_id, whatever tool wrote the CSVs (submission.py says 
 the order of the first CSV, or of --data's test.json, so one CSV alone is rewritten. A tie goes to the tied
 class of the earliest CSV on the command line; a vote of weight 0 does not count, not even in a tie. Weights
 are added up exactly as typed: 0.1 + 0.2 ties with 0.3. A vote in which one CSV decides every pixel, as the
-first of two with equal weights does, is refused; that --search chooses a single model is its outcome.
+first of two with equal weights does, is written with a warning: it is that CSV.
 
 If classes may overlap (task: multilabel), each has a vote of its own: a pixel is of a class that more than
 half of the weight is for; at exactly half, the earliest CSV with a weight decides. A --soft vote compares the
@@ -113,8 +113,6 @@ def main(argv: list[str] | None = None) -> int:
     refuse_inside(args.out, [args.recipe, args.class_weights, args.cfg, *oof_files(members)])
     form = read_format(data, competition, required=args.data is not None)
     recipe = typed_recipe(args, members, competition)
-    if not (args.search or args.recipe) and (fault := describe_decider(members, recipe, competition)):
-        raise BadInput(fault)
     check_members(members, with_oof=args.search or args.recipe is not None)
     if args.search:
         refuse_same_oof(members)
@@ -134,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         write_vote = write_soft_vote if recipe.rule == 'soft vote' else write_hard_vote
         print(write_vote(members, recipe, args.out, form, args.data is not None))
     if note := describe_decider(members, recipe, competition):
-        print(f'note: {note}')
+        print(f'{"note" if args.search or args.recipe else "warning"}: {note}')
     check = ('submission.py', 'check', args.out, '--data', data)
     print(next_line(*check, cfg=args.cfg, changes=args.set))
     return DONE
