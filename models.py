@@ -40,6 +40,7 @@ if __name__ == '__main__':
 
 import segmentation_models_pytorch as smp
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -60,6 +61,7 @@ from networks.layers import (
     FeatureNorms,
     FeaturePyramid,
     Presence,
+    Probe,
     multiply_by_presence,
     weigh_by_presence,
 )
@@ -88,7 +90,8 @@ class SegModel(nn.Module):
         self.encoder, self.neck, self.aux, self.head = build(cfg)
         use_fast_blocks(self.encoder, cfg.encoder)
         self.encoder_report = load_encoder_weights(self.encoder, cfg) if load_weights else []
-        self.competition, self.presence = cfg.competition, build_presence(cfg, self.encoder)
+        self.competition, self.presence_weight = cfg.competition, cfg.presence_weight
+        self.presence, self.probe = build_presence(cfg, self.encoder)
         self.loss_weights: list[float] = [cfg.aux_weight] * len(self.aux)
         self.loss_weights += [cfg.presence_weight] * (self.presence is not None) + [*self.head.loss_weights]
         self.fixed_size: int | None = getattr(self.encoder, 'fixed_size', None)
@@ -120,16 +123,23 @@ class SegModel(nn.Module):
         feats = self.neck(feats)
         maps = feats[0] if isinstance(feats, tuple) else feats  # smp's plain ViTs add their prefix tokens
         aux, outputs = [logits for aux in self.aux for logits in aux(maps)], self.head(feats)
-        if self.presence is None:
-            return aux + outputs
-        presence = self.presence(images, maps[-1])
+        presence = None if self.presence is None else self.presence(maps[-1])
         if self.training:
-            return [*aux, presence, *outputs]
-        return [*aux, *outputs[:-1], self.weigh(outputs[-1], presence)]
+            return aux + outputs if presence is None else [*aux, presence, *outputs]
+        if self.probe is not None:
+            presence = self.probe(images)
+        if presence is not None:
+            outputs = [*outputs[:-1], self.weigh(outputs[-1], presence)]
+        return aux + outputs
 
     def weigh(self, logits: Tensor, presence: Tensor) -> Tensor:
         """Weigh the logits of pixels, (N, K, h, w), by those of the whole photo, (N, K)."""
-        if self.competition.is_multilabel:
+        overlapping = self.competition.is_multilabel
+        if self.probe is None or overlapping:
+            presence = F.logsigmoid(presence.float())
+        if self.probe is not None:
+            presence = self.presence_weight * presence
+        if overlapping:
             return multiply_by_presence(logits, presence)
         return weigh_by_presence(logits, presence, background=self.competition.object_ids.start)
 
@@ -237,13 +247,14 @@ def build_aux(cfg: Config, channels: list[int]) -> nn.ModuleList:
     return nn.ModuleList([FCN(channels, len(cfg.classes), index=before_last[-1], **options)])
 
 
-def build_presence(cfg: Config, encoder: nn.Module) -> Presence | None:
-    """Build the classifier of the whole photo on the last feature, if its loss has a weight."""
+def build_presence(cfg: Config, encoder: nn.Module) -> tuple[Presence | None, Probe | None]:
+    """Build the classifier of the whole photo, on the last feature or on a copy of the encoder, if any."""
     if not cfg.presence_weight:
-        return None
+        return None, None
     channels = getattr(encoder, 'channels', None) or encoder.out_channels  # smp has the second name
-    own = deepcopy(encoder) if cfg.presence_encoder == 'frozen' else None
-    return Presence(channels[-1], len(cfg.classes), cfg.dropout, own)
+    if cfg.presence_encoder == 'frozen':
+        return None, Probe(deepcopy(encoder), channels[-1], len(cfg.classes))
+    return Presence(channels[-1], len(cfg.classes), cfg.dropout), None
 
 
 def build_smp(cfg: Config) -> Parts:
@@ -307,13 +318,13 @@ class ModelCost(NamedTuple):
 def count_model(cfg: Config, size: int) -> ModelCost:
     """Count parameters and multiplications at size x size: convolutions, matrix products, attention."""
     update = {'crop_size': size, 'encoder_weights': 'none', 'weights': None}
-    copies = 2 if cfg.presence_weight and cfg.presence_encoder == 'frozen' else 1  # of the encoder
     with torch.device('meta' if timm_cfg(cfg.encoder) else 'cpu'):  # smp's encoders compute while being built
         model = SegModel(cfg.model_copy(update=update)).eval().requires_grad_(False)
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         model.to_empty(device='cpu')  # shapes, without memory or arithmetic
         images = torch.zeros(1, cfg.competition.channels, size, size)
         feats = model.encoder(images)
+        copies = 1 if model.probe is None else 2  # of the encoder
         encoder_flops = copies * counter.get_total_flops()
         model.decode(feats, images)
         head_flops = counter.get_total_flops() - encoder_flops

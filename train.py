@@ -58,6 +58,7 @@ from engine.distributed import Ranks, seed_everything, start_ranks
 from engine.dry_run import estimate_cost
 from engine.hub import find_models
 from engine.inference import Evaluation
+from engine.probe import fit_probe
 from engine.provenance import compare_provenance, write_provenance
 from engine.runs import (
     FoldRun,
@@ -121,6 +122,10 @@ def main(
         start_log(folder, quiet=not ranks.is_main)
         log_header(cfg, data, changes, notes)
         stop = StopRequest() if dry_run else stack.enter_context(stop_requests())
+        if model.probe is not None and not (resume or dry_run):
+            model.to(ranks.device)
+            count = fit_probe(model, data.cache, data.train_rows, cfg)
+            log.info(f'the probe of the encoder was fitted to {plural(count, "photo")}')
         trainer = Trainer(cfg, model, ranks, data, folder, stop)
         if resume:
             trainer.resume(cfg.run_dir(fold) / 'last.pt')

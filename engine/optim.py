@@ -93,8 +93,6 @@ def lr_factor(cfg: Config, step: int, total: int) -> float:
     return (1 - progress) ** cfg.poly_power if cfg.lr_schedule == 'poly' else 1.0
 
 
-PROBE_RATE = 10  # times lr: a linear probe, whose features never change, needs and bears larger steps
-
 # no weight decay for position tables, tokens and layer scales, nor for vectors
 NOT_DECAYED = re.compile(r'pos_embed|position_bias|_token|gamma|\b(query|query_position|level)(\.weight)?$')
 
@@ -103,8 +101,7 @@ def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
     """Group the parameters by depth and weight decay; each group has its lr, `depth` and parameter `names`.
 
     The rate is lr for neck and head, and lr * encoder_lr_mult * layer_decay^(1 + blocks after it) for the
-    encoder, as in BEiT (arXiv:2106.08254, appendix), or with the stages after it as in ConvNeXt; PROBE_RATE *
-    lr for a classifier of frozen features.
+    encoder, as in BEiT (arXiv:2106.08254, appendix), or with the stages after it as in ConvNeXt.
     """
     depths_of = stage_depths if cfg.layer_decay_by == 'stage' else encoder_depths
     depths = depths_of([name for name, _ in model.encoder.named_parameters()])
@@ -117,8 +114,6 @@ def parameter_groups(model: SegModel, cfg: Config) -> list[dict]:
         if name.startswith('encoder.'):
             depth = depths[name.removeprefix('encoder.')]
             rate = cfg.lr * cfg.encoder_lr_mult * cfg.layer_decay ** (deepest + 1 - depth)
-        elif name.startswith('presence.') and cfg.presence_encoder == 'frozen':
-            rate = PROBE_RATE * cfg.lr
         decayed = parameter.ndim > 1 and not name.endswith('.bias') and not NOT_DECAYED.search(name)
         key = (rate, decayed) if cfg.layer_decay == 1 else (depth, rate, decayed)
         settings = {'lr': rate, 'weight_decay': cfg.weight_decay if decayed else 0.0, 'depth': depth}

@@ -88,51 +88,57 @@ class Classifier(nn.Sequential):
 
 
 class Presence(nn.Module):
-    """Say which classes an image shows, by the mean of a feature: (N, C, h, w) → logits (N, K).
+    """Say which classes an image shows, by the mean of a feature: (N, C, h, w) → logits (N, K)."""
 
-    With an `encoder` that feature is its last, made from the image (N, B, H, W). This encoder never learns:
-    what learns is a linear probe of its weights, whose input a norm brings to one scale.
-    """
-
-    def __init__(
-        self, channels: int, num_classes: int, dropout: float, encoder: nn.Module | None = None
-    ) -> None:
+    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
-        self.encoder = encoder if encoder is None else encoder.requires_grad_(False)
-        self.norm = nn.Identity() if encoder is None else nn.LayerNorm(channels, elementwise_affine=False)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(channels, num_classes)
 
-    def train(self, mode: bool = True) -> 'Presence':
-        super().train(mode)
-        if self.encoder is not None:
-            self.encoder.eval()
-        return self
-
-    def forward(self, images: Tensor, feature: Tensor) -> Tensor:
-        if self.encoder is not None:
-            with torch.no_grad():
-                feature = self.encoder(images)[-1]
-        return self.linear(self.dropout(self.norm(feature.mean((-2, -1)))))
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.linear(self.dropout(feature.mean((-2, -1))))
 
 
-def weigh_by_presence(logits: Tensor, presence: Tensor, background: int) -> Tensor:
+class Probe(nn.Module):
+    """Say which classes an image shows, by a linear probe of an encoder that never learns: images
+    (N, B, H, W) → scores (N, K). engine.probe fits it; until then all scores are 0.
+    """
+
+    def __init__(self, encoder: nn.Module, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.encoder, self.linear = encoder, nn.Linear(channels, num_classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> 'Probe':
+        return super().train(False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the means of the last feature, (N, C)."""
+        return self.encoder(images)[-1].mean((-2, -1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(self.features(images))
+
+
+def weigh_by_presence(logits: Tensor, log_presence: Tensor, background: int) -> Tensor:
     """Share out the probability that a pixel has of all objects together by that of their presence in the
-    image: logits (N, K, h, w) and (N, K) → logits (N, K, h, w), fp32. The first `background` classes, 1 or
-    none, are no objects and keep theirs: whether there is an object is for the pixel to say.
+    image: logits (N, K, h, w) and logarithms (N, K) → logits (N, K, h, w), fp32. The first `background`
+    classes, 1 or none, are no objects and keep theirs: whether there is an object is for the pixel to say.
     """
     logits = logits.float()
     objects = logits[:, background:]
-    weighed = objects + F.logsigmoid(presence[:, background:].float())[..., None, None]
+    weighed = objects + log_presence[:, background:].float()[..., None, None]
     weighed = weighed + objects.logsumexp(1, keepdim=True) - weighed.logsumexp(1, keepdim=True)
     return torch.cat((logits[:, :background], weighed), 1)
 
 
-def multiply_by_presence(logits: Tensor, presence: Tensor) -> Tensor:
+def multiply_by_presence(logits: Tensor, log_presence: Tensor) -> Tensor:
     """Multiply the probability of each class in a pixel, a sigmoid of logits (N, K, h, w), by that of its
-    presence in the image, (N, K): → logits (N, K, h, w), fp32.
+    presence in the image, whose logarithms are (N, K): → logits (N, K, h, w), fp32.
     """
-    log_prob = F.logsigmoid(logits.float()) + F.logsigmoid(presence.float())[..., None, None]
+    log_prob = F.logsigmoid(logits.float()) + log_presence.float()[..., None, None]
     return log_prob - torch.log(-torch.expm1(log_prob.clamp(max=-1e-6)))
 
 

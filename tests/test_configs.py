@@ -71,7 +71,7 @@ def test_config_trains_and_predicts_at_any_size(path, deterministic):
     assert loss_of(model, cfg, images, torch.full_like(mask, IGNORED)).isfinite()
     model.eval()
     with torch.inference_mode():
-        assert len(model(images)) == len(model.loss_weights) - bool(cfg.presence_weight)
+        assert len(model(images)) == len(model.loss_weights) - (model.presence is not None)
         for height, width in ((32, 32), (64, 64), (96, 96), (64, 96)):
             logits = view_logits(model, torch.randn(1, 3, height, width), cfg.window)
             stride = height // logits.shape[2]

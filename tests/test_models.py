@@ -11,7 +11,6 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import DropPath
-from torch.nn.functional import layer_norm
 
 import models
 from config import Competition, Config, load_config
@@ -130,7 +129,7 @@ def test_the_presence_of_a_class_weighs_its_pixels_in_evaluation_alone(tiny, hea
     model.eval()
     with torch.inference_mode():
         feats = model.neck(model.encoder(images))
-        alone, presence = model.head(feats)[-1], model.presence(images, feats[-1])
+        alone, presence = model.head(feats)[-1], model.presence(feats[-1])
         outputs = model(images)
     assert len(outputs) == 1 + len(others)
     present = presence.sigmoid()[..., None, None]
@@ -143,25 +142,45 @@ def test_the_presence_of_a_class_weighs_its_pixels_in_evaluation_alone(tiny, hea
         assert torch.allclose(after[:, 1:], shares * before[:, 1:].sum(1, keepdim=True), atol=1e-6)
 
 
+PROBED = {'encoder': 'test_resnet.r160_in1k', 'presence_weight': 1.0, 'presence_encoder': 'frozen'}
+
+
 def test_a_frozen_presence_encoder_keeps_the_weights_that_were_loaded(tiny):
     """And its statistics of BatchNorm, whatever the model does and its own encoder becomes."""
-    cfg = tiny.model_copy(update={'encoder': 'test_resnet.r160_in1k', 'presence_weight': 1.0})
-    model = SegModel(cfg.model_copy(update={'presence_encoder': 'frozen'}))
-    own, copy = model.encoder.state_dict(), model.presence.encoder.state_dict()
+    model, images = SegModel(tiny.model_copy(update=PROBED)), torch.randn(4, 3, 64, 64)
+    own, copy = model.encoder.state_dict(), model.probe.encoder.state_dict()
     assert own.keys() == copy.keys() and all(torch.equal(own[key], copy[key]) for key in own)
     before = {key: value.clone() for key, value in copy.items()}
-    images = torch.randn(4, 3, 64, 64)
-    model.train()(images)
+    assert len(model.train()(images)) == len(model.loss_weights)  # the probe has no loss
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter.add_(1)
-    assert all(torch.equal(before[key], value) for key, value in model.presence.encoder.state_dict().items())
-    assert not any(parameter.requires_grad for parameter in model.presence.encoder.parameters())
+    assert all(torch.equal(before[key], value) for key, value in model.probe.encoder.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in model.probe.parameters())
+
+
+@pytest.mark.parametrize('task', ['multiclass', 'multilabel'])
+def test_a_probe_weighs_the_objects_of_a_photo(tiny, task):
+    """Nothing before it is fitted, or halves what overlaps; then by the power of what it says."""
+    competition = Competition(task=task, classes=tuple('abcdefghijk'), score_size='own')
+    keys = PROBED | {'competition': competition, 'presence_weight': 2.0}
+    model, images = SegModel(tiny.model_copy(update=keys)).eval(), torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        logits = model.eval().presence(images, torch.full((4, 1), torch.nan))
-        feature = model.presence.encoder(images)[-1].mean((2, 3))
-        expected = model.presence.linear(layer_norm(feature, feature.shape[1:]))
-    assert torch.allclose(logits, expected)
+        alone = model.head(model.neck(model.encoder(images)))[-1]
+        unfitted = model(images)[-1]
+        model.probe.linear.bias.copy_(torch.linspace(-2, 2, 11))
+        logits, bias = model(images)[-1], model.probe.linear.bias[:, None, None]
+    if task == 'multilabel':
+        assert torch.allclose(unfitted.sigmoid(), alone.sigmoid() / 4, atol=1e-6)
+        assert torch.allclose(logits.sigmoid(), alone.sigmoid() * bias.sigmoid() ** 2, atol=1e-6)
+        return
+    before, after = alone.softmax(1), logits.softmax(1)
+    assert torch.allclose(unfitted.softmax(1), before, atol=1e-6)
+    shares = (before * bias.exp() ** 2)[:, 1:]
+    shares = shares / shares.sum(1, keepdim=True) * before[:, 1:].sum(1, keepdim=True)
+    assert torch.allclose(after[:, 1:], shares, atol=1e-6) and torch.allclose(
+        after[:, 0], before[:, 0], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

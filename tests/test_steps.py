@@ -329,7 +329,7 @@ def test_frozen_stages_never_change(tiny):
     trainer = make_trainer(tiny.model_copy(update=keys | frozen))
     before = to_cpu(trainer.model.state_dict())
     train_on(trainer)
-    kept = re.compile(r'presence\.encoder\.|encoder\.model\.(conv1|bn1|layer[12]\.)')
+    kept = re.compile(r'probe\.|encoder\.model\.(conv1|bn1|layer[12]\.)')
     for model in (trainer.model, trainer.averaged, trainer.finish_swa()):
         state = model.state_dict()
         changed = {key for key in before if not torch.equal(before[key], state[key])}
