@@ -207,14 +207,14 @@ class Config(BaseModel):
     aux_channels: int = Field(256, ge=8, le=4096)
     """Number of channels of the auxiliary head."""
     presence_weight: float = Field(0.0, ge=0)
-    """0, or how much a classifier of the whole photo, or of a tile of it, counts: in inference the objects in
-    a pixel share their probability by what it says of the photo (classes that may overlap are multiplied by
-    it). The weight of its loss; of a frozen presence_encoder, which has none, the power of what it says.
+    """Weight of the loss of a classifier of the classes that the whole photo, or a tile of it, shows, on the
+    last feature; in inference the objects in a pixel share their probability by it (classes that may overlap
+    are multiplied by it). 0 leaves the classifier out.
     """
-    presence_encoder: Literal['trained', 'frozen'] = 'trained'
-    """What the classifier of presence_weight reads: the last feature of the encoder in training; or of a copy
-    that keeps the weights that were loaded and never learns, of which it is a linear probe, fitted to the
-    training photos before the first epoch. A few hundred photos can make an encoder forget what it knew.
+    probe: float = Field(0.0, ge=0)
+    """Power of what a linear probe of the encoder, with the weights that were loaded, says of the whole
+    photo, by which the objects in a pixel share their probability, as above: a few hundred photos can make an
+    encoder forget what it knew. It is fitted to the training photos before the first epoch. 0 leaves it out.
     """
     stages: int = Field(3, ge=1, le=10)
     """Number of kernel updates in the K-Net head."""

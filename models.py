@@ -90,8 +90,8 @@ class SegModel(nn.Module):
         self.encoder, self.neck, self.aux, self.head = build(cfg)
         use_fast_blocks(self.encoder, cfg.encoder)
         self.encoder_report = load_encoder_weights(self.encoder, cfg) if load_weights else []
-        self.competition, self.presence_weight = cfg.competition, cfg.presence_weight
-        self.presence, self.probe = build_presence(cfg, self.encoder)
+        self.competition, self.probe_power = cfg.competition, cfg.probe
+        self.presence, self.probe = build_presence(cfg, self.encoder), build_probe(cfg, self.encoder)
         self.loss_weights: list[float] = [cfg.aux_weight] * len(self.aux)
         self.loss_weights += [cfg.presence_weight] * (self.presence is not None) + [*self.head.loss_weights]
         self.fixed_size: int | None = getattr(self.encoder, 'fixed_size', None)
@@ -123,25 +123,19 @@ class SegModel(nn.Module):
         feats = self.neck(feats)
         maps = feats[0] if isinstance(feats, tuple) else feats  # smp's plain ViTs add their prefix tokens
         aux, outputs = [logits for aux in self.aux for logits in aux(maps)], self.head(feats)
-        presence = None if self.presence is None else self.presence(maps[-1])
+        presence = [] if self.presence is None else [self.presence(maps[-1])]
         if self.training:
-            return aux + outputs if presence is None else [*aux, presence, *outputs]
+            return [*aux, *presence, *outputs]
+        said = [F.logsigmoid(logits.float()) for logits in presence]
         if self.probe is not None:
-            presence = self.probe(images)
-        if presence is not None:
-            outputs = [*outputs[:-1], self.weigh(outputs[-1], presence)]
-        return aux + outputs
+            said.append(self.probe_power * self.probe(images).float())
+        return [*aux, *outputs[:-1], self.weigh(outputs[-1], sum(said)) if said else outputs[-1]]
 
-    def weigh(self, logits: Tensor, presence: Tensor) -> Tensor:
-        """Weigh the logits of pixels, (N, K, h, w), by those of the whole photo, (N, K)."""
-        overlapping = self.competition.is_multilabel
-        if self.probe is None or overlapping:
-            presence = F.logsigmoid(presence.float())
-        if self.probe is not None:
-            presence = self.presence_weight * presence
-        if overlapping:
-            return multiply_by_presence(logits, presence)
-        return weigh_by_presence(logits, presence, background=self.competition.object_ids.start)
+    def weigh(self, logits: Tensor, log_presence: Tensor) -> Tensor:
+        """Weigh the logits of pixels, (N, K, h, w), by what is said of the whole photo, (N, K)."""
+        if self.competition.is_multilabel:
+            return multiply_by_presence(logits, log_presence)
+        return weigh_by_presence(logits, log_presence, background=self.competition.object_ids.start)
 
 
 class SkipDraws(TorchFunctionMode):
@@ -247,14 +241,21 @@ def build_aux(cfg: Config, channels: list[int]) -> nn.ModuleList:
     return nn.ModuleList([FCN(channels, len(cfg.classes), index=before_last[-1], **options)])
 
 
-def build_presence(cfg: Config, encoder: nn.Module) -> tuple[Presence | None, Probe | None]:
-    """Build the classifier of the whole photo, on the last feature or on a copy of the encoder, if any."""
-    if not cfg.presence_weight:
-        return None, None
+def build_presence(cfg: Config, encoder: nn.Module) -> Presence | None:
+    """Build the classifier of the whole photo on the last feature, if its loss has a weight."""
+    channels = last_channels(encoder)
+    return Presence(channels, len(cfg.classes), cfg.dropout) if cfg.presence_weight else None
+
+
+def build_probe(cfg: Config, encoder: nn.Module) -> Probe | None:
+    """Build the probe of a copy of the encoder, if it has a power."""
+    overlapping, channels = cfg.competition.is_multilabel, last_channels(encoder)
+    return Probe(deepcopy(encoder), channels, len(cfg.classes), overlapping) if cfg.probe else None
+
+
+def last_channels(encoder: nn.Module) -> int:
     channels = getattr(encoder, 'channels', None) or encoder.out_channels  # smp has the second name
-    if cfg.presence_encoder == 'frozen':
-        return None, Probe(deepcopy(encoder), channels[-1], len(cfg.classes))
-    return Presence(channels[-1], len(cfg.classes), cfg.dropout), None
+    return channels[-1]
 
 
 def build_smp(cfg: Config) -> Parts:

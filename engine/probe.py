@@ -1,4 +1,4 @@
-"""Fit the linear probe of `presence_encoder: frozen`: what an encoder knows of photos before it is trained.
+"""Fit the linear probe of an encoder: what it knows of whole photos before it is trained.
 
 A probe is a linear classifier of features that stay as they are (Alain and Bengio, arXiv:1610.01644). A
 network that learns from few photos loses some of what such a probe can read (Kumar et al., arXiv:2202.10054).

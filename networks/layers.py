@@ -101,12 +101,14 @@ class Presence(nn.Module):
 
 class Probe(nn.Module):
     """Say which classes an image shows, by a linear probe of an encoder that never learns: images
-    (N, B, H, W) → scores (N, K). engine.probe fits it; until then all scores are 0.
+    (N, B, H, W) → the logarithms (N, K) of their shares in the objects, up to a sum, or of the probabilities
+    that each is there if they may overlap. engine.probe fits it; until then all shares are equal.
     """
 
-    def __init__(self, encoder: nn.Module, channels: int, num_classes: int) -> None:
+    def __init__(self, encoder: nn.Module, channels: int, num_classes: int, overlapping: bool) -> None:
         super().__init__()
-        self.encoder, self.linear = encoder, nn.Linear(channels, num_classes)
+        self.encoder, self.overlapping = encoder, overlapping
+        self.linear = nn.Linear(channels, num_classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         self.requires_grad_(False).eval()
@@ -119,7 +121,8 @@ class Probe(nn.Module):
         return self.encoder(images)[-1].mean((-2, -1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.linear(self.features(images))
+        logits = self.linear(self.features(images))
+        return F.logsigmoid(logits.float()) if self.overlapping else logits
 
 
 def weigh_by_presence(logits: Tensor, log_presence: Tensor, background: int) -> Tensor:

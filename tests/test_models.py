@@ -142,10 +142,10 @@ def test_the_presence_of_a_class_weighs_its_pixels_in_evaluation_alone(tiny, hea
         assert torch.allclose(after[:, 1:], shares * before[:, 1:].sum(1, keepdim=True), atol=1e-6)
 
 
-PROBED = {'encoder': 'test_resnet.r160_in1k', 'presence_weight': 1.0, 'presence_encoder': 'frozen'}
+PROBED = {'encoder': 'test_resnet.r160_in1k', 'probe': 1.0}
 
 
-def test_a_frozen_presence_encoder_keeps_the_weights_that_were_loaded(tiny):
+def test_a_probe_keeps_the_weights_that_were_loaded(tiny):
     """And its statistics of BatchNorm, whatever the model does and its own encoder becomes."""
     model, images = SegModel(tiny.model_copy(update=PROBED)), torch.randn(4, 3, 64, 64)
     own, copy = model.encoder.state_dict(), model.probe.encoder.state_dict()
@@ -163,7 +163,7 @@ def test_a_frozen_presence_encoder_keeps_the_weights_that_were_loaded(tiny):
 def test_a_probe_weighs_the_objects_of_a_photo(tiny, task):
     """Nothing before it is fitted, or halves what overlaps; then by the power of what it says."""
     competition = Competition(task=task, classes=tuple('abcdefghijk'), score_size='own')
-    keys = PROBED | {'competition': competition, 'presence_weight': 2.0}
+    keys = PROBED | {'competition': competition, 'probe': 2.0}
     model, images = SegModel(tiny.model_copy(update=keys)).eval(), torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         alone = model.head(model.neck(model.encoder(images)))[-1]

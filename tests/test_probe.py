@@ -14,7 +14,7 @@ from engine.checkpoint import load_checkpoint
 from engine.probe import PENALTY, class_shares, fit_linear, fit_probe, read_features
 from models import SegModel
 
-PROBED = {'encoder': 'test_resnet.r160_in1k', 'presence_weight': 1.0, 'presence_encoder': 'frozen'}
+PROBED = {'encoder': 'test_resnet.r160_in1k', 'probe': 1.0}
 
 
 @pytest.mark.parametrize('overlapping', [False, True])

@@ -325,7 +325,7 @@ def test_the_encoder_is_frozen_in_the_first_epochs(tiny):
 def test_frozen_stages_never_change(tiny):
     """Nor do their statistics of BatchNorm, in training and where SWA computes those anew; others' do."""
     keys = {'encoder': 'test_resnet.r160_in1k', 'frozen_stages': 2, 'weight_decay': 0.5, 'ema': 0.5, 'swa': 1}
-    frozen = {'presence_weight': 1.0, 'presence_encoder': 'frozen', 'epochs': 2}
+    frozen = {'probe': 1.0, 'epochs': 2}
     trainer = make_trainer(tiny.model_copy(update=keys | frozen))
     before = to_cpu(trainer.model.state_dict())
     train_on(trainer)
