@@ -31,6 +31,7 @@ LEAST_EPOCHS, MOST_EPOCHS = 15, 100
 LEAST_SEEN, MOST_SEEN = 4_000, 20_000  # photos drawn in a training, for sets of few photos
 STEPS = 8  # of an epoch at least, so that the batch of a small set is small
 SCALES = (1, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)  # of a side that is tried
+FEW, ALONE = 1_000, 1.5  # photos, and classes of objects in each of them, for a probe of the whole photo
 RARE = 10  # times as many photos of the commonest class as of the rarest
 LITTLE = 0.1  # share of the pixels that objects cover
 MAPS = 3  # float32 numbers a class and pixel of a prediction
@@ -421,6 +422,9 @@ def write_lines(
     for key in REASONS:
         if key in values:
             yield Line(key, values[key], REASONS[key])
+    shown = sum(found.presence[k] for k in found.competition.object_ids) / found.photos
+    if found.photos <= FEW and shown <= ALONE and values['encoder_weights'] != 'none':
+        yield Line('probe', 1, f'{shown:.1f} classes a photo: its weights know which, and would forget')
     yield from size_lines(found, values)
     yield from sample_lines(found, values)
     for key, (value, why) in fixed.items():

@@ -60,9 +60,10 @@ def with_competition(**values) -> Fingerprint:
 
 def test_the_small_set_gets_what_its_recipe_has():
     recipe = load_config('configs/trash481.yaml')
-    values = plan()
+    values = plan(replace(SET, presence=(0, *[29] * 10)))
     same = (
         'encoder',
+        'probe',
         'encoder_weights',
         'head_channels',
         'aux_weight',
@@ -71,7 +72,7 @@ def test_the_small_set_gets_what_its_recipe_has():
         'loss',
         'ema',
     )
-    for key in (*same, 'batch_size', 'lr', 'tta_flips', 'scale_range', 'crop_max_share'):
+    for key in (*same, 'batch_size', 'lr', 'tta_flips', 'scale_range'):
         found = values[key]
         assert (tuple(found) if isinstance(found, list) else found) == getattr(recipe, key), key
     assert 0.9 * recipe.epochs <= values['epochs'] <= 2 * recipe.epochs
@@ -185,6 +186,16 @@ def test_rare_classes_and_sparse_crops():
     )
     assert values['crop_balance'] == 0.33 and values['window'] == values['crop_size'] == 1024
     assert values['image_size'] == 3008 and values['cache_size'] == 0 and values['infer_batch_size'] < 16
+
+
+def test_few_photos_of_one_object_get_a_probe():
+    one = replace(SET, presence=(0, *[29] * 10))
+    assert plan(one)['probe'] == 1
+    assert 'probe' not in plan(replace(one, photos=1001, presence=(0, *[100] * 10)))
+    assert 'probe' not in plan(replace(one, presence=(0, *[50] * 10)))  # 1.7 a photo
+    machine = FakeMachine()
+    machine.weights = ()
+    assert 'probe' not in plan(one, machine=machine)
 
 
 def test_aspect_gives_a_crop_of_the_photos_area_and_other_scores_their_cache():
