@@ -53,9 +53,9 @@ from data.import_masks import import_masks
 from data.import_rle import RunCsv, import_rle
 from data.import_yolo import import_yolo
 from data.importers import natural_key, write_test
-from data.labelled import TASKS, Boxes, Source, given_task
+from data.labelled import TASKS, Boxes, Source, given_task, read_classes
 from data.layout import annotation_files
-from data.mask_legend import read_names
+from data.mask_legend import is_table, read_names
 from data.mask_pairs import MaskSource, class_folders
 from data.plan import Budget, make_plan, read_fingerprint
 from submission import competition_and_data
@@ -215,8 +215,8 @@ def add_imports(add: Add) -> None:
     add_shared(command, '--photos')
     command.add_argument('--masks', type=Path, required=True, help='folder of <photo>.png: ids or colours')
     names = (
-        'names of the classes by id, after the background; by default those of --cfg, of competition.yaml in '
-        '--out, of a file of --map, or of the home competition'
+        'names of the classes by id, after the background, or a file of them; by default those of --cfg, of '
+        'competition.yaml in --out, of a file of --map, or of the home competition'
     )
     command.add_argument('--classes', nargs='+', metavar='NAME', help=names)
     values = "class of a value, as in 255=1 '#ff0000'=can 11=ignore, or a file of name,r,g,b (labelmap.txt)"
@@ -478,9 +478,12 @@ def classes_of_masks(args: Namespace) -> tuple[str, ...]:
     if args.classes is not None:
         if args.cfg is not None:
             raise BadInput('--classes: expected --classes or --cfg, not both')
-        is_multilabel = task_of_masks(args) == 'multilabel'
-        has_background = is_multilabel or match_key(args.classes[0]) == 'background'
-        names = args.classes if has_background else ['Background', *args.classes]
+        file = Path(args.classes[0])
+        if len(args.classes) == 1 and is_table(file):
+            raise BadInput(f'--classes {file}: has the values of the classes, too; give --map {file}')
+        is_multilabel, names = task_of_masks(args) == 'multilabel', read_classes(args.classes)
+        has_background = is_multilabel or (names and match_key(names[0]) == 'background')
+        names = names if has_background else ['Background', *names]
         facts = TASKS[task_of_masks(args)]
         return make_config({'classes': names, 'competition': facts}, where='--classes').classes
     if args.cfg is None and (competition := read_competition(args.out)) is not None:

@@ -33,6 +33,7 @@ from utils.yaml_files import show_yaml
 
 MAX_LISTED = 20  # groups of duplicates
 PHOTOS_AT_ONCE = 1000  # in the queue of the threads
+FEW_OBJECTS, CORNER = 10, 0.6  # objects from which it is strange that all lie in a corner, and its sides
 MUCH, MUCH_OF_ONE = 0.05, 0.25  # shares of the objects' pixels, and of one class's, that others cover
 
 
@@ -102,6 +103,7 @@ def check_data(
         *describe_left_out(cocos),
         *describe_annotators(cocos[0]),
         *describe_classes(cocos[0], photos.pixels),
+        *describe_extent(cocos[0]),
         *describe_duplicates(photos, pairs),
         *([describe_alike(alike, count)] if alike and competition.group is None else []),
         *describe_scenes(data, scenes, competition, train[0].name),
@@ -159,7 +161,8 @@ def check_photo(coco: CocoSet, photo: Photo) -> Checked:
     fits = tuple(name for name, found in sizes.items() if found == size)
     if not fits:
         check_size(path, stored, size, competition.orientation)  # raises
-    values = measure_bands(stored, path) if stored.is_deep else None
+    is_given = competition.ranges is not None
+    values = measure_bands(stored, path, lenient or is_given) if stored.is_deep else None
     ranges = competition.ranges if bands == competition.photo_channels else None
     pixels = stored.pixels if values is None else scale(stored, ranges or [whole_range(values)])
     pixels = to_channels(pixels, bands)
@@ -443,6 +446,27 @@ def describe_classes(coco: CocoSet, pixels: np.ndarray) -> list[str]:
     if hidden:
         remarks.append(f'all objects of {join_first(hidden)} are {ignored}')
     return remarks
+
+
+def describe_extent(coco: CocoSet) -> list[str]:
+    """Print how many photos have no object; return a remark if no object comes near the right or the lower
+    edge of its photo, as if all had been drawn on smaller copies, or in percent.
+    """
+    empty, ends = [], []
+    for photo in coco.photos:
+        rles = [{'size': photo.size, 'counts': a.rle} for a in photo.annotations if not a.iscrowd]
+        if not rles:
+            empty.append(photo.file_name)
+            continue
+        boxes = rle_codec.toBbox(rles)
+        ends += ((boxes[:, :2] + boxes[:, 2:]) / photo.size[::-1]).tolist()  # right, lower
+    if empty:
+        print(f'photos without an object: {len(empty):,}, such as {empty[0]}')
+    right, lower = np.max(ends, axis=0, initial=0) if ends else (1, 1)
+    if len(ends) < FEW_OBJECTS or max(right, lower) >= CORNER:
+        return []
+    part = f'the left {right:.0%} and upper {lower:.0%} of their photos'
+    return [f'all objects lie in {part}: were they drawn on smaller copies, or are they in percent?']
 
 
 def print_overlaps(competition: Competition, pixels: np.ndarray, others: np.ndarray) -> None:

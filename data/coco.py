@@ -98,7 +98,8 @@ def read_coco(root: str | Path, split: str, competition: Competition) -> CocoSet
             if name in photos:
                 spelling = '' if photos[name].file_name == photo.file_name else ', in another spelling'
                 origin = '' if origins[name] == path else f', first in {origins[name]}'
-                raise BadInput(f'{path}: image {photo.file_name!r} is listed twice{spelling}{origin}')
+                fault = f'image {photo.file_name!r} is listed twice{spelling}{origin}'
+                raise BadInput(f'{path}: {fault}; give its annotations one image_id, and remove one')
             refuse_outside(root, path, photo.file_name, resolved)
             photos[name], origins[name] = photo, path
     if not photos:
@@ -284,7 +285,7 @@ def _read_images(path: Path, images: list[Any], need_ids: bool) -> dict[Id, tupl
         where = f'{path}: images[{position}]'
         image_id = _read_id(where, record, 'id') if need_ids or 'id' in record else position
         if image_id in records:
-            raise BadInput(f'{where}: id {image_id!r:.60} appears twice')
+            raise BadInput(f'{where}: id {image_id!r:.60} appears twice; remove one of the two images')
         name = _read_name(where, record)
         height, width = _read_side(where, record, 'height'), _read_side(where, record, 'width')
         if height * width > MAX_PIXELS:
@@ -332,7 +333,7 @@ def _match_categories(
 ) -> dict[Id, int]:
     """Return the class id of each category that annotations use, by name; the others may be anything."""
     used = Counter(
-        _read_id(_name_annotation(path, position, record), record, 'category_id')
+        _read_id(name_annotation(path, position, record), record, 'category_id')
         for position, record in enumerate(listed)
     )
     if not used:
@@ -381,12 +382,19 @@ def _advise_on_class(name: str, classes: tuple[str, ...], root: Path) -> str:
     return f'{guess} the classes are {join_first(classes, SHOWN)}; {advice}'
 
 
-def _name_annotation(path: Path, position: int, record: Any) -> str:
+def name_annotation(path: Path, position: int, record: Any) -> str:
     """Name an annotation in a message: by its id, which need not be there, or by its position."""
     annotation_id = record.get('id') if isinstance(record, dict) else None
     if isinstance(annotation_id, int | str):
         return f'{path}: annotation {annotation_id!r:.60}'
     return f'{path}: annotations[{position}]'
+
+
+def not_listed(where: str, key: str, value: Any, ids: Iterable[Any], listed: str) -> BadInput:
+    """Return the error for an annotation of an image or a category that its file does not list."""
+    example = f', which have ids such as {next(iter(ids))!r:.60}' if ids else ''
+    way_out = 'remove the annotation, or export both together'
+    return BadInput(f'{where}: {key} {value!r:.60} is not among the {listed}{example}; {way_out}')
 
 
 def _read_annotations(
@@ -400,10 +408,10 @@ def _read_annotations(
     """Check the annotation records and return those that have a mask by image id."""
     annotations: dict[Id, list[Annotation]] = {image_id: [] for image_id in images}
     for position, record in enumerate(listed):
-        where = _name_annotation(path, position, record)
+        where = name_annotation(path, position, record)
         image_id = _read_id(where, record, 'image_id')
         if image_id not in images:
-            raise BadInput(f'{where}: image_id {image_id!r:.60} is not among the images')
+            raise not_listed(where, 'image_id', image_id, images, 'images')
         class_id = class_ids[identify(record['category_id'])]
         iscrowd = _read_flag(where, record) and competition.crowds == 'ignored'
         annotator = identify(record.get('annotator'))

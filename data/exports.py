@@ -5,8 +5,8 @@
 The photos stay where they are: a file_name becomes the path from the root to the photo.
 """
 
-import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,19 @@ from config import (
     read_competition,
     write_competition,
 )
+from data.coco import name_annotation, not_listed
 from data.importers import print_competition
 from data.layout import annotation_files, describe_folder, find_exports, split_of
-from data.paths import find_photo
+from data.paths import find_photo, index_files, nearest_file
 from utils.errors import BadInput, one_line
 from utils.files import exists, write_text
-from utils.json_files import load_json, read_bytes, require
+from utils.foreign_csv import find_columns, header_fault, read_lines, split_row
+from utils.json_files import identify, load_json, read_bytes, require, whole_number
 
 Content = dict[str, Any]  # of a COCO file
+UPLOAD = re.compile(r'(^|/)[0-9a-f]{8}-(?=[^/]+$)')
+SPLIT_WORD = re.compile('train|val|test')
+MAX_LINE = 10_000  # bytes of a row of a table
 LISTS = ('images', 'categories', 'annotations')
 
 
@@ -41,7 +46,8 @@ def import_coco(root: Path, overwrite: bool) -> None:
     All that is not for the test is for training, since the folds are made anew.
     """
     if not root.is_dir():
-        raise BadInput(f'{root}: no such folder')
+        fault = 'is a file, expected the folder of an export, unpacked' if exists(root) else 'no such folder'
+        raise BadInput(f'{root}: {fault}')
     paths = keep_coco(find_exports(root))
     if not paths and (root / 'train_all.json').is_file():
         raise BadInput(f'{root}: is a data root already; expected a COCO export, which has no train_all.json')
@@ -101,15 +107,28 @@ def write_classes(root: Path, overwrite: bool, table: Path | None = None, task: 
 
 def read_table(path: Path) -> dict[str, str]:
     """Read the class of each category from a CSV with the columns category and class. Raises BadInput."""
+    table: dict[str, str] = {}
+    layout, header = None, 'category,class'
     try:
-        lines = read_bytes(path).decode('utf-8-sig').splitlines()
+        with path.open('rb') as file:
+            for number, _, line in read_lines(file, path, MAX_LINE):
+                where = f'{path}: line {number}'
+                if layout is None:
+                    layout = find_columns(line, ('category', 'class'))
+                    if layout is None:
+                        raise BadInput(f'{path}: {header_fault(line, header)}')
+                    continue
+                category, name = (field.decode().strip() for field in split_row(line, layout, where))
+                if not category or not name:
+                    raise BadInput(f'{where}: expected a category and its class, under {header}')
+                if table.setdefault(category, name) != name:
+                    found = f'{table[category]!r} and {name!r}'
+                    raise BadInput(f'{where}: {category!r} has the classes {found}; expected one')
     except UnicodeDecodeError:
         raise BadInput(f'{path}: is not UTF-8; save it as such') from None
-    rows = list(csv.DictReader(lines))
-    for number, row in enumerate(rows, start=2):
-        if not row.get('category') or not row.get('class'):
-            raise BadInput(f'{path}: line {number}: expected a category and its class, under category,class')
-    return {row['category']: row['class'] for row in rows}
+    except OSError as error:
+        raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
+    return table
 
 
 def print_classes(root: Path, competition: Competition) -> None:
@@ -142,6 +161,8 @@ def read_file(path: Path) -> Content:
     """Read a COCO file; raise BadInput unless it has lists of images, categories and annotations."""
     content = load_json(path, read_bytes(path))
     content['annotations'] = content.get('annotations') or []  # of photos alone
+    if not content['annotations']:
+        content['categories'] = content.get('categories') or []
     for key in LISTS:
         records = content.get(key)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
@@ -159,15 +180,16 @@ def competition_of(contents: Sequence[Content], path: Path) -> Competition:
 
     Roboflow's root, the category of all others under which no object is, is left out.
     """
-    names: dict[str, None] = {}
+    found: dict[str, str] = {}  # by match_key: names that differ in case or spaces are of one class
     for content in contents:
-        used = {str(annotation.get('category_id')) for annotation in content['annotations']}
+        used = {identify(annotation.get('category_id')) for annotation in content['annotations']}
         above = {category.get('supercategory') for category in content['categories']}
         for category in sorted(content['categories'], key=category_order):
             name = category['name']
             is_root = name in above and category.get('supercategory') in ('none', None, '')
-            if not is_root or str(category.get('id')) in used:
-                names[name] = None
+            if not is_root or identify(category.get('id')) in used:
+                found.setdefault(match_key(name), name)
+    names = found.values()
     background = next((name for name in names if match_key(name).strip('_') == 'background'), 'Background')
     try:
         classes = (background, *(name for name in names if name != background))
@@ -177,15 +199,15 @@ def competition_of(contents: Sequence[Content], path: Path) -> Competition:
         raise BadInput(f'{path}: its categories cannot be classes: {fault}') from None
 
 
-def category_order(category: Content) -> tuple[int, str]:
+def category_order(category: Content) -> int:
     """Return the key that sorts categories by id; ids that are no numbers stay in the order of the file."""
-    number = str(category.get('id'))
-    return (int(number), '') if number.isdecimal() and len(number) < 20 else (0, '')
+    return whole_number(category.get('id')) or 0
 
 
 def read_export(root: Path, path: Path) -> Content:
     """Read a COCO file of an export; each file_name becomes the path from `root`. Raises BadInput."""
     content = read_file(path)
+    check_ids(path, content)
     names = [read_name(f'{path}: images[{n}]', image) for n, image in enumerate(content['images'])]
     folder, parts = find_photos(root, path, names)
     prefix = '' if folder == root else f'{folder.relative_to(root).as_posix()}/'
@@ -194,6 +216,16 @@ def read_export(root: Path, path: Path) -> Content:
         for image, name in zip(content['images'], names, strict=True)
     ]
     return {**content, 'images': images}
+
+
+def check_ids(path: Path, content: Content) -> None:
+    """Raise BadInput for an annotation of an image or a category that is not listed."""
+    for key, listed in (('image_id', 'images'), ('category_id', 'categories')):
+        ids = {identify(record.get('id')) for record in content[listed]}
+        for position, annotation in enumerate(content['annotations']):
+            if identify(annotation.get(key)) not in ids:
+                where = name_annotation(path, position, annotation)
+                raise not_listed(where, key, annotation.get(key), ids, listed)
 
 
 def read_name(where: str, image: Content) -> str:
@@ -207,25 +239,47 @@ def find_photos(root: Path, path: Path, names: list[str]) -> tuple[Path, int]:
     0 for all. Raises BadInput if the first photos are nowhere.
     """
     subset = path.stem.removeprefix('instances_')
-    folders = [path.parent, root]
-    folders += [base / name for base in folders for name in ('images', 'data', 'photos', 'JPEGImages')]
-    folders += [root / subset, root / 'images' / subset, *sorted(root.glob('*/'))]
+    usual = [path.parent, root]
+    usual += [base / name for base in usual for name in ('images', 'data', 'photos', 'JPEGImages')]
+    usual += [root / subset, root / 'images' / subset]
+    folders = [*usual, *sorted(root.glob('*/'))]
     for parts in (0, 3, 2, 1):  # Label Studio and LVIS write paths of their servers
         counts = {
             folder: sum(name_on_disk(folder, name, parts) is not None for name in names[:20])
             for folder in dict.fromkeys(folders)
         }
         best = max(counts, key=counts.__getitem__)
+        if counts[best] and best not in usual:
+            best = choose_folder(path, names[0], [f for f in counts if counts[f] == counts[best]])
         if counts[best]:
             return best, parts
     first = names[0] if names else 'file_name'
     tried = ', '.join(sorted({f'{folder.relative_to(root)}/' for folder in folders if folder.is_dir()}))
-    raise BadInput(f'{path}: found its photo {first!r} in none of {tried}; put the photos into {root}/images')
+    near = nearest_file(index_files(root), first)
+    hint = f'{near} is there: ' if near else ''
+    fault = f'found its photo {first!r} in none of {tried}'
+    raise BadInput(f'{path}: {fault}; {hint}put the photos into {root}/images')
+
+
+def choose_folder(path: Path, name: str, folders: list[Path]) -> Path:
+    """Return which of several folders with photos of the same names a file means: that whose name has the
+    same split. Raises BadInput.
+    """
+    split = SPLIT_WORD.search(path.stem.lower())
+    same = [folder for folder in folders if SPLIT_WORD.findall(folder.name.lower()) == [split and split[0]]]
+    if len(folders) > 1 and len(same) != 1:
+        found = f'found its photo {name!r} in {folders[0].name}/ and in {folders[1].name}/'
+        right = folders[0].parent / path.stem.removeprefix('instances_')
+        raise BadInput(f'{path}: {found}; rename the right one to {right}')
+    return same[0] if same else folders[0]
 
 
 def name_on_disk(folder: Path, name: str, parts: int) -> str | None:
-    """Return the last parts of a name, of all if 0, as they are in a folder: %20 may stand for a space."""
-    for form in (name, unquote(name).replace('\\', '/')):
+    """Return the last parts of a name, of all if 0, as they are in a folder: %20 may stand for a space, and
+    the number that Label Studio writes before a name may be missing.
+    """
+    plain = unquote(name).replace('\\', '/')
+    for form in (name, plain, UPLOAD.sub(r'\1', plain)):
         form = '/'.join(form.split('/')[-parts:])
         if form and not form.startswith('/') and exists(find_photo(folder, form)):
             return form
@@ -241,17 +295,17 @@ def merge(contents: list[Content]) -> Content:
     for content in contents:
         image_ids, new_ids = {}, {}
         for image in content['images']:
-            image_ids[str(image.get('id'))] = len(merged['images'])
+            image_ids[identify(image.get('id'))] = len(merged['images'])
             merged['images'].append(image | {'id': len(merged['images'])})
         for category in sorted(content['categories'], key=category_order):
             name = category['name']
             if name not in category_ids:
                 category_ids[name] = len(category_ids) + 1
                 merged['categories'].append(category | {'id': category_ids[name]})
-            new_ids[str(category.get('id'))] = category_ids[name]
+            new_ids[identify(category.get('id'))] = category_ids[name]
         for annotation in content['annotations']:
             changes = {'id': len(merged['annotations'])}
             for key, ids in (('image_id', image_ids), ('category_id', new_ids)):
-                changes[key] = ids.get(str(annotation.get(key)), -1)  # -1 is refused by the reader
+                changes[key] = ids[identify(annotation.get(key))]
             merged['annotations'].append(annotation | changes)
     return merged

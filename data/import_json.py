@@ -35,11 +35,12 @@ from data.masks import LeftOut
 from data.photos import refusals
 from utils.errors import BadInput, plural
 from utils.files import normal_name
-from utils.json_files import require
+from utils.json_files import guess_json, require, way_in
 from utils.progress import progress
 
 EXPECTED = 'expected annotations with a label and points each, or shapes as labelme writes them'
 POLYGONS = ('poly_seg', 'polygon', 'poly', 'segmentation')  # types of an annotation that has a polygon
+BOXES = ('rectangle', 'rotation')
 LINES = ('line', 'linestrip', 'point', 'points')  # shapes without an area
 
 
@@ -92,15 +93,24 @@ def pair_labels(labels: Path, files: Sequence[Path], index: PhotoIndex) -> dict[
 
 def find_by_image_path(path: Path, index: PhotoIndex) -> Path | None:
     """Return the photo that a label file names, as labelme's do."""
-    content = read_json(path, EXPECTED)
+    content = read_content(path)
     content = content if isinstance(content, dict) else {}
     names = [content.get(key) for key in ('imagePath', 'filename', 'file_name')]
     return index.find(str(path), *[name for name in names if isinstance(name, str) and name])
 
 
+def read_content(path: Path) -> Any:
+    """Parse a label file. Raises BadInput, also for that of another tool."""
+    content = read_json(path, EXPECTED)
+    kind = guess_json(content)
+    if kind and not kind.startswith('LabelMe'):
+        raise BadInput(f'{path}: seems to be {kind}, {EXPECTED}; {way_in(kind)}')
+    return content
+
+
 def read_label(path: Path, photo: Path, left_out: LeftOut) -> LabelledPhoto:
     """Read the shapes of a label file. Raises BadInput."""
-    content = read_json(path, EXPECTED)
+    content = read_content(path)
     if isinstance(content, dict) and {'images', 'categories'} <= content.keys():
         raise BadInput(f'{path}: seems to be COCO, {EXPECTED}; prepare.py coco reads it')
     if isinstance(content, dict) and isinstance(content.get('shapes'), list):
@@ -162,8 +172,8 @@ def read_shape(where: str, record: Any, size: Size | None, left_out: LeftOut) ->
         return None
     polygons = read_rings(where, require(where, record, 'points', list))
     points = np.reshape(polygons[0] if polygons else [], (-1, 2))
-    if kind == 'polygon':
-        return Shape(label, where, polygons)
+    if kind == 'polygon' or (kind in BOXES and len(points) > 2):  # X-AnyLabeling writes all corners
+        return Shape(label, where, polygons, is_box=kind in BOXES)
     if kind not in ('rectangle', 'circle', 'mask') or len(points) != 2:
         found = f'{plural(len(points), "point")} of a {str(kind)[:40]}'
         expected = 'expected a polygon, or 2 points of a rectangle, circle or mask'

@@ -47,7 +47,7 @@ def import_label_studio(source: Source, path: Path) -> None:
         annotation = choose_annotation(where, task, left_out)
         if annotation is None:
             continue
-        photo = find_photo_of(where, task, index)
+        photo = find_photo_of(where, task, annotation, index)
         shapes, sizes = [], set()
         for shape, size in read_results(where, annotation, left_out):
             shapes.append(shape)
@@ -57,7 +57,8 @@ def import_label_studio(source: Source, path: Path) -> None:
         labelled.append(LabelledPhoto(photo, where, shapes, *sizes))
     left_out.print()
     if not labelled:
-        raise BadInput(f'{path}: none of its {plural(len(tasks), "task")} has an annotation')
+        advice = '; accept its predictions as annotations' if any(t.get('predictions') for t in tasks) else ''
+        raise BadInput(f'{path}: none of its {plural(len(tasks), "task")} has an annotation{advice}')
     import_shapes(source, labelled)
 
 
@@ -94,20 +95,36 @@ def choose_annotation(where: str, task: dict[str, Any], left_out: LeftOut) -> di
     return next((one for one in done if one.get('ground_truth')), done[0])
 
 
-def find_photo_of(where: str, task: dict[str, Any], index: PhotoIndex) -> Path:
-    """Return the photo of a task, by the addresses in its data and its upload's name. Raises BadInput."""
+def find_photo_of(where: str, task: dict[str, Any], annotation: dict[str, Any], index: PhotoIndex) -> Path:
+    """Return the photo of a task, by the addresses in its data and its upload's name; of several photos that
+    whose key the shapes of the annotation name. Raises BadInput.
+    """
     addresses = [value for value in task['data'].values() if isinstance(value, str)]
     photos = [address for address in addresses if has_suffix(address)] or addresses
     names = [name for address in photos for name in names_of(address)]
     upload = task.get('file_upload')
     if isinstance(upload, str) and upload:
         names += names_of(upload)
+    photos_of = {address: index.find(where, *names_of(address)) for address in photos}
+    if len({path for path in photos_of.values() if path}) > 1:
+        chosen = task['data'].get(drawn_on(where, annotation))
+        if photos_of.get(chosen) is None:
+            fault = f'has several photos, {join_first(photos)[:200]}'
+            raise BadInput(f'{where}: {fault}, and its shapes do not say which is theirs; leave one in data')
+        names = names_of(chosen)
     photo = index.find(where, *names)
     if photo is None:
         found = f'its photo {join_first(photos or ["(no address)"])[:200]!r}'
         advice = 'give the folder of the photos with --photos'
         raise BadInput(f'{where}: {found} is not below {index.folder}; {advice}')
     return photo
+
+
+def drawn_on(where: str, annotation: dict[str, Any]) -> str | None:
+    """Return what the shapes of an annotation say that they are drawn on; None if they differ in it."""
+    results = require(where, annotation, 'result', list)
+    keys = {result.get('to_name') for result in results if isinstance(result, dict) and 'value' in result}
+    return str(*keys) if len(keys) == 1 else None
 
 
 def has_suffix(address: str) -> bool:

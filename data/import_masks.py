@@ -248,9 +248,10 @@ def choose_classes(source: MaskSource, legend: Legend, values: Values) -> dict[i
     if not legend.has_colours:
         refuse_colours(values)
     refuse_doubtful_palette(source, legend, values)
-    defaults = {k: k for k in (*range(num_classes), IGNORED)}
+    defaults = {k: k for k in (*range(1 if legend.has_table else num_classes), IGNORED)}
     if legend.has_colours:
-        defaults = {} if COLOUR in legend.unused else {COLOUR: 0}
+        defaults = {COLOUR: 0}
+    defaults = {value: k for value, k in defaults.items() if value not in legend.unused}
     lookup = defaults | legend.classes
     unknown = [value for value in values.pixels if value not in lookup]
     if unknown:

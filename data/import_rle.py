@@ -71,7 +71,7 @@ def import_rle(source: Source, csv: RunCsv) -> None:
     columns = find_columns(csv, sample, source)
     if 'class' not in columns.places and 'image_class' not in columns.places:
         print(f'{csv.path}: no column of classes: all objects are of one (--columns class=NAME gives one)')
-    labelled = read_photos(csv, columns, len(sample.columns), source)
+    labelled = read_photos(csv, columns, sample, source)
     labels = dict.fromkeys(shape.label for photo in labelled for shape in photo.shapes)
     if not labels:
         raise BadInput(f'{csv.path}: has no mask with a pixel; are these the labels?')
@@ -164,12 +164,12 @@ def split_class(text: str, photos: Mapping[str, Path]) -> tuple[Path, str] | Non
     return None
 
 
-def read_photos(csv: RunCsv, columns: Columns, width: int, source: Source) -> list[LabelledPhoto]:
+def read_photos(csv: RunCsv, columns: Columns, sample: Sample, source: Source) -> list[LabelledPhoto]:
     """Read the masks of all rows by photo. Raises BadInput."""
     shapes: dict[Path, list[Shape]] = {}
     sizes: dict[Path, Size] = {}
     first: dict[Path, str] = {}
-    for where, fields in progress(read_fields(csv.path, width), 'masks', 'row'):
+    for where, fields in progress(read_fields(sample), 'masks', 'row'):
         path, label = find_owner(fields, columns, where, source)
         if path not in sizes:
             sizes[path], first[path] = read_size(path), where
@@ -181,9 +181,10 @@ def read_photos(csv: RunCsv, columns: Columns, width: int, source: Source) -> li
     return [LabelledPhoto(path, first[path], shapes[path], sizes[path]) for path in shapes]
 
 
-def read_fields(path: Path, width: int) -> Iterator[tuple[str, list[bytes]]]:
+def read_fields(sample: Sample) -> Iterator[tuple[str, list[bytes]]]:
     """Yield the place and the fields of each row of a CSV. Raises BadInput."""
-    layout = Layout(b',', width, tuple(range(width)))
+    path, width = sample.path, len(sample.columns)
+    layout = Layout(sample.delimiter, width, tuple(range(width)))
     with open_csv(path) as file:
         for n, (number, _, line) in enumerate(read_lines(file, path, MAX_LINE)):
             if n:

@@ -2,20 +2,20 @@
 
 import_yolo(Path('set/data.yaml'), Path('input/mine'), boxes='refuse', overwrite=False)
 
-YOLO's class 0 is class 1 after the background, or class 0 if classes may overlap.
+YOLO's class 0 is class 1 after the background, or class 0 if classes may overlap. A class that is named
+background is drawn as such.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
-from config import make_config, match_key
+from config import make_config
 from data.importers import (
     PHOTO_SUFFIXES,
     ImportedSet,
@@ -29,11 +29,12 @@ from data.importers import (
     refuse_shared,
     write_set,
 )
-from data.labelled import TASKS, Boxes, given_task, keep_boxes
+from data.labelled import TASKS, Boxes, given_task, is_background, keep_boxes
 from data.paths import find_photo, inside
 from utils.competition import Task
 from utils.errors import BadInput
 from utils.files import normal_name
+from utils.json_files import parse_number
 from utils.yaml_files import read_yaml
 
 TOLERANCE = 0.01  # coordinates may lie this far outside 0 to 1, as in YOLO's own tools; they are clipped
@@ -42,7 +43,9 @@ DARKNET = re.compile(r'^\s*(classes|train|valid|names|backup)\s*=', re.MULTILINE
 
 @dataclass(frozen=True)
 class YoloObject:
-    """Hold a line of a label file: its class id from 1 on, and the numbers after it, of the photo's sides."""
+    """Hold a line of a label file: its class id, 0 of the background, and the numbers after it, of the
+    photo's sides.
+    """
 
     category_id: int
     numbers: tuple[float, ...]
@@ -70,7 +73,10 @@ def import_yolo(data_yaml: Path, out: Path, boxes: Boxes, overwrite: bool, task:
     polygons are refused, left out ('skip'), or taken as rectangles ('fill').
     """
     settings = read_settings(data_yaml)
-    classes = read_names(data_yaml, settings)
+    yolo_names = read_names(data_yaml, settings)
+    named = [name for name in yolo_names if not is_background(name)]
+    classes = make_config({'classes': ('Background', *named)}, where=str(data_yaml)).classes
+    ids = [named.index(name) + 1 if name in named else 0 for name in yolo_names]
     root = data_yaml.parent / str(settings.get('path') or '')
     root = root if root.is_dir() else data_yaml.parent  # `path` may be a folder on its author's machine
     splits = list_splits(data_yaml, root, settings)
@@ -88,15 +94,15 @@ def import_yolo(data_yaml: Path, out: Path, boxes: Boxes, overwrite: bool, task:
             raise BadInput(f'{data_yaml}: no photo of {split} has a label file; {example}')
     task = given_task(out, task) or 'multiclass'
     skipped = int(task == 'multilabel')  # the background
-    objects = {path: read_label(labels[path], len(classes)) for path in photos}
+    objects = {path: read_label(labels[path], ids) for path in photos}
     refuse_poses(data_yaml, objects.values())
     places = [one.where for some in objects.values() for one in some if one.is_box]
     if not keep_boxes(boxes, places, sum(map(len, objects.values()))):
         objects = {path: [one for one in some if not one.is_box] for path, some in objects.items()}
 
     def annotate(path: Path, facts: PhotoFacts) -> list[dict[str, Any]]:
-        drawn = [(one.category_id - skipped, one.points()) for one in objects[path]]
-        return [polygon_annotation(k, points, facts.displayed) for k, points in drawn]
+        drawn = [one for one in objects[path] if one.category_id >= skipped]
+        return [polygon_annotation(one.category_id - skipped, one.points(), facts.displayed) for one in drawn]
 
     test = splits['test']
     labelled = [path for split, paths in splits.items() if split != 'test' for path in paths]
@@ -112,12 +118,14 @@ def import_yolo(data_yaml: Path, out: Path, boxes: Boxes, overwrite: bool, task:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read a data.yaml, a mapping. Raises BadInput."""
+    """Read a data.yaml, a mapping, or a list of names beside the folder images. Raises BadInput."""
     if path.suffix.lower() in ('.data', '.names'):
         text = '\n'.join(read_lines(path))
         if path.suffix.lower() == '.names' or DARKNET.search(text):
             advice = "write a data.yaml with 'train: train.txt' and 'names: [...]', the lines of obj.names"
             raise BadInput(f'{path}: is a file of Darknet, expected a data.yaml; {advice}')
+    if path.suffix.lower() == '.txt':  # Label Studio writes classes.txt and no data.yaml
+        return {'names': [line.strip() for line in read_lines(path) if line.strip()], 'train': 'images'}
     settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise BadInput(f'{path}: found {type(settings).__name__}, expected train, val and names')
@@ -126,8 +134,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def read_names(path: Path, settings: dict[str, Any]) -> tuple[str, ...]:
-    """Read the class names of a data.yaml, a list or a dictionary of 0 to n - 1, and put Background first."""
+def read_names(path: Path, settings: dict[str, Any]) -> list[str]:
+    """Read the class names of a data.yaml, a list or a dictionary of 0 to n - 1. Raises BadInput."""
     names = settings.get('names')
     if isinstance(names, dict) and sorted(map(str, names)) == sorted(map(str, range(len(names)))):
         names = [name for _, name in sorted((int(k), name) for k, name in names.items())]
@@ -136,13 +144,10 @@ def read_names(path: Path, settings: dict[str, Any]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or not name:
             raise BadInput(f'{path}: names has {str(name)[:60]!r}, expected a name; put it in quotes')
-    classes = ('Background', *names)
-    if match_key(classes[0]) in map(match_key, names):
-        raise BadInput(f'{path}: names has {classes[0]!r}, which is what no object covers; leave it out')
     count = settings.get('nc')
     if count is not None and str(count) != str(len(names)):
         raise BadInput(f'{path}: nc is {str(count)[:20]}, but names has {len(names)}; mend the wrong one')
-    return make_config({'classes': classes}, where=str(path)).classes
+    return names
 
 
 def list_splits(data_yaml: Path, root: Path, settings: dict[str, Any]) -> dict[str, list[Path]]:
@@ -175,7 +180,7 @@ def list_yolo(data_yaml: Path, root: Path, settings: dict[str, Any], split: str)
     for source in sources if isinstance(sources, list) else [sources]:
         # Roboflow writes ../train/images, relative to a folder that does not exist
         text = str(source).replace('\\', '/')
-        choices = [root / text.removeprefix('../'), root / text]
+        choices = [root / text.removeprefix('../'), root / text, *tails(root, text)]
         path = next((path for path in choices if path.exists()), None)
         if path is None and split == 'test':  # Roboflow names it always
             print(f'{data_yaml}: test: {root / text}: no such folder, so the set has no test.json')
@@ -192,6 +197,14 @@ def list_yolo(data_yaml: Path, root: Path, settings: dict[str, Any], split: str)
     return photos
 
 
+def tails(root: Path, name: str) -> list[Path]:
+    """Return where an absolute path of another machine, such as /content/set/train/images, may be below the
+    root: its last parts, as many as can be first.
+    """
+    parts = PureWindowsPath(name).parts if PureWindowsPath(name).root else ()
+    return [root.joinpath(*parts[n:]) for n in range(1, len(parts))]
+
+
 def list_of_photos(root: Path, path: Path) -> list[Path]:
     """Read a .txt file of photos, relative to itself or to the root. Raises BadInput."""
     photos = []
@@ -202,6 +215,7 @@ def list_of_photos(root: Path, path: Path) -> list[Path]:
         # CVAT and Darknet write data/ before the paths, for the folder in which the set is to lie
         names = [name, name.removeprefix('data/')]
         choices = [folder / name for name in names for folder in (path.parent, root)]
+        choices += [*tails(path.parent, name), *tails(root, name)]
         photo = next((choice for choice in choices if choice.is_file()), None)
         if photo is None:
             raise BadInput(f'{path}: line {number}: {choices[0]}: no such photo')
@@ -225,9 +239,11 @@ def label_paths(photos: Iterable[Path]) -> dict[Path, Path]:
     for photo in photos:
         choices = [photo.with_suffix('.txt')]
         parts = list(choices[0].parts)
-        if 'images' in parts[:-1]:
-            parts[len(parts) - 2 - parts[-2::-1].index('images')] = 'labels'
-            choices.insert(0, Path(*parts))
+        folders = [part.lower() for part in parts[-2::-1]]
+        if 'images' in folders:
+            for folder in ('Labels', 'labels'):  # Windows and macOS find either
+                parts[len(parts) - 2 - folders.index('images')] = folder
+                choices.insert(0, Path(*parts))
         paths = [find_photo(path.parent, path.name) for path in choices]
         labels[photo] = next((path for path in paths if path.is_file()), choices[0])
     return labels
@@ -262,8 +278,10 @@ def looks_like_labels(path: Path) -> bool:
     return bool(lines) and len(lines[0]) > 4 and all(parse_number(word) is not None for word in lines[0][:2])
 
 
-def read_label(path: Path, num_classes: int) -> list[YoloObject]:
-    """Read the objects of a label file; one that does not exist has none. Raises BadInput."""
+def read_label(path: Path, ids: Sequence[int]) -> list[YoloObject]:
+    """Read the objects of a label file; one that does not exist has none. `ids` are the class ids of YOLO's
+    classes. Raises BadInput.
+    """
     objects = []
     for number, line in enumerate(read_lines(path) if path.exists() else [], start=1):
         if not line.strip():
@@ -271,8 +289,8 @@ def read_label(path: Path, num_classes: int) -> list[YoloObject]:
         first, *rest = line.split()
         where = f'{path}: line {number}'
         match = re.fullmatch(r'(\d{1,3})(\.0*)?', first, re.ASCII)
-        if match is None or int(match[1]) >= num_classes - 1:
-            raise BadInput(f'{where}: found the class {first[:40]!r}, expected 0 to {num_classes - 2}')
+        if match is None or int(match[1]) >= len(ids):
+            raise BadInput(f'{where}: found the class {first[:40]!r}, expected 0 to {len(ids) - 1}')
         if len(rest) % 3 == 1 and len(rest) > 4 and is_visibility(rest[6::3]):
             fault = f'found a box and {len(rest) // 3 - 1} keypoints with their visibility, so a pose'
             raise BadInput(f'{where}: {fault}; expected a polygon: x y of at least 3 points')
@@ -282,7 +300,7 @@ def read_label(path: Path, num_classes: int) -> list[YoloObject]:
             raise BadInput(f'{where}: {fault}; a last number that is a confidence {advice}')
         if len(rest) < 6 and len(rest) != 4:
             raise BadInput(f'{where}: found {len(rest)} coordinates, expected x y of at least 3 points')
-        objects.append(YoloObject(int(match[1]) + 1, read_numbers(rest, where), where))
+        objects.append(YoloObject(ids[int(match[1])], read_numbers(rest, where), where))
     return objects
 
 
@@ -302,15 +320,6 @@ def read_numbers(words: list[str], where: str) -> tuple[float, ...]:
             raise BadInput(f'{where}: found the coordinate {word[:40]!r}, expected {allowed}')
         values.append(value)
     return tuple(values)
-
-
-def parse_number(word: str) -> float | None:
-    """Parse a finite number, or return None."""
-    try:
-        value = float(word)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def refuse_poses(data_yaml: Path, objects: Iterable[Sequence[YoloObject]]) -> None:

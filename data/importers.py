@@ -29,7 +29,7 @@ from config import (
 from data.bands import read_any_bands
 from data.layout import SPLITS
 from data.paths import inside
-from data.photos import Range, copy_upright, measure_bands, whole_range, widen
+from data.photos import Range, copy_upright, measure_bands, warn_once, whole_range, widen
 from utils.errors import BadInput, one_line, plural
 from utils.files import (
     cannot_write,
@@ -43,8 +43,8 @@ from utils.files import (
 from utils.json_files import load_json, read_bytes
 from utils.progress import progress
 
-PHOTO_SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff', '.npy'}
-UNREAD_SUFFIXES = {'.heic', '.heif', '.avif', '.jp2', '.jfif', '.gif', '.dng', '.cr2', '.nef', '.arw'}
+PHOTO_SUFFIXES = {'.jpg', '.jpeg', '.jfif', '.jpe', '.png', '.webp', '.bmp', '.tif', '.tiff', '.npy'}
+UNREAD_SUFFIXES = {'.heic', '.heif', '.avif', '.jp2', '.gif', '.dng', '.cr2', '.nef', '.arw'}
 JUNK_FILES = {'thumbs.db', 'desktop.ini'}
 JUNK_FOLDERS = {'__macosx', '@eadir', '$recycle.bin'}
 SET_FILES = ('train_all.json', 'train.json', 'val.json', 'test.json', 'test_labels.json')
@@ -92,7 +92,7 @@ def list_files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     Left out are hidden files and folders, such as ._a.jpg of a Mac or .ipynb_checkpoints, and thumbnails.
     """
     if not folder.is_dir():
-        raise BadInput(f'{folder}: no such folder')
+        raise BadInput(f'{folder}: {"is a file, expected a folder" if folder.exists() else "no such folder"}')
     files = (path for path in folder.rglob('*') if path.suffix.lower() in suffixes)
     return sorted(path for path in files if not is_junk(path.relative_to(folder)) and not path.is_dir())
 
@@ -160,10 +160,15 @@ def refuse_shared(files: Mapping[Path, Path], kind: str) -> None:
             raise BadInput(f'{path}: would be the {kind} of {names}; rename one of them')
 
 
-def read_facts(path: Path, channels: int = RGB) -> PhotoFacts:
-    """Decode a photo, of so many bands if it can be; return what is known of it. Raises BadInput."""
-    photo, bands = read_any_bands(path, channels)
-    ranges = measure_bands(photo, path) if photo.is_deep else None
+def read_facts(path: Path, channels: int = RGB, lenient: bool = False) -> PhotoFacts:
+    """Decode a photo, of so many bands if it can be; return what is known of it. Raises BadInput.
+
+    If lenient, a cut-off photo is taken as far as it decodes, with a warning.
+    """
+    photo, bands = read_any_bands(path, channels, lenient)
+    if photo.fault:
+        warn_once(f'warning: {path}: {photo.fault}: will be predicted from what decodes')
+    ranges = measure_bands(photo, path, lenient) if photo.is_deep else None
     values = ranges and whole_range(ranges)
     return PhotoFacts(photo.size, photo.upright_size, photo.orientation, values, bands, ranges)
 
@@ -174,7 +179,11 @@ def write_set(imported: ImportedSet, out: Path, overwrite: bool) -> None:
     photos = list(dict.fromkeys(path for paths in imported.splits.values() for path in paths))
     earlier = read_competition(out) or HOME
     channels = earlier.photo_channels
-    facts = {path: read_facts(path, channels) for path in progress(photos, 'photos', 'photo')}
+    labelled = set(imported.splits['train_all.json'])
+    facts = {
+        path: read_facts(path, channels, lenient=path not in labelled)
+        for path in progress(photos, 'photos', 'photo')
+    }
     intensity, bands = common_range(facts.values()), describe_bands(facts, earlier)
     imported = replace(imported, facts={**imported.facts, **bands})
     competition = competition_of_set(out, imported, bands.get('intensity', intensity), earlier)
@@ -194,7 +203,8 @@ def write_set(imported: ImportedSet, out: Path, overwrite: bool) -> None:
         remove_partials(out, MANIFEST, COMPETITION_FILE, *SET_FILES)
         try:
             for path in progress(photos, 'copy', 'photo'):
-                copy_photo(path, partial / names[path], intensity, keep=bool(bands))
+                lenient = path not in labelled
+                copy_photo(path, partial / names[path], intensity, keep=bool(bands), lenient=lenient)
             publish(out, set(names.values()), contents, competition)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -227,10 +237,12 @@ def describe_bands(facts: Mapping[Path, PhotoFacts], earlier: Competition) -> di
     return found | given | {'channels': earlier.channels}
 
 
-def copy_photo(source: Path, target: Path, intensity: Range | None, keep: bool) -> None:
-    """Copy a photo: byte for byte, if it is to keep its bands, else upright and as 8-bit RGB."""
+def copy_photo(source: Path, target: Path, intensity: Range | None, keep: bool, lenient: bool) -> None:
+    """Copy a photo: byte for byte, if it is to keep its bands, else upright and as 8-bit RGB; `lenient` as
+    read_facts.
+    """
     if not keep:
-        copy_upright(source, target, intensity)
+        copy_upright(source, target, intensity, lenient)
         return
     with write_whole(target) as file:
         file.write(source.read_bytes())
@@ -445,7 +457,7 @@ def write_test(folder: Path, root: Path, overwrite: bool) -> None:
     orientation = (read_competition(root) or Competition()).orientation
     images = []
     for path in progress(sorted(photos, key=lambda path: natural_key(names[path])), 'photos', 'photo'):
-        facts = read_facts(path)
+        facts = read_facts(path, lenient=True)
         height, width = facts.displayed if orientation == 'displayed' else facts.stored
         images.append({'id': len(images), 'file_name': names[path], 'height': height, 'width': width})
     with lock(root / LOCK_FILE, 'importing a data set'):

@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+from config import COMPETITION_FILE
 from utils.errors import BadInput, join_first
 
 SPLITS = {'train': (('train_all.json',), ('train.json', 'val.json')), 'test': (('test.json',),)}
@@ -46,25 +47,35 @@ def describe_folder(root: Path, split: str) -> tuple[str, str]:
         if split == 'train' and (root / name).is_file():
             rename = shlex.join(['mv', str(root / name), str(root / 'train_all.json')])
             return f'found {name} without {other}, ', f'; if it holds all training photos: {rename}'
+    if split == 'train' and (source := find_yolo(root)):
+        options = ['--yaml', str(source), '--out', f'{root}_coco']
+        command = shlex.join(['python', 'prepare.py', 'yolo', *options])
+        return f'found {source.name}, ', f'; if that is a YOLO set: {command}'
     exports = find_exports(root)
     if any(split_of(root, path) == split for path in exports):
         names = join_first([path.relative_to(root).as_posix() for path in exports])
         command = shlex.join(['python', 'prepare.py', 'coco', '--data', str(root)])
         return f'found {names}, ', f'; if a tool exported it as COCO: {command}'
     if split == 'train':
-        yaml_files = sorted(root.glob('*.yaml'))
-        if yaml_files and ((root / 'train').is_dir() or (root / 'images').is_dir()):
-            options = ['--yaml', str(yaml_files[0]), '--out', f'{root}_coco']
-            command = shlex.join(['python', 'prepare.py', 'yolo', *options])
-            return f'found {yaml_files[0].name}, ', f'; if that is a YOLO set: {command}'
         for folder in sorted(root.glob('*/')):
             files = [*folder.glob('train_all.json'), *find_exports(folder)]
             if files:
                 name = shlex.quote(str(folder))
                 way_out = f'; give --data {name}, or --set data_root={name}'
                 return f'found {files[0].relative_to(root).as_posix()}, ', way_out
+    if archives := sorted(root.glob('*.zip')):
+        return f'found {archives[0].name}, ', '; unpack it there'
     page = 'tells how exports, YOLO labels and masks come in' if split == 'train' else 'says what it holds'
     return '', f'; docs/data.md {page}'
+
+
+def find_yolo(root: Path) -> Path | None:
+    """Return the data.yaml of a YOLO set, or the classes.txt that Label Studio writes in its place."""
+    yaml_files = [path for path in sorted(root.glob('*.y*ml')) if path.name != COMPETITION_FILE]
+    if yaml_files and ((root / 'train').is_dir() or (root / 'images').is_dir()):
+        return yaml_files[0]
+    names = root / 'classes.txt'
+    return names if names.is_file() and (root / 'labels').is_dir() else None
 
 
 def find_exports(root: Path) -> list[Path]:
@@ -74,8 +85,9 @@ def find_exports(root: Path) -> list[Path]:
     imported = {root / name for name in ('train_all.json', 'test.json', 'test_labels.json')}
     no_masks = re.compile(r'\.|captions_|person_keypoints_|image_info_')
     for pattern in EXPORTS:
+        any_case = re.sub('[a-z]', lambda match: f'[{match[0]}{match[0].upper()}]', pattern)
         paths = [
-            path for path in root.glob(pattern) if path not in imported and not no_masks.match(path.name)
+            path for path in root.glob(any_case) if path not in imported and not no_masks.match(path.name)
         ]
         if paths:
             return sorted(paths)

@@ -30,8 +30,9 @@ class Legend:
 
     classes: dict[int, int]
     entries: dict[str, list[int]]  # the values of each entry of the command line
-    unused: dict[int, str]  # the names that files give to colours of no class
+    unused: dict[int, str]  # the names that files give to values of no class
     has_colours: bool
+    has_table: bool  # a file says which class an id is, so that no id is its own class
 
 
 def show(value: int) -> str:
@@ -47,8 +48,9 @@ def grey(ids: np.ndarray) -> np.ndarray:
 def read_legend(texts: Sequence[str], classes: Sequence[str]) -> Legend:
     """Read the entries of --map; one of the command line counts before one of a file. Raises BadInput."""
     entries = {text: list(parse_values(text)) for text in texts if '=' in text}
-    files = [text for text in texts if text not in entries]
-    has_colours = bool(files) or any(values[0] >= COLOUR for values in entries.values())
+    tables = {text: read_colours(Path(text), classes) for text in texts if text not in entries}
+    in_files = [value for table in tables.values() for names in table for value in names]
+    has_colours = any(value >= COLOUR for value in (*in_files, *(v[0] for v in entries.values())))
     if has_colours:  # an id is then that grey
         entries = {text: grey(np.array(values)).tolist() for text, values in entries.items()}
     lookup: dict[int, int] = {}
@@ -59,12 +61,11 @@ def read_legend(texts: Sequence[str], classes: Sequence[str]) -> Legend:
                 first = next(other for other in entries if value in entries[other])
                 raise BadInput(f'--map {text[:80]}: {show(value)} is mapped twice, first by {first}')
     unused: dict[int, str] = {}
-    for file in files:
-        colours, names = read_colours(Path(file), classes)
+    for colours, names in tables.values():
         lookup = colours | lookup
         unused |= names
     unused = {value: name for value, name in unused.items() if value not in lookup}
-    return Legend(lookup, entries, unused, has_colours)
+    return Legend(lookup, entries, unused, has_colours, bool(tables))
 
 
 def parse_values(entry: str) -> range:
@@ -114,20 +115,21 @@ def find_class(text: str, classes: Sequence[str], where: str) -> int:
 def read_colours(path: Path, classes: Sequence[str]) -> tuple[dict[int, int], dict[int, str]]:
     """Read the class ids of the colours of a file, and the names of those that are no class. Raises BadInput.
 
-    The file is a CSV name,r,g,b, CVAT's labelmap.txt, or CamVid's label_colors.txt.
+    The file is a CSV name,r,g,b, CVAT's labelmap.txt, CamVid's label_colors.txt, or Roboflow's _classes.csv,
+    which has ids in place of colours.
     """
     lookup: dict[int, int] = {}
     unused: dict[int, str] = {}
     for number, name, colour in read_rows(path):
         if colour in lookup or colour in unused:
-            raise BadInput(f'{path}: line {number}: the colour {show(colour)} stands twice')
+            raise BadInput(f'{path}: line {number}: the value {show(colour)} stands twice')
         try:
             lookup[colour] = find_class(name, classes, where=f'{path}: line {number}')
         except BadInput:
             unused[colour] = f'{name} in {path}'
     if not set(lookup.values()) - {0}:
         names = ', '.join(classes[1:6])
-        raise BadInput(f'{path}: has none of the classes {names}; expected name,r,g,b of each')
+        raise BadInput(f'{path}: has none of the classes {names}; expected name,r,g,b or id,name of each')
     return lookup, unused
 
 
@@ -137,8 +139,16 @@ def read_names(path: Path) -> tuple[str, ...]:
     return ('Background', *(name for name in names if match_key(name) not in {BACKGROUND, *NO_CLASSES}))
 
 
+def is_table(path: Path) -> bool:
+    """Return True for a file that --map reads: of names, each with an id or a colour."""
+    try:
+        return path.is_file() and bool(read_rows(path))
+    except BadInput:
+        return False
+
+
 def read_rows(path: Path) -> list[tuple[int, str, int]]:
-    """Return the line number, name and colour of each row. Raises BadInput."""
+    """Return the line number, name and value of each row, a colour or an id. Raises BadInput."""
     if not exists(path):
         raise BadInput(f'--map {path}: no such file, and no entry such as 255=1')
     rows = []
@@ -148,14 +158,19 @@ def read_rows(path: Path) -> list[tuple[int, str, int]]:
         if match := LABELMAP.fullmatch(line) or LABEL_COLORS.fullmatch(line):
             name, colour = match['name'].strip(), re.split(r'[,\s]+', match['colour'])
         else:
-            name, *colour = (text.strip() for text in next(csv.reader([line], skipinitialspace=True)))
-        if [text.lower() for text in colour] in (['r', 'g', 'b'], ['red', 'green', 'blue']):
+            delimiter = ',' if ',' in line else ';'  # Excel's, where a comma is in numbers
+            row = csv.reader([line], skipinitialspace=True, delimiter=delimiter)
+            name, *colour = (text.strip() for text in next(row))
+        if not rows and colour and not re.search(r'\d', line):
             continue  # the header
         value = parse_colour(colour)
+        if len(colour) == 1 and re.fullmatch(r'\d{1,5}', name, re.ASCII) and int(name) < 1 << 16:
+            name, value = colour[0], int(name)
         if value is None:
-            expected = 'expected name,r,g,b of 0 to 255; names alone, in the order of ids, go to --classes'
+            advice = 'names alone, in the order of ids, go to --classes'
+            expected = f'expected name,r,g,b of 0 to 255, or id,name; {advice}'
             raise BadInput(f'{path}: line {number}: found {line[:60]!r}, {expected}')
         rows.append((number, name, value))
     if not rows:
-        raise BadInput(f'{path}: has no colours, expected lines of name,r,g,b')
+        raise BadInput(f'{path}: has no colours, expected lines of name,r,g,b or id,name')
     return rows

@@ -4,6 +4,8 @@ Shapes: H W a photo's own height and width, which is a `size`. Run lengths go do
 (W, H).
 """
 
+import json
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import numpy as np
 from pycocotools import mask as rle_codec
 
 from utils.errors import BadInput
-from utils.json_files import require, whole_number
+from utils.json_files import parse_number, require, whole_number
 
 MAX_OUTLINE = 1_000_000  # length of a polygon in pixels; drawing it takes about 100 bytes for each of them
 
@@ -68,7 +70,7 @@ def encode_segmentation(
 
     Parts of it that cover nothing are counted there too. Raises BadInput for what cannot be understood.
     """
-    segmentation = record.get('segmentation')
+    segmentation = parse_text(record.get('segmentation'))
     if isinstance(segmentation, list) and len(segmentation) == 1 and isinstance(segmentation[0], dict):
         segmentation = segmentation[0]
     if segmentation in (None, '', [], {}) or (isinstance(segmentation, list) and not any(segmentation)):
@@ -86,6 +88,16 @@ def encode_segmentation(
         left_out.note(reason, where)
         return None
     return rle['counts'], pixels
+
+
+def parse_text(segmentation: Any) -> Any:
+    """Parse a segmentation that is JSON in a text, as tables write it; return any other as it is."""
+    if not isinstance(segmentation, str) or not segmentation.lstrip().startswith(('[', '{')):
+        return segmentation
+    try:
+        return json.loads(segmentation)
+    except (ValueError, RecursionError):
+        return segmentation
 
 
 def decode(rle: bytes, size: Size) -> np.ndarray:
@@ -126,7 +138,9 @@ def encode_polygons(
 
 
 def flatten(where: str, segmentation: list[Any]) -> list[list[Any]]:
-    """Return polygons as lists of x0, y0, x1, y1, ...; [[x, y], ...] and a single list are polygons, too."""
+    """Return polygons as lists of x0, y0, x1, y1, ...; [[x, y], ...], a single list and one that is nested
+    once more are polygons, too.
+    """
     if all(map(is_number, segmentation)):
         return [segmentation]
     if len(segmentation) > 2 and all(map(is_point, segmentation)):
@@ -134,6 +148,8 @@ def flatten(where: str, segmentation: list[Any]) -> list[list[Any]]:
     nested = [p for p in segmentation if isinstance(p, list) and p and all(isinstance(v, list) for v in p)]
     if not nested:
         return segmentation
+    if len(segmentation) == len(nested[0]) == 1 and all(map(is_number, nested[0][0])):
+        return nested[0]
     if len(segmentation) > 1 or not all(map(is_point, nested[0])):
         fault = f'segmentation has {len(segmentation)} rings of points, which may be holes'
         raise BadInput(f'{where}: {fault}; expected lists of x0, y0, x1, y1, ..., or RLE')
@@ -156,9 +172,12 @@ def is_outside(polygon: list[float], size: Size) -> bool:
 
 
 def check_polygon(where: str, polygon: Any, size: Size) -> list[float]:
-    """Return the coordinates of a polygon as floats. Raises BadInput."""
+    """Return the coordinates of a polygon, which may be text, as floats. Raises BadInput."""
+    given = polygon
+    if isinstance(polygon, list) and str in map(type, polygon):
+        polygon = [parse_number(value) if isinstance(value, str) else value for value in polygon]
     if not isinstance(polygon, list) or not {*map(type, polygon)} <= {int, float}:
-        raise BadInput(f'{where}: a polygon is {str(polygon)[:60]!r}, expected a list of numbers')
+        raise BadInput(f'{where}: a polygon is {str(given)[:60]!r}, expected a list of numbers')
     if len(polygon) % 2:
         raise BadInput(
             f'{where}: a polygon has {len(polygon)} coordinates, expected x, y of at least 3 points'
@@ -190,8 +209,10 @@ def encode_counts(where: str, rle: dict[str, Any], size: Size) -> dict[str, Any]
         counts = [height * width]
     counts = require(where, rle | {'counts': counts}, 'counts', (list, str))
     if isinstance(counts, str):
-        counts = decompress(where, counts)
-    if not all(type(c) is int and c >= 0 for c in counts):
+        lengths = re.split(r'[\s,]+', counts.strip(' []'))  # plain ones in a text
+        counts = lengths if len(lengths) > 1 else decompress(where, counts)
+    counts = [c if type(c) is int else whole_number(c) for c in counts]
+    if not all(c is not None and c >= 0 for c in counts):
         raise BadInput(f'{where}: RLE counts must be whole numbers of at least 0')
     if sum(counts) != height * width:
         total = str(sum(counts))[:60]

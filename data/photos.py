@@ -49,6 +49,9 @@ OTHER_KINDS = {
     b'\xff\x4f\xff\x51': 'JPEG 2000',
     b'8BPS': 'PSD',
 }
+LFS_START = b'version http'
+MISSING, LEAST = (-9999, -32768, -99999), -1e30  # what maps have where nothing was measured
+FILL = 'write a value there that the other pixels have, such as their lowest'
 JPEG_END = b'\xff\xd9' * (1 << 15)  # longer than any segment, so it ends one that is cut off, too
 
 Orientation = Literal['displayed', 'stored']
@@ -131,12 +134,13 @@ def likely_range(path: Path) -> Range | None:
     return full_range(photo, path) if photo.is_deep else None
 
 
-def copy_upright(source: Path, target: Path, intensity: Range | None = None) -> None:
+def copy_upright(source: Path, target: Path, intensity: Range | None = None, lenient: bool = False) -> None:
     """Copy a photo byte for byte, or save it again, upright and as 8-bit RGB, if it is not.
 
-    It is saved in its own format, without loss unless that is JPEG. Raises BadInput.
+    It is saved in its own format, without loss unless that is JPEG. If lenient, a cut-off one is copied, or
+    saved as far as it decodes. Raises BadInput.
     """
-    photo = read_stored(source)
+    photo = read_stored(source, lenient)
     pixels = turn(to_rgb(photo, source, intensity), photo.orientation)
     with write_whole(target) as file:
         if photo.kind == 'RGB' and photo.orientation == 1:
@@ -200,7 +204,9 @@ def refusals(name: object, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     except Image.DecompressionBombError:  # Pillow refuses them before our check
         raise BadInput(f'{name}: found far too many pixels, {limits(max_pixels)}') from None
     except (*UNREADABLE, cv2.error) as error:
-        raise BadInput(f'{name}: cannot be decoded: {one_line(error)[:300]}') from None
+        fault = one_line(error)[:300]
+        advice = '; copy or download it again' if 'truncated' in fault else ''
+        raise BadInput(f'{name}: cannot be decoded: {fault}{advice}') from None
 
 
 def limits(max_pixels: int) -> str:
@@ -223,6 +229,8 @@ def describe_other(source: Path | BinaryIO, formats: Sequence[str]) -> str:
         return f'is empty, {expected}; copy or download it again'
     if head.lower().lstrip().startswith((b'<html', b'<!doctype')):
         return f'seems to be a web page, {expected}; download it again'
+    if head == LFS_START:
+        return f'is the pointer of a Git LFS file, {expected}; run git lfs pull'
     known = (kind for start, kind in OTHER_KINDS.items() if head.startswith(start))
     kind = HEIF.get(head[8:]) if head[4:8] == b'ftyp' else next(known, None)
     return f'found {kind}, {expected}; convert {kind} to JPEG' if kind else f'cannot be decoded, {expected}'
@@ -508,7 +516,7 @@ def to_levels(
         raise BadInput(
             f'{name}: {span}, expected 8 bits a channel; {advice}; python prepare.py check prints it'
         )
-    found = measure_bands(photo, name) if len(ranges) > 1 else (measure(photo, name),)
+    found = measure_bands(photo, name, lenient=True) if len(ranges) > 1 else (measure(photo, name),)
     for band, ((low, high), limits) in enumerate(zip(found, ranges, strict=True), 1):
         if low >= limits[0] and high <= limits[1]:
             continue
@@ -526,13 +534,18 @@ def measure(photo: Stored, name: object) -> Range:
     low, high = float(photo.pixels.min()), float(photo.pixels.max())
     if not np.isfinite([low, high]).all():
         fault = f'found {np.count_nonzero(~np.isfinite(photo.pixels))} values that are NaN or infinite'
-        raise BadInput(f'{name}: {fault}, expected numbers in all pixels')
+        raise BadInput(f'{name}: {fault}, expected numbers in all pixels; {FILL}')
     return low, high
 
 
-def measure_bands(photo: Stored, name: object) -> tuple[Range, ...]:
-    """Return the lowest and highest value of each band; raise BadInput for NaN and infinity."""
-    measure(photo, name)
+def measure_bands(photo: Stored, name: object, lenient: bool = False) -> tuple[Range, ...]:
+    """Return the lowest and highest value of each band; raise BadInput for NaN and infinity, and, unless
+    lenient, for what marks missing values: the range would leave no contrast to the others.
+    """
+    low, _ = measure(photo, name)
+    if not lenient and (low in MISSING or low < LEAST):
+        fault = f'found {np.count_nonzero(photo.pixels == low):,} values of {low:g}, which marks missing ones'
+        raise BadInput(f'{name}: {fault}; {FILL}')
     values = np.atleast_3d(photo.pixels)
     ends = values.min((0, 1)).astype(float).tolist(), values.max((0, 1)).astype(float).tolist()
     return tuple(zip(*ends, strict=True))

@@ -42,6 +42,8 @@ WRAPPED = re.compile(r'\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_mod
 WRAPPERS = re.compile(r'^((_orig_mod|module|model|encoder|backbone|net|network|student|teacher)\.)+')
 # keys and prefixes of averaged weights; mmengine's ema_state_dict holds those that are not averaged
 AVERAGED = re.compile(r'(?!ema_state_dict)(?:(?<=[._])|^)(ema|teacher)(?=[._]|$)')
+# keys of an optimizer's state, whose tensors may have the names of the network's
+MOMENTS = re.compile(r'(^|[._])(optim|exp_avg|moment|grad)')
 COUNTER = 'num_batches_tracked'
 WEIGHTS_DIR = Path('input/weights')  # searched before anything is downloaded
 
@@ -144,10 +146,11 @@ def match_names(groups: Groups, state: dict[str, Tensor]) -> Match:
     if not places:
         return Match({}, rest=tuple(name for group in groups.values() for name in group))
 
-    def rank(candidate: tuple[str, str, dict[str, str]]) -> tuple[int, int, bool]:
+    def rank(candidate: tuple[str, str, dict[str, str]]) -> tuple[bool, int, int, bool]:
         place, prefix, keys = candidate
         shapes = sum(groups[place][key].shape == state[name].shape for name, key in keys.items())
-        return len(drop_counters(keys)), shapes, bool(AVERAGED.search(f'{place}.{prefix}'))
+        is_average = bool(AVERAGED.search(f'{place}.{prefix}'))
+        return not MOMENTS.search(place), len(drop_counters(keys)), shapes, is_average
 
     place, prefix, keys = max(places, key=rank)
     group, used, copies = groups[place], {place: set(keys.values())}, []
@@ -427,7 +430,9 @@ def read_groups(path: Path) -> Groups:
 
 
 def find_groups(content: object, place: str, seen: set[int]) -> Iterable[tuple[str, dict[str, Tensor]]]:
-    """Yield each dict of tensors inside nested dicts, with the keys that lead to it; none twice."""
+    """Yield each dict of tensors inside nested dicts and lists, with the keys that lead to it; none twice."""
+    if isinstance(content, list | tuple):
+        content = dict(enumerate(content))
     if not isinstance(content, dict) or id(content) in seen or place.count('.') > 4:
         return
     seen.add(id(content))

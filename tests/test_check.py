@@ -116,9 +116,25 @@ def test_categories_become_classes(root, categories, classes):
     assert read_competition(root).classes == tuple(classes.split())
 
 
+@pytest.mark.parametrize('factor', [0.4, 0.9])
+def test_objects_that_were_drawn_on_smaller_copies(root, check, factor):
+    def shrink(content: dict) -> None:
+        for annotation in content['annotations']:
+            annotation['segmentation'] = [[v * factor for v in annotation['segmentation'][0]]]
+
+    change(root, shrink)
+    remark = 'all objects lie in the left 39% and upper 38% of their photos: were they drawn on smaller'
+    assert (remark in last(check())) == (factor == 0.4)
+
+
+def test_photos_without_an_object(root, check):
+    change(root, lambda d: d.update(annotations=[a for a in d['annotations'] if a['image_id'] != 2]))
+    assert 'photos without an object: 1, such as batch_01/0002.jpg' in check()
+
+
 def test_categories_that_cannot_be_classes(root):
-    change(root, lambda d: d.update(categories=[{'id': 1, 'name': 'can'}, {'id': 2, 'name': 'Can'}]))
-    with pytest.raises(BadInput, match="train_all.json: its categories cannot be classes.*same name, 'can'"):
+    change(root, lambda d: d.update(categories=[{'id': 1, 'name': 'can'}, {'id': 2, 'name': 'a\nb'}]))
+    with pytest.raises(BadInput, match='train_all.json: its categories cannot be classes: .*not a name'):
         prepare.command(['competition', '--data', str(root)])
     assert not (root / 'competition.yaml').exists()
 

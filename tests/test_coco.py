@@ -55,6 +55,25 @@ def test_masks_equal_pycocotools_on_the_competitions_photos(boostcamp60, capsys)
     assert all(np.array_equal(draw_mask(p), theirs[p.file_name]) for p in coco.photos)
 
 
+@pytest.mark.parametrize(
+    'segmentation',
+    [
+        '[[2, 3, 12, 3, 12, 9, 2, 9]]',
+        [['2.0', '3', '12', '3', '12', '9', '2', '9']],
+        [[[2, 3, 12, 3, 12, 9, 2, 9]]],
+        {'size': [30, 40], 'counts': [63.0, 6, *[24, 6] * 9, 861.0]},
+        {'size': [30, 40], 'counts': f'63 6 {"24 6 " * 9}861'},
+        {'size': [30, 40], 'counts': f'[63, 6, {"24, 6, " * 9}861]'},
+        json.dumps({'size': [30, 40], 'counts': [63, 6, *[24, 6] * 9, 861]}),
+    ],
+    ids=['JSON', 'text', 'nested', 'floats', 'counts as text', 'list as text', 'RLE as JSON'],
+)
+def test_segmentations_in_other_forms(segmentation):
+    rle, pixels = encode_segmentation('', {'segmentation': segmentation}, (30, 40), LeftOut())
+    mask = rle_codec.decode({'size': [30, 40], 'counts': rle})
+    assert pixels == 60 and mask[3:9, 2:12].all()
+
+
 # each fault: a change of the data, and a pattern of the error line
 def change(**values):
     """Return a change of the first annotation."""
@@ -81,11 +100,11 @@ FAULTS = {
     'no image id': (lambda d: d['images'][0].pop('id'), "lacks the key 'id'"),
     'file name twice': (
         lambda d: d['images'][1].update(file_name=d['images'][0]['file_name']),
-        r"'batch_01/0000\.jpg' is listed twice$",
+        r"'batch_01/0000\.jpg' is listed twice; give its annotations one image_id",
     ),
     'file name twice, once with a backslash': (
         lambda d: d['images'][1].update(file_name='batch_01\\0000.jpg'),
-        r"jpg' is listed twice, in another spelling$",
+        r"jpg' is listed twice, in another spelling; give",
     ),
     'image_id unknown': (change(image_id=999), 'annotation 0: image_id 999 is not among the images'),
     'no image_id': (lambda d: d['annotations'][0].pop('image_id'), "lacks the key 'image_id'"),
@@ -101,7 +120,7 @@ FAULTS = {
         change(segmentation=[[[1, 1], [9, 1], [9, 9]], [[2, 2], [3, 2], [3, 3]]]),
         '2 rings of points, which may be holes',
     ),
-    'a text': (change(segmentation='[[1, 1, 9, 1, 9, 9]]'), 'expected polygons or RLE'),
+    'a text': (change(segmentation='1 1 9 1 9 9'), "segmentation is '1 1 9 1 9 9', expected polygons or RLE"),
     'short rle': (change(segmentation={'size': [64, 64], 'counts': [5, 5]}), 'add up to 10'),
     'rle without a size': (change(segmentation={'counts': [4096]}), "lacks the key 'size'"),
     'rle size': (change(segmentation={'size': [6, 6], 'counts': [36]}), r'RLE size is \[6, 6\], the image'),
@@ -169,11 +188,11 @@ def test_fault_names_its_own_file(tmp_path):
     (root / 'train_all.json').rename(root / 'val.json')
     images = [dict(image) for image in data['images']]
     for names, message in [
-        (['a.jpg', 'a.jpg'], r"train\.json: image 'a.jpg' is listed twice$"),
+        (['a.jpg', 'a.jpg'], r"train\.json: image 'a.jpg' is listed twice; give"),
         (['a.jpg', '../b.jpg'], r"train\.json: image '\.\./b.jpg' leads out"),
         (
             ['a.jpg', data['images'][0]['file_name']],
-            r'val\.json: .* twice, first in .*/train\.json$',
+            r'val\.json: .* twice, first in .*/train\.json; give',
         ),
     ]:
         for image, name in zip(images, names, strict=True):

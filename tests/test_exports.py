@@ -132,8 +132,32 @@ def one_json(source: Path, out: Path) -> None:
     put(source, range(8), out / 'photos', out / 'annotations.json', part(source, range(8), 'photos/{}'))
 
 
+def label_studio_own_photos(source: Path, out: Path) -> None:
+    """Names as after the upload, photos as before."""
+    put(source, range(8), out / 'images', out / 'result.json', part(source, range(8), 'images/0a1b2c3d-{}'))
+
+
+def on_windows(source: Path, out: Path) -> None:
+    """Folders in capitals, and ids that are not of one kind."""
+    content = part(source, range(8))
+    for image in content['images']:
+        image['id'] = float(image['id'])
+    put(source, range(8), out / 'Images', out / 'Annotations/Instances_Default.json', content)
+
+
+def folders_of_splits(source: Path, out: Path) -> None:
+    """Photos of the same names in folders that are named like the files; ids as text and as numbers."""
+    for split, rows in (('train', range(6)), ('val', range(6, 8))):
+        content = part(source, rows)
+        for annotation in content['annotations']:
+            annotation['image_id'] = f'{annotation["image_id"]}.0'
+        put(source, rows, out / f'a_{split}_set', out / f'annotations/{split}.json', content)
+    shutil.copytree(out / 'a_train_set', out / 'a_pseudo_set')
+
+
 EXPORTS = [roboflow, cvat, datumaro, fiftyone, label_studio, label_studio_server, coco2017, one_json]
-EXPORTS += [label_studio_encoded, label_studio_local, lvis, labelme2coco]
+EXPORTS += [label_studio_encoded, label_studio_local, lvis, labelme2coco, label_studio_own_photos]
+EXPORTS += [on_windows, folders_of_splits]
 
 
 @pytest.mark.parametrize('export', EXPORTS, ids=lambda function: function.__name__)
@@ -179,6 +203,69 @@ def test_photos_of_one_name_in_two_folders_of_a_server(source, tmp_path):
     prepare.command(['coco', '--data', str(tmp_path)])
     photos = read_coco(tmp_path, 'train', read_competition(tmp_path)).photos
     assert [photo.file_name for photo in photos] == ['images/0/a.jpg', 'images/1/a.jpg']
+
+
+def test_photos_of_the_same_names_in_folders_that_do_not_tell(source, tmp_path):
+    """A folder of masks may have the names of the photos."""
+    for folder in ('labels', 'pictures'):
+        put(source, range(8), tmp_path / folder, tmp_path / 'annotations/all.json', part(source, range(8)))
+    with pytest.raises(
+        BadInput, match='0000.jpg. in labels/ and in pictures/; rename the right one to .*/all'
+    ):
+        prepare.command(['coco', '--data', str(tmp_path)])
+    (tmp_path / 'pictures').rename(tmp_path / 'all')
+    prepare.command(['coco', '--data', str(tmp_path)])
+    photos = read_coco(tmp_path, 'train', read_competition(tmp_path)).photos
+    assert {Path(photo.file_name).parent.name for photo in photos} == {'all'}
+
+
+def test_names_that_differ_in_case_are_one_class(source, tmp_path):
+    content = part(source, range(8))
+    content['categories'].append({'id': 99, 'name': 'PAPER'})
+    content['annotations'][0]['category_id'] = 99
+    put(source, range(8), tmp_path / 'images', tmp_path / 'train.json', content)
+    prepare.command(['coco', '--data', str(tmp_path)])
+    assert set(read_competition(tmp_path).classes) == set(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ('key', 'message'),
+    [
+        ('image_id', 'annotation 0: image_id 77 is not among the images, which have ids such as 0; remove'),
+        ('category_id', 'annotation 0: category_id 77 is not among the categories, which have ids such'),
+    ],
+)
+def test_an_annotation_of_nothing_is_named_in_its_own_file(source, tmp_path, key, message):
+    for split, rows in (('train', range(6)), ('val', range(6, 8))):
+        content = part(source, rows)
+        if split == 'val':
+            content['annotations'][0][key] = 77
+        put(source, rows, tmp_path / split, tmp_path / f'annotations/{split}.json', content)
+    with pytest.raises(BadInput, match=f'val.json: {message}'):
+        prepare.command(['coco', '--data', str(tmp_path)])
+
+
+@pytest.mark.parametrize('start', ['', '\ufeff'])
+def test_tables_as_spreadsheets_write_them(source, tmp_path, start):
+    put(source, range(8), tmp_path / 'images', tmp_path / 'train_all.json', part(source, range(8)))
+    rows = [f'{name};{"Waste" if n % 2 else "Other"}' for n, name in enumerate(CLASSES[1:])]
+    text = start + '\r\n'.join(['"Category";"Class"', *rows, ';', ''])
+    (tmp_path / 'table.csv').write_bytes(text.encode())
+    prepare.command(['competition', '--data', str(tmp_path), '--table', str(tmp_path / 'table.csv')])
+    assert read_competition(tmp_path).classes == ('Background', 'Other', 'Waste')
+    (tmp_path / 'table.csv').write_text('category,class\ncan,Waste\ncan,Other\n')
+    with pytest.raises(BadInput, match="line 3: 'can' has the classes 'Waste' and 'Other'; expected one"):
+        prepare.command(
+            ['competition', '--data', str(tmp_path), '--table', str(tmp_path / 'table.csv')] + ['--overwrite']
+        )
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    (tmp_path / 'export.zip').write_bytes(b'PK')
+    with pytest.raises(BadInput, match='found export.zip, .*unpack it there'):
+        prepare.command(['coco', '--data', str(tmp_path)])
+    with pytest.raises(BadInput, match='is a file, expected the folder of an export, unpacked'):
+        prepare.command(['coco', '--data', str(tmp_path / 'export.zip')])
 
 
 def test_a_train_json_whose_photos_lie_in_a_folder(source, tmp_path):
@@ -310,7 +397,7 @@ def test_a_table_gives_the_categories_their_classes(tmp_path):
     table.write_text(table.read_text().replace('Tin,Metal', 'Tin,Steel'))
     prepare.command(['competition', '--data', str(root), '--table', str(table), '--overwrite'])
     assert read_competition(root).classes[:3] == ('Background', 'Paper', 'Steel')
-    table.write_text('category,class\nTin\n')
+    table.write_text('category,class\nTin,\n')
     with pytest.raises(BadInput, match='table.csv: line 2: expected a category and its class'):
         prepare.command(['competition', '--data', str(root), '--table', str(table), '--overwrite'])
 

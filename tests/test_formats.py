@@ -107,6 +107,51 @@ def test_yolo_set_of_roboflow_with_other_classes(tmp_path):
     assert read_competition(tmp_path / 'out').classes == ('Background', *NAMES)
 
 
+def test_yolo_with_a_background_among_its_names(tmp_path):
+    names = ['__background__', 'can', 'bag']
+    label = '1 0 0 1 0 1 1 0 1\n0 0 0 0.5 0 0.5 1 0 1'
+    run_yolo(small_yolo(tmp_path / 'y', label, names=names), tmp_path / 'out')
+    assert read_competition(tmp_path / 'out').classes == ('Background', 'can', 'bag')
+    mask = draw_mask(read_coco(tmp_path / 'out', 'train', read_competition(tmp_path / 'out')).photos[0])
+    assert (mask[:, :20] == 0).all() and (mask[:, 20:] == 1).all()
+    run_yolo(tmp_path / 'y/data.yaml', tmp_path / 'many', '--task', 'multilabel')
+    competition = read_competition(tmp_path / 'many')
+    assert competition.classes == ('can', 'bag')
+    planes = draw_planes(read_coco(tmp_path / 'many', 'train', competition).photos[0], 2)
+    assert planes[0].all() and not planes[1].any()
+
+
+@pytest.mark.parametrize('start', ['/content/set/', 'C:\\Users\\kim\\set\\', '/'])
+def test_yolo_with_paths_of_another_machine(tmp_path, start):
+    path = small_yolo(tmp_path / 'y', train=f'{start}train/images')
+    add_photo(tmp_path / 'y/val', 'b', '0 0 0 1 0 1 1')
+    (tmp_path / 'y/val.txt').write_text(f'{start}val/images/b.png')
+    path.write_text(path.read_text() + 'val: val.txt')
+    run_yolo(path, tmp_path / 'out')
+    assert len(read_coco(tmp_path / 'out', 'train', OTHER).photos) == 2
+
+
+@pytest.mark.parametrize('folders', [('Images', 'Labels'), ('images', 'Labels'), ('Images', 'labels')])
+def test_yolo_folders_in_capitals(tmp_path, folders):
+    path = small_yolo(tmp_path / 'y', train=f'train/{folders[0]}')
+    for old, new in zip(('images', 'labels'), folders, strict=True):
+        (tmp_path / 'y/train' / old).rename(tmp_path / 'y/train' / new)
+    run_yolo(path, tmp_path / 'out')
+    assert draw_mask(read_coco(tmp_path / 'out', 'train', OTHER).photos[0]).any()
+
+
+def test_yolo_of_label_studio_has_names_alone(tmp_path):
+    """Its export has images/, labels/, classes.txt and notes.json."""
+    root = tmp_path / 'y'
+    add_photo(root, 'a', '1 0 0 1 0 1 1 0 1')
+    (root / 'classes.txt').write_text('\n'.join(NAMES))
+    (root / 'notes.json').write_text('{"categories": [], "info": {}}')
+    with pytest.raises(BadInput, match='found classes.txt, .*python prepare.py yolo --yaml .*classes.txt'):
+        prepare.command(['check', '--data', str(root)])
+    run_yolo(root / 'classes.txt', tmp_path / 'out')
+    assert (draw_mask(read_coco(tmp_path / 'out', 'train', OTHER).photos[0]) == 2).all()
+
+
 @pytest.mark.parametrize('line', ['./train/images/{}', 'data/train/images/{}', 'train\\images\\{}', '{}'])
 def test_yolo_split_that_is_a_list_and_a_photo_without_a_label(tmp_path, line, capsys):
     path = small_yolo(tmp_path / 'y', train=['train.txt'])
@@ -157,7 +202,7 @@ def test_yolo_labels_that_are_refused(tmp_path, label, message, monkeypatch, cap
         ({'names': 3}, 'names is'),
         ({'names': {0: 'a', 2: 'b'}}, 'names is'),
         ({'names': ['a', 'A ', 'b']}, 'two of them have the same name'),
-        ({'names': ['a', 'background', 'b']}, 'which is what no object covers'),
+        ({'names': ['a', 'background']}, 'nc is 3, but names has 2'),
         ({'names': ['a', True, 'b']}, 'put it in quotes'),
         ({'names': ['a\nb', 'b', 'c']}, 'not a name for a class'),
         ({'nc': 4}, 'nc is 4, but names has 3'),

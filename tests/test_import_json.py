@@ -299,6 +299,37 @@ def test_labelme_that_is_refused(tmp_path, values, kind, message):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('kind', ['rectangle', 'rotation'])
+def test_boxes_of_four_corners(tmp_path, kind):
+    """X-AnyLabeling writes all corners, also of boxes that are turned."""
+    labelme(tmp_path, [shape('can', SQUARE, kind), shape('can', TRIANGLE)])
+    with pytest.raises(BadInput, match=r'shapes\[0\]: found a box, as are 1 of 2 objects.*--boxes skip'):
+        prepare.command(words(tmp_path))
+    prepare.command(words(tmp_path, '--boxes', 'fill'))
+    assert (imported(tmp_path)[1]['a.png'][10:40, 20:60] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        (
+            'a.png',
+            {'objects': [], 'size': {}},
+            'seems to be Supervisely JSON.*export the annotations as COCO',
+        ),
+        ('via', {'a.png9': {'filename': 'a.png', 'regions': []}}, 'seems to be VIA JSON.*as COCO'),
+        ('a', {'objects': [], 'size': {}}, 'seems to be Supervisely JSON'),
+        ('a', [{'data': {}, 'annotations': []}], 'seems to be Label Studio JSON.*prepare.py label-studio'),
+    ],
+)
+def test_labels_of_other_tools(tmp_path, name, content, message):
+    write(tmp_path, 'a', [])
+    (tmp_path / 'outputs_json/a.json').unlink()
+    (tmp_path / f'outputs_json/{name}.json').write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=message):
+        prepare.command(words(tmp_path))
+
+
 def test_boxes(tmp_path, capsys):
     labelme(tmp_path, [shape('can', [[30, 30], [10, 20]], 'rectangle'), shape('can', TRIANGLE)])
     with pytest.raises(BadInput, match=r'shapes\[0\]: found a box, as are 1 of 2 objects.*--boxes skip'):

@@ -180,6 +180,25 @@ def test_regions_that_overlap_and_labels_apart(tmp_path):
     np.testing.assert_array_equal(imported(tmp_path)['a.png'], [whole, rectangle(5, 3, 9, 9), whole])
 
 
+def test_a_task_of_two_photos(tmp_path):
+    """The shapes say on which of the data's keys they were drawn; what does not is no photo's."""
+    tasks = [task(1, 'b.png', [result(polygon('can', *box(2, 3, 12, 9)))])]
+    tasks[0]['data'] = {'before': 'a.png'} | tasks[0]['data']
+    words = write(tmp_path, tasks, 'a.png', 'b.png')
+    prepare.command(words)
+    assert list(imported(tmp_path)) == ['b.png']
+    tasks[0]['annotations'][0]['result'][0]['to_name'] = 'img'
+    write(tmp_path, tasks)
+    with pytest.raises(BadInput, match='task 1: has several photos, a.png, b.png, and its shapes do not say'):
+        prepare.command([*words, '--overwrite'])
+
+
+def test_predictions_alone(tmp_path):
+    tasks = [task(1, 'a.png', []) | {'annotations': [], 'predictions': [{'result': []}]}]
+    with pytest.raises(BadInput, match='has an annotation; accept its predictions as annotations'):
+        prepare.command(write(tmp_path, tasks))
+
+
 @pytest.mark.parametrize('angle', [0, 90])
 def test_boxes_and_ellipses(tmp_path, angle):
     """A box is turned around its first corner, an ellipse around its middle; sides are in percent of each."""

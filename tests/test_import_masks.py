@@ -266,8 +266,9 @@ def test_palettes_that_differ_are_no_ids(tmp_path):
         '\ufeffname,r,g,b\r\nBackground,0,0,0\r\ncan,255,0,0\r\nbig bottle, 0, 255, 0\r\n',
         '# label:color_rgb:parts:actions\nbackground:0,0,0::\ncan:255,0,0::\nbig bottle:0,255,0:cap:\n',
         '0 0 0\tbackground\n255 0 0 can\n0 255 0\tbig bottle\n',
+        'label;red;green;blue\nBackground;0;0;0\ncan;255;0;0\nbig bottle;0;255;0\n',
     ],
-    ids=['class_dict.csv', 'labelmap.txt', 'label_colors.txt'],
+    ids=['class_dict.csv', 'labelmap.txt', 'label_colors.txt', 'Excel'],
 )
 def test_files_of_colours(tmp_path, text):
     (tmp_path / 'colours.txt').write_text(text)
@@ -279,12 +280,34 @@ def test_files_of_colours(tmp_path, text):
     assert_same(imported(tmp_path, swapped), {'a': np.array([0, 2, 1], np.uint8)[MASK]})
 
 
+def test_a_table_of_ids(tmp_path):
+    """Roboflow puts masks and _classes.csv beside the photos."""
+    masks = {'a': ids(0, 2, 1, 0), 'b': ids(1, 1, 2, 2)}
+    words = write_pairs(tmp_path, masks)
+    table = tmp_path / '_classes.csv'
+    table.write_text('Pixel Value, Class\n0, background\n2, can\n1, big bottle\n')
+    prepare.command([*words, '--map', str(table)])
+    swapped = np.array([0, 2, 1], np.uint8)  # the classes are can and big bottle
+    assert_same(imported(tmp_path), {name: swapped[mask] for name, mask in masks.items()})
+    with pytest.raises(BadInput, match='has the values of the classes, too; give --map .*_classes.csv'):
+        prepare.command([*words, '--classes', str(table), '--overwrite'])
+    table.write_text('0, background\n2, can\n')  # 1 is then no class, though there are so many
+    with pytest.raises(BadInput, match='found the id 1'):
+        prepare.command([*words, *TWO, '--map', str(table), '--overwrite'])
+
+
+def test_a_file_of_names(tmp_path):
+    (tmp_path / 'classes.txt').write_text('\ufeffcan\r\nbig bottle\r\n')
+    prepare.command([*write_pairs(tmp_path, {'a': MASK}), '--classes', str(tmp_path / 'classes.txt')])
+    assert_same(imported(tmp_path), {'a': MASK})
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
         ('Void,0,0,0\ncan,255,0,0\nbig bottle,0,255,0', r'found the colour #000000 \(Void in .*c.csv\)'),
         ('can,255,0,0\ncan,300,0,0', "line 2: found 'can,300,0,0', expected name,r,g,b"),
-        ('can,255,0,0\nbig bottle,255,0,0', 'line 2: the colour #ff0000 stands twice'),
+        ('can,255,0,0\nbig bottle,255,0,0', 'line 2: the value #ff0000 stands twice'),
         ('car,255,0,0', 'has none of the classes can, big bottle'),
         ('name,r,g,b', 'has no colours'),
     ],

@@ -69,6 +69,10 @@ CSVS = {
         rows('EncodedPixels,Image_Label', lambda n, k, t: f'{t},{Path(n).name}_{k}', empty='-1'),
         [],
     ),
+    'a spreadsheet, nan': (
+        '\ufeff' + rows('id;class;rle', lambda n, k, t: f'{n};{k};{t}', empty='nan').replace('\n', '\r\n'),
+        [],
+    ),
     'along rows, from 0': (
         rows('image,label,mask', lambda n, k, t: f'{n},{k},{t}', order='row', first=0),
         ['--order', 'row', '--first', '0'],
@@ -86,12 +90,18 @@ CSVS = {
 }  # fmt: skip
 
 
-def run(tmp_path: Path, text: str, *options: str) -> Path:
+def run(tmp_path: Path, text: str, *options: str, encoding: str = 'utf-8') -> Path:
     photos = write_photos(tmp_path / 'photos')
-    (tmp_path / 'train.csv').write_text(text, newline='')
+    (tmp_path / 'train.csv').write_text(text, encoding, newline='')
     words = ['from-rle', '--csv', str(tmp_path / 'train.csv'), '--photos', str(photos)]
     prepare.command([*words, '--out', str(tmp_path / 'out'), *options])
     return tmp_path / 'out'
+
+
+def test_a_csv_in_utf_16(tmp_path):
+    text = CSVS['image, class, mask'][0].encode('utf-16').decode('latin-1')
+    with pytest.raises(BadInput, match=r'train.csv: is UTF-16; expected UTF-8: iconv'):
+        run(tmp_path, text, encoding='latin-1')
 
 
 @pytest.mark.parametrize('name', CSVS)
@@ -113,7 +123,9 @@ def test_masks_are_those_of_the_csv(name, tmp_path, capsys):
     rows_and_first = ('row', 0) if name == 'along rows, from 0' else ('column', 1)
     assert (how.order, how.first) == rows_and_first and competition.score_size == 'own'
     assert how.empty == ('-1' if name == 'joined, -1' else '')
-    expected = {'other columns': 'rle', 'an object a row': 'rle'}.get(name, text.split('\n')[0].strip())
+    expected = {'other columns': 'rle', 'an object a row': 'rle', 'a spreadsheet, nan': 'id,class,rle'}.get(
+        name, text.split('\n')[0].strip()
+    )
     assert ','.join(how.columns).endswith(expected)
     assert how.class_names == ('id' if name == 'ids' else 'name')
     out = capsys.readouterr().out

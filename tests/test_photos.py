@@ -20,6 +20,7 @@ from data.photos import (
     decode,
     likely_range,
     measure,
+    measure_bands,
     open_photo,
     read_rgb,
     read_stored,
@@ -262,6 +263,18 @@ def test_values_that_are_no_numbers(tmp_path, value):
     for read in (likely_range, lambda path: read_rgb(path, intensity=(0, 1), lenient=True)):
         with pytest.raises(BadInput, match='found 40 values that are NaN or infinite'):
             read(path)
+
+
+@pytest.mark.parametrize('value', [-9999, -3.4028235e38])
+def test_values_that_mark_missing_ones(tmp_path, value):
+    """A range from there on would leave no contrast."""
+    path = write(tmp_path, tiff(np.where(X == 3, value, FLOATS[..., 0]).astype(np.float32), photometric=1))
+    photo = read_stored(path)
+    with pytest.raises(
+        BadInput, match='found 40 values of .*, which marks missing ones; write a value there'
+    ):
+        measure_bands(photo, path)
+    assert measure_bands(photo, path, lenient=True)[0][0] < -9000
 
 
 def bands(count: int, kind: type = np.uint8) -> np.ndarray:

@@ -15,6 +15,7 @@ from PIL import Image
 import prepare
 from config import CLASSES, HOME, read_competition
 from data.coco import draw_mask, read_coco
+from data.photos import warn_once
 from utils.cli import run_script
 from utils.errors import BadInput
 
@@ -240,6 +241,36 @@ def test_photos_elsewhere_are_copied(tmp_path):
     (tmp_path / 'd/test/a.png').unlink()
     prepare.command([*words, '--overwrite'])
     assert read_coco(tmp_path / 'd', 'test', HOME).photos[0].size == (9, 9)
+
+
+def write_noise(path: Path, cut: int = 0) -> bytes:
+    """Write a JPEG of noise without its last bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(path, 'JPEG')
+    path.write_bytes(path.read_bytes()[: -cut or None])
+    return path.read_bytes()
+
+
+def test_a_cut_off_test_photo_is_taken(tmp_path, caplog):
+    """No way in refuses it; a training photo is refused."""
+    write_photos(tmp_path / 'p', 'a.png')
+    write_photos(tmp_path / 'm', 'a.png')
+    Image.new('L', (30, 20), 1).save(tmp_path / 'm/a.png')
+    content = write_noise(tmp_path / 't/b.jfif', cut=200)
+    words = ['from-masks', '--photos', str(tmp_path / 'p'), '--masks', str(tmp_path / 'm')]
+    words += ['--classes', 'can', '--test', str(tmp_path / 't'), '--out', str(tmp_path / 'd')]
+    prepare.command(words)
+    assert (tmp_path / 'd/b.jfif').read_bytes() == content
+    assert 'b.jfif: is cut off' in caplog.text and 'will be predicted from what decodes' in caplog.text
+    warn_once.cache_clear()
+    caplog.clear()
+    prepare.command(['test', '--photos', str(tmp_path / 't'), '--data', str(tmp_path / 'd'), '--overwrite'])
+    assert read_coco(tmp_path / 'd', 'test', HOME).photos.names() == ['test/b.jfif']
+    assert 'b.jfif: is cut off' in caplog.text
+    write_noise(tmp_path / 'p/a.jpg', cut=200)
+    (tmp_path / 'p/a.png').unlink()
+    with pytest.raises(BadInput, match='a.jpg: cannot be decoded: .*truncated.*; copy or download it again'):
+        prepare.command([*words, '--overwrite'])
 
 
 def test_training_photos_are_no_test_photos(tmp_path):

@@ -321,7 +321,7 @@ def test_table_is_read_and_checked(server, tmp_path, monkeypatch):
             "category 'Drink can' has the class 'Tin', expected one",
         ),
         ('category,class\nShoe,Clothing\n', "lacks the category 'Drink can'"),
-        ('a,b\nShoe,Clothing\n', 'line 2: expected a category and its class'),
+        ('a,b\nShoe,Clothing\n', "found the header 'a,b', expected 'category,class'"),
     ):
         table.write_text(text)
         with pytest.raises(BadInput, match=message):

@@ -191,6 +191,20 @@ def test_averaged_weights_without_statistics_are_passed_over(tiny, tmp_path):
     check_loaded(load(tiny, tmp_path / 'w.pth', {'ema': average, 'model': state}), state)
 
 
+@pytest.mark.parametrize('name', ['exp_avg', 'optimizer.exp_avg', 'grads'])
+def test_an_optimizer_that_stands_first_is_passed_over(tiny, tmp_path, name):
+    """A plain ViT has no statistics that would tell its weights from their moments."""
+    encoder = 'vit_tiny_patch16_224'
+    state = whole_state(encoder)
+    content = wrap(whole_state(encoder, seed=1), name) | {'model': state}
+    check_loaded(load(tiny, tmp_path / 'w.pth', content, encoder), state)
+
+
+def test_a_network_in_a_tuple(tiny, tmp_path):
+    state = whole_state('resnet18')
+    check_loaded(load(tiny, tmp_path / 'w.pth', (state, 3)), state)
+
+
 def test_counters_of_batch_norm_may_be_missing(tiny, tmp_path):
     state = whole_state('resnet18')
     content = {key: value for key, value in state.items() if not key.endswith('num_batches_tracked')}

@@ -1,6 +1,7 @@
 """Read JSON files and the values in them; say what a file that is not COCO JSON seems to be."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -72,7 +73,7 @@ def load_json(path: Path, content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         fault = _guess_text(content) or f'not JSON, or cut off: {one_line(error)}'
         raise BadInput(f'{path}: {fault}') from None
-    kind = _guess_json(data)
+    kind = guess_json(data)
     if kind:
         raise BadInput(f'{path}: {_refuse(kind)}')
     if not isinstance(data, dict):
@@ -98,7 +99,7 @@ def _guess_text(content: bytes) -> str | None:
     return None
 
 
-def _guess_json(data: Any) -> str | None:
+def guess_json(data: Any) -> str | None:
     """Name the tool or format whose JSON this seems to be; None for COCO and what is not known."""
     if isinstance(data, list):
         first = data[0] if data else None
@@ -117,9 +118,13 @@ def _guess_json(data: Any) -> str | None:
 
 def _refuse(kind: str) -> str:
     """Say what a file seems to be, and how its annotations come in."""
+    return f'seems to be {kind}, {EXPECTED}; {way_in(kind)}'
+
+
+def way_in(kind: str) -> str:
+    """Say how annotations of a kind that guess_json names come in."""
     command = next((command for tool, command in COMMANDS.items() if kind.startswith(tool)), None)
-    way_out = f'python prepare.py {command} imports it' if command else 'export the annotations as COCO'
-    return f'seems to be {kind}, {EXPECTED}; {way_out}'
+    return f'python prepare.py {command} imports it' if command else 'export the annotations as COCO'
 
 
 def _match(record: Any, formats: dict[str, set[str]]) -> str | None:
@@ -148,6 +153,15 @@ def whole_number(value: Any) -> int | None:
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) < 2**53 else None
     return value if type(value) is int else None
+
+
+def parse_number(text: str) -> float | None:
+    """Parse a finite number, or return None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def identify(value: Any) -> int | str | None:

@@ -46,7 +46,7 @@ from utils.run_lengths import (
     pixel_of,
 )
 
-EMPTY = (b'', b'-1')  # what other tools write for a mask without a pixel
+EMPTY = (b'', b'-1', b'nan', b'NaN', b'None')  # what other tools write for a mask without a pixel
 SPARE = 16_384  # bytes of a row besides its numbers
 
 

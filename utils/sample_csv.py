@@ -15,10 +15,10 @@ from typing import Any
 
 from utils.csv_rows import id_key, open_csv
 from utils.errors import BadInput, join_first, plural
-from utils.foreign_csv import BOM, Layout, read_lines, split_fields, split_row
+from utils.foreign_csv import BOM, DELIMITERS, OTHER_FORMATS, Layout, read_lines, split_fields, split_row
 from utils.id_csv import HEADER
 from utils.id_text import PIXELS, SIDE
-from utils.run_csv import class_key
+from utils.run_csv import EMPTY, class_key
 
 MAX_LINE = 1 << 28  # bytes
 MAX_ROWS = 100_000  # which are looked at
@@ -34,6 +34,7 @@ class Sample:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     numbers: int
+    delimiter: bytes = b','
 
     def values(self, column: int) -> list[str]:
         return [row[column] for row in self.rows]
@@ -66,11 +67,15 @@ def read_sample(path: Path) -> Sample:
     with open_csv(path) as file:
         for number, _, line in read_lines(file, path, MAX_LINE):
             if columns is None:
-                columns = split_fields(line.removeprefix(BOM).rstrip(b'\r\n'), b',')
+                header = line.removeprefix(BOM).rstrip(b'\r\n')
+                delimiter = max(DELIMITERS, key=lambda one: len(split_fields(header, one) or ()))
+                columns = split_fields(header, delimiter)
+                if fault := next((f for start, f in OTHER_FORMATS.items() if line.startswith(start)), None):
+                    raise BadInput(f'{path}: {fault}')
                 if columns is None or len(columns) < 2:
                     found = line[:40].decode('utf-8', 'replace').rstrip()
                     raise BadInput(f'{path}: line 1: found {found!r}, expected the names of the columns')
-                layout = Layout(b',', len(columns), tuple(range(len(columns))))
+                layout = Layout(delimiter, len(columns), tuple(range(len(columns))))
                 continue
             fields = split_row(line, layout, f'{path}: line {number}')
             numbers = numbers or max(len(field.split()) for field in fields)
@@ -79,7 +84,8 @@ def read_sample(path: Path) -> Sample:
                 break
     if not rows:
         raise BadInput(f'{path}: has no rows; expected a header and a row for each image, or image and class')
-    return Sample(path, [name.decode('utf-8', 'replace').strip() for name in columns], rows, numbers)
+    names = [name.decode('utf-8', 'replace').strip() for name in columns]
+    return Sample(path, names, rows, numbers, delimiter)
 
 
 def is_home(sample: Sample, num_objects: int) -> bool:
@@ -147,7 +153,7 @@ def split_name(text: str, names: Mapping[str, str], classes: Mapping[str, str]) 
 def may_be_runs(text: str) -> bool:
     """Tell whether the beginning of a field may be run lengths, or what stands for a mask without a pixel."""
     tokens = text.split()
-    return text == '-1' or (len(tokens) != 1 and all(token.isdigit() for token in tokens))
+    return text.encode() in EMPTY or (len(tokens) != 1 and all(token.isdigit() for token in tokens))
 
 
 def check_rows(
