@@ -229,10 +229,11 @@ def batches_per_epoch(size: int, batch_size: int) -> int:
 
 def make_loader(dataset: Dataset, workers: int, **kwargs) -> DataLoader:
     """Build a DataLoader whose workers stay between epochs and use one core each. Raises BadInput if too few
-    files may be open for them.
+    files may be open for them, or they could share no memory.
     """
     if workers:
         allow_files(FILES_OPEN + FILES_OF_WORKER * workers, workers)
+        require_semaphores(workers)
     return DataLoader(
         dataset,
         num_workers=workers,
@@ -254,6 +255,15 @@ def allow_files(needed: int, workers: int) -> None:
     if most != resource.RLIM_INFINITY and most < needed:
         fault = f'{most} open files are allowed, and workers={workers} may need {needed}'
         raise BadInput(f'ulimit -n: {fault}; raise it to 65536, or set workers=0')
+
+
+def require_semaphores(workers: int) -> None:
+    """Raise BadInput if processes cannot share semaphores, as where /dev/shm is missing or full."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        fault = f'workers={workers} share memory in /dev/shm, which cannot be used: {error.strerror}'
+        raise BadInput(f'{fault}; mount it (docker run --shm-size=8g), or set workers=0') from None
 
 
 @atexit.register

@@ -42,7 +42,7 @@ from engine.runs import compare_epochs
 from metrics import Metric
 from submission import competition_and_data, metric_of, require_same_images
 from utils.cli import ArgumentParser, add_config_arguments, at_least, next_line, run_script
-from utils.errors import DONE, BadInput, plural
+from utils.errors import DONE, BadInput, Interrupted, plural
 from utils.files import write_whole
 from utils.progress import progress
 from voting.members import complete_scenes
@@ -241,8 +241,8 @@ def _read_cache(cache: Path, stamp: str, is_multilabel: bool) -> Confusions | No
 
 
 def _write_cache(cache: Path, stamp: str, confusions: Confusions) -> None:
-    """Write the cache; in a folder that is read-only, leave it out."""
-    with suppress(BadInput), write_whole(cache) as file:
+    """Write the cache; in a folder that is read-only or full, leave it out."""
+    with suppress(BadInput, Interrupted), write_whole(cache) as file:
         image_ids = np.array(confusions.image_ids)
         counted = confusions.counts if confusions.matrices is None else confusions.matrices
         np.savez_compressed(file, stamp=np.array(stamp), image_ids=image_ids, matrices=counted)

@@ -390,7 +390,7 @@ def smoothed_interval(draws: np.ndarray, times: np.ndarray) -> Interval:
 def format_table(counts: np.ndarray, classes: Sequence[str], metric: Metric | None = None) -> str:
     """Format a line for each scored class, the pixel accuracy and the metric's note from (n, 3, K) counts."""
     metric = metric or Metric()
-    width, label = max(map(len, classes), default=0), metric.class_label
+    width, label = max(map(len, classes)), metric.class_label
     (hits, _, true), scores = counts.sum(0), metric.by_class(counts)
     images = np.count_nonzero(counts[:, 2], axis=0)
     column = max(6, len(label))

@@ -105,8 +105,11 @@ def open_set(coco: CocoSet, cfg: Config) -> Cache:
     check_photos(coco, folder, files)
     shapes, types = cached_shapes(coco, cfg.cache_size), cached_types(coco)
     arrays = {k: Shards(parts_of(folder, starts, f'{k}.npy'), starts, shapes[k], types[k]) for k in shapes}
-    for array, number in product(arrays.values(), range(len(starts))):
-        array.shard(number)  # a damaged file ends the run here
+    try:
+        for array, number in product(arrays.values(), range(len(starts))):
+            array.shard(number)  # a damaged file ends the run here
+    except BadInput as error:
+        raise damaged(folder, error) from None
     return Cache(coco, **arrays)
 
 

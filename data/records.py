@@ -107,10 +107,10 @@ class PhotoIndex(Sequence[Photo]):
             self.meta: dict[str, Any] = json.loads((folder / 'meta.json').read_text())
             shapes = {name: tuple(shape) for name, shape in self.meta['shapes'].items()}
             self.first_object, self.names_of_annotators = self.meta['first_object'], self.meta['annotators']
-        except (OSError, ValueError, KeyError) as error:
+            paths = {name: folder / f'{name}.npy' for name in ARRAYS}
+            self.arrays = {n: np.asarray(map_array(paths[n], shapes[n], ARRAYS[n])) for n in ARRAYS}
+        except (OSError, ValueError, KeyError, BadInput) as error:
             raise damaged(folder, error) from None
-        paths = {name: folder / f'{name}.npy' for name in ARRAYS}
-        self.arrays = {n: np.asarray(map_array(paths[n], shapes[n], ARRAYS[n])) for n in ARRAYS}
         self.count = len(self.arrays['photos']) - 1
 
     def __reduce__(self) -> tuple:

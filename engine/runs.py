@@ -189,11 +189,14 @@ def read_metrics(path: Path, metric: str = 'miou') -> list[dict[str, float]]:
     """
     if not path.is_file():
         return []
-    keys = {'epoch': 'epoch', 'loss': 'loss', 'score': metric}
+    keys = {'loss': 'loss', 'score': metric}
     try:
-        return [{key: float(row[name] or 'nan') for key, name in keys.items()} for row in read_rows(path)]
+        return [
+            {'epoch': int(row['epoch'])} | {key: float(row[name] or 'nan') for key, name in keys.items()}
+            for row in read_rows(path)
+        ]
     except UNREADABLE as error:
-        expected = f'a row an epoch with {", ".join(keys.values())}'
+        expected = f'a row an epoch with epoch, {", ".join(keys.values())}'
         raise BadInput(f'{path}: expected {expected}: {one_line(error)}') from None
 
 

@@ -209,15 +209,31 @@ class Trainer:
         for number, (images, masks, positions) in enumerate(self.loader, start=self.batch):
             first = number // accumulate * accumulate  # batch of this step
             is_last = (number + 1) % accumulate == 0 or number + 1 == len(self.sampler)
-            # the ranks add up their gradients once a step
-            with nullcontext() if is_last or not self.ranks.joined else self.forward.no_sync():
-                loss = self.compute_loss(images, masks)
-                self.scaler.scale(loss / min(accumulate, len(self.sampler) - first)).backward()
-            self.unread.append((number, loss.detach(), positions))
+            try:
+                # the ranks add up their gradients once a step
+                with nullcontext() if is_last or not self.ranks.joined else self.forward.no_sync():
+                    loss = self.compute_loss(images, masks)
+                    self.scaler.scale(loss / min(accumulate, len(self.sampler) - first)).backward()
+                self.unread.append((number, loss.detach(), positions))
+                if is_last:
+                    self.update()
+            except torch.OutOfMemoryError:
+                raise self.too_large(number) from None
             if is_last:
-                self.update()
                 self.batch = number + 1
                 yield self.step
+
+    def too_large(self, number: int) -> BadInput:
+        """Make the error of a batch that does not fit into the GPU's memory."""
+        cfg, half = self.cfg, self.cfg.batch_size // 2
+        changes = [f'a crop_size below {cfg.crop_size}']
+        if half:
+            changes.insert(0, f'batch_size={half} accumulate={2 * cfg.accumulate} (as many photos a step)')
+        if not cfg.grad_checkpointing:
+            changes.append('grad_checkpointing=true')
+        fault = f'the GPU is out of memory in epoch {self.epoch + 1}, batch {number + 1}'
+        ways = f'start again with --overwrite --set {", or ".join(changes)}'
+        return BadInput(f'{fault}; {ways}; or end what else fills it (nvidia-smi), and go on with --resume')
 
     def read_losses(self) -> None:
         """Add up the losses since the last call. Raises CheckFailed, on all ranks together, if one of them is

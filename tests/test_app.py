@@ -177,6 +177,10 @@ def test_a_page_says_which_best_pt_has_changed(shapes, output, tmp_path, page):
     (warning,) = open_page(page, shapes, tmp_path).warning
     said = f'{folder}/oof.csv: was made before {folder}/best.pt changed; make it again with infer.py'
     assert warning.value.replace('\\', '') == said
+    (folder / 'oof.origin.json').write_bytes(b'\xff')
+    damaged = open_page(page, shapes, tmp_path)
+    (error,) = damaged.error
+    assert 'not a file that infer' in error.value and not damaged.exception
 
 
 def test_first_page_scores_the_ensemble(shapes, output, train, tmp_path):

@@ -131,11 +131,11 @@ def test_photo_of_the_same_size_that_changed(tiny, tmp_path):
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('train-*/00000/photos.npy', 'not an array, or cut off'),
-        ('train-*/00000/masks.npy', 'not an array'),
+        ('train-*/00000/photos.npy', 'is damaged .*not an array, or cut off.*remove it to make it again'),
+        ('train-*/00000/masks.npy', 'is damaged'),
         ('train-*/00000/files.npy', 'is damaged'),
         ('train-*/meta.json', 'is damaged'),
-        ('index-train-*/photos.npy', 'not an array'),
+        ('index-train-*/photos.npy', 'is damaged .*remove it to make it again'),
         ('index-train-*/meta.json', 'is damaged'),
     ],
 )

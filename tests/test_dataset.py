@@ -107,6 +107,10 @@ def test_folds_are_stratified_and_seeded_and_keep_groups_together():
     for k in range(6):
         counts = np.bincount(folds[labels[:, k]], minlength=5)
         assert np.ptp(counts) <= max(3, 0.15 * counts.mean()), (k, counts)
+    last = np.arange(50)[:, None] < [0, 10]  # the last class alone, in 10 of 50 photos
+    for counted in (last, last[:, ::-1]):
+        folds_of = stratify(counted, np.arange(50), 5, seed=0)
+        assert np.bincount(folds_of[:10]).tolist() == [2] * 5 and np.bincount(folds_of).tolist() == [10] * 5
     assert np.array_equal(folds, stratify(labels, groups, 5, seed=0))
     assert not np.array_equal(folds, stratify(labels, groups, 5, seed=1))
 
@@ -117,6 +121,8 @@ def test_folds_csv_is_made_once_and_checked(tiny, tmp_path):
     folds = read_folds(cfg, cache)
     rows = list(csv.DictReader(folds_path(cfg).read_text().splitlines()))
     assert list(rows[0]) == ['image_id', 'file_name', 'fold'] and len(rows) == 6
+    classes = np.array([[k in ids for k in range(len(cfg.classes))] for ids in cache.coco.photos.classes()])
+    assert np.array_equal(folds, stratify(classes, read_scenes(cfg, cache), cfg.folds, cfg.seed))
     flipped = (
         folds_path(cfg).read_text().replace(',0\n', ',x\n').replace(',1\n', ',0\n').replace(',x\n', ',1\n')
     )

@@ -4,6 +4,7 @@ import csv
 import errno
 import fcntl
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,10 +12,20 @@ import threading
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
-from utils.errors import BadInput
-from utils.files import lock, make_folder, normal_name, write_csv, write_sheet, write_text, write_whole
+from utils.errors import BadInput, Interrupted
+from utils.files import (
+    lock,
+    make_folder,
+    normal_name,
+    save_array,
+    write_csv,
+    write_sheet,
+    write_text,
+    write_whole,
+)
 from utils.log import start_log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +62,31 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(BadInput, match='folder: cannot be locked'), lock(tmp_path / 'folder', 'testing'):
         pass
     assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'folder']
+
+
+@pytest.fixture
+def file_limit():
+    """Let no file grow beyond so many bytes, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize('count', [200, 200_000])
+def test_an_array_that_has_no_room_is_not_cut_off(tmp_path, file_limit, count):
+    """NumPy alone reports no error if few bytes are missing: it looks at nothing when it closes the file."""
+    save_array(tmp_path / 'a.npy', np.arange(3))
+    file_limit(150)
+    with pytest.raises(Interrupted, match='a.npy: cannot be written: File too large'):
+        save_array(tmp_path / 'a.npy', np.arange(count))
+    assert np.load(tmp_path / 'a.npy').tolist() == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ['a.npy']
+
+
+def test_a_lock_that_has_no_room_names_itself(tmp_path, file_limit):
+    file_limit(0)
+    with pytest.raises(Interrupted, match='a.lock: cannot be written'), lock(tmp_path / 'a.lock', 'x'):
+        raise AssertionError
 
 
 def test_log_that_cannot_be_opened_is_one_line(tmp_path):

@@ -90,9 +90,10 @@ def test_pairs_are_told_apart_where_single_intervals_overlap():
     difference = HOME.paired_interval(ours, theirs)
     by_image = Metric('image_dice', (1, 2))
     assert by_image.paired_interval(ours, theirs).low > 0 > by_image.paired_interval(theirs, ours).high
-    assert difference.low > 0 and 'the first is better' in verdict(difference, 30)
-    assert 'the second is better' in verdict(HOME.paired_interval(theirs, ours), 30)
-    assert 'no significant difference on 30 photos' in verdict(HOME.paired_interval(ours, ours), 30)
+    significant = 'a significant difference on 30 photos'
+    assert difference.low > 0 and verdict(difference, 30) == f'the first is better: {significant}'
+    assert verdict(HOME.paired_interval(theirs, ours), 30) == f'the second is better: {significant}'
+    assert verdict(HOME.paired_interval(ours, ours), 30) == 'no significant difference on 30 photos'
     _, classes = HOME.seed_intervals(ours[:, None], theirs[:, None])
     assert all(one.low > 0 for one in classes)
 
@@ -204,6 +205,14 @@ def test_smoothed_interval():
     assert smoothed_interval(holes, times) == smoothed_interval(holes[1::2], times[1::2])
     rare = (np.arange(2000) < 20) * 0.01  # a gain in one draw of 100 alone is none
     assert smoothed_interval(rare, times).low < 0
+
+
+def test_smoothed_interval_by_hand():
+    """The covariances with the two images are .5 and -.5, of variance .5; the bias is 2 / 4 of that."""
+    times = np.array([[2, 0], [0, 2], [1, 1], [1, 1]])
+    interval = smoothed_interval(np.array([3.0, 1, 2, 2]), times)
+    margin = 12.7062 * np.sqrt((0.5 - 0.25) * 2 / (2 - 1))  # t of one degree
+    assert (interval.value, interval.high - interval.value) == pytest.approx((2, margin), rel=1e-5)
 
 
 def made_up_photos(seed: int, effects: np.ndarray) -> np.ndarray:

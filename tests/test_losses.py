@@ -9,16 +9,19 @@ from operations import Operations
 from torch import Tensor
 
 from losses import (
+    ERROR_BINS,
     LOSSES,
     binary_cross_entropy,
     cross_entropy,
     dice,
     focal,
     lovasz,
+    lovasz_slopes,
     ohem,
     presence_loss,
     segmentation_loss,
 )
+from networks.mask2former import Queries
 
 OF_IDS = [name for name in LOSSES if name != 'bce']
 
@@ -272,6 +275,32 @@ def test_focal_of_planes():
     assert focal(PLANE_LOGITS, PLANES, gamma=0).item() == pytest.approx(
         cross_entropy(PLANE_LOGITS, PLANES).item()
     )
+
+
+def test_a_class_that_is_known_in_one_pixel_counts():
+    known = torch.full_like(PLANES, 255)
+    known[0, 0, 0, 0], known[0, 1] = PLANES[0, 0, 0, 0], PLANES[0, 1]
+    alone = 1 - 2 * 0.9 / (1 + 0.9)
+    assert dice(PLANE_LOGITS, known).item() == pytest.approx((alone + 1 - 2 * 0.1 / (1 + 0.8)) / 2)
+
+
+def test_slopes_of_a_bin_that_has_true_and_false_pixels():
+    """Of a class of two pixels one has the largest error; the other shares its bin with a false one."""
+    counts = torch.zeros(2 * ERROR_BINS + 1, dtype=torch.long)
+    counts[-2] = counts[ERROR_BINS + 9] = counts[9] = 1
+    slopes = lovasz_slopes(counts)
+    true, false = 1 / 2.5, 0.5 / 2.5**2  # at the middle of the bin, where the union is 2.5
+    assert slopes[-2].item() == pytest.approx(-0.5)
+    assert slopes[ERROR_BINS + 9].item() == pytest.approx(-0.5 * true / (true + false))
+    assert slopes[9].item() == pytest.approx(0.5 * false / (true + false))
+
+
+def test_losses_of_queries_are_weighted(monkeypatch):
+    monkeypatch.setattr('losses.set_losses', lambda outputs, mask: mask[: len(outputs)])
+    outputs = [Queries(None, None, None)] * 2
+    assert segmentation_loss(outputs, torch.tensor([2.0, 3.0]), [1.0, 0.5]) == 3.5
+    with pytest.raises(ValueError, match='longer|shorter'):
+        segmentation_loss(outputs, torch.tensor([2.0, 3.0]), [1.0])
 
 
 def test_dice_of_planes():

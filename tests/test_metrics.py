@@ -15,6 +15,7 @@ from metrics import (
     format_table,
     image_counts,
     iou_of_counts,
+    row_shares,
 )
 from submission import metric_of
 
@@ -37,6 +38,9 @@ def test_by_hand():
     np.testing.assert_array_equal(iou_of_counts(*image_counts(confusion)), [1 / 3, 2 / 3, 0, np.nan])
     score = Metric().score(image_counts(confusion)[None])
     assert score == pytest.approx(1 / 3)  # the class that is nowhere does not count
+    with np.errstate(all='raise'):
+        shares = row_shares(confusion)
+    assert shares.tolist() == [[0.5, 0.5, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -244,3 +248,9 @@ def test_planes_that_do_not_fit_are_refused():
     for truth, pred, num_classes in ((planes, planes[:, 1:], 2), (planes, planes, 3)):
         with pytest.raises(ValueError, match=r'expected \d planes'):
             count_pixels(truth, pred, num_classes)
+
+
+def test_metric_of_a_competition():
+    planes = Competition(classes=('a', 'b'), task='multilabel', metric='dice', score_size='own')
+    assert metric_of(planes) == Metric('dice', (0, 1), planes.empty_score, overlap=True)
+    assert not metric_of(Competition(classes=('a', 'b'))).overlap

@@ -143,4 +143,45 @@ def test_how_many_seeds_show_a_difference():
     assert bounded.seeds_to_see(0.01) is None and bounded.visible(np.inf) == pytest.approx(
         2.8016 * 0.005, rel=1e-3
     )
-    assert 'on 30 photos and 3 seeds' in verdict(bounded, 30, 3)
+    assert verdict(bounded, 30, 3) == 'no significant difference on 30 photos and 3 seeds'
+    mixed = SeedInterval(0.004, -0.01, 0.02, 3, photos=3e-4, training=3e-4, dof=4)
+    dof = 4 * (2 - 1) / (3 - 1) * (4.5e-4 / 1.5e-4) ** 2  # 18
+    assert mixed.visible(2) == pytest.approx((t.ppf(0.975, dof) + t.ppf(0.8, dof)) * np.sqrt(4.5e-4))
+    assert mixed.seeds_to_see(1) == 2
+
+
+# of one side, and of the difference: value, low, high, photos, training, dof
+EXAMPLE = {
+    'miou': [
+        (0.480028, 0.362122, 0.574069, 0.00216054, 0.00066909, 2.153),
+        (-0.00277479, -0.0604966, 0.055963, 0.000250018, 0.00111799, 4),
+    ],
+    'dice': [
+        (0.62176, 0.486052, 0.70208, 0.00217186, 0.000766064, 2.1922),
+        (-0.00183907, -0.0514063, 0.0483616, 0.000158746, 0.000876643, 4),
+    ],
+    'image_dice': [
+        (0.270471, 0.226988, 0.313457, 0.000137726, 0.000279543, 2.14862),
+        (0.00766783, -0.0213138, 0.0366431, 2.98976e-05, 0.000311434, 4),
+    ],
+}
+
+
+@pytest.mark.parametrize('name', EXAMPLE)
+def test_numbers_of_an_example(name):
+    """They are of the formula whose coverage test_it_covers_the_truth measures, which takes minutes."""
+    (ours, theirs), fold = experiment(np.random.default_rng(5), 3, 2, 20)
+    for other, expected in zip((None, theirs), EXAMPLE[name], strict=True):
+        one, _ = Metric(name).seed_intervals(ours, other, folds=fold)
+        assert (one.value, one.low, one.high, one.photos, one.training, one.dof) == pytest.approx(
+            expected, rel=1e-4
+        )
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_class_in_no_photo_has_no_interval():
+    counts = np.zeros((30, 2, 3, 2), np.int64)
+    counts[..., 0] = [90, 100, 95]
+    for name in ('miou', 'image_miou'):
+        _, (_, absent) = Metric(name, empty=None).seed_intervals(counts)
+        assert np.isnan([absent.value, absent.low, absent.photos, absent.training]).all() and absent.dof == 0

@@ -660,6 +660,8 @@ def test_truth_is_the_organisers(size):
 def test_probabilities_are_saved_at_the_scored_size():
     probs = torch.rand(3, SIDE, SIDE).softmax(0)
     np.testing.assert_array_equal(probs_to_bytes(probs), (255 * probs).round().numpy())
+    rows = probs[:, :2]  # a band of it
+    np.testing.assert_array_equal(probs_to_bytes(rows), probs_to_bytes(probs)[:, :2])
     larger = probs_to_bytes(probs.repeat_interleave(4, 1).repeat_interleave(4, 2))  # blocks of 4x4
     assert larger.shape == (3, SIDE, SIDE) and larger.dtype == np.uint8
     assert np.abs(larger - 255 * probs.numpy()).mean() < np.abs(larger[::-1] - 255 * probs.numpy()).mean() / 2

@@ -31,7 +31,7 @@ from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.distributed import Ranks
 from engine.inference import evaluate
 from engine.optim import build_optimizer, lr_factor
-from engine.runs import append_metrics, lock_run
+from engine.runs import append_metrics, lock_run, read_metrics
 from engine.tracking import score_of
 from engine.trainer import Trainer, TrainingData
 from metrics import Metric, confusion_matrix, iou_of_counts
@@ -741,3 +741,8 @@ def test_metrics_that_a_spreadsheet_saved_or_broke(tmp_path):
         path.write_text(text, errors='surrogateescape')
         with pytest.raises(BadInput, match='not the metrics of this run'):
             append_metrics(path, {'epoch': 1, 'loss': '1.2'})
+    path.write_text('epoch,loss,miou\n0,,\n')
+    assert math.isnan(read_metrics(path)[0]['score'])
+    path.write_text('epoch,loss,miou\n,1.5,0.1\n')
+    with pytest.raises(BadInput, match="expected a row an epoch with epoch, loss, miou: .*''"):
+        read_metrics(path)

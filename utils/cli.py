@@ -6,21 +6,21 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn, TextIO
 
 from utils.errors import (
     BAD_INPUT,
     DONE,
     INTERRUPTED,
-    NO_ROOM,
-    TOO_MANY_FILES,
     BadInput,
     CheckFailed,
     Interrupted,
+    find_shortage,
     one_line,
 )
 from utils.log import say
@@ -45,6 +45,16 @@ def parse_early(parse: Callable[[], object]) -> None:
     if status != DONE:
         sys.exit(status)
     exit_on_signals(f'{script_name()}: interrupted', INTERRUPTED)
+    sys.excepthook = end_for_shortage
+
+
+def end_for_shortage(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """End a process whose imports find no memory, or no open files, in one line, as tell_shortage does."""
+    status = tell_shortage(error)
+    if status is None:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        os._exit(status)
 
 
 def exit_status(main: Callable[[], int | None]) -> int:
@@ -75,27 +85,22 @@ def call(main: Callable[[], int | None]) -> int:
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f'{script_name()}: {one_line(stop) or "interrupted"}', file=sys.stderr)
         return INTERRUPTED
-    except (OSError, RuntimeError) as error:  # raised by a library
-        if is_caused_by(error, TOO_MANY_FILES):
-            advice = 'raise the limit with ulimit -n 65536, or set workers=0, and run it again'
-            say(f'{script_name()}: error: too many open files; {advice}', sys.stderr)
-            return BAD_INPUT
-        if not is_caused_by(error, NO_ROOM):
+    except Exception as error:  # raised by a library
+        status = tell_shortage(error)
+        if status is None:
             raise
-        print(f'{script_name()}: {one_line(error)}; make room, and run it again', file=sys.stderr)
-        return INTERRUPTED
+        return status
 
 
-def is_caused_by(error: BaseException | None, numbers: Set[int]) -> bool:
-    """Tell whether an error is an OSError of these numbers, or one led to it; torch wraps them, or gives
-    their text alone.
-    """
-    if error is None:
-        return False
-    texts = [os.strerror(number) for number in numbers]
-    is_one = isinstance(error, OSError) and error.errno in numbers
-    is_wrapped = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
-    return is_one or is_wrapped or is_caused_by(error.__cause__ or error.__context__, numbers)
+def tell_shortage(error: BaseException) -> int | None:
+    """Say in one line what the machine ran out of, if that caused an error, and return the exit status."""
+    shortage = find_shortage(error)
+    if shortage is None:
+        return None
+    kind = 'error: ' if shortage.status == BAD_INPUT else ''
+    place = f'{one_line(error.filename)}: ' if isinstance(error, OSError) and error.filename else ''
+    say(f'{script_name()}: {kind}{place}{shortage.advice}', sys.stderr)
+    return shortage.status
 
 
 def open_standard_streams() -> None:

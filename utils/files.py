@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, BinaryIO
 
 import filelock
@@ -182,7 +183,8 @@ def save_array(path: Path, array: 'np.ndarray') -> None:
     import numpy as np  # slow: --help and typos do without
 
     with write_whole(path) as file:
-        np.save(file, array)
+        # NumPy would write into a file of the system by itself, and not see that the disk is full
+        np.save(SimpleNamespace(write=file.write), array)
 
 
 def make_folder(path: Path) -> None:
@@ -206,7 +208,10 @@ def lock(path: Path | None, doing: str, wait: bool = False) -> Iterator[None]:
         return
     make_folder(path.parent)
     with acquire(path, doing, wait):
-        path.write_text(str(os.getpid()))
+        try:
+            path.write_text(str(os.getpid()))
+        except OSError as error:
+            raise cannot_write(path, error) from None
         yield
 
 

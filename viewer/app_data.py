@@ -224,9 +224,12 @@ def escape_markdown(text: str) -> str:
 
 
 def show_faults(paths: Iterable[Path]) -> None:
-    """Warn of CSVs whose best.pt has changed since they were made. Raises BadInput."""
-    for fault in list_faults(paths):
-        st.warning(escape_markdown(fault))
+    """Warn of CSVs whose best.pt has changed since they were made, or whose origin cannot be read."""
+    try:
+        for fault in list_faults(paths):
+            st.warning(escape_markdown(fault))
+    except BadInput as error:
+        show_error(error)
 
 
 def show_error(error: BadInput) -> None:

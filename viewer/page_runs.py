@@ -51,8 +51,8 @@ def page(data: Path, output: Path, competition: Competition, photos: st.Page | N
         return
     intervals = {name: interval_of(sources[name], source, coco) for name, source in scored.items()}
     show_runs(runs, scored, intervals, metric)
+    app_data.show_faults(path for name in scored for path in sources[name])
     try:
-        app_data.show_faults(path for name in scored for path in sources[name])
         show_ensemble(output / 'ensemble.yaml', data, competition)
     except BadInput as error:
         show_error(error)
