@@ -4,7 +4,6 @@ import csv
 import errno
 import fcntl
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from conftest import file_limit
 
 from utils.errors import BadInput, Interrupted
 from utils.files import (
@@ -64,28 +64,19 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'folder']
 
 
-@pytest.fixture
-def file_limit():
-    """Let no file grow beyond so many bytes, as if the disk were full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize('count', [200, 200_000])
-def test_an_array_that_has_no_room_is_not_cut_off(tmp_path, file_limit, count):
+def test_an_array_that_has_no_room_is_not_cut_off(tmp_path, count):
     """NumPy alone reports no error if few bytes are missing: it looks at nothing when it closes the file."""
     save_array(tmp_path / 'a.npy', np.arange(3))
-    file_limit(150)
-    with pytest.raises(Interrupted, match='a.npy: cannot be written: File too large'):
+    with file_limit(150), pytest.raises(Interrupted, match='a.npy: cannot be written: File too large'):
         save_array(tmp_path / 'a.npy', np.arange(count))
     assert np.load(tmp_path / 'a.npy').tolist() == [0, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ['a.npy']
 
 
-def test_a_lock_that_has_no_room_names_itself(tmp_path, file_limit):
-    file_limit(0)
-    with pytest.raises(Interrupted, match='a.lock: cannot be written'), lock(tmp_path / 'a.lock', 'x'):
+def test_a_lock_that_has_no_room_names_itself(tmp_path):
+    found = pytest.raises(Interrupted, match='a.lock: cannot be written')
+    with file_limit(0), found, lock(tmp_path / 'a.lock', 'x'):
         raise AssertionError
 
 

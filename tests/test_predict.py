@@ -1,14 +1,13 @@
 """Prediction: views and windows, downsampled probabilities, ranks, and the files that infer.py writes."""
 
 import os
-import resource
 import shutil
-import signal
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from conftest import file_limit
 from processes import ended, start, typed
 from torch import nn
 from torch._dynamo.testing import CompileCounter
@@ -177,14 +176,8 @@ def test_no_room_for_probabilities(tiny):
     train.main(tiny, 0)
     infer.main(tiny, 0, 'test')
     before = (tiny.run_dir(0) / 'test.csv').read_bytes()
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
-    try:
-        with pytest.raises(Interrupted, match='GiB: cannot be written: File too large'):
-            infer.main(tiny, 0, 'test', save_probs=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with file_limit(1 << 20), pytest.raises(Interrupted, match='GiB: cannot be written: File too large'):
+        infer.main(tiny, 0, 'test', save_probs=True)
     assert (tiny.run_dir(0) / 'test.csv').read_bytes() == before
     assert not list(tiny.run_dir(0).glob('.*partial'))
 

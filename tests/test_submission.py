@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import subprocess
 import sys
 import unicodedata
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_rectangles
+from conftest import file_limit, write_rectangles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -249,13 +248,8 @@ def test_an_error_leaves_what_was_there(csv, error):
 
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(csv):
     before = csv.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
-    try:
-        with pytest.raises(Interrupted, match=r'submission\.csv: cannot be written'):
-            write_csv(csv, {str(i): random_mask(i) for i in range(5)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with file_limit(300_000), pytest.raises(Interrupted, match=r'submission\.csv: cannot be written'):
+        write_csv(csv, {str(i): random_mask(i) for i in range(5)})
     assert csv.read_bytes() == before
     assert list(csv.parent.iterdir()) == [csv]
 
