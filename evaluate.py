@@ -76,7 +76,8 @@ def command(argv: list[str] | None = None) -> int:
         csvs = [path for split in ('oof', 'test') for path in args.folder.glob(f'**/{split}.csv')]
         if outdated := list_outdated(csvs, len(competition.classes)):
             print(outdated)
-        if configs := fold_files(args.folder, 'config.yaml'):
+        configs = fold_files(args.folder, 'config.yaml')
+        if configs and (data / 'test.json').is_file():
             folds = 'all' if len(configs) > 1 else fold_of(configs[0].parent)
             print(next_line('infer.py', '--cfg', configs[0], '--fold', folds, '--split', 'test'))
     else:

@@ -45,7 +45,7 @@ from data.cache import open_cache
 from data.check import check_data, origin_of_classes
 from data.coco import draw_truth, read_coco
 from data.exports import import_coco, write_classes
-from data.folds import describe_split, folds_path, read_folds, read_pairs
+from data.folds import describe_split, folds_path, read_folds, read_pairs, read_rows
 from data.import_cvat import import_cvat
 from data.import_json import import_json
 from data.import_labelstudio import import_label_studio
@@ -59,7 +59,15 @@ from data.mask_legend import is_table, read_names
 from data.mask_pairs import MaskSource, class_folders
 from data.plan import Budget, make_plan, read_fingerprint
 from submission import competition_and_data
-from utils.cli import MAX_SEED, ArgumentParser, add_config_arguments, at_least, next_line, run_script
+from utils.cli import (
+    MAX_SEED,
+    ArgumentParser,
+    add_config_arguments,
+    at_least,
+    in_repository,
+    next_line,
+    run_script,
+)
 from utils.competition import Order, Task
 from utils.errors import BadInput, plural
 from utils.files import (
@@ -79,7 +87,7 @@ from utils.run_csv import Role
 from utils.yaml_files import parse_yaml, read_mapping
 
 # configs of the next command that is printed: the small one without a GPU, and for few photos
-LARGE, SMALL, FEW_PHOTOS = Path('configs/convnext.yaml'), Path('configs/trash481.yaml'), 200
+LARGE, SMALL, FEW_PHOTOS = 'configs/convnext.yaml', 'configs/trash481.yaml', 200
 MAX_PHOTOS = 10**6  # of a demo set
 
 
@@ -369,7 +377,7 @@ def write_plan(args: Namespace) -> None:
     make_folder(out.parent)
     write_text(out, text if args.out is None or out.stem == name else f'name: {name}\n{text}')
     print(f'wrote {out}:\n{text}')
-    places = [f'data_root={args.data}', f'cache_dir={args.data}_cache']
+    places = fit_folds(out, [f'data_root={args.data}', f'cache_dir={args.data}_cache'])
     print(next_line('train.py', '--fold', 0, '--dry-run', cfg=out, changes=places))
 
 
@@ -392,7 +400,7 @@ def make_demo(args: Namespace) -> None:
         make_demo_set(args.out, args.train, args.test, args.seed)
     counts = f'{args.train} training and {args.test} test photos'
     print(f'wrote {counts} under {args.out}; the test labels are in test_labels.json')
-    print_next(args.out, Path('configs/demo.yaml'))
+    print_next(args.out, in_repository('configs/demo.yaml'))
 
 
 def make_hand_demo(args: Namespace) -> None:
@@ -502,18 +510,29 @@ def classes_of_masks(args: Namespace) -> tuple[str, ...]:
 
 def print_next(data: Path, cfg: Path | None = None, changes: Sequence[str] = ()) -> None:
     """Print the command that makes the folds of a data root, with its config or one that fits it."""
-    settings = {} if cfg is None else read_mapping(cfg)
-    settings |= dict(change.split('=', 1) for change in changes)
-    known = data == Path(settings.get('data_root', Config().data_root))
+    path = cfg or fitting_config(data)
+    settings = read_mapping(path) | dict(change.split('=', 1) for change in changes)
+    known = data.resolve() == Path(settings.get('data_root', Config().data_root)).resolve()
     additions = [] if known else [f'data_root={data}', f'cache_dir={data}_cache']
-    print(next_line('prepare.py', 'folds', cfg=cfg or fitting_config(data), changes=[*changes, *additions]))
+    print(next_line('prepare.py', 'folds', cfg=path, changes=fit_folds(path, [*changes, *additions])))
+
+
+def fit_folds(path: Path, changes: Sequence[str]) -> list[str]:
+    """Return the changes of a config with as many folds as folds.csv has there, if that is made already."""
+    cfg = load_config(path, changes)
+    made = folds_path(cfg)
+    count = len({fold for _, fold in read_rows(made)}) if exists(made) else cfg.folds
+    if count in (0, 1, cfg.folds):
+        return [*changes]
+    print(f'{made}: has {plural(count, "fold")}, not {cfg.folds}')
+    return [*(change for change in changes if not change.startswith('folds=')), f'folds={count}']
 
 
 def fitting_config(data: Path) -> Path:
     """Return the config to begin with: LARGE for a GPU and a few hundred photos, else SMALL."""
     files = annotation_files(data, 'train')
     photos = sum(len(load_json(path, read_bytes(path)).get('images', [])) for path in files)
-    return LARGE if shutil.which('nvidia-smi') and photos >= FEW_PHOTOS else SMALL
+    return in_repository(LARGE if shutil.which('nvidia-smi') and photos >= FEW_PHOTOS else SMALL)
 
 
 if __name__ == '__main__':

@@ -27,6 +27,7 @@ from utils.cli import (
     add_training_arguments,
     at_least,
     parse_early,
+    python_command,
     run_script,
 )
 from utils.yaml_files import read_yaml
@@ -132,7 +133,7 @@ def check_labelling(cfg: Config, labelling: Labelling) -> None:
     """Raise BadInput for photos that are not listed, and for labels that nothing can be left out of."""
     root = labelling.photos
     if root is not None and not (root / 'test.json').is_file():
-        command = f'python prepare.py test --photos {root}'
+        command = python_command('prepare.py', 'test', '--photos', root)
         raise BadInput(f'--photos {root}: has no test.json, which lists the photos; {command} makes one')
     if cfg.competition.is_multilabel and cfg.pseudo_threshold <= 0.5:
         fault = f'found {cfg.pseudo_threshold}, expected more than 0.5 where classes may overlap'

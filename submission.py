@@ -19,7 +19,7 @@ SIDE, or S for block_max.
 from argparse import Namespace
 from pathlib import Path
 
-from utils.cli import ArgumentParser, add_config_arguments, next_line, parse_early, run_script
+from utils.cli import ArgumentParser, add_config_arguments, next_line, parse_early, python_command, run_script
 from utils.files import require_files
 
 
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     form = read_format(data, competition)
     files = [data / name for name in ('test.json', 'train_all.json', 'train.json')]
     if unknown := find_unknown_category(files, lambda name: competition.class_id(name) is not None):
-        command = f'python prepare.py competition --data {data}'
+        command = python_command('prepare.py', 'competition', '--data', data)
         raise BadInput(f'{unknown} is no class; {command} writes the classes of the data, or give --cfg')
     pixels = check_or_offer_rewrite(args, data, form)
     print(f'{args.csv}: {len(form.sizes)} images')
@@ -203,7 +203,7 @@ def write_format_of_sample(sample: Path, data: Path) -> None:
     replaced = {'score_size': 'own', 'submission': None} if settings else {}
     competition = make_competition(settings | replaced, where=str(path))
     if not settings and not is_home(read_sample(sample), len(competition.object_ids)):
-        command = f'python prepare.py competition --data {data}'
+        command = python_command('prepare.py', 'competition', '--data', data)
         raise BadInput(f'{path}: no such file; expected the classes first: {command}')
     found, remarks = describe_sample(sample, list_image_names(data), list_class_names(competition))
     values: dict[str, Any] = {'submission': found, 'score_size': SIDE}

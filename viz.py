@@ -31,6 +31,9 @@ from utils.palette import PALETTES
 from utils.plotting import comparison_row, score_note, sheet, write_png
 from viewer.uploads import MAX_MEGABYTES
 
+# of runs in the app's charts: told apart by every eye, on white and on black
+CHART_COLOURS = ['#1f83c4', '#e07b00', '#009e73', '#cc5fa0', '#56b4e9', '#d0303a', '#8a7fd0', '#8a6d00']
+
 
 def command(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(__doc__)
@@ -174,6 +177,8 @@ def start_app(args: argparse.Namespace) -> None:
         'server.fileWatcherType': 'none',
         'server.maxUploadSize': MAX_MEGABYTES,
         'browser.gatherUsageStats': False,
+        'theme.light.chartCategoricalColors': CHART_COLOURS,
+        'theme.dark.chartCategoricalColors': CHART_COLOURS,
         'client.toolbarMode': 'minimal',
     }
     words = ['--data', str(data), '--output', str(args.output)]

@@ -9,7 +9,6 @@ IGNORED (255) for crowd regions.
 
 import difflib
 import hashlib
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from data.photos import MAX_PIXELS, MAX_SIDE
 from data.records import Id, Photo, PhotoIndex, PhotoTuple
 from metrics import IGNORED
 from submission import MaskFormat, downsample_mask, mask_format
+from utils.cli import python_command
 from utils.errors import BadInput, join_first, plural
 from utils.files import exists, normal_name
 from utils.json_files import identify, load_json, read_bytes, read_parts, require, whole_number
@@ -377,7 +377,7 @@ def _advise_on_class(name: str, classes: tuple[str, ...], root: Path) -> str:
     keys = {match_key(one): one for one in classes}
     near = difflib.get_close_matches(match_key(name), keys, n=1)
     guess = f'; did you mean {keys[near[0]]!r}?' if near else ';'
-    command = shlex.join(['python', 'prepare.py', 'competition', '--data', str(root)])
+    command = python_command('prepare.py', 'competition', '--data', root)
     advice = f'rename it, or let {command} write the classes of the data into competition.yaml'
     return f'{guess} the classes are {join_first(classes, SHOWN)}; {advice}'
 

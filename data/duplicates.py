@@ -406,10 +406,10 @@ def near_in_blocks(points: np.ndarray, others: np.ndarray) -> Iterator[NearPairs
 
 def near_in_tree(points: np.ndarray, others: np.ndarray) -> Iterator[NearPairs]:
     """Find near pairs by a k-d tree of the points' first dimensions, unless too many are near in these."""
-    from scipy.spatial import cKDTree  # slow to import
+    from scipy.spatial import KDTree  # slow to import
 
     first = points[:, :TREE_DIMS]
-    tree = cKDTree(others[:, :TREE_DIMS], LEAF)
+    tree = KDTree(others[:, :TREE_DIMS], LEAF)
     sample = first[:: -(-len(points) // SAMPLE)]
     if tree.query_ball_point(sample, RADIUS, return_length=True).mean() > MOST_NEAR * len(others):
         yield from near_in_blocks(points, others)

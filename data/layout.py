@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from config import COMPETITION_FILE
+from utils.cli import python_command
 from utils.errors import BadInput, join_first
 
 SPLITS = {'train': (('train_all.json',), ('train.json', 'val.json')), 'test': (('test.json',),)}
@@ -48,13 +49,12 @@ def describe_folder(root: Path, split: str) -> tuple[str, str]:
             rename = shlex.join(['mv', str(root / name), str(root / 'train_all.json')])
             return f'found {name} without {other}, ', f'; if it holds all training photos: {rename}'
     if split == 'train' and (source := find_yolo(root)):
-        options = ['--yaml', str(source), '--out', f'{root}_coco']
-        command = shlex.join(['python', 'prepare.py', 'yolo', *options])
+        command = python_command('prepare.py', 'yolo', '--yaml', source, '--out', f'{root}_coco')
         return f'found {source.name}, ', f'; if that is a YOLO set: {command}'
     exports = find_exports(root)
     if any(split_of(root, path) == split for path in exports):
         names = join_first([path.relative_to(root).as_posix() for path in exports])
-        command = shlex.join(['python', 'prepare.py', 'coco', '--data', str(root)])
+        command = python_command('prepare.py', 'coco', '--data', root)
         return f'found {names}, ', f'; if a tool exported it as COCO: {command}'
     if split == 'train':
         for folder in sorted(root.glob('*/')):

@@ -9,7 +9,7 @@ white. More than 8 bits: the values of `intensity`, which is the same for the wh
 
 import io
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -176,7 +176,7 @@ def open_photo(
     name: object = None,
     formats: Sequence[str] = FORMATS,
     max_pixels: int = MAX_PIXELS,
-) -> Iterator[Image.Image]:
+) -> Generator[Image.Image]:
     """Open an image file and decode it in a `with` block. Raises BadInput, which begins with `name`."""
     name = source if name is None else name
     if isinstance(source, Path):
@@ -193,7 +193,7 @@ def open_photo(
 
 
 @contextmanager
-def refusals(name: object, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+def refusals(name: object, max_pixels: int = MAX_PIXELS) -> Generator[None]:
     """Turn what Pillow and OpenCV raise for a file into BadInput."""
     try:
         yield

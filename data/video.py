@@ -10,7 +10,7 @@ A file's first bytes must be those of a video: FFmpeg also opens playlists, whic
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +127,7 @@ class Video:
 
 
 @contextmanager
-def silence() -> Iterator[None]:
+def silence() -> Generator[None]:
     """Let OpenCV log nothing; the error says what is wrong."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

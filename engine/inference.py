@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import ttach
+import ttach.functional
 from torch import Tensor
 
 from config import Config

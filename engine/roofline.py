@@ -12,7 +12,7 @@ eager step takes no less than the sum. torch.compile fuses operations, which can
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from unittest.mock import patch
@@ -112,7 +112,7 @@ def count_prediction(cfg: Config) -> Counts:
 
 
 @contextmanager
-def fake_cuda(cfg: Config) -> Iterator[tuple[SegModel, Counts]]:
+def fake_cuda(cfg: Config) -> Generator[tuple[SegModel, Counts]]:
     """Build a model of CUDA tensors without memory, and count the operations of the block."""
     with torch.device('meta' if timm_cfg(cfg.encoder) else 'cpu'):  # smp's encoders compute while being built
         model = SegModel(cfg, load_weights=False)
@@ -138,7 +138,7 @@ def run_model(model: SegModel, cfg: Config, count: int) -> list:
 
 
 @contextmanager
-def cuda_autocast() -> Iterator[None]:
+def cuda_autocast() -> Generator[None]:
     """Let CUDA's autocast compute in bf16, which torch.autocast refuses without a GPU."""
     before = torch.is_autocast_enabled('cuda'), torch.get_autocast_dtype('cuda')
     torch.set_autocast_enabled('cuda', True)

@@ -19,6 +19,9 @@ from metrics import Metric, image_counts
 from utils.id_csv import IdWriter
 from utils.log import log
 
+os.environ['PATH'] = (
+    f'{Path(sys.executable).parent}:{os.environ["PATH"]}'  # as in an environment that is active
+)
 SHARED = Path(__file__).resolve().parents[2] / 'shared'
 DATA_DIR = Path(os.environ.get('DATA_DIR', SHARED / 'data'))
 REFERENCE_DIR = Path(os.environ.get('REFERENCE_DIR', SHARED / 'reference' / 'heads'))

@@ -117,7 +117,7 @@ def tables(page) -> list[list[list[str]]]:
         table for body in bodies for table in re.findall('<table(?: class="sortable")?>(.*?)</table>', body)
     ):
         rows = re.findall('<tr[^>]*>(.*?)</tr>', table)
-        cells = [re.findall('<t[dh](?: scope="col")?>(.*?)</t[dh]>', row) for row in rows]
+        cells = [re.findall('<t[dh](?: scope="col")?(?: class="words")?>(.*?)</t[dh]>', row) for row in rows]
         found.append([[re.sub('</?a[^>]*>', '', cell) for cell in row] for row in cells])
     return found
 
@@ -142,16 +142,25 @@ def test_first_page_says_how_the_runs_stand(shapes, output, train):
     counts = sum(confusion_matrix(downsample_mask(a), downsample_mask(b), len(CLASSES)) for a, b in pairs)
     expected = f'{np.nanmean(iou_of_counts(*image_counts(counts))):.4f}'
     assert runs[1][0] == 'second' and runs[2][0] == 'run'  # the best first
-    assert runs[2][3:7] == ['0 1 of 2', '3', '0.4000', expected] and runs[2][8] == '24'
-    low, high = map(float, runs[2][7].split(' to '))
+    assert [runs[2][n] for n in (1, 3, 4, 5, 6)] == [expected, '24', '0.4000', '0 1 of 2', '3']
+    low, high = map(float, runs[2][2].split(' to '))
     assert low < float(expected) < high
     assert ious[5][:3] == ['Metal', f'{iou_of_counts(*image_counts(counts))[4]:.4f}', '0.0000']
-    cells = re.findall(r'<td class="([a-z ]*)"[^>]*><a href="([^"]*)"', components(page, 'links')[2])
+    cells = re.findall(r'<td class="([a-z ]*)"[^>]*><a href="([^"]*)"', components(page, 'links')[3])
     addresses = {address: kind for kind, address in cells}
-    assert addresses['photos?runs=second&amp;class=Metal&amp;predicted=Background'] == 'wrong strong'
-    assert 'photos?runs=second&amp;class=Metal&amp;predicted=Metal' not in addresses  # seen nowhere
-    assert 'photos?runs=run&amp;class=Metal&amp;order=lowest+score' in components(page, 'links')[1]
-    assert 'ensemble.yaml yet: python ensemble.py' in page.caption[2].value.replace('\\', '')
+    assert (
+        addresses['photos?runs=second&amp;class=Metal&amp;predicted=Background&amp;layer=second']
+        == 'wrong strong'
+    )
+    assert (
+        'photos?runs=second&amp;class=Metal&amp;predicted=Metal&amp;layer=second' not in addresses
+    )  # seen nowhere
+    assert 'photos?runs=run&amp;class=Metal&amp;order=lowest+score' in components(page, 'links')[2]
+    said = page.caption[2].value.replace('\\', '')
+    assert (
+        f'ensemble.yaml yet: python ensemble.py {output}/*/fold*/test.csv --search --data {shapes} --out'
+        in said
+    )
 
 
 def test_first_page_without_runs_and_with_broken_ones(shapes, output, tmp_path):
@@ -193,9 +202,9 @@ def test_first_page_scores_the_ensemble(shapes, output, train, tmp_path):
         Recipe('hard vote', rows, [1.0] * 4),
     )
     page = open_page('viewer.page_runs', shapes, tmp_path / 'o')
-    assert [row[1] for row in tables(page)[1]] == ['weight', '2', '2', '1', '1']
+    assert [row[1] for row in tables(page)[0]] == ['weight', '2', '2', '1', '1']
     page.button(key='score-ensemble').click().run()
-    scores, by_class = tables(page)[2:4]  # before the classes, which are links
+    scores, by_class = tables(page)[2:4]  # between the runs and the classes
     assert [row[:2] for row in scores[1:]] == [['run', '4'], ['second', '2'], ['hard vote', '']]
     assert scores[1][2] == scores[3][2] < scores[2][2]  # the first outvotes the second, which is better
     by_class = {row[0]: row for row in by_class}
@@ -255,7 +264,7 @@ def test_an_address_of_another_photo_than_the_chosen_or_of_none(photos):
     page.query_params['photo'] = '<i>nowhere'
     page.run()
     said = page.error[0].value if page.error else str(page.exception[0].message)
-    assert "has no train photo '<i>nowhere'; G shows the grid" in said.replace('\\', '')
+    assert "has no training photo '<i>nowhere'; G shows the grid" in said.replace('\\', '')
     page.button(key='grid-button').click().run()
     assert len(grid(page)) == 12
 
@@ -351,7 +360,7 @@ def test_photos_are_chosen_by_name_class_and_fold(photos, train):
     with_metal = [p.file_name for p in train.photos if any(a.category_id == 4 for a in p.annotations)]
     assert 0 < len(with_metal) < 24 and grid(page) == with_metal
     page.text_input(key='name').set_value('nothing like it').run()
-    assert 'None of the 24 train photos' in page.info[0].value and not page.exception
+    assert 'None of the 24 training photos' in page.info[0].value and not page.exception
 
 
 def test_photos_of_a_cell_of_the_confusion_matrix(shapes, output, train):
@@ -369,7 +378,7 @@ def test_photos_of_a_cell_of_the_confusion_matrix(shapes, output, train):
     glass = {p.file_name for p in train.photos if (downsample_mask(draw_mask(p)) == 5).any()}
     assert set(grid(page)) == glass
     page.selectbox(key='class').set_value('Paper').run()
-    assert 'None of the 24 train photos' in page.info[0].value
+    assert 'None of the 24 training photos' in page.info[0].value
 
 
 def notes(page) -> list[str]:

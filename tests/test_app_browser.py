@@ -127,7 +127,11 @@ def test_first_page(server, page):
     page.get_by_text('One line per fold').click()
     expect(curves.first).to_contain_text('second fold 1')
     expect(page.locator('.confusion [title^="Metal predicted as Background"]')).to_have_text('100.0')
+    head = page.get_by_role('button', name='out-of-fold mIoU')
+    head.click()
+    expect(head.locator('..')).to_have_attribute('aria-sort', 'descending')
     pick(page, 'Run', 'run')
+    expect(head.locator('..')).to_have_attribute('aria-sort', 'descending')
     cell = page.locator('.confusion [title^="Metal predicted as Glass"]')
     page.evaluate('navigator.clipboard.writeText = async (text) => { window.copied = text }')
     page.locator('.copies button').first.click()
@@ -140,6 +144,7 @@ def test_first_page(server, page):
     page.reload()  # as a shared link
     expect(page.get_by_text('such pixels').first).to_be_visible()
     expect(page.get_by_role('combobox', name='Predicted as')).to_have_value('Glass')
+    expect(page.get_by_role('combobox', name='Thumbnails show')).to_have_value('run')
 
 
 def test_the_address_with_the_token(app, page):
@@ -272,6 +277,26 @@ def test_views_name_what_is_hovered_and_the_legend_isolates_a_class(server, page
     expect(legend.nth(3)).to_have_css('background-color', 'rgb(128, 0, 0)')
 
 
+def test_errors_alone(server, page):
+    """Metal, which one run took for glass and the other missed; what is missed is striped."""
+    page.goto(f'{server}/photos?photo=batch_01/0001.jpg')
+    shows(page, '0001.jpg', *VIEWS)
+    names = page.locator('.viewer figure').nth(2).locator('.name')
+    until = time.monotonic() + 20
+    while not (all_classes := [opaque(page, view) for view in (1, 2, 3)])[-1]:
+        assert time.monotonic() < until
+    page.keyboard.press('e')
+    expect(page.get_by_label('Errors alone')).to_be_checked()
+    expect(names.first).to_be_hidden()
+    truth, taken, missed = (opaque(page, view) for view in (1, 2, 3))
+    assert truth == all_classes[0] and 0 < missed < taken < all_classes[1]
+    page.locator('.legend').get_by_role('button', name='Metal', exact=True).click()
+    assert opaque(page, 2) == opaque(page, 3) == missed
+    page.keyboard.press('Escape')
+    page.keyboard.press('e')
+    assert [opaque(page, view) for view in (1, 2, 3)] == all_classes
+
+
 @pytest.mark.parametrize('width', [1440, 1024, 390])
 def test_pages_fit_any_screen(server, page, width):
     page.set_viewport_size({'width': width, 'height': 844})
@@ -330,6 +355,11 @@ def test_photos_controls(server, page):
     expect(page.locator('.grid a')).to_have_count(24)
     pick(page, 'Fold', '1')
     expect(page.locator('.grid a')).to_have_count(12)
+    page.get_by_label('Name contains').fill('nowhere')
+    page.get_by_label('Name contains').press('Enter')
+    page.get_by_role('button', name='Clear the filters').click()
+    expect(page.locator('.grid a')).to_have_count(24)
+    assert 'fold' not in page.url and 'name' not in page.url
     pick(page, 'Class', 'Metal')
     pick(page, 'Order', 'lowest score')
     expect(page.get_by_text('IoU of Metal 0.0000').first).to_be_visible()

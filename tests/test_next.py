@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from test_formats import write_yolo
 import prepare
 import train
 from config import load_config
+from utils.cli import python_command
+from utils.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -152,6 +155,38 @@ def test_from_clean_masks(place, follow, shapes):
     path, lines = follow('-m', 'tools.postprocess', 'search', folder / 'oof.csv', '--data', data)
     assert path == ['-m tools.postprocess search', '-m tools.postprocess apply', 'submission.py check']
     assert lines[-1] == 'ok' and (folder / 'test_cleaned.csv').is_file()
+
+
+@pytest.mark.parametrize('typed', [[], ['folds=4']])
+def test_folds_that_are_made_already(typed, tmp_path, follow, capsys):
+    """Two, where the config or --set asks for others; what asks for them by hand is told in a line."""
+    data = write_set(tmp_path / 'a set', train=10, test=2, side=64)
+    keys = [f'data_root={data}', f'cache_dir={data}_cache']
+    prepare.command(['folds', '--cfg', 'configs/trash481.yaml', '--set', *keys, 'folds=2'])
+    rest = ['--cfg', 'configs/trash481.yaml', '--set', *typed] if typed else []
+    path, _ = follow('prepare.py', 'check', '--data', data, *rest, until='train.py')
+    assert path == ['prepare.py check', 'prepare.py folds', 'train.py']
+    wanted = typed[0] if typed else 'folds=5'
+    with pytest.raises(BadInput, match=r'has the folds \[0, 1\], but .*; set folds=2, or give another'):
+        prepare.command(['folds', '--cfg', 'configs/trash481.yaml', '--set', *keys, wanted])
+
+
+def test_typed_elsewhere_without_this_python(tmp_path, monkeypatch):
+    """From another folder, and where `python` is none or another one, the command has whole paths."""
+    folder = tmp_path / 'a folder'
+    folder.mkdir()
+    python = Path(sys.executable)
+    monkeypatch.chdir(ROOT)
+    assert python_command('train.py', '--set', 'a=[1, 2]') == "python train.py --set 'a=[1, 2]'"
+    assert python_command('-m', 'tools.soup') == 'python -m tools.soup'
+    monkeypatch.setenv('PATH', '/usr/bin:/bin')
+    assert python_command('-m', 'tools.soup').split()[0].endswith('bin/python')
+    monkeypatch.chdir(folder)
+    assert python_command('-m', 'tools.soup') == f'{python} -m tools.soup'
+    typed = python_command('prepare.py', 'check', '--help')
+    assert typed == f'{python} {ROOT / "prepare.py"} check --help'
+    done = subprocess.run(['bash', '-c', typed], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith('usage: prepare.py check')
 
 
 @pytest.mark.parametrize('name', ['check', 'masks', 'demo', 'yolo', 'from-masks'])

@@ -49,6 +49,7 @@ def small(monkeypatch, tmp_path) -> Path:
     }
     for name, value in values.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv('INPUT', str(tmp_path / 'kaggle'))
     for name in ('REPO', 'DATA', 'FOLD'):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
@@ -109,6 +110,26 @@ def test_a_failing_command_stops_it(repository, small, monkeypatch):
     with pytest.raises(CellExecutionError, match='CalledProcessError') as error:
         execute(repository, *FIRST, "'--resume'")
     assert 'train_all.json' in str(error.value)
+
+
+NEEDS = "needs = ['torch>=99', 'scipy>=1']\n"
+
+
+def test_code_and_data_that_kaggle_added(repository, small):
+    """Both are found below its folder; the code, which cannot be written there, is copied. What is too old is
+    installed.
+    """
+    shutil.copytree(repository, small / 'kaggle/datasets/someone/code/trash-main')
+    data = write_set(small / 'kaggle/competitions/a set', train=8, test=3, side=64)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    cells = [next(c for c in notebook.cells if part in c.source) for part in (*FIRST, 'pins = ')]
+    cells[2].source = cells[2].source.replace("run('-m'", "print('-m'").replace('pins = ', NEEDS + 'pins = ')
+    notebook.cells = [*cells, nbformat.v4.new_code_cell('print(DATA)')]
+    NotebookClient(notebook, timeout=60, resources={'metadata': {'path': str(small)}}).execute()
+    printed = ''.join(out.text for cell in notebook.cells for out in cell.get('outputs', []))
+    copied, installed, found = printed.splitlines()
+    assert copied == str(small / 'trash-segmentation') and found == str(data)
+    assert installed.startswith('-m pip install --quiet torch==') and 'scipy' not in installed
 
 
 def test_no_address_to_clone(small):

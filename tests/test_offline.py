@@ -106,7 +106,7 @@ def test_notebook_predicts_as_infer_does(bundle, photos, runs, tmp_path, monkeyp
     folder = tmp_path / 'kaggle'
     folder.mkdir()
     values = {
-        'BUNDLE': alone,
+        'INPUT': tmp_path,
         'PHOTOS': photos,
         'MINUTES': 60,
         'CUDA_VISIBLE_DEVICES': '',
@@ -114,7 +114,8 @@ def test_notebook_predicts_as_infer_does(bundle, photos, runs, tmp_path, monkeyp
     }
     for name, value in values.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.delenv('OUT', raising=False)
+    for name in ('BUNDLE', 'OUT'):
+        monkeypatch.delenv(name, raising=False)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=300, resources={'metadata': {'path': str(folder)}}).execute()
     outputs = [out.text for cell in notebook.cells for out in cell.get('outputs', []) if 'text' in out]
@@ -242,7 +243,7 @@ def test_an_empty_environment_without_a_network(runs, photos, tmp_path):
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path / 'empty'], check=True)
     code = '\n'.join(c.source for c in nbformat.read(NOTEBOOK, as_version=4).cells if c.cell_type == 'code')
     (tmp_path / 'notebook.py').write_text(code)
-    values = {'BUNDLE': bundle, 'PHOTOS': photos, 'MINUTES': 9, 'OUT': 'submission.csv'}
+    values = {'INPUT': tmp_path, 'PHOTOS': photos, 'MINUTES': 9, 'OUT': 'submission.csv'}
     env = {'PATH': os.environ['PATH'], **{name: str(value) for name, value in values.items()}}
     python = str(tmp_path / 'empty/bin/python')
     done = subprocess.run(

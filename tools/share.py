@@ -69,7 +69,7 @@ if __name__ == '__main__':
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -77,6 +77,7 @@ import numpy as np
 from safetensors.torch import save
 
 from data.coco import read_coco
+from data.importers import list_photos
 from engine.checkpoint import Run, load_model
 from engine.provenance import last_provenance
 from engine.runs import UNREADABLE, read_rows
@@ -130,11 +131,19 @@ def main(source: Path, out: Path, licence: str = 'unknown', data: str | None = N
         write_text(folder / 'README.md', card)
     total = sum(path.stat().st_size for path in out.iterdir())
     print(f'wrote {out}: {", ".join(sorted(path.name for path in out.iterdir()))}; {total / 1e6:,.1f} MB')
-    print(next_line('infer.py', '--model', out, '--image', 'photo.jpg'))
+    print(next_line('infer.py', '--model', out, '--image', example_photo(cfg.data_root)))
+
+
+def example_photo(data: Path) -> Path:
+    """Return the first photo of a data set that is there, or else a made-up name."""
+    try:
+        return list_photos(data)[0]
+    except BadInput:
+        return Path('photo.jpg')
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
+def whole_folder(out: Path) -> Generator[Path]:
     """Make a folder that gets its name when all of it is written. Raises BadInput if it exists."""
     partial = out.with_name(f'.{out.name}.{os.getpid()}.partial')
     try:

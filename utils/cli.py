@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -257,7 +258,26 @@ def at_least(least: int, most: int = 10_000) -> Callable[[str], int]:
 
 
 def next_line(*words: object, cfg: Path | None = None, changes: Sequence[str] = ()) -> str:
-    """Return a line with the next command to type, quoted for a shell; --cfg and --set, if any, are last."""
+    """Return a line with the next command to type; --cfg and --set, if any, are last."""
     config = ['--cfg', cfg] if cfg else []
     config += ['--set', *changes] if changes else []
-    return f'next: python {shlex.join(str(word) for word in [*words, *config])}'
+    return f'next: {python_command(*words, *config)}'
+
+
+def python_command(script: str, *words: object) -> str:
+    """Return a command that runs a script of this repository, or -m and a module, as a person types it in the
+    current folder: quoted for a shell, and with the path of this Python where `python` is another or none.
+    """
+    python, found = Path(sys.executable), shutil.which('python')
+    if found and os.path.realpath(Path(found).parent) == os.path.realpath(python.parent):
+        python = Path('python')
+    elif python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    place = in_repository(script) if script.endswith('.py') else script
+    return shlex.join(str(word) for word in [python, place, *words])
+
+
+def in_repository(path: str) -> Path:
+    """Return the path of a file of this repository, from its root, or else the whole one."""
+    root = Path(__file__).resolve().parents[1]
+    return Path(path) if Path.cwd() == root else root / path

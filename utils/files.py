@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ FORMULA = re.compile(r'(?![-+]?\d+(\.\d+)?(e[-+]?\d+)?\Z)[=+@\t\r\n\uff1d\uff0b\
 
 
 @contextmanager
-def write_whole(path: str | Path) -> Iterator[BinaryIO]:
+def write_whole(path: str | Path) -> Generator[BinaryIO]:
     """Write a binary file that gets its name when all of it is on the disk; the old file stays until then.
 
     Makes the file's folder. Raises BadInput if the file cannot be written, Interrupted if there is no room.
@@ -198,7 +198,7 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
-def lock(path: Path | None, doing: str, wait: bool = False) -> Iterator[None]:
+def lock(path: Path | None, doing: str, wait: bool = False) -> Generator[None]:
     """Lock a file (None: nothing), and make its folder; the lock ends with this process.
 
     If another process holds the lock, says what it is `doing`, and waits for it or raises BadInput.

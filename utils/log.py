@@ -51,6 +51,7 @@ class LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exception()
+        assert error is not None  # logging calls this while it handles one
         raise cannot_write(self.baseFilename, error) if isinstance(error, OSError) else error
 
 

@@ -5,7 +5,7 @@ masks are (H, W) uint8 ids, or (K, H, W) planes of classes that may overlap, wit
 """
 
 import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -298,7 +298,7 @@ def draw_curves(panels: dict[str, dict[str, list[tuple[float, float]]]]) -> np.n
 
 
 @contextmanager
-def new_figure(width: float, height: float) -> Iterator['Figure']:
+def new_figure(width: float, height: float) -> Generator['Figure']:
     """Make a Matplotlib figure of that many inches; $ and _ in names are not markup."""
     import matplotlib  # slow to import, and few need it
     from matplotlib.figure import Figure

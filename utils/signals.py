@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -23,7 +23,7 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests() -> Generator[StopRequest]:
     """Note the first signal instead of ending the process; a second one ends it as usual."""
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # it cannot handle signals

@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> None:
         photos,
         make_page(page_sorting.page, 'Sort it for me', 'sort'),
     ]
-    st.navigation(pages).run()
+    page = st.navigation(pages)
+    st.set_page_config(f'{page.title} · {data.resolve().name}')
+    page.run()
 
 
 if __name__ == '__main__':

@@ -5,11 +5,13 @@ from typing import Any
 
 import streamlit as st
 
+from viewer.html_page import SCRIPT
+
 FOLDER = Path(__file__).parent
 _links = st.components.v2.component(
     'links',
     html='<div class="links"></div>',
-    js=(FOLDER / 'links.js').read_text(encoding='utf-8'),
+    js=SCRIPT + (FOLDER / 'links.js').read_text(encoding='utf-8'),
     isolate_styles=False,
 )
 _photo_views = st.components.v2.component(

@@ -16,7 +16,7 @@ import secrets
 import sys
 import threading
 import webbrowser
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -50,7 +50,7 @@ def serve(words: Sequence[str], port: int, hosts: Sequence[str], options: Mappin
     address = f'http://127.0.0.1:{port}/?token={token}'
 
     @asynccontextmanager
-    async def announce(app: st.App) -> AsyncIterator[None]:
+    async def announce(app: st.App) -> AsyncGenerator[None]:
         print(f'{address}  (Ctrl-C ends it)', flush=True)
         with redirect_page(address) if browse else nullcontext() as page:
             if page is not None:
@@ -70,7 +70,7 @@ def serve(words: Sequence[str], port: int, hosts: Sequence[str], options: Mappin
 
 
 @contextmanager
-def redirect_page(address: str) -> Iterator[Path]:
+def redirect_page(address: str) -> Generator[Path]:
     """Write a page that leads to an address: all users see the arguments of a browser, but not this file.
 
     It is in the home folder, since a browser from a snap sees no other.

@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +53,8 @@ summary { cursor: pointer; padding: .3rem 0; }
 table { border-collapse: collapse; overflow-wrap: normal; font-variant-numeric: tabular-nums; }
 td, th { padding: .3em .8em; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; vertical-align: bottom; }
-td:first-child, th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+td:first-child, th:first-child { position: sticky; left: 0; background: var(--paper); }
+td:first-child, th:first-child, .words { text-align: left; }
 td:first-child { max-width: 16rem; overflow: hidden; text-overflow: ellipsis; }
 tr.total td { font-weight: 600; border-top: 2px solid var(--ink); }
 th button { all: unset; cursor: pointer; white-space: nowrap; }
@@ -60,7 +62,7 @@ th button:hover, th button:focus-visible { text-decoration: underline; }
 th button::after { content: " \\2195"; color: var(--pale); }
 th[aria-sort=ascending] button::after { content: " \\2191"; color: inherit; }
 th[aria-sort=descending] button::after { content: " \\2193"; color: inherit; }
-.charts { display: flex; flex-wrap: wrap; gap: 1rem; }
+.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); }
 .charts img { width: 35rem; }
 img { max-width: 100%; }
 .photos {
@@ -69,7 +71,7 @@ img { max-width: 100%; }
 figure { margin: 0; max-width: 50rem; min-width: 0; }
 .views { overflow-x: auto; }
 .views div { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; color: var(--pale); }
-.views > * { min-width: 33rem; width: 100%; text-align: center; font-size: .8rem; }
+.views > * { width: 100%; text-align: center; font-size: .8rem; }
 .views svg { display: block; height: auto; }
 figcaption { display: flex; flex-wrap: wrap; gap: 0 1rem; font-size: .85rem; color: var(--pale); }
 figcaption b { flex: 1 1 100%; font-weight: 600; color: var(--ink); }
@@ -81,6 +83,7 @@ figcaption b { flex: 1 1 100%; font-weight: 600; color: var(--ink); }
   position: fixed; right: .75rem; bottom: .75rem; padding: .4rem .8rem; border-radius: 2rem;
   background: var(--block); border: 1px solid var(--line); text-decoration: none;
 }
+@media (max-width: 640px) { .views > * { min-width: 33rem; } }
 @media (max-width: 1199px) {
   nav { max-height: 11rem; overflow-y: auto; padding: .3rem .8rem; background: var(--block); }
   nav ol { display: flex; flex-wrap: wrap; gap: 0 1.1rem; }
@@ -102,36 +105,8 @@ table.confusion td:first-child { text-align: left; font-weight: 600; }
 table.confusion th { border: 0; text-align: center; padding: .3em .5em; white-space: normal; }
 table.confusion .few { color: var(--pale); }
 """
-# A click on a heading sorts by its column: numbers from the highest, words from the first; the second click
-# turns the order round, the third brings back that of the page. A range counts by its first number.
-SCRIPT = r"""
-for (const table of document.querySelectorAll('table.sortable')) {
-  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells], before = [...body.rows];
-  heads.forEach((head, column) => {
-    const text = row => row.cells[column].textContent.trim();
-    const form = /^[+-]?[\d,]*\.?\d+(%| to .*)?$/;
-    const number = word => form.test(word) ? parseFloat(word.replace(/,/g, '')) : NaN;
-    const words = before.map(text).filter(word => word && word !== '-');
-    const numeric = words.length > 0 && words.every(word => !isNaN(number(word)));
-    const compare = numeric
-      ? (a, b) => number(text(b)) - number(text(a))
-      : (a, b) => text(a).localeCompare(text(b), undefined, {numeric: true});
-    const orders = numeric ? ['descending', 'ascending'] : ['ascending', 'descending'];
-    const button = document.createElement('button');
-    button.textContent = head.textContent;
-    button.onclick = () => {
-      const order = orders[orders.indexOf(head.ariaSort) + 1] || null;
-      heads.forEach(other => other.removeAttribute('aria-sort'));
-      if (order) head.setAttribute('aria-sort', order);
-      const blank = row => numeric && isNaN(number(text(row)));
-      const rows = before.filter(row => !blank(row)).sort(compare);
-      if (order && order !== orders[0]) rows.reverse();
-      body.append(...(order ? [...rows, ...before.filter(blank)] : before));
-    };
-    head.replaceChildren(button);
-  });
-}
-"""
+SCRIPT = Path(__file__).with_name('sort.js').read_text(encoding='utf-8')
+NUMBER = re.compile(r'([+-]?[\d,]*\.?\d+x?%?( ?(to|\(|\[) ?.*)?|-|)')  # as in tables, with its interval
 
 
 class Section(NamedTuple):
@@ -160,7 +135,7 @@ def write_page(path: Path, title: str, intro: str, sections: Sequence[Section]) 
         f'<header><h1>{heading}</h1>{intro}</header>\n'
         f'<nav id="contents" aria-label="Contents"><ol>{links}</ol></nav>\n'
         f'<main>{body}</main>\n<a class="to-contents" href="#contents">Contents</a>\n'
-        f'<script>{SCRIPT}</script></body></html>\n',
+        f'<script type="module">{SCRIPT}sortTables(document)</script></body></html>\n',
     )
 
 
@@ -210,10 +185,12 @@ def html_table(
 ) -> str:
     """Make a table whose first line is its header; the line that begins with `total` is set off, and stays
     below with those after it when the others are sorted. `links` has the addresses of cells, by the first
-    cells of their line and column.
+    cells of their line and column. Columns of numbers are set to the right, those of words to the left.
     """
     (head, *rows), links = lines, links or {}
     foot = next((n for n, row in enumerate(rows) if total is not None and row[0] == total), len(rows))
+    numeric = [all(map(NUMBER.fullmatch, column)) for column in zip(*rows, strict=True)] or [True] * len(head)
+    kinds = ['' if is_number else ' class="words"' for is_number in numeric]
 
     def line(row: Sequence[str]) -> str:
         cells = []
@@ -221,9 +198,12 @@ def html_table(
             href, text = links.get((row[0], column)), html.escape(text)
             cells.append(f'<a href="{html.escape(href)}">{text}</a>' if href else text)
         kind = ' class="total"' if row[0] == total else ''
-        return f'<tr{kind}>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        cells = [f'<td{kind}>{cell}</td>' for kind, cell in zip(kinds, cells, strict=True)]
+        return f'<tr{kind}>{"".join(cells)}</tr>'
 
-    header = ''.join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
+    header = ''.join(
+        f'<th scope="col"{kind}>{html.escape(cell)}</th>' for kind, cell in zip(kinds, head, strict=True)
+    )
     below = f'<tfoot>{"".join(map(line, rows[foot:]))}</tfoot>' if rows[foot:] else ''
     body = f'<thead><tr>{header}</tr></thead><tbody>{"".join(map(line, rows[:foot]))}</tbody>{below}'
     return f'<div class="scroll"><table class="sortable">{body}</table></div>'

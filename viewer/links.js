@@ -2,7 +2,10 @@
 // href to Python, and [data-copy] is copied. Ctrl-click and the middle button open a link in a new tab.
 export default function ({ parentElement, data, setTriggerValue }) {
   const root = parentElement.querySelector('.links')
-  if (root.shown !== data) root.innerHTML = root.shown = data // else keep where it is scrolled to
+  if (root.shown !== data) { // else keep where it is scrolled to, and how it is sorted
+    root.innerHTML = root.shown = data
+    sortTables(root)
+  }
   root.onclick = async (event) => {
     const copy = event.target.closest('[data-copy]')
     if (copy) {

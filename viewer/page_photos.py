@@ -50,6 +50,7 @@ ANY, PHOTO, TRUTH = 'any', 'photo', 'truth'
 COLOURS = {'distinct': 'distinct to every eye', 'contest': "the contest's"}
 FILE, NAME, WORST, BEST, DIFFER = 'as in the file', 'name', 'lowest score', 'highest score', 'disagreement'
 CONFUSED = 'most confused'
+KINDS = {'train': 'training', 'test': 'test'}  # of photos, by their split
 Sources = dict[str, list[Path]]  # CSVs by the source's name
 Notes = dict[int, str]
 
@@ -73,7 +74,7 @@ def page(data: Path, output: Path, competition: Competition, labels: Path | None
     palette = choose_palette(competition)
     app_data.show_faults(path for paths in chosen.values() for path in paths)
     if not sources:
-        st.caption(escape_markdown(f'No predictions for {split} photos under {output} yet.'))
+        st.caption(escape_markdown(f'No predictions for {KINDS[split]} photos under {output} yet.'))
     name = asked_photo()
     if name is None:
         show_grid(coco, rows, notes, chosen, palette)
@@ -86,6 +87,14 @@ def show_grid_again() -> None:
     if name := st.query_params.pop('photo', None):
         st.session_state.left = name, monotonic()
     st.session_state.page = 1
+
+
+def clear_filters() -> None:
+    """Choose all photos again."""
+    st.session_state.name = ''
+    for key in ('class', 'predicted', 'fold'):
+        if key in st.session_state:
+            st.session_state[key] = ANY
 
 
 def asked_photo() -> str | None:
@@ -212,7 +221,8 @@ def sort_rows(rows: list[int], values: np.ndarray) -> list[int]:
 def show_grid(coco: CocoSet, rows: list[int], notes: Notes, chosen: Sources, palette: str) -> None:
     """Draw a page of thumbnails, each a link to its photo. Raises BadInput."""
     if not rows:
-        st.info(f'None of the {len(coco.photos):,} {coco.split} photos matches.')
+        st.info(f'None of the {len(coco.photos):,} {KINDS[coco.split]} photos matches.')
+        st.button('Clear the filters', on_click=clear_filters, key='clear')
         return
     pages = ceil(len(rows) / PER_PAGE)
     st.session_state.page = min(pages, st.session_state.get('page', 1))
@@ -225,7 +235,7 @@ def show_grid(coco: CocoSet, rows: list[int], notes: Notes, chosen: Sources, pal
         layer = st.selectbox('Thumbnails show', layers, key='layer', bind='query-params', width=200)
     start = (st.session_state.page - 1) * PER_PAGE
     part = rows[start : start + PER_PAGE]
-    matches = f'{len(rows):,} of {len(coco.photos):,} {coco.split} photos'
+    matches = f'{len(rows):,} of {len(coco.photos):,} {KINDS[coco.split]} photos'
     st.caption(f'{matches}, {start + 1:,} to {start + len(part):,}')
     tiles = [tile(coco, row, notes.get(row, ''), layer, chosen, palette) for row in part]
     if href := links(f'<div class="grid">{"".join(tiles)}</div>', key='grid'):
@@ -296,7 +306,9 @@ def show_photo(
     names = [all_names[row] for row in rows]
     show_steps(names, name)
     if name not in all_names:
-        raise BadInput(f'{coco.root}: has no {coco.split} photo {name!r}; G shows the grid of those it has')
+        raise BadInput(
+            f'{coco.root}: has no {KINDS[coco.split]} photo {name!r}; G shows the grid of those it has'
+        )
     row = all_names.index(name)
     photo = coco.photos[row]
     preds = {title: read_prediction(paths, name, coco) for title, paths in chosen.items()}

@@ -16,6 +16,7 @@ from engine.provenance import first_command
 from engine.runs import FoldRun, read_fold
 from metrics import DRAWS, LEVEL, Interval, Metric, row_shares
 from submission import metric_of
+from utils.cli import in_repository, python_command
 from utils.errors import BadInput
 from utils.plotting import MAX_NUMBERED
 from viewer import app_data
@@ -46,7 +47,7 @@ def page(data: Path, output: Path, competition: Competition, photos: st.Page | N
     for error in errors:
         show_error(error)
     if not runs and not scored:
-        train = 'python train.py --cfg configs/demo.yaml --fold 0'
+        train = python_command('train.py', '--cfg', in_repository('configs/demo.yaml'), '--fold', 0)
         st.info(escape_markdown(f'No runs under {output} yet: {train}'))
         return
     intervals = {name: interval_of(sources[name], source, coco) for name, source in scored.items()}
@@ -97,8 +98,8 @@ def show_runs(
     """Draw a table with a row per run, the best out of fold first."""
     unscored = Interval(-1, -1, -1)
     names = sorted({*runs, *scored}, key=lambda name: (-intervals.get(name, unscored).value, name))
-    header = f'run|encoder|head|folds|epochs|validation {metric.label}|out-of-fold {metric.label}'
-    lines = [[*header.split('|'), f'{LEVEL:.0%} interval', 'photos']]
+    header = f'run|out-of-fold {metric.label}|{LEVEL:.0%} interval|photos|validation {metric.label}'
+    lines = [[*header.split('|'), 'folds', 'epochs', 'encoder', 'head']]
     for name in names:
         folds = runs.get(name, [])
         first = folds[0].cfg if folds else None
@@ -109,13 +110,14 @@ def show_runs(
         valid = [fold.score for fold in folds if not math.isnan(fold.score)]
         score = intervals.get(name)
         cells = [name]
-        cells += [first.encoder, first.head, f'{trained} of {first.folds}'] if first else ['-'] * 3
-        cells.append(' to '.join(map(str, dict.fromkeys([*epochs[:1], *epochs[-1:]]))) or '-')
-        cells.append(format_score(float(np.mean(valid))) if valid else '-')
         cells += [format_score(score.value), format_interval(score)] if score else ['-'] * 2
         cells.append(f'{len(scored[name].counts):,}' if name in scored else '-')
+        cells.append(format_score(float(np.mean(valid))) if valid else '-')
+        cells.append(f'{trained} of {first.folds}' if first else '-')
+        cells.append(' to '.join(map(str, dict.fromkeys([*epochs[:1], *epochs[-1:]]))) or '-')
+        cells += [first.encoder, first.head] if first else ['-'] * 2
         lines.append(cells)
-    st.html(html_table(lines))
+    links(html_table(lines), key='runs')
     show_commands(runs)
     over = 'the mean over photos and classes' if metric.is_by_image else 'the pixels of all photos together'
     st.caption(
@@ -128,7 +130,8 @@ def show_runs(
     for name, folds in runs.items():
         for fold in folds:
             if fold.fold >= 0 and (fold.folder / 'best.pt').exists() and not fold.oof_csv.exists():
-                infer = f'python infer.py --cfg {fold.folder / "config.yaml"} --fold {fold.fold} --split oof'
+                words = ('--cfg', fold.folder / 'config.yaml', '--fold', fold.fold, '--split', 'oof')
+                infer = python_command('infer.py', *words)
                 line = f'{name}: fold {fold.fold} has no out-of-fold predictions yet: {infer}'
                 st.caption(escape_markdown(line))
 
@@ -146,7 +149,7 @@ def show_commands(runs: dict[str, list[FoldRun]]) -> None:
 
 def command_of(fold: FoldRun) -> str:
     """Return the command that started a fold; one by its config if that was not recorded. Raises BadInput."""
-    by_config = f'python train.py --cfg {shlex.quote(str(fold.folder / "config.yaml"))} --fold {fold.fold}'
+    by_config = python_command('train.py', '--cfg', fold.folder / 'config.yaml', '--fold', fold.fold)
     return first_command(fold.folder) or by_config
 
 
@@ -154,9 +157,10 @@ def show_ensemble(path: Path, data: Path, competition: Competition) -> None:
     """Draw the recipe that ensemble.py --search chose, on request with its score. Raises BadInput."""
     st.header('Ensemble')
     if not path.exists():
-        search = f'python ensemble.py {path.parent}/*/fold*/test.csv --search'
-        out = path.with_name('submission.csv')
-        st.caption(escape_markdown(f'There is no {path} yet: {search} --out {out}'))
+        csvs = f'{shlex.quote(str(path.parent))}/*/fold*/test.csv'  # the shell lists them
+        rest = shlex.join(['--search', '--data', str(data), '--out', str(path.with_name('submission.csv'))])
+        search = f'{python_command("ensemble.py")} {csvs} {rest}'
+        st.caption(escape_markdown(f'There is no {path} yet: {search}'))
         return
     members, recipe = read_ensemble(path, len(competition.classes))
     lines = [['member', 'weight', 'temperature']]
@@ -172,7 +176,8 @@ def show_ensemble(path: Path, data: Path, competition: Competition) -> None:
             f'Above its best model: **{gain.value:+.4f}** ({gain.low:+.4f} to {gain.high:+.4f}). Its weights '
             'were chosen on these photos, so this is optimistic.'
         )
-        st.html(html_table(ensemble.lines()) + html_table(ensemble.class_lines(competition.classes)))
+        tables = html_table(ensemble.lines()) + html_table(ensemble.class_lines(competition.classes))
+        links(tables, key='ensemble')
 
 
 def show_curves(runs: dict[str, list[FoldRun]], metric: Metric) -> None:
@@ -209,7 +214,7 @@ def show_classes(
         lines.append([classes[k], *(format_score(score[k]) for score in scores), share])
     lines.append([metric.label, *(format_score(intervals[name].value) for name in scored), ''])
     hrefs = {
-        (classes[k], name): address_of(runs=name, **{'class': classes[k], 'order': WORST})
+        (classes[k], name): address_of(runs=name, **{'class': classes[k], 'order': WORST}, layer=name)
         for k in competition.object_ids
         for name, score in zip(scored, scores, strict=True)
         if not np.isnan(score[k])
@@ -255,7 +260,8 @@ def confusion_table(confusion: np.ndarray, classes: tuple[str, ...], run: str) -
             if not linked[i, j]:
                 cells.append('<td></td>')
                 continue
-            address = address_of(runs=run, **{'class': classes[i], 'predicted': classes[j]})
+            cell = {'class': classes[i], 'predicted': classes[j]}
+            address = address_of(runs=run, **cell, layer=run)
             kind = ('right' if i == j else 'wrong') + (' strong' if shares[i, j] > STRONG_SHARE else '')
             title = f'{name} predicted as {names[j]}: {confusion[i, j]:,} pixels'
             cells.append(

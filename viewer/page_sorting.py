@@ -32,6 +32,7 @@ from engine.pieces import (
     read_bins,
 )
 from engine.runs import read_fold, read_run_config
+from utils.cli import in_repository, python_command
 from utils.errors import BadInput
 from utils.plotting import PALETTE, fit, overlay, to_display
 from viewer.app_data import escape_markdown, load_coco, modified, show_error
@@ -105,7 +106,7 @@ def page(data: Path, output: Path, competition: Competition) -> None:
     st.title(texts['title'])
     models = find_models(output)
     if not models:
-        train = 'python train.py --cfg configs/demo.yaml --fold 0'
+        train = python_command('train.py', '--cfg', in_repository('configs/demo.yaml'), '--fold', 0)
         st.info(escape_markdown(texts['no_model'].format(output=output, train=train)))
         return
     best = int(np.argmax([score_of(path) for path in models.values()]))

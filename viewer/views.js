@@ -2,14 +2,18 @@
 // class, and on a phone the views are swiped. Python sends masks as PNGs of codes; a code is a class id, or
 // where classes may overlap an index of `sets`, the lists of class ids.
 const SETTINGS = 'photo-views' // in sessionStorage: they stay from photo to photo
+const IGNORED = 255
+const SAME = 1, MISSED = 2, OTHER = 3
+const STRIPE = { rgb: [255, 255, 255], edge: true }
 
 export default function ({ parentElement, data }) {
   const root = parentElement.querySelector('.viewer')
   const settings = {
-    opacity: 0.6, names: true, masks: true, only: null, view: 0,
+    opacity: 0.6, names: true, masks: true, errors: false, only: null, view: 0,
     ...JSON.parse(sessionStorage.getItem(SETTINGS) ?? '{}'),
   }
   const views = data.views.map((view) => makeView(view, data))
+  const truth = views.find((view) => view.title === 'truth')
   const strip = make('div', { className: 'views' }, ...views.map((view) => view.figure))
   const tabs = make('div', { className: 'tabs' }, ...data.views.map((view, index) =>
     make('button', { textContent: view.title, onclick: () => swipeTo(index) })))
@@ -19,16 +23,18 @@ export default function ({ parentElement, data }) {
   }))
   const opacity = make('input', { type: 'range', min: 0, max: 1, step: 0.05, value: settings.opacity })
   opacity.oninput = () => { settings.opacity = Number(opacity.value); update() }
-  const [masks, names] = ['masks', 'names'].map((key) => {
+  const [masks, names, errors] = ['masks', 'names', 'errors'].map((key) => {
     const box = make('input', { type: 'checkbox' })
     box.onchange = () => { settings[key] = box.checked; update() }
     return box
   })
   const bar = make('div', { className: 'bar' },
     make('label', {}, 'Opacity', opacity), make('label', {}, masks, 'Masks'), make('label', {}, names, 'Names'))
+  if (truth) bar.append(make('label', { title: 'what is missed is striped' }, errors, 'Errors alone'))
   const keys = make('p', { className: 'keys' })
   keys.innerHTML = '<kbd>←</kbd> <kbd>→</kbd> photos, <kbd>G</kbd> grid, <kbd>M</kbd> masks, ' +
-    '<kbd>N</kbd> names, <kbd>Esc</kbd> all classes; a click enlarges a picture'
+    `<kbd>N</kbd> names, ${truth ? '<kbd>E</kbd> errors alone, ' : ''}<kbd>Esc</kbd> all classes; ` +
+    'a click enlarges a picture'
   root.style.setProperty('--aspect', data.aspect)
   root.replaceChildren(bar, tabs, strip, legend, keys)
 
@@ -39,9 +45,14 @@ export default function ({ parentElement, data }) {
     root.classList.toggle('hide-names', !settings.names)
     masks.checked = settings.masks
     names.checked = settings.names
+    errors.checked = settings.errors
+    root.classList.toggle('only-errors', Boolean(settings.errors && truth))
     for (const button of legend.children) button.ariaPressed = String(button.classId === settings.only)
-    for (const view of views) view.paint(settings)
+    for (const view of views) paint(view)
     placeNames()
+  }
+  function paint(view) {
+    view.paint(settings, settings.errors && truth?.codes && view !== truth ? truth : null)
   }
   function placeNames() {
     for (const view of views) view.placeNames(settings.only)
@@ -70,6 +81,7 @@ export default function ({ parentElement, data }) {
     const key = event.key.toLowerCase()
     if (key === 'm') settings.masks = !settings.masks
     else if (key === 'n') settings.names = !settings.names
+    else if (key === 'e') settings.errors = !settings.errors
     else if (key === 'escape') settings.only = null
     else return
     update()
@@ -84,7 +96,9 @@ export default function ({ parentElement, data }) {
   swipeTo(settings.view, 'instant')
   markTab()
   let current = true
-  for (const view of views) view.load().then(() => current && view.paint(settings))
+  for (const view of views) {
+    view.load().then(() => current && (view === truth ? views : [view]).forEach(paint))
+  }
   return () => {
     current = false
     sizes.disconnect()
@@ -131,14 +145,14 @@ function makeView(view, data) {
   const picture = make('div', { className: 'picture' }, image, canvas, ...names, here, tip)
   const caption = make('figcaption', { title: view.caption }, make('b', { textContent: view.title }),
     view.caption.slice(view.title.length))
-  const figure = make('figure', {}, caption, picture)
+  const figure = make('figure', { className: view.title === 'truth' ? 'truth' : '' }, caption, picture)
   picture.onclick = () => figure.classList.toggle('large')
   let width, height, loaded
   const sets = {}
   const classesOf = (code) => (sets[code] ??= view.sets ? view.sets[code] : code ? [code] : [])
 
   const made = {
-    figure, picture, title: view.title, codes: null,
+    figure, picture, classesOf, title: view.title, codes: null,
     async load() {
       if (!view.mask) return
       const mask = make('img', { src: view.mask })
@@ -152,17 +166,21 @@ function makeView(view, data) {
       for (let n = 0; n < codes.length; n++) codes[n] = loaded.data[4 * n] + 256 * loaded.data[4 * n + 1]
       made.codes = codes
     },
-    paint({ opacity, only }) {
+    paint({ opacity, only }, truth) { // with a truth, only where the mask is not the same
       if (!made.codes) return
       const { codes } = made, pixels = loaded.data
       const radius = Math.max(1, Math.round(Math.min(width, height) / 400)) // of the outlines
-      const fills = {}
+      const fills = {}, misses = {}
+      const shown = (ids) => ids.filter((k) => only === null || k === only)
       for (let n = 0, y = 0; y < height; y++) {
         for (let x = 0; x < width; x++, n++) {
           const code = codes[n]
-          const fill = (fills[code] ??= mix(classesOf(code).filter((k) => only === null || k === only), data))
-          let colour = fill
-          if (fill) {
+          const miss = truth && (misses[65536 * code + truth.codes[n]] ??=
+            compare(classesOf(code), truth.classesOf(truth.codes[n]), shown))
+          const fill = (fills[code] ??= mix(shown(classesOf(code)), data))
+          let colour = miss === SAME ? null : fill
+          if (miss === MISSED && (x + y) % (8 * radius) < 4 * radius) colour = STRIPE
+          else if (colour) {
             for (const m of [x < radius ? -1 : n - radius, x + radius < width ? n + radius : -1,
               y < radius ? -1 : n - radius * width, y + radius < height ? n + radius * width : -1]) {
               if (m >= 0 && codes[m] === code) continue
@@ -178,12 +196,15 @@ function makeView(view, data) {
       canvas.getContext('2d').putImageData(loaded, 0, 0)
     },
     placeNames(only) { // the largest first; a name that would cover another is left out
-      const taken = []
+      const taken = [], frame = picture.getBoundingClientRect()
       for (const name of names) {
         name.hidden = only !== null && name.classId !== only
-        name.style.visibility = ''
+        name.style.visibility = name.style.translate = ''
         if (name.hidden) { name.style.visibility = 'hidden'; continue }
-        const box = name.getBoundingClientRect()
+        let box = name.getBoundingClientRect()
+        const inside = Math.max(frame.left - box.left, 0) + Math.min(frame.right - box.right, 0)
+        name.style.translate = `${inside}px` // one at the edge of the photo is moved into it
+        box = name.getBoundingClientRect()
         const covers = taken.some((one) => box.left < one.right && one.left < box.right &&
           box.top < one.bottom && one.top < box.bottom)
         if (covers) name.style.visibility = 'hidden'
@@ -209,6 +230,13 @@ function makeView(view, data) {
     },
   }
   return made
+}
+
+// Tell whether a pixel has the classes of its truth, and whether one that is shown is missed there. What is ignored
+// in the truth cannot be wrong.
+function compare(ids, truth, shown) {
+  if (truth.includes(IGNORED) || String(ids) === String(truth)) return SAME
+  return shown(truth).some((k) => !ids.includes(k)) && !shown(ids).length ? MISSED : OTHER
 }
 
 function mix(ids, { classes }) {

@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from utils.cli import python_command
 from utils.errors import BadInput
 from utils.files import file_hash, write_text
 from utils.json_files import read_bytes
@@ -219,5 +220,5 @@ def refuse_outdated_fit(path: Path, fitted: Mapping[str, Mapping[str, str]] | No
         if changed is None and (folder / name).exists() and content_hash(folder / name) != digest:
             changed = folder / name
     if changed is not None:
-        again = f'choose again: python evaluate.py {command} {folder}'
+        again = f'choose again: {python_command("evaluate.py", command, folder)}'
         raise BadInput(f'{path}: was made before {changed} changed; {again}')

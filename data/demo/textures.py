@@ -115,7 +115,7 @@ def text_lines(part: Array, rng: Rng, pitch: int, colour: tuple[int, ...]) -> No
 
 def lettering(picture: Array, text: str, at: tuple[float, float], scale: float, colour: Array) -> Array:
     """Write a word on an (h, w, 3) picture; `at` is its lower left (x, y), relative to w and h."""
-    canvas = np.uint8(np.clip(picture, 0, 1) * 255)
+    canvas = (np.clip(picture, 0, 1) * 255).astype(np.uint8)
     corner = (int(at[0] * canvas.shape[1]), int(at[1] * canvas.shape[0]))
     paint = tuple(int(255 * v) for v in colour)
     cv2.putText(canvas, text, corner, FONT, scale, paint, max(round(2 * scale), 1), cv2.LINE_AA)

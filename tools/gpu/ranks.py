@@ -23,7 +23,7 @@ from engine.distributed import start_ranks
 from tools.gpu.numerics import exact_matmul, relative
 from tools.gpu.results import Report
 from tools.gpu.runner import Options, Part
-from tools.gpu.workload import Batch, make_config, make_trainer, random_batch, with_data
+from tools.gpu.workload import make_config, make_trainer, random_batch, with_data
 
 SIDE, BATCH, STEPS = 128, 8, 3
 SAME = 1e-4  # limit of the relative difference of a loss
@@ -134,7 +134,7 @@ def train_rank(cfg: Config, rank: int, world: int, backend: str | None, port: in
     file.write_text(json.dumps({'losses': trainer.losses, 'exchanges': len(exchanges), 'weights': weights}))
 
 
-def split_batches(cfg: Config, rank: int, world: int, count: int) -> Iterator[Batch]:
+def split_batches(cfg: Config, rank: int, world: int, count: int) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield a rank's part of batches; every second one has its photos in another order."""
     batch = random_batch(cfg)
     for number in range(count):
