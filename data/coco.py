@@ -10,7 +10,7 @@ IGNORED (255) for crowd regions.
 import difflib
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -390,7 +390,7 @@ def name_annotation(path: Path, position: int, record: Any) -> str:
     return f'{path}: annotations[{position}]'
 
 
-def not_listed(where: str, key: str, value: Any, ids: Iterable[Any], listed: str) -> BadInput:
+def not_listed(where: str, key: str, value: Any, ids: Collection[Any], listed: str) -> BadInput:
     """Return the error for an annotation of an image or a category that its file does not list."""
     example = f', which have ids such as {next(iter(ids))!r:.60}' if ids else ''
     way_out = 'remove the annotation, or export both together'
