@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Do a whole small competition on the CPU: train five folds from EfficientNet-Lite2's ImageNet weights, score them out of
-# fold, predict the test photos, vote, and check the submission. Run it again to continue after a stop.
+# Do a whole small competition on the CPU: train two models of five folds from EfficientNet-Lite2's ImageNet weights, score
+# them and their mean out of fold, predict the test photos, and check the submission. Run it again to continue after a stop.
 #     bash scripts/trash481.sh DATA [OUTPUT]
 set -euo pipefail
 [ $# -ge 1 ] && [ $# -le 2 ] || { echo 'usage: scripts/trash481.sh DATA [OUTPUT]' >&2; exit 2; }
@@ -16,18 +16,19 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_TOP_PAD_=2684
 python=.venv/bin/python
 cfg=(--cfg configs/trash481.yaml)
 set=(--set "data_root=$data" "output_dir=$out" "cache_dir=$out/trash481_cache" workers=2)
-run=$out/trash481
 
 $python prepare.py check --data "$data"
 $python prepare.py folds "${cfg[@]}" "${set[@]}"
-members=()
-for fold in 0 1 2 3 4; do
-    $python train.py "${cfg[@]}" --fold $fold --resume "${set[@]}"
-    members+=("$run/fold$fold/test.csv")
+for seed in 0 1; do
+    model=("${set[@]}" name=trash481-seed$seed seed=$seed)
+    for fold in 0 1 2 3 4; do
+        $python train.py "${cfg[@]}" --fold $fold --resume "${model[@]}"
+    done
+    for split in oof test; do $python infer.py "${cfg[@]}" --fold all --split $split --save-probs --update "${model[@]}"; done
 done
-$python infer.py "${cfg[@]}" --fold all --split oof --update "${set[@]}"
-$python infer.py "${cfg[@]}" --fold all --split test --update "${set[@]}"
 
-# The mean of the folds' probabilities has two votes, so it decides when the folds are split three to two.
-$python ensemble.py "$run/test.csv" "${members[@]}" --weights 2 1 1 1 1 1 --out "$out/submission.csv" --data "$data"
+# the mean of the probabilities of both models, each of which is the mean of its folds on the test photos
+$python ensemble.py "$out"/trash481-seed{0,1}/oof.csv --soft --out "$out/oof.csv" "${cfg[@]}" "${set[@]}"
+$python evaluate.py score "$out"/trash481-seed{0,1}/oof.csv "$out/oof.csv" --labels "$data/train_all.json" --data "$data"
+$python ensemble.py "$out"/trash481-seed{0,1}/test.csv --soft --out "$out/submission.csv" --data "$data"
 $python submission.py check "$out/submission.csv" --data "$data"
