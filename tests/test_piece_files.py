@@ -228,8 +228,8 @@ def test_inputs_that_are_none(runs, photos, tmp_path, capsys):
     for path in ('texts/a.txt', 'notes.txt', 'list.m3u8', 'film.mp4'):
         (tmp_path / path).write_text('#EXTM3U\n/etc/passwd\n')
     cases = {
-        'empty': 'empty: is empty, expected .bmp, .jpeg',
-        'texts': 'texts: found no photos, expected .bmp, .jpeg',
+        'empty': 'empty: is empty, expected .bmp, .jfif',
+        'texts': 'texts: found no photos, expected .bmp, .jfif',
         'notes.txt': 'notes.txt: cannot be decoded, expected an image.*; or give a video, or a folder',
         'list.m3u8': 'list.m3u8: cannot be decoded, expected an image',
         'film.mp4': 'film.mp4: cannot be decoded, expected an image',

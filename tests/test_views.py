@@ -241,9 +241,9 @@ def test_page_of_runs(made):
     page = open_page('viewer.page_runs', made.data, made.output, made.competition)
     assert not page.exception and not page.error
     metric, counts = metric_of(made.competition), np.stack(made.rows)
-    runs, *hits, classes = tables(page)
-    assert runs[0][5:7] == [f'validation {metric.label}', f'out-of-fold {metric.label}']
-    assert runs[1][5:7] == ['0.4000', f'{metric.score(counts):.4f}']
+    *hits, runs, classes = tables(page)
+    assert runs[0][1:5:3] == [f'out-of-fold {metric.label}', f'validation {metric.label}']
+    assert runs[1][1:5:3] == [f'{metric.score(counts):.4f}', '0.4000']
     assert classes[-1][:2] == [metric.label, f'{metric.score(counts):.4f}']
     assert len(classes) == 2 + len(made.competition.scored_ids)
     assert len(hits) == made.competition.is_multilabel
