@@ -51,7 +51,7 @@ def class_shares(cache: Cache, row: int, cfg: Config) -> np.ndarray:
 @torch.no_grad()
 def read_features(model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config) -> Tensor:
     """Return the features of photos as they are predicted, and of their mirror images if hflip is used:
-    (V, n, C) float64 on the CPU. A photo that is predicted in tiles is made as large as one.
+    (V, n, C) float64 on the CPU. A photo that is predicted in tiles or windows is made as large as one.
     """
     predictor, views = Predictor(model, cfg, ()), 2 if cfg.hflip else 1
     found: list[list[Tensor]] = [[] for _ in range(views)]
@@ -59,6 +59,8 @@ def read_features(model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config) 
     for batch in progress(batches, 'probe', 'batch'):
         shape = cache.photos.shapes[rows[batch[0]]]
         size = fit_size(tuple(shape[:2]), cfg.window if needs_tiles(shape, cfg) else cfg.image_size)
+        if model.fixed_size:
+            size = model.fixed_size, model.fixed_size
         photos = np.stack([resize_image(np.array(cache.photos[rows[position]]), size) for position in batch])
         images, _ = predictor.prepare(to_images(photos))
         for view in range(views):

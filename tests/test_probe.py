@@ -56,6 +56,19 @@ def test_a_probe_says_what_the_photos_show(tiny):
     assert not model.probe.linear.weight[0].any()  # of Background
 
 
+@pytest.mark.parametrize(
+    ('fixed', 'keys', 'side'),
+    [(None, {}, 64), (32, {}, 32), (None, {'window': 32}, 32), (None, {'image_size': 90}, 96)],
+)
+def test_photos_are_as_large_as_the_encoder_sees_them(fixed, keys, side, tiny):
+    cfg = tiny.model_copy(update=PROBED | keys)
+    model, seen = SegModel(cfg), []
+    model.fixed_size = fixed
+    model.probe.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[2:]))
+    read_features(model, open_cache(cfg, 'train'), np.arange(2), cfg)
+    assert {*map(tuple, seen)} == {(side, side)}
+
+
 def test_nothing_is_fitted_without_objects(tiny):
     cfg, model = tiny.model_copy(update=PROBED), SegModel(tiny.model_copy(update=PROBED))
     cache = open_cache(cfg, 'train')
