@@ -53,7 +53,7 @@ def read_features(model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config) 
     """Return the features of photos as they are predicted, and of their mirror images if hflip is used:
     (V, n, C) float64 on the CPU. A photo that is predicted in tiles or windows is made as large as one.
     """
-    predictor, views = Predictor(model, cfg, ()), 2 if cfg.hflip else 1
+    predictor, probe, views = Predictor(model, cfg, ()), model.probe.eval(), 2 if cfg.hflip else 1
     found: list[list[Tensor]] = [[] for _ in range(views)]
     batches = group_by_shape([cache.photos.shapes[row] for row in rows], cfg.infer_batch_size)
     for batch in progress(batches, 'probe', 'batch'):
@@ -66,7 +66,7 @@ def read_features(model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config) 
         for view in range(views):
             inputs = images.flip(-1) if view else images
             with autocast(cfg, inputs.device):
-                found[view] += model.probe.features(inputs).double().cpu()
+                found[view] += probe.features(inputs).double().cpu()
     order = np.argsort([position for batch in batches for position in batch])
     return torch.stack([torch.stack(features)[order] for features in found])
 

@@ -111,10 +111,7 @@ class Probe(nn.Module):
         self.linear = nn.Linear(channels, num_classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> 'Probe':
-        return super().train(False)
+        self.requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the means of the last feature, (N, C)."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import train
 from config import Competition
 from data.cache import open_cache
+from engine import probe
 from engine.checkpoint import load_checkpoint
 from engine.probe import PENALTY, class_shares, fit_linear, fit_probe, read_features
 from models import SegModel
@@ -39,7 +40,7 @@ def test_a_fit_is_where_the_penalised_loss_has_no_slope(overlapping):
     assert own.grad.abs().max() < 1e-4 and offset.grad.abs().max() < 1e-4 and own.abs().max() > 0.1
 
 
-def test_a_probe_says_what_the_photos_show(tiny):
+def test_a_probe_says_what_the_photos_show(tiny, monkeypatch):
     """Of the photos with objects alone, as they are and mirrored; photos that it was fitted to, it knows."""
     cfg = tiny.model_copy(update=PROBED | {'infer_batch_size': 5})
     cache, rows = open_cache(cfg, 'train'), np.arange(16)
@@ -49,6 +50,10 @@ def test_a_probe_says_what_the_photos_show(tiny):
     assert fit_probe(model, cache, rows, cfg) == 16
     features = read_features(model, cache, rows, cfg)
     assert features.shape[:2] == (2, 16)
+    monkeypatch.setattr(probe, 'group_by_shape', lambda shapes, size: [[7, 0, 3], [2, 1], [6, 5, 4]])
+    mixed = read_features(model.train(), cache, rows[:8], cfg)  # of several shapes, say
+    assert torch.allclose(mixed, features[:, :8], rtol=1e-4)
+    monkeypatch.undo()
     one = read_features(model, cache, rows[7:8], cfg)
     assert torch.allclose(features[:, 7], one[:, 0], rtol=1e-4) and not torch.allclose(*features)
     scores = model.probe.linear(features[0].float())[:, 1:]
