@@ -212,9 +212,10 @@ class Config(BaseModel):
     are multiplied by it). 0 leaves the classifier out.
     """
     probe: float = Field(0.0, ge=0)
-    """Power of what a linear probe of the encoder, with the weights that were loaded, says of the whole
-    photo, by which the objects in a pixel share their probability, as above: a few hundred photos can make an
-    encoder forget what it knew. It is fitted to the training photos before the first epoch. 0 leaves it out.
+    """Exponent of a linear probe: a copy of the encoder that keeps the weights that were loaded, with a
+    linear classifier that is fitted to whole training photos before the first epoch. In inference it says
+    which classes a photo, or a tile of it, shows, and the objects in a pixel share their probability by it,
+    as by presence_weight's. It helps where few photos make the encoder forget what it knew. 0 leaves it out.
     """
     stages: int = Field(3, ge=1, le=10)
     """Number of kernel updates in the K-Net head."""

@@ -126,13 +126,15 @@ class SegModel(nn.Module):
         presence = [] if self.presence is None else [self.presence(maps[-1])]
         if self.training:
             return [*aux, *presence, *outputs]
-        said = [F.logsigmoid(logits.float()) for logits in presence]
+        log_presence = [F.logsigmoid(logits.float()) for logits in presence]
         if self.probe is not None:
-            said.append(self.probe_power * self.probe(images).float())
-        return [*aux, *outputs[:-1], self.weigh(outputs[-1], sum(said)) if said else outputs[-1]]
+            log_presence.append(self.probe_power * self.probe(images).float())
+        if log_presence:
+            outputs = [*outputs[:-1], self.weigh(outputs[-1], sum(log_presence))]
+        return aux + outputs
 
     def weigh(self, logits: Tensor, log_presence: Tensor) -> Tensor:
-        """Weigh the logits of pixels, (N, K, h, w), by what is said of the whole photo, (N, K)."""
+        """Weigh the logits of pixels, (N, K, h, w), by the logarithms (N, K) of what the photo shows."""
         if self.competition.is_multilabel:
             return multiply_by_presence(logits, log_presence)
         return weigh_by_presence(logits, log_presence, background=self.competition.object_ids.start)
@@ -195,7 +197,15 @@ def build_timm(cfg: Config) -> Parts:
         fault = 'gives each pixel one class, but those of this task may overlap (task: multilabel)'
         raise BadInput(f"config key 'head': mask2former {fault}; expected another head")
     if cfg.head == 'mask2former':  # it has a loss of its own
-        keys = ['loss', 'label_smoothing', 'class_weights', 'aux_weight', 'aux_channels', 'presence_weight']
+        keys = [
+            'loss',
+            'label_smoothing',
+            'class_weights',
+            'aux_weight',
+            'aux_channels',
+            'presence_weight',
+            'probe',
+        ]
         refuse_unused(cfg, keys)
     accepted = inspect.signature(HEADS[cfg.head]).parameters
     refuse_unused(cfg, [key for option, key in HEAD_OPTIONS.items() if option not in accepted])

@@ -92,7 +92,7 @@ def check_data(
         more = f' (one of {len(faults)} faulty photos among {count})' if len(faults) > 1 else ''
         raise BadInput(min(faults) + more)
     train = [photo for photo in photos if photo.split == 'train']
-    pairs, _, alike = find_pairs(photos.descriptors, len(train))
+    pairs, _, num_alike = find_pairs(photos.descriptors, len(train))
     train_pairs = pairs[(pairs < len(train)).all(axis=1)]
     scenes = try_scenes(data, train, train_pairs, competition, folds)
     remarks = [
@@ -105,7 +105,7 @@ def check_data(
         *describe_classes(cocos[0], photos.pixels),
         *describe_extent(cocos[0]),
         *describe_duplicates(photos, pairs),
-        *([describe_alike(alike, count)] if alike and competition.group is None else []),
+        *([describe_alike(num_alike, count)] if num_alike and competition.group is None else []),
         *describe_scenes(data, scenes, competition, train[0].name),
         *describe_folds(folds_csv, train, train_pairs),
         *hint_at_groups(train, competition),

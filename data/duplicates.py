@@ -141,7 +141,7 @@ def find_pairs(descriptors: Descriptors, first: int = 0) -> tuple[np.ndarray, fl
     X-rays of hands, say, are alike although no two are the same: where a set is too large, only pairs that
     are more alike join. That also parts frames of a fixed camera: see describe_alike.
     """
-    alike = 0
+    num_alike = 0
     found = candidates(descriptors, descriptors)
     found = found[np.argsort(np.maximum(found.row, found.other) >= first, kind='stable')]
     correlations = np.full(len(found), np.nan)  # not aligned yet
@@ -158,13 +158,13 @@ def find_pairs(descriptors: Descriptors, first: int = 0) -> tuple[np.ndarray, fl
         largest = np.bincount(join_groups(np.arange(len(descriptors)), pairs), minlength=1).max()
         if largest <= max(FEW_JOINED, MOST_JOINED * len(descriptors)):
             break
-        alike = alike or int(largest)
-    return pairs, least, alike
+        num_alike = num_alike or int(largest)
+    return pairs, least, num_alike
 
 
-def describe_alike(alike: int, count: int) -> str:
+def describe_alike(num_alike: int, count: int) -> str:
     """Say that so many of the photos are alike, by find_pairs, and what to do if they are few scenes."""
-    fault = f'{alike} of {count} photos are alike, as frames of one camera or as things of one kind'
+    fault = f'{num_alike} of {count} photos are alike, as frames of one camera or as things of one kind'
     kept = 'folds keep together only those that are nearly equal'
     ways = f'group in {COMPETITION_FILE}, or folds of your own with folds_csv'
     return f'{fault}: {kept}; if they are of few scenes, give {ways}'

@@ -128,6 +128,8 @@ def read_table(path: Path) -> dict[str, str]:
         raise BadInput(f'{path}: is not UTF-8; save it as such') from None
     except OSError as error:
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
+    if not table:
+        raise BadInput(f'{path}: has no rows; expected a category and its class in each, under {header}')
     return table
 
 

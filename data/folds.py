@@ -129,9 +129,9 @@ def read_pairs(cache: Cache) -> np.ndarray:
             return np.load(path)
         except (OSError, ValueError, EOFError) as error:
             raise damaged(path, error) from None
-    pairs, _, alike = find_pairs(describe_photos(cache.photos, len(cache)))
-    if alike:
-        log.warning(f'warning: {describe_alike(alike, len(cache))}')
+    pairs, _, num_alike = find_pairs(describe_photos(cache.photos, len(cache)))
+    if num_alike:
+        log.warning(f'warning: {describe_alike(num_alike, len(cache))}')
     with suppress(BadInput):
         save_array(path, pairs)
     return pairs

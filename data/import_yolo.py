@@ -181,6 +181,8 @@ def list_yolo(data_yaml: Path, root: Path, settings: dict[str, Any], split: str)
         # Roboflow writes ../train/images, relative to a folder that does not exist
         text = str(source).replace('\\', '/')
         choices = [root / text.removeprefix('../'), root / text, *tails(root, text)]
+        if split == 'test':  # the folder images alone is that of the training photos
+            choices = [path for path in choices if path != root / 'images' or text.strip('./') == 'images']
         path = next((path for path in choices if path.exists()), None)
         if path is None and split == 'test':  # Roboflow names it always
             print(f'{data_yaml}: test: {root / text}: no such folder, so the set has no test.json')
@@ -199,7 +201,7 @@ def list_yolo(data_yaml: Path, root: Path, settings: dict[str, Any], split: str)
 
 def tails(root: Path, name: str) -> list[Path]:
     """Return where an absolute path of another machine, such as /content/set/train/images, may be below the
-    root: its last parts, as many as can be first.
+    root: its last parts, the longest choice first.
     """
     parts = PureWindowsPath(name).parts if PureWindowsPath(name).root else ()
     return [root.joinpath(*parts[n:]) for n in range(1, len(parts))]

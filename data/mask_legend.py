@@ -20,6 +20,12 @@ IGNORED_NAMES = {'ignore', 'ignored'}
 NO_CLASSES = {'void', 'unlabelled', 'unlabeled', *IGNORED_NAMES}  # some tables mean the background by them
 BACKGROUND = 'background'
 # CVAT's labelmap.txt is can:255,0,0::, label_colors.txt of CamVid is 255 0 0 can
+# of a table's columns, in whatever words
+HEADER = re.compile(
+    '((pixel|class|category|label)[ _]?)?'
+    '(value|id|index|name|class|label|category|colou?r|hex|rgb|[rgb]|red|green|blue)',
+    re.I,
+)
 LABELMAP = re.compile(r'(?P<name>[^:]+):(?P<colour>\d+,\d+,\d+)(:.*)?', re.ASCII)
 LABEL_COLORS = re.compile(r'(?P<colour>\d+\s+\d+\s+\d+)\s+(?P<name>\S.*)', re.ASCII)
 
@@ -161,7 +167,7 @@ def read_rows(path: Path) -> list[tuple[int, str, int]]:
             delimiter = ',' if ',' in line else ';'  # Excel's, where a comma is in numbers
             row = csv.reader([line], skipinitialspace=True, delimiter=delimiter)
             name, *colour = (text.strip() for text in next(row))
-        if not rows and colour and not re.search(r'\d', line):
+        if not rows and colour and all(HEADER.fullmatch(text) for text in (name, *colour)):
             continue  # the header
         value = parse_colour(colour)
         if len(colour) == 1 and re.fullmatch(r'\d{1,5}', name, re.ASCII) and int(name) < 1 << 16:

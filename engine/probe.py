@@ -1,4 +1,4 @@
-"""Fit the linear probe of an encoder: what it knows of whole photos before it is trained.
+"""Fit a linear probe to an encoder's features of whole photos, before the encoder is trained.
 
 A probe is a linear classifier of features that stay as they are (Alain and Bengio, arXiv:1610.01644). A
 network that learns from few photos loses some of what such a probe can read (Kumar et al., arXiv:2202.10054).
@@ -15,6 +15,7 @@ from config import Config
 from data.cache import Cache, fit_size, resize_image
 from engine.inference import Predictor, autocast, group_by_shape, needs_tiles, to_images
 from models import SegModel
+from utils.errors import CheckFailed, join_first
 from utils.progress import progress
 
 PENALTY = 1e-3  # of the sum of the squared weights, for features of deviation 1
@@ -28,6 +29,9 @@ def fit_probe(model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config) -> i
     overlapping, first = cfg.competition.is_multilabel, cfg.competition.object_ids.start
     targets = torch.from_numpy(np.stack([class_shares(cache, row, cfg) for row in rows]))
     features = read_features(model, cache, rows, cfg)  # (V, n, C)
+    if not (finite := features.isfinite().all(2).all(0).numpy()).all():
+        fault = f'{join_first(cache.names(rows[~finite]))}: the features of the probe are not finite'
+        raise CheckFailed(f'{fault}; set amp=bf16 or amp=off')
     if not overlapping:
         used = targets.sum(1) > 0
         targets, features = targets[used], features[:, used]
@@ -51,10 +55,11 @@ def class_shares(cache: Cache, row: int, cfg: Config) -> np.ndarray:
 @torch.no_grad()
 def read_features(model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config) -> Tensor:
     """Return the features of photos as they are predicted, and of their mirror images if hflip is used:
-    (V, n, C) float64 on the CPU. A photo that is predicted in tiles or windows is made as large as one.
+    (V, n, C) float64 on the CPU. A photo that is predicted in tiles or windows is
+    resized to one, so that the encoder sees all of it at once.
     """
     predictor, probe, views = Predictor(model, cfg, ()), model.probe.eval(), 2 if cfg.hflip else 1
-    found: list[list[Tensor]] = [[] for _ in range(views)]
+    features: list[list[Tensor]] = [[] for _ in range(views)]
     batches = group_by_shape([cache.photos.shapes[row] for row in rows], cfg.infer_batch_size)
     for batch in progress(batches, 'probe', 'batch'):
         shape = cache.photos.shapes[rows[batch[0]]]
@@ -66,9 +71,9 @@ def read_features(model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config) 
         for view in range(views):
             inputs = images.flip(-1) if view else images
             with autocast(cfg, inputs.device):
-                found[view] += probe.features(inputs).double().cpu()
+                features[view] += probe.features(inputs).double().cpu()
     order = np.argsort([position for batch in batches for position in batch])
-    return torch.stack([torch.stack(features)[order] for features in found])
+    return torch.stack([torch.stack(each)[order] for each in features])
 
 
 def fit_linear(features: Tensor, targets: Tensor, overlapping: bool) -> tuple[Tensor, Tensor]:

@@ -225,14 +225,15 @@ class Trainer:
 
     def too_large(self, number: int) -> BadInput:
         """Make the error of a batch that does not fit into the GPU's memory."""
-        cfg, half = self.cfg, self.cfg.batch_size // 2
+        cfg, world = self.cfg, self.ranks.world
+        half, odd = divmod(cfg.batch_size, 2)
         changes = [f'a crop_size below {cfg.crop_size}']
-        if half:
-            changes.insert(0, f'batch_size={half} accumulate={2 * cfg.accumulate} (as many photos a step)')
+        if not odd and half % world == 0 and half >= 2 * world:  # BatchNorm needs two photos a rank
+            changes.insert(0, f'batch_size={half} accumulate={2 * cfg.accumulate}, as many photos a step')
         if not cfg.grad_checkpointing:
             changes.append('grad_checkpointing=true')
         fault = f'the GPU is out of memory in epoch {self.epoch + 1}, batch {number + 1}'
-        ways = f'start again with --overwrite --set {", or ".join(changes)}'
+        ways = f'start again with --overwrite and a change by --set: {", or ".join(changes)}'
         return BadInput(f'{fault}; {ways}; or end what else fills it (nvidia-smi), and go on with --resume')
 
     def read_losses(self) -> None:

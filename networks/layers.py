@@ -101,8 +101,8 @@ class Presence(nn.Module):
 
 class Probe(nn.Module):
     """Say which classes an image shows, by a linear probe of an encoder that never learns: images
-    (N, B, H, W) → the logarithms (N, K) of their shares in the objects, up to a sum, or of the probabilities
-    that each is there if they may overlap. engine.probe fits it; until then all shares are equal.
+    (N, B, H, W) → the logarithms (N, K) of each class's share of the objects, up to a constant, or, if
+    classes may overlap, of the probability that it is there. engine.probe fits it; until then all are equal.
     """
 
     def __init__(self, encoder: nn.Module, channels: int, num_classes: int, overlapping: bool) -> None:
@@ -114,8 +114,10 @@ class Probe(nn.Module):
         self.requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the means of the last feature, (N, C)."""
-        return self.encoder(images)[-1].mean((-2, -1))
+        """Return the means of the last feature: images (N, B, H, W) → (N, C)."""
+        feats = self.encoder(images)
+        maps = feats[0] if isinstance(feats, tuple) else feats  # smp's plain ViTs add their prefix tokens
+        return maps[-1].mean((-2, -1))
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.linear(self.features(images))

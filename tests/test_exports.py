@@ -397,6 +397,10 @@ def test_a_table_gives_the_categories_their_classes(tmp_path):
     table.write_text(table.read_text().replace('Tin,Metal', 'Tin,Steel'))
     prepare.command(['competition', '--data', str(root), '--table', str(table), '--overwrite'])
     assert read_competition(root).classes[:3] == ('Background', 'Paper', 'Steel')
+    for text in ('category,class\n', ''):
+        table.write_text(text)
+        with pytest.raises(BadInput, match='table.csv: has no rows'):
+            prepare.command(['competition', '--data', str(root), '--table', str(table), '--overwrite'])
     table.write_text('category,class\nTin,\n')
     with pytest.raises(BadInput, match='table.csv: line 2: expected a category and its class'):
         prepare.command(['competition', '--data', str(root), '--table', str(table), '--overwrite'])

@@ -310,6 +310,7 @@ def test_a_file_of_names(tmp_path):
         ('can,255,0,0\nbig bottle,255,0,0', 'line 2: the value #ff0000 stands twice'),
         ('car,255,0,0', 'has none of the classes can, big bottle'),
         ('name,r,g,b', 'has no colours'),
+        ('car,red', "line 1: found 'car,red', expected name,r,g,b"),
     ],
 )
 def test_files_of_colours_that_are_refused(tmp_path, text, message):

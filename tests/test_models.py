@@ -86,6 +86,8 @@ def test_smp_dpt_over_a_plain_vit(tiny):
     cfg = tiny.model_copy(update={'encoder': 'vit_tiny_patch16_224', 'head': 'smp-dpt', 'head_channels': 512})
     aux, logits = SegModel(cfg).eval()(torch.zeros(1, 3, 224, 224))
     assert aux.shape == (1, 11, 14, 14) and logits.shape == (1, 11, 224, 224)
+    model = SegModel(cfg.model_copy(update={'probe': 1.0})).eval()
+    assert model(torch.zeros(1, 3, 224, 224))[-1].shape == logits.shape
 
 
 @torch.no_grad()
@@ -274,6 +276,7 @@ def test_dilated_encoder(tiny):
             {'head': 'mask2former', 'presence_weight': 1, 'aux_weight': 0.4, 'aux_channels': 256},
             "'presence_weight': found 1, which mask2f",
         ),
+        ({'head': 'mask2former', 'probe': 1, 'aux_weight': 0.4, 'aux_channels': 256}, "'probe': found 1"),
         ({'head': 'smp-fpn'}, "'head_channels': found 16, which smp-fpn"),
         ({'head': 'smp-fpn', 'head_channels': 512, 'output_stride': 8}, "'output_stride': found 8"),
         ({'head': 'smp-deeplabv3', 'head_channels': 512}, 'smp cannot build deeplabv3'),

@@ -14,6 +14,7 @@ from engine import probe
 from engine.checkpoint import load_checkpoint
 from engine.probe import PENALTY, class_shares, fit_linear, fit_probe, read_features
 from models import SegModel
+from utils.errors import CheckFailed
 
 PROBED = {'encoder': 'test_resnet.r160_in1k', 'probe': 1.0}
 
@@ -97,3 +98,12 @@ def test_a_training_fits_it_once(tiny, monkeypatch):
     assert state['probe.linear.weight'].any()
     train.main(cfg, 0, resume=True)
     assert calls == [1]
+
+
+def test_features_that_are_not_finite_end_the_run_by_name(tiny):
+    cfg = tiny.model_copy(update=PROBED)
+    model = SegModel(cfg)
+    with torch.no_grad():
+        next(model.probe.encoder.parameters()).fill_(torch.inf)
+    with pytest.raises(CheckFailed, match='batch_01/0000.jpg.*not finite; set amp=bf16'):
+        fit_probe(model, open_cache(cfg, 'train'), np.arange(2), cfg)

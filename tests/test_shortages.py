@@ -112,7 +112,10 @@ def test_a_gpu_that_fills_up_in_a_step_says_what_to_set_and_the_run_goes_on(
     assert train_again(tiny_yaml, *words) == 2
     said = capfd.readouterr().err
     assert 'script.py: error: the GPU is out of memory in epoch 2, batch 2; ' in said
-    assert 'start again with --overwrite --set batch_size=2 accumulate=2 (' in said
+    assert (
+        'start again with --overwrite and a change by --set: batch_size=2 accumulate=2, as many photos'
+        in said
+    )
     assert f'a crop_size below {tiny.crop_size}' in said and 'Traceback' not in said
     assert train_again(tiny_yaml, '--resume', *words) == 0
     folder = tiny.run_dir(0)

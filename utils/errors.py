@@ -70,7 +70,7 @@ SHORTAGES = (
     Shortage(
         'the workers have too little shared memory; give /dev/shm more (docker run --shm-size=8g), or set '
         'workers=0, and run it again',
-        ('shared memory', '</torch_', 'Bus error'),
+        ('</torch_', 'Bus error', 'memory object', 'out of shared memory', 'insufficient shared memory'),
     ),
     Shortage(
         'too many open files; raise the limit with ulimit -n 65536, or set workers=0, and run it again',
