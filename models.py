@@ -62,6 +62,7 @@ from networks.layers import (
     FeaturePyramid,
     Presence,
     Probe,
+    feature_maps,
     multiply_by_presence,
     weigh_by_presence,
 )
@@ -121,7 +122,7 @@ class SegModel(nn.Module):
     def decode(self, feats: list[Tensor], images: Tensor) -> list:
         """Turn the encoder's features of the images into the outputs."""
         feats = self.neck(feats)
-        maps = feats[0] if isinstance(feats, tuple) else feats  # smp's plain ViTs add their prefix tokens
+        maps = feature_maps(feats)
         aux, outputs = [logits for aux in self.aux for logits in aux(maps)], self.head(feats)
         presence = [] if self.presence is None else [self.presence(maps[-1])]
         if self.training:
@@ -197,16 +198,8 @@ def build_timm(cfg: Config) -> Parts:
         fault = 'gives each pixel one class, but those of this task may overlap (task: multilabel)'
         raise BadInput(f"config key 'head': mask2former {fault}; expected another head")
     if cfg.head == 'mask2former':  # it has a loss of its own
-        keys = [
-            'loss',
-            'label_smoothing',
-            'class_weights',
-            'aux_weight',
-            'aux_channels',
-            'presence_weight',
-            'probe',
-        ]
-        refuse_unused(cfg, keys)
+        losses = ['loss', 'label_smoothing', 'class_weights', 'aux_weight', 'aux_channels']
+        refuse_unused(cfg, [*losses, 'presence_weight', 'probe'])
     accepted = inspect.signature(HEADS[cfg.head]).parameters
     refuse_unused(cfg, [key for option, key in HEAD_OPTIONS.items() if option not in accepted])
     bands = cfg.competition.channels

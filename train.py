@@ -146,14 +146,9 @@ def check_batch(cfg: Config, ranks: Ranks) -> None:
     found = f"config key 'batch_size': found {cfg.batch_size}"
     if cfg.batch_size % ranks.world:
         raise BadInput(f'{found}, expected a multiple of the {ranks.world} ranks')
-    if cfg.batch_size < min_batch(cfg, ranks):
+    if cfg.batch_size < ranks.min_batch(cfg):
         cause = 'BatchNorm has no statistics of one image each; expected 2 or more each'
         raise BadInput(f'{found} for {ranks.world} ranks: {cause}')
-
-
-def min_batch(cfg: Config, ranks: Ranks) -> int:
-    """Return the fewest photos that BatchNorm needs in a batch: two a rank unless it is synchronised."""
-    return ranks.world if ranks.sync_bn(cfg) else 2 * ranks.world
 
 
 def finished_score(cfg: Config, fold: int) -> float | None:
@@ -201,7 +196,7 @@ def load_data(
     cache = ranks.main_process_first(lambda: open_cache(cfg, 'train'))
     folds = ranks.main_process_first(lambda: read_folds(cfg, cache))
     train_rows, valid_rows = split_fold(folds, fold)
-    count, least = len(train_rows), min_batch(cfg, ranks)
+    count, least = len(train_rows), ranks.min_batch(cfg)
     if count < least:
         raise BadInput(f'--fold {fold}: found {count} photos to train on, expected at least {least}')
     if pseudo and pseudo.schedule == 'pretrain' and len(pseudo.cache) < least:

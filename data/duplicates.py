@@ -126,17 +126,11 @@ def shrink(grey: np.ndarray, side: int) -> np.ndarray:
     return resize(grey, (side, side), cv2.INTER_AREA)
 
 
-def duplicate_pairs(descriptors: Descriptors, first: int = 0) -> np.ndarray:
-    """Return (m, 2) rows of photos that are near-duplicates, no more pairs than join each set of photos that
-    are so directly or in a chain. Those of the first photos, of which there are so many, join all sets of
-    these alone.
-    """
-    return find_pairs(descriptors, first)[0]
-
-
 def find_pairs(descriptors: Descriptors, first: int = 0) -> tuple[np.ndarray, float, int]:
-    """Return the duplicate_pairs, which of LEAST_DETAILS their correlations are above, and the number of
-    photos of a set that was too large for a fold, 0 if none was.
+    """Return (m, 2) rows of photos that are near-duplicates, no more pairs than join each set of photos that
+    are so directly or in a chain; which of LEAST_DETAILS their correlations are above; and the number of
+    photos of a set that was too large for a fold, 0 if none was. The pairs of the first photos, of which
+    there are so many, join all sets of these alone.
 
     X-rays of hands, say, are alike although no two are the same: where a set is too large, only pairs that
     are more alike join. That also parts frames of a fixed camera: see describe_alike.

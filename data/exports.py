@@ -29,13 +29,12 @@ from data.layout import annotation_files, describe_folder, find_exports, split_o
 from data.paths import find_photo, index_files, nearest_file
 from utils.errors import BadInput, one_line
 from utils.files import exists, write_text
-from utils.foreign_csv import find_columns, header_fault, read_lines, split_row
+from utils.foreign_csv import read_texts
 from utils.json_files import identify, load_json, read_bytes, require, whole_number
 
 Content = dict[str, Any]  # of a COCO file
 UPLOAD = re.compile(r'(^|/)[0-9a-f]{8}-(?=[^/]+$)')
 SPLIT_WORD = re.compile('train|val|test')
-MAX_LINE = 10_000  # bytes of a row of a table
 LISTS = ('images', 'categories', 'annotations')
 
 
@@ -108,24 +107,14 @@ def write_classes(root: Path, overwrite: bool, table: Path | None = None, task: 
 def read_table(path: Path) -> dict[str, str]:
     """Read the class of each category from a CSV with the columns category and class. Raises BadInput."""
     table: dict[str, str] = {}
-    layout, header = None, 'category,class'
+    header = 'category,class'
     try:
-        with path.open('rb') as file:
-            for number, _, line in read_lines(file, path, MAX_LINE):
-                where = f'{path}: line {number}'
-                if layout is None:
-                    layout = find_columns(line, ('category', 'class'))
-                    if layout is None:
-                        raise BadInput(f'{path}: {header_fault(line, header)}')
-                    continue
-                category, name = (field.decode().strip() for field in split_row(line, layout, where))
-                if not category or not name:
-                    raise BadInput(f'{where}: expected a category and its class, under {header}')
-                if table.setdefault(category, name) != name:
-                    found = f'{table[category]!r} and {name!r}'
-                    raise BadInput(f'{where}: {category!r} has the classes {found}; expected one')
-    except UnicodeDecodeError:
-        raise BadInput(f'{path}: is not UTF-8; save it as such') from None
+        for where, (category, name) in read_texts(path, header, ('category', 'class')):
+            if not category or not name:
+                raise BadInput(f'{where}: expected a category and its class, under {header}')
+            if table.setdefault(category, name) != name:
+                found = f'{table[category]!r} and {name!r}'
+                raise BadInput(f'{where}: {category!r} has the classes {found}; expected one')
     except OSError as error:
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
     if not table:

@@ -17,11 +17,9 @@ from data.groups import group_names
 from data.records import damaged
 from utils.errors import BadInput, one_line, plural
 from utils.files import lock, normal_name, save_array, write_csv
-from utils.foreign_csv import find_columns, header_fault, read_lines, split_row
+from utils.foreign_csv import read_texts
 from utils.json_files import whole_number
 from utils.log import log
-
-MAX_LINE = 10_000  # bytes of a row of folds.csv
 
 
 def folds_path(cfg: Config) -> Path:
@@ -60,23 +58,14 @@ def read_folds(cfg: Config, cache: Cache) -> np.ndarray:
 
 def read_rows(path: Path) -> list[tuple[str, int]]:
     """Read the normal_name and the fold of each row, as spreadsheets write them, too. Raises BadInput."""
-    rows, layout, expected = [], None, 'expected lines of image_id,file_name,fold'
+    rows, header = [], 'image_id,file_name,fold'
+    expected = f'expected lines of {header}'
     try:
-        with path.open('rb') as file:
-            for number, _, line in read_lines(file, path, MAX_LINE):
-                where = f'{path}: line {number}'
-                if layout is None:
-                    layout = find_columns(line, ('file_name', 'fold'))
-                    if layout is None:
-                        raise BadInput(f'{path}: {header_fault(line, "image_id,file_name,fold")}')
-                elif line.strip(b',;\t \r\n'):
-                    name, text = (field.decode().strip() for field in split_row(line, layout, where))
-                    fold = whole_number(text)
-                    if fold is None:
-                        raise BadInput(f'{where}: the fold is {text[:40]!r}, {expected}, with numbers from 0')
-                    rows.append((normal_name(name), fold))
-    except UnicodeDecodeError as error:
-        raise BadInput(f'{path}: {expected}: {one_line(error)}; save it as CSV in UTF-8') from None
+        for where, (name, text) in read_texts(path, header, ('file_name', 'fold')):
+            fold = whole_number(text)
+            if fold is None:
+                raise BadInput(f'{where}: the fold is {text[:40]!r}, {expected}, with numbers from 0')
+            rows.append((normal_name(name), fold))
     except OSError as error:
         raise BadInput(f'{path}: {expected}: {one_line(error)}') from None
     return rows
@@ -120,7 +109,7 @@ def read_scenes(cfg: Config, cache: Cache) -> np.ndarray:
 
 
 def read_pairs(cache: Cache) -> np.ndarray:
-    """Return the duplicate_pairs of a cache's photos, (m, 2) rows; find them once, and keep them in its
+    """Return the near-duplicates of a cache's photos, (m, 2) rows; find them once, and keep them in its
     folder, if it can be written. Raises BadInput.
     """
     path = cache.folder / f'duplicates-v{VERSION}.npy'

@@ -15,9 +15,8 @@ from config import COMPETITION_FILE
 from data.paths import inside
 from utils.errors import BadInput, one_line
 from utils.files import normal_name
-from utils.foreign_csv import find_columns, header_fault, read_lines, split_row
+from utils.foreign_csv import read_texts
 
-MAX_LINE = 10_000  # bytes of a row
 # how a CSV may call a photo: by its path, without folders, or without its ending too
 FORMS = (normal_name, lambda name: PurePosixPath(normal_name(name)).name, lambda name: stem_of(name))
 # what often stands for one scene in a file name, and a pattern that finds it
@@ -86,26 +85,16 @@ def read_groups(root: Path, names: Sequence[str], group: str) -> list[str]:
 def read_rows(path: Path) -> dict[str, str]:
     """Read the groups of a CSV by normal_name of the photo. Raises BadInput."""
     groups: dict[str, str] = {}
-    expected, layout = 'expected lines of file_name,group', None
+    header = 'file_name,group'
+    expected = f'expected lines of {header}'
     try:
-        with path.open('rb') as file:
-            for number, _, line in read_lines(file, path, MAX_LINE):
-                where = f'{path}: line {number}'
-                if layout is None:
-                    layouts = [find_columns(line, (key, 'group')) for key in ('file_name', 'image_id')]
-                    layout = layouts[0] or layouts[1]
-                    if layout is None:
-                        raise BadInput(f'{path}: {header_fault(line, "file_name,group")}')
-                    continue
-                name, group = (field.decode().strip() for field in split_row(line, layout, where))
-                if not name or not group:
-                    lacks = 'file_name' if not name else f'group of {name!r}'
-                    raise BadInput(f'{where}: the {lacks} is empty, {expected}')
-                if groups.setdefault(normal_name(name), group) != group:
-                    found = f'{groups[normal_name(name)]!r} and {group!r}'
-                    raise BadInput(f'{where}: {name!r} has the groups {found}; expected one')
-    except UnicodeDecodeError as error:
-        raise BadInput(f'{path}: {expected}: {one_line(error)}; save it as CSV in UTF-8') from None
+        for where, (name, group) in read_texts(path, header, ('file_name', 'group'), ('image_id', 'group')):
+            if not name or not group:
+                lacks = 'file_name' if not name else f'group of {name!r}'
+                raise BadInput(f'{where}: the {lacks} is empty, {expected}')
+            if groups.setdefault(normal_name(name), group) != group:
+                found = f'{groups[normal_name(name)]!r} and {group!r}'
+                raise BadInput(f'{where}: {name!r} has the groups {found}; expected one')
     except OSError as error:
         fault = f'{path}: {one_line(error.strerror)}'
         raise BadInput(f'{fault} (group in {COMPETITION_FILE}); {expected} in the data root') from None

@@ -19,13 +19,13 @@ COLOUR = 1 << 24  # a colour's value is this and 0xRRGGBB
 IGNORED_NAMES = {'ignore', 'ignored'}
 NO_CLASSES = {'void', 'unlabelled', 'unlabeled', *IGNORED_NAMES}  # some tables mean the background by them
 BACKGROUND = 'background'
-# CVAT's labelmap.txt is can:255,0,0::, label_colors.txt of CamVid is 255 0 0 can
-# of a table's columns, in whatever words
+# the names of a table's columns, in whatever words
 HEADER = re.compile(
     '((pixel|class|category|label)[ _]?)?'
     '(value|id|index|name|class|label|category|colou?r|hex|rgb|[rgb]|red|green|blue)',
     re.I,
 )
+# CVAT's labelmap.txt is can:255,0,0::, label_colors.txt of CamVid is 255 0 0 can
 LABELMAP = re.compile(r'(?P<name>[^:]+):(?P<colour>\d+,\d+,\d+)(:.*)?', re.ASCII)
 LABEL_COLORS = re.compile(r'(?P<colour>\d+\s+\d+\s+\d+)\s+(?P<name>\S.*)', re.ASCII)
 

@@ -51,6 +51,10 @@ class Ranks:
         """Tell whether BatchNorm is synchronised over the ranks; torch can do that on GPUs only."""
         return self.world > 1 and cfg.sync_bn and self.device.type == 'cuda'
 
+    def min_batch(self, cfg: Config) -> int:
+        """Return the fewest photos that BatchNorm needs in a batch: two a rank unless it is synchronised."""
+        return self.world if self.sync_bn(cfg) else 2 * self.world
+
     def broadcast(self, model: torch.nn.Module) -> None:
         """Copy the weights and BatchNorm statistics of rank 0 to all ranks."""
         if self.joined:

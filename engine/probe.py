@@ -55,8 +55,8 @@ def class_shares(cache: Cache, row: int, cfg: Config) -> np.ndarray:
 @torch.no_grad()
 def read_features(model: SegModel, cache: Cache, rows: np.ndarray, cfg: Config) -> Tensor:
     """Return the features of photos as they are predicted, and of their mirror images if hflip is used:
-    (V, n, C) float64 on the CPU. A photo that is predicted in tiles or windows is
-    resized to one, so that the encoder sees all of it at once.
+    (V, n, C) float64 on the CPU. A photo that is predicted in tiles or windows is resized to
+    one, so that the encoder sees all of it at once.
     """
     predictor, probe, views = Predictor(model, cfg, ()), model.probe.eval(), 2 if cfg.hflip else 1
     features: list[list[Tensor]] = [[] for _ in range(views)]

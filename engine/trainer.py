@@ -225,10 +225,10 @@ class Trainer:
 
     def too_large(self, number: int) -> BadInput:
         """Make the error of a batch that does not fit into the GPU's memory."""
-        cfg, world = self.cfg, self.ranks.world
+        cfg, ranks = self.cfg, self.ranks
         half, odd = divmod(cfg.batch_size, 2)
         changes = [f'a crop_size below {cfg.crop_size}']
-        if not odd and half % world == 0 and half >= 2 * world:  # BatchNorm needs two photos a rank
+        if not odd and half % ranks.world == 0 and half >= ranks.min_batch(cfg):
             changes.insert(0, f'batch_size={half} accumulate={2 * cfg.accumulate}, as many photos a step')
         if not cfg.grad_checkpointing:
             changes.append('grad_checkpointing=true')

@@ -87,6 +87,11 @@ class Classifier(nn.Sequential):
         nn.init.zeros_(self.conv.bias)
 
 
+def feature_maps(feats: list[Tensor] | tuple[list[Tensor], ...]) -> list[Tensor]:
+    """Return the (N, C, h, w) features of an encoder, without the prefix tokens that smp's plain ViTs add."""
+    return feats[0] if isinstance(feats, tuple) else feats
+
+
 class Presence(nn.Module):
     """Say which classes an image shows, by the mean of a feature: (N, C, h, w) → logits (N, K)."""
 
@@ -115,9 +120,7 @@ class Probe(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the means of the last feature: images (N, B, H, W) → (N, C)."""
-        feats = self.encoder(images)
-        maps = feats[0] if isinstance(feats, tuple) else feats  # smp's plain ViTs add their prefix tokens
-        return maps[-1].mean((-2, -1))
+        return feature_maps(self.encoder(images))[-1].mean((-2, -1))
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.linear(self.features(images))

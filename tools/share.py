@@ -205,11 +205,8 @@ def scores_out_of_fold(cfg: Config, models: Sequence[SharedModel], csvs: Sequenc
     if len(counts) > 1:
         rows.insert(0, ('all folds', metric.interval(together)))
     origin = read_origin(csvs[0])
-    views = (
-        {key: origin.settings[key] for key in (*VIEW_KEYS, 'window') if key in origin.settings}
-        if origin
-        else {}
-    )
+    settings = origin.settings if origin else {}
+    views = {key: settings[key] for key in (*VIEW_KEYS, 'window') if key in settings}
     shown = ', '.join(f'`{key}: {value}`' for key, value in views.items()) or 'the views of the config'
     meaning = f'Out of fold, on {len(together):,} photos whose labels the model had not seen, with {shown}.'
     return Scores(rows, metric.by_class(together).tolist(), meaning + chosen(cfg))

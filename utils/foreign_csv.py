@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from utils.errors import BadInput
+from utils.errors import BadInput, one_line
 
+MAX_LINE = 10_000  # bytes of a row of a small table
 BOM = b'\xef\xbb\xbf'
 DELIMITERS = (b',', b';', b'\t')
 # a field in quotes or without any, up to a delimiter or the end; no run of characters is tried twice
@@ -107,6 +108,27 @@ def _read_line(file: BinaryIO, path: Path, limit: int) -> bytes:
         return file.readline(limit)
     except OSError as error:
         raise BadInput(f'{path}: cannot be read: {error.strerror}') from None
+
+
+def read_texts(path: Path, header: str, *choices: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the place of each row of a small table, and the texts of its columns: of the first choice of
+    names that its header has. Raises BadInput, and OSError if the file cannot be opened.
+    """
+    layout = None
+    with path.open('rb') as file:
+        for number, _, line in read_lines(file, path, MAX_LINE):
+            if layout is None:
+                layout = next(filter(None, (find_columns(line, names) for names in choices)), None)
+                if layout is None:
+                    raise BadInput(f'{path}: {header_fault(line, header)}')
+                continue
+            where = f'{path}: line {number}'
+            try:
+                texts = [field.decode().strip() for field in split_row(line, layout, where)]
+            except UnicodeDecodeError as error:
+                fault = f'expected lines of {header}: {one_line(error)}; save it as CSV in UTF-8'
+                raise BadInput(f'{path}: {fault}') from None
+            yield where, texts
 
 
 def split_row(line: bytes, layout: Layout, where: str) -> list[bytes]:
