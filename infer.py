@@ -364,7 +364,7 @@ def write_band(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Write the mask and, if they are asked for, the probabilities of a band; return both."""
     mask = to_mask(band.probs, cfg, thresholds)
-    needs_probs = files.files.keys() != {'masks'}
+    needs_probs = files.shapes.keys() != {'masks'}
     probs = probs_to_bytes(band.probs, mask.shape[-1]) if needs_probs else None
     files.write(band.position, mask, probs, band.top)
     return mask, probs

@@ -32,7 +32,7 @@ from data.planes import pack_nothing, packed_depth, unpack, write_plane
 from data.records import Photo, damaged
 from metrics import IGNORED
 from utils.errors import BadInput
-from utils.files import lock, save_array, write_text
+from utils.files import lock, save_array, whole_folder, write_text
 from utils.progress import Bar
 from utils.ragged import Ragged, Shards, allocate_ragged
 
@@ -146,7 +146,8 @@ def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
     """Decode every photo and draw every mask, the longer side resized to `side`, or none if that is 0;
     `folder` appears only when it is complete.
 
-    Keeps the shards that a build has finished before it was killed or met a bad photo. Raises BadInput.
+    Keeps the shards that a build has finished before it was killed or met a bad photo. Several machines may
+    build at once, where a lock holds on one alone: the first to finish names a folder. Raises BadInput.
     """
     partial, count = folder.with_name(f'.{folder.name}.partial'), len(coco.photos)
     shapes = cached_shapes(coco, side)
@@ -167,6 +168,10 @@ def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
             meta |= describe_bands(total, coco.competition.max_value)
         write_text(partial / 'meta.json', json.dumps(meta))
         partial.rename(folder)
+    except (OSError, BadInput):
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
     finally:
         with suppress(OSError):
             partial.rmdir()  # unless it has a finished shard
@@ -178,8 +183,6 @@ def build_shard(
     """Cache the photos of some rows in arrays of their cached_shapes; `folder` appears only when it is
     complete. Raises BadInput.
     """
-    partial = folder.with_name(f'.{folder.name}')
-    shutil.rmtree(partial, ignore_errors=True)
     types = cached_types(coco)
     files, sums = np.zeros((len(rows), 3), np.int64), np.zeros((len(rows), 3, coco.competition.channels))
     resolved: dict[Path, Path] = {}
@@ -197,8 +200,7 @@ def build_shard(
                 arrays['annotators'][position][number] = draw_cached_mask(coco, one, size)
         files[position] = describe_file(coco.path(photo))
 
-    try:
-        partial.mkdir()
+    with whole_folder(folder) as partial:
         arrays = {k: allocate_ragged(partial / f'{k}.npy', types[k], shapes[k]) for k in shapes}
         largest = max(prod(coco.photos[row].size) for row in rows)
         with ThreadPoolExecutor(max(1, min(os.cpu_count(), PIXELS_AT_ONCE // largest))) as pool:
@@ -209,9 +211,6 @@ def build_shard(
         save_array(partial / FILES, files)
         if needs_statistics(coco):
             save_array(partial / SUMS, sums.sum(axis=0))
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def split_shards(shapes: Sequence[tuple[int, ...]]) -> list[int]:

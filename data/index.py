@@ -5,7 +5,6 @@ size and the times of the JSON files are the same; if these differ, as long as t
 """
 
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from data.layout import annotation_files
 from data.masks import LeftOut
 from data.records import PhotoIndex, write_index
 from utils.errors import BadInput, Interrupted
-from utils.files import cannot_write, lock, write_text
+from utils.files import cannot_write, lock, whole_folder, write_text
 
 INDEX_VERSION = 1  # raise it when annotations are read differently, or kept in other arrays
 STAMP = '.stamp.json'
@@ -79,17 +78,12 @@ def make_index(root: Path, split: str, competition: Competition, cache_dir: Path
 
 def write_coco(coco: CocoSet, folder: Path) -> None:
     """Write the index of a set; `folder` appears only when it is complete. Raises BadInput."""
-    partial = folder.with_name(f'.{folder.name}.partial')
-    shutil.rmtree(partial, ignore_errors=True)
     facts = {'fingerprint': coco.fingerprint, 'left_out': coco.left_out, 'examples': coco.left_out.examples}
     try:
-        partial.mkdir()
-        write_index(coco.photos, partial, facts)
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            write_index(coco.photos, partial, facts)
     except OSError as error:
         raise cannot_write(folder, error) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def index_folder(cache_dir: Path, split: str, fingerprint: str) -> Path:

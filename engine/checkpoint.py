@@ -23,7 +23,7 @@ from engine.runs import describe_replaced, remove_replaced
 from models import SegModel, empty_model
 from utils.errors import BadInput
 from utils.files import write_whole
-from utils.safe_load import read_tensors
+from utils.safe_load import read_tensors, refuse_changed
 from voting.thresholds import DEFAULT, read_thresholds
 
 # the keys of every checkpoint, with their types
@@ -136,6 +136,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         is_tensor = isinstance(value, torch.Tensor) and not value._backward_hooks  # which torch never saves
         if not isinstance(key, str) or not is_tensor:
             raise BadInput(f'{path}: not a checkpoint of train.py: model holds {str(key)[:60]!r}, no tensor')
+    refuse_changed(path)
     return checkpoint
 
 

@@ -80,11 +80,11 @@ class Ranks:
         """Return the indices, out of `count`, that this rank works on."""
         return range(self.rank, count, self.world)
 
-    def main_process_first(self, make: Callable[[], T], find: Callable[[], T] | None = None) -> T:
-        """Call `make` on rank 0 while the others wait; then `find`, or `make` again, on them."""
+    def main_process_first(self, make: Callable[[], T]) -> T:
+        """Call `make` on rank 0 while the others wait, then on them, who find what it has made."""
         result = make() if self.is_main else None
         self.wait()
-        return result if self.is_main else (find or make)()
+        return result if self.is_main else make()
 
     def wait(self) -> None:
         """Wait until all ranks have come here."""

@@ -7,6 +7,8 @@ with Predictions(folder / 'test.csv', names, form, save_probs, ranks, origin) as
         predictions.write(position, mask, probs)
 """
 
+import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,67 +16,75 @@ import numpy as np
 
 from engine.distributed import Ranks
 from engine.inference import check_seen
-from submission import MaskFormat, probs_path
+from submission import MaskFormat
 from utils.files import lock, remove_partials
-from utils.ragged import Ragged, allocate_ragged, open_ragged
+from utils.ragged import Ragged, allocate_ragged, map_ragged
 from voting.origin import Origin, begin_origin, origin_path, write_origin
-from voting.thresholds import HISTOGRAM_TYPE, HISTOGRAMS
+from voting.thresholds import HISTOGRAM_TYPE
+
+PARTS = {'masks': np.uint8, 'probs': np.uint8, 'histograms': HISTOGRAM_TYPE}
 
 
 class Predictions:
-    """The masks and, if asked for, the probabilities of the photos `names`, in memory-mapped files that all
-    ranks write to. Raises BadInput if another process writes the same files.
+    """The masks and, if asked for, the probabilities of the photos `names`. Each rank maps a file of its own
+    shard, since several machines cannot map one, and rank 0 puts them together. Raises BadInput if another
+    process writes the same files.
     """
 
     def __init__(
         self, csv: Path, names: list[str], form: MaskFormat, save_probs: bool, ranks: Ranks, origin: Origin
     ) -> None:
         self.csv, self.names, self.form, self.ranks, self.origin = csv, names, form, ranks, origin
-        folder, split = csv.parent, csv.stem
         self.seen = np.zeros(len(names), np.int64)  # how often this rank wrote each photo
-        self.lock = lock(folder / f'.{split}.lock' if ranks.is_main else None, f'predicting {split}')
-        self.files = {'masks': folder / f'.{split}_masks.npy.partial'}
+        self.lock = lock(
+            csv.parent / f'.{csv.stem}.lock' if ranks.is_main else None, f'predicting {csv.stem}'
+        )
         count = len(form.competition.classes)
         self.shapes = {'masks': [form.size(name) for name in names]}
         if form.competition.is_multilabel:  # a bit for each class
             self.shapes['masks'] = [(-(-count // 8), *size) for size in self.shapes['masks']]
         if save_probs:
-            self.files['probs'] = folder / f'.{split}_probs.npy.partial'
             self.shapes['probs'] = [(count, *form.size(name)) for name in names]
-        if split == 'oof' and form.competition.is_multilabel:
-            self.files['histograms'] = folder / f'.{HISTOGRAMS}.partial'
+        if csv.stem == 'oof' and form.competition.is_multilabel:
             self.shapes['histograms'] = [(count, 2, 256)] * len(names)
 
     def __enter__(self) -> 'Predictions':
         with ExitStack() as stack:
             stack.enter_context(self.lock)
-            stack.callback(self.remove_files)
             if self.ranks.is_main:
-                remove_partials(self.csv.parent, self.csv.name, origin_path(self.csv).name)
-            self.arrays = {key: self.open_shared(key) for key in self.files}
+                names = [self.csv.name, origin_path(self.csv).name]
+                remove_partials(self.csv.parent, *names, *(f'{self.csv.stem}_{key}.npy' for key in PARTS))
+            self.ranks.wait()
+            stack.callback(self.remove_files)
+            self.arrays = {key: self.allocate(key) for key in self.shapes}
             self.stack = stack.pop_all()
         return self
 
-    def open_shared(self, key: str) -> Ragged:
-        """Open an array in a file that all ranks write to; rank 0 creates it with zeros."""
-        path, shapes = self.files[key], self.shapes[key]
-        dtype = HISTOGRAM_TYPE if key == 'histograms' else np.uint8
-        return self.ranks.main_process_first(
-            lambda: allocate_ragged(path, dtype, shapes), lambda: open_ragged(path, shapes)
-        )
+    def part(self, key: str, rank: int) -> Path:
+        """Return where the arrays of a rank's shard are."""
+        return self.csv.with_name(f'.{self.csv.stem}_{key}.npy.{rank}.partial')
+
+    def allocate(self, key: str) -> Ragged:
+        """Make the arrays of this rank's shard, of zeros."""
+        rank, world = self.ranks.rank, self.ranks.world
+        return allocate_ragged(self.part(key, rank), PARTS[key], self.shapes[key][rank::world])
+
+    def array(self, key: str, position: int) -> np.ndarray:
+        """Return the array of a photo of this rank's shard."""
+        return self.arrays[key][position // self.ranks.world]
 
     def write(self, position: int, mask: np.ndarray, probs: np.ndarray | None, top: int = 0) -> None:
         """Write a photo, or rows of it from `top` on: a mask of ids or planes, and probabilities as bytes."""
         stop = top + mask.shape[-2]
         packed = np.packbits(mask, axis=0) if mask.ndim == 3 else mask
-        self.arrays['masks'][position][..., top:stop, :] = packed
+        self.array('masks', position)[..., top:stop, :] = packed
         if 'probs' in self.arrays:
-            self.arrays['probs'][position][:, top:stop] = probs
+            self.array('probs', position)[:, top:stop] = probs
         self.seen[position] += stop == self.shapes['masks'][position][-2]
 
     def add_histogram(self, position: int, counts: np.ndarray) -> None:
         """Add the (K, 2, 256) threshold_counts of rows of a photo out of fold."""
-        self.arrays['histograms'][position] += counts
+        self.array('histograms', position)[...] += counts
 
     def __exit__(self, *error) -> None:
         with self.stack:
@@ -85,30 +95,45 @@ class Predictions:
                 self.ranks.wait()
                 if self.ranks.is_main:
                     self.finish()
-        if error[0] is None:
-            self.ranks.wait()
+                self.ranks.wait()
 
     def remove_files(self) -> None:
-        if self.ranks.is_main:
-            for path in self.files.values():
-                path.unlink(missing_ok=True)
+        for key in self.shapes:
+            self.part(key, self.ranks.rank).unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Write the CSV from the masks of all ranks, and rename the other files; begin_origin says why so."""
-        folder, split = self.csv.parent, self.csv.stem
-        paths = {'probs': probs_path(self.csv)}
-        if split == 'oof':
-            paths['histograms'] = folder / HISTOGRAMS
+        """Write the CSV from the masks of all ranks, and name the other files; begin_origin says why so."""
+        paths = {key: self.csv.with_name(f'{self.csv.stem}_{key}.npy') for key in PARTS if key != 'masks'}
         with self.form.writer(self.csv) as writer:
-            for position, name in enumerate(self.names):
-                mask = self.arrays['masks'][position]
+            for name, mask in zip(self.names, self.arrays_of_all('masks'), strict=True):
                 if mask.ndim == 3:
                     mask = np.unpackbits(mask, axis=0, count=len(self.form.competition.classes))
                 writer.write(name, mask)
             begin_origin(self.csv, self.origin)
             for path in paths.values():
-                path.unlink(missing_ok=True)  # those of an earlier CSV
-        for key, path in paths.items():
-            if key in self.files:
-                self.files[key].replace(path)
+                path.unlink(missing_ok=True)  # that of an earlier CSV
+        for key in self.shapes.keys() & paths.keys():
+            self.put_together(key, paths[key])
         write_origin(self.csv, self.origin)
+
+    def arrays_of_all(self, key: str) -> Iterator[np.ndarray]:
+        """Yield the arrays of all photos, from the files of all ranks."""
+        world, shapes = self.ranks.world, self.shapes[key]
+        parts = [map_ragged(self.part(key, rank), shapes[rank::world], PARTS[key]) for rank in range(world)]
+        for position in range(len(shapes)):
+            yield parts[position % world][position // world]
+
+    def put_together(self, key: str, path: Path) -> None:
+        """Make one file of those of all ranks."""
+        if self.ranks.world == 1:
+            self.part(key, 0).replace(path)
+            return
+        partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+        try:
+            whole = allocate_ragged(partial, PARTS[key], self.shapes[key])
+            for position, array in enumerate(self.arrays_of_all(key)):
+                whole[position] = array
+            whole.flush()
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

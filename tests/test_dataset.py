@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from conftest import write_set
 from processes import CONTEXT
 
+import data.cache
 import train
 from config import CLASSES, Competition
 from data.cache import open_cache
@@ -89,6 +91,29 @@ def test_two_processes_build_the_cache_once(tiny, tmp_path):
     for job in jobs:
         job.join()
     assert sums[0] == sums[1] and len(list(cfg.cache_dir.glob('train-*'))) == 1
+
+
+def test_two_machines_build_the_cache_without_a_common_lock(tiny, tmp_path, monkeypatch):
+    """The second does all of its build in the middle of the first one's."""
+    cfg, draw = small(tiny, tmp_path, train=12), data.cache.draw_cached_mask
+    build, again = [open_cache(cfg.model_copy(update={'cache_dir': tmp_path / 'alone'}), 'train')], []
+    monkeypatch.setattr(data.cache, 'lock', lambda *args, **kwargs: nullcontext())
+
+    def build_again(coco, photo, size):
+        if not again:
+            again.append(photo)
+            with monkeypatch.context() as patch:
+                patch.setattr('socket.gethostname', lambda: 'second')
+                build.append(open_cache(cfg, 'train'))
+        return draw(coco, photo, size)
+
+    monkeypatch.setattr(data.cache, 'draw_cached_mask', build_again)
+    build.append(open_cache(cfg, 'train'))
+    assert len(build) == 3 and not list(cfg.cache_dir.glob('.*.partial'))
+    for row in range(12):
+        for name in ('photos', 'masks'):
+            first, *others = (getattr(cache, name)[row] for cache in build)
+            assert all(np.array_equal(first, other) for other in others)
 
 
 def test_a_cache_folder_that_cannot_be_made(tiny, tmp_path):

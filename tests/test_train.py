@@ -3,12 +3,14 @@ top of it.
 """
 
 import csv
+import io
 import json
 import math
 import os
 import socket
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -489,6 +491,12 @@ def test_checkpoint_that_is_none(tiny, tmp_path):
         infer.main(tiny, 0, 'test')
     torch.save({'a': 1}, path)
     with pytest.raises(BadInput, match=r'not a checkpoint of train.py'):
+        infer.main(tiny, 0, 'test')
+    with zipfile.ZipFile(io.BytesIO(good)) as archive:
+        weights = max(archive.infolist(), key=lambda entry: entry.file_size)
+        start = weights.header_offset + len(weights.FileHeader()) + 200  # its first bytes, padding aside
+    path.write_bytes(good[:start] + bytes([good[start] ^ 1]) + good[start + 1 :])
+    with pytest.raises(BadInput, match=r'best.pt: is damaged: \S+/data/\d+ has other bytes'):
         infer.main(tiny, 0, 'test')
     path.write_bytes(good)
     other = load_checkpoint(path)

@@ -32,7 +32,7 @@ from engine.hub import (
 )
 from utils.cli import ArgumentParser, next_line, parse_early, run_script
 from utils.errors import BadInput, plural
-from utils.files import cannot_write, exists, make_folder, write_text, write_whole
+from utils.files import exists, whole_folder, write_text, write_whole
 
 
 def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,8 +50,7 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         raise BadInput(f'{args.run}: no such folder; expected output/<name>, or the folder of one fold')
     if any(map(is_shared, find_models(args.run).values())):
         raise BadInput(f'{args.run}: is a shared folder; expected the folder of a run')
-    if exists(args.out):
-        raise BadInput(f'{args.out}: exists; give another folder, or remove it')
+    refuse_existing(args.out)
     return args
 
 
@@ -67,10 +66,7 @@ if __name__ == '__main__':
     parse_early(read_arguments)
 
 import math
-import os
-import shutil
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,9 +125,16 @@ def main(source: Path, out: Path, licence: str = 'unknown', data: str | None = N
         size = sum(p.numel() for p in run.model.parameters())
         card = model_card(run, models, [*paths.values()], size, out.name, licence, data)
         write_text(folder / 'README.md', card)
+        refuse_existing(out)  # another process may have ended meanwhile
     total = sum(path.stat().st_size for path in out.iterdir())
     print(f'wrote {out}: {", ".join(sorted(path.name for path in out.iterdir()))}; {total / 1e6:,.1f} MB')
     print(next_line('infer.py', '--model', out, '--image', example_photo(cfg.data_root)))
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise BadInput if the folder to write exists."""
+    if exists(out):
+        raise BadInput(f'{out}: exists; give another folder, or remove it')
 
 
 def example_photo(data: Path) -> Path:
@@ -140,22 +143,6 @@ def example_photo(data: Path) -> Path:
         return list_photos(data)[0]
     except BadInput:
         return Path('photo.jpg')
-
-
-@contextmanager
-def whole_folder(out: Path) -> Generator[Path]:
-    """Make a folder that gets its name when all of it is written. Raises BadInput if it exists."""
-    partial = out.with_name(f'.{out.name}.{os.getpid()}.partial')
-    try:
-        make_folder(partial)
-        yield partial
-        if exists(out):
-            raise BadInput(f'{out}: exists; give another folder, or remove it')
-        partial.rename(out)
-    except OSError as error:
-        raise cannot_write(out, error) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_weights(path: Path, run: Run) -> None:

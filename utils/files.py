@@ -8,6 +8,8 @@ import hashlib
 import io
 import os
 import re
+import shutil
+import socket
 import sys
 import unicodedata
 from collections.abc import Generator, Iterable, Sequence
@@ -56,6 +58,25 @@ def write_whole(path: str | Path) -> Generator[BinaryIO]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Generator[Path]:
+    """Make a folder that gets its name when all of it is there. If another has that name by then, it stays: a
+    machine on which our lock does not hold was faster. Raises BadInput, Interrupted if there is no room.
+    """
+    partial = folder.with_name(f'.{folder.name}.{socket.gethostname()}.partial')
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed here
+    try:
+        make_folder(partial)
+        yield partial
+        try:
+            partial.rename(folder)
+        except OSError as error:
+            if not folder.is_dir():
+                raise cannot_write(folder, error) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -7,7 +7,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.errors import BadInput
 from utils.files import allocate_array, map_array
 
 if TYPE_CHECKING:
@@ -102,17 +101,6 @@ def map_ragged(path: Path, shapes: Sequence[Shape], dtype: type | None = None) -
 def allocate_ragged(path: Path, dtype: type, shapes: Sequence[Shape]) -> Ragged:
     """Make and map a file of zeros. Raises BadInput, or Interrupted if there is no room."""
     return Ragged(allocate_array(path, dtype, _file_shape(shapes)), shapes)
-
-
-def open_ragged(path: Path, shapes: Sequence[Shape]) -> Ragged:
-    """Map a file that allocate_ragged made for writing, as another process does. Raises BadInput."""
-    import numpy as np  # slow: --help and typos do without
-
-    try:
-        array = np.lib.format.open_memmap(path, 'r+')
-    except (OSError, ValueError) as error:
-        raise BadInput(f'{path}: cannot be written: {error}') from None
-    return Ragged(array, shapes)
 
 
 def _reopen(path: Path, shapes: Sequence[Shape]) -> Ragged:

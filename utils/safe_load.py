@@ -69,3 +69,15 @@ def is_compressed(path: Path) -> bool:
     """Tell whether a zip is compressed; torch would take the packed bytes for numbers."""
     with zipfile.ZipFile(path) as archive:
         return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def refuse_changed(path: Path) -> None:
+    """Raise BadInput if a tensor of what torch.save wrote has other bytes now, by its CRC-32; torch.load does
+    not look. Reads the file: some seconds a gigabyte.
+    """
+    if not zipfile.is_zipfile(path):  # as before torch 1.6
+        return
+    with zipfile.ZipFile(path) as archive:
+        if name := archive.testzip():
+            fault = f'{name} has other bytes than were written'
+            raise BadInput(f'{path}: is damaged: {fault}; take a copy of it, or train it again')
