@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 
 from config import Config, dump_config
 from data.cache import Cache
@@ -33,6 +33,9 @@ from utils.files import lock, write_text
 from utils.log import log
 from utils.plotting import comparison_row, score_note, sheet
 from utils.yaml_files import read_yaml
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 TRACKER_FILE = 'tracker.yaml'
 PROJECT = 'trash-segmentation'  # WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME change it
@@ -180,6 +183,8 @@ class Tracking:
 
     def start(self, epoch: int) -> None:
         """Start at an epoch; curves of it and later ones, from before a resume, are purged."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and --dry-run does without
+
         self.writer = SummaryWriter(str(self.folder / 'tensorboard'), purge_step=epoch)
         if self.tracker is not None:
             write_text(self.folder / TRACKER_FILE, yaml.safe_dump({self.cfg.tracker: self.tracker.id}))

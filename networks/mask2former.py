@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from metrics import IGNORED
@@ -369,6 +368,8 @@ def assign(costs: Tensor) -> tuple[Tensor, int]:
     """Match queries and classes at the lowest total cost, (N, D, Q, K). Return the class of each query,
     (N, D, Q), with K for "none", and the largest number of matched queries of an image, or 1 if none is.
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import, and no other head needs it
+
     costs = costs.numpy()
     target = np.full(costs.shape[:3], costs.shape[3])
     for place in np.ndindex(costs.shape[:2]):
