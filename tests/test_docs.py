@@ -181,7 +181,8 @@ def test_the_real_run_runs(commands, shapes, tmp_path, monkeypatch, capsys):
     for name in ('photo.jpg', 'photos/1.jpg'):
         shutil.copy(next((shapes / 'batch_01').iterdir()), tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    small = {key: value for key, value in TINY.items() if key != 'head'} | {'dropout': 0, 'tta_scales': [1]}
+    small = {key: value for key, value in TINY.items() if key != 'head'}
+    small |= {'stages': 1, 'dropout': 0, 'tta_scales': [1]}
     run = set()
     for program, *words in commands:
         if program != 'python' or ' '.join(words).startswith(tuple(NOT_RUN)) or '--dry-run' in words:

@@ -17,6 +17,22 @@ from config import HOME
 from submission import read_test_sizes
 from utils.id_csv import IdReader
 
+# train.py and infer.py share the kernel's process: an import of torch takes longer than they do
+IN_KERNEL = """
+import runpy
+run_alone = run
+
+
+def run(*words):
+    if words[0] not in ('train.py', 'infer.py'):
+        return run_alone(*words)
+    sys.path[0], sys.argv = str(Path.cwd()), [str(word) for word in words]
+    try:
+        runpy.run_path(words[0], run_name='__main__')
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / 'notebooks/start.ipynb'
 SMALL = {**TINY, 'encoder': 'test_resnet.r160_in1k', 'tta_flips': [], 'tta_scales': [1]}
@@ -55,14 +71,16 @@ def small(monkeypatch, tmp_path) -> Path:
     return tmp_path
 
 
-def execute(folder: Path, *parts: str) -> tuple[NotebookNode, str]:
-    """Runs in `folder` the code cells that have one of the texts in them, or all. Returns them and what they
-    printed.
+def execute(folder: Path, *parts: str, code: str = '') -> tuple[NotebookNode, str]:
+    """Runs in `folder` the code cells that have one of the texts in them, or all, and `code` below the one
+    that defines run. Returns them and what they printed.
     """
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     if parts:
         notebook.cells = [c for c in notebook.cells if any(part in c.source for part in parts)]
         assert len(notebook.cells) == len(parts)
+    if code:
+        next(c for c in notebook.cells if 'def run(' in c.source).source += code
     NotebookClient(notebook, timeout=300, resources={'metadata': {'path': str(folder)}}).execute()
     outputs = [out for cell in notebook.cells for out in cell.get('outputs', [])]
     return notebook, ''.join(out.text for out in outputs if out.output_type == 'stream')
@@ -78,7 +96,7 @@ def test_demo_and_a_real_fold(repository, small, monkeypatch):
     data = write_set(small / 'data', train=8, test=3, side=512)
     monkeypatch.setenv('REPO', str(repository))
     monkeypatch.setenv('DATA', str(data))
-    notebook, printed = execute(small)
+    notebook, printed = execute(small, code=IN_KERNEL)
     output = small / 'trash/output'
     for name, root in (('first', small / 'trash/input/demo8'), ('fcn_resnet50', data)):
         assert (output / name / 'fold0/oof.csv').is_file() and printed.count(f'output/{name}/fold0/oof.csv')

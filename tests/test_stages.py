@@ -49,7 +49,7 @@ def stage(name: str, trained: Config, folder: Path) -> tuple:
     if name == 'masks':
         return prepare.command, 'masks', '--data', str(trained.data_root), '--out', str(folder)
     if name == 'demo':
-        return prepare.command, 'demo', '--out', str(folder), '--train', '6', '--test', '2'
+        return prepare.command, 'demo', '--out', str(folder), '--train', '3', '--test', '1'
     if name == 'ensemble':
         csv = str(trained.run_dir(0) / 'test.csv')
         return ensemble.main, csv, '--out', str(folder / 'out.csv'), '--data', str(trained.data_root)

@@ -9,7 +9,7 @@ from conftest import write_set
 
 import infer
 import train
-from config import Config
+from config import Config, load_config
 from data.cache import open_cache
 from data.folds import read_folds
 from engine.inference import make_views
@@ -69,8 +69,11 @@ def test_too_many_sets():
 
 
 @pytest.mark.parametrize('rule', ['nearest', 'block_max'])
-def test_counts_are_those_of_inference(tiny, capsys, monkeypatch, rule):
-    tiny = tiny.model_copy(update={'downsample': rule, 'cache_size': 512})
+def test_counts_are_those_of_inference(tiny_yaml, tmp_path, capsys, monkeypatch, rule):
+    data = write_set(tmp_path / 'small', test=0, side=128)
+    (data / 'competition.yaml').write_text('score_size: 64\n')
+    places = [f'data_root={data}', f'cache_dir={tmp_path / "cache"}']
+    tiny = load_config(tiny_yaml, [*places, f'downsample={rule}', 'cache_size=128'])
     train.main(tiny, 0)
     cfg = tiny.model_copy(update=views_of(['h'], [90], [1.0, 1.5]))
     sets = search_tta.list_sets(cfg)
