@@ -6,12 +6,10 @@ from the bytes and FLOPs of each operation (engine/roofline.py).
 """
 
 import importlib.util
-import multiprocessing
 import os
 import resource
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from models import SegModel, count_model
 from networks.depthwise import depthwise_backward
 from networks.encoders import timm_cfg
 from networks.pretrained import LITE, is_on_disk
+from utils.workers import worker_pool
 
 SIDE = 256  # pixels at which a network is counted; all else grows with the area
 PARAMETER = 16  # bytes: the weight, its gradient and AdamW's two moments, in float32
@@ -137,7 +136,7 @@ def count_step(cfg: Config, dtype: torch.dtype) -> tuple[float, int, float]:
 def run_apart(cfg: Config) -> tuple[float, float]:
     """Run steps in a process of its own, whose memory is that of the training; return what run_steps does."""
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # threads that wait for others take no CPU time
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+    with worker_pool(1) as pool:
         return pool.submit(run_steps, cfg).result()
 
 

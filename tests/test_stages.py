@@ -23,6 +23,7 @@ import train
 from config import Config, dump_config
 from data.cache import open_cache
 from utils.files import lock
+from utils.workers import worker_pool
 from voting.origin import list_faults
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +80,26 @@ def files_in(folder: Path) -> dict[str, bytes]:
         if name.endswith('.origin.json'):
             results[name] = json.dumps(json.loads(content) | {'csv': None, 'command': None}).encode()
     return results
+
+
+def work_for_ever(path: Path) -> None:
+    with worker_pool(1) as pool:
+        path.with_suffix('.new').write_text(str(pool.submit(os.getpid).result()))
+        path.with_suffix('.new').rename(path)
+        pool.submit(time.sleep, 600).result()
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    path, until = tmp_path / 'pid', time.monotonic() + 60
+    [process] = start(work_for_ever, path)
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    words = Path('/proc', path.read_text(), 'cmdline')
+    assert words.read_bytes()
+    os.kill(process.pid, signal.SIGKILL)
+    while words.exists() and words.read_bytes() and time.monotonic() < until:  # empty if nobody waits for it
+        time.sleep(0.02)
+    assert time.monotonic() < until
 
 
 @pytest.mark.parametrize('name', STAGES)

@@ -9,9 +9,7 @@ photos are in test_labels/. A hand depends on its seed, split and person alone.
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +19,7 @@ import numpy as np
 from data.demo.textures import Array, Rng, grain, grid, noise
 from utils.files import write_csv, write_text, write_whole
 from utils.progress import progress
+from utils.workers import worker_pool
 
 CARPALS = ('Trapezium', 'Trapezoid', 'Capitate', 'Hamate', 'Scaphoid', 'Lunate', 'Triquetrum', 'Pisiform')
 BONES = (*(f'finger-{k}' for k in range(1, 20)), *CARPALS, 'Radius', 'Ulna')
@@ -62,7 +61,7 @@ class Job(NamedTuple):
 def make_hand_set(out: Path, train: int, test: int, seed: int, side: int) -> None:
     """Write photos, labels, hidden labels of the test, and sample_submission.csv."""
     jobs = [*list_jobs('train', train, seed, 1), *list_jobs('test', test, seed, 1 + (train + 1) // 2)]
-    with ProcessPoolExecutor(min(PROCESSES, len(jobs)), get_context('spawn')) as pool:
+    with worker_pool(min(PROCESSES, len(jobs))) as pool:
         drawn = pool.map(partial(write_hand, out, seed, side), jobs, chunksize=2)
         list(progress(drawn, 'demo set', 'photo', len(jobs)))
     rows = [(f'{job.name}.png', bone, '') for job in jobs if job.split == 'test' for bone in BONES]

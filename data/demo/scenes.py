@@ -8,9 +8,7 @@ the order in which masks are painted.
 """
 
 import json
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ from data.demo.shapes import Cutout
 from data.demo.textures import GROUNDS, Array, Rng, grain, grid, hsv, noise
 from utils.files import remove_partials, write_text, write_whole
 from utils.progress import progress
+from utils.workers import worker_pool
 
 SIDE = 512  # pixels of a photo
 QUALITY = 92  # of the JPEG files
@@ -67,8 +66,7 @@ def make_demo_set(out: Path, train: int = 120, test: int = 40, seed: int = 0) ->
     for folder in ('batch_01', 'batch_02'):
         (out / folder).mkdir(parents=True, exist_ok=True)
         remove_partials(out / folder, '*')
-    # a multiprocessing.Pool would restart processes that cannot start again and again
-    with ProcessPoolExecutor(min(PROCESSES, max(len(jobs), 1)), get_context('spawn')) as pool:
+    with worker_pool(min(PROCESSES, max(len(jobs), 1))) as pool:
         drawn = pool.map(partial(write_scene, out, seed), jobs, chunksize=4)
         scenes = list(progress(drawn, 'demo set', 'photo', len(jobs)))
     size = {'height': SIDE, 'width': SIDE}
