@@ -115,8 +115,9 @@ def shows(page, name: str, *views: str) -> None:
 
 
 def test_first_page(server, page):
-    page.goto(server)
+    page.goto(f'{server}/runs')
     expect(page.get_by_role('heading', name='Runs')).to_be_visible()
+    expect(page).to_have_url(f'{server}/')
     rows = page.get_by_role('row')
     expect(rows.filter(has_text='0 1 of 2')).to_have_count(2)
     expect(rows.filter(has_text='test_resnet')).to_contain_text('0 of 2')
@@ -277,6 +278,43 @@ def test_views_name_what_is_hovered_and_the_legend_isolates_a_class(server, page
     expect(legend.nth(3)).to_have_css('background-color', 'rgb(128, 0, 0)')
 
 
+def transform(page, view: int) -> list[float]:
+    """How often the photo of a view is enlarged, and where its corner is then, in pixels of the page."""
+    image = page.locator('.frame img').nth(view)
+    text = image.evaluate("""async one => { await new Promise(done => requestAnimationFrame(() =>
+        requestAnimationFrame(done))); return getComputedStyle(one).transform }""")
+    return [float(text[7:-1].split(',')[n]) for n in (0, 4, 5)]
+
+
+def test_zoom_at_the_pointer_in_all_views(server, page):
+    page.goto(f'{server}/photos?photo=batch_01/0003.jpg')
+    shows(page, '0003.jpg', *VIEWS)
+    fit = [1, 0, 0]
+    box = page.locator('.picture').nth(1).bounding_box()
+    left, top, side = box['x'], box['y'], box['width']
+    page.mouse.move(left + side / 4, top + side / 2)
+    page.mouse.wheel(0, -800)
+    zoom, x, y = transform(page, 1)
+    assert zoom == pytest.approx(2.718**1.6, rel=0.01)
+    assert [x, y] == pytest.approx([(1 - zoom) * side / 4, (1 - zoom) * side / 2], abs=4)
+    assert transform(page, 3) == pytest.approx(transform(page, 1), abs=0.1)
+    expect(page.locator('.frame img').first).to_have_css('image-rendering', 'pixelated')
+    page.mouse.down()
+    page.mouse.move(left + side / 4 + 30, top + side / 2 + 20)
+    page.mouse.up()
+    assert transform(page, 0) == pytest.approx([zoom, x + 30, y + 20], abs=1)
+    expect(page.locator('figure.large')).to_have_count(0)  # that was no click
+    page.mouse.dblclick(left + side / 4, top + side / 4)
+    assert transform(page, 1) == fit
+    for _ in range(9):
+        page.keyboard.press('+')
+    zoom, *_ = transform(page, 2)
+    assert zoom == pytest.approx(32 * 256 / side, rel=0.01)  # as far as one goes
+    page.keyboard.press('0')
+    page.mouse.wheel(0, 100)  # scrolls the page
+    assert transform(page, 2) == fit
+
+
 def test_errors_alone(server, page):
     """Metal, which one run took for glass and the other missed; what is missed is striped."""
     page.goto(f'{server}/photos?photo=batch_01/0001.jpg')
@@ -285,10 +323,12 @@ def test_errors_alone(server, page):
     until = time.monotonic() + 20
     while not (all_classes := [opaque(page, view) for view in (1, 2, 3)])[-1]:
         assert time.monotonic() < until
+    differ = opaque(page, 4)
     page.keyboard.press('e')
     expect(page.get_by_label('Errors alone')).to_be_checked()
     expect(names.first).to_be_hidden()
     truth, taken, missed = (opaque(page, view) for view in (1, 2, 3))
+    assert opaque(page, 4) == differ
     assert truth == all_classes[0] and 0 < missed < taken < all_classes[1]
     page.locator('.legend').get_by_role('button', name='Metal', exact=True).click()
     assert opaque(page, 2) == opaque(page, 3) == missed
@@ -337,6 +377,15 @@ def test_pages_fit_any_screen(server, page, width):
         shows(page, '0004.jpg', *VIEWS)
         expect(tabs.nth(2)).to_have_attribute('aria-pressed', 'true')
         assert abs(page.get_by_alt_text('0004.jpg: run').bounding_box()['x'] - first['x']) < 2
+        box = page.locator('.picture').nth(2).bounding_box()
+        middle, y = box['x'] + box['width'] / 2, box['y'] + box['height'] / 2
+        touch = page.context.new_cdp_session(page)
+        touch.send('Emulation.setTouchEmulationEnabled', {'enabled': True})
+        for kind, apart in (('Start', 40), ('Move', 80), ('Move', 120), ('End', None)):
+            points = [{'x': middle + side * apart, 'y': y, 'id': side} for side in (-1, 1)] if apart else []
+            touch.send('Input.dispatchTouchEvent', {'type': f'touch{kind}', 'touchPoints': points})
+        assert transform(page, 2) == pytest.approx([3, -box['width'], -box['height']], abs=3)
+        expect(tabs.nth(2)).to_have_attribute('aria-pressed', 'true')
 
 
 def test_photos_controls(server, page):

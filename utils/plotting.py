@@ -135,13 +135,6 @@ def _cut(region: np.ndarray, margin: int) -> tuple[tuple[slice, slice], np.ndarr
     return box, region[box]
 
 
-def highlight(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Paint the pixels of an (H, W) bool mask red, on a pale grey version of an (H, W, 3) photo."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    pale = np.repeat((128 + grey[..., None] // 2).astype(np.uint8), 3, axis=2)
-    return np.where(pixels[..., None], np.array(WRONG, np.uint8), pale)
-
-
 def write_png(path: str | Path, image: np.ndarray, step: int = 1) -> None:
     """Write an RGB picture, whole or not at all; a `step` of 8 rounds it, which halves the size of photos."""
     rounded = image if step == 1 else ((image.astype(int) + step // 2) // step * step).clip(max=255)

@@ -40,12 +40,10 @@ def main(argv: list[str] | None = None) -> None:
         return st.Page(show, title=title, url_path=url_path, **options)
 
     photos = make_page(partial(page_photos.page, labels=args.labels), 'Photos', 'photos')
-    pages = [
-        make_page(partial(page_runs.page, photos=photos), 'Runs', 'runs', default=True),
-        photos,
-        make_page(page_sorting.page, 'Sort it for me', 'sort'),
-    ]
-    page = st.navigation(pages)
+    runs = make_page(partial(page_runs.page, photos=photos), 'Runs', 'start', default=True)  # at /
+    sort = make_page(page_sorting.page, 'Sort it for me', 'sort')
+    to_runs = st.Page(partial(st.switch_page, runs), title='Runs', url_path='runs', visibility='hidden')
+    page = st.navigation([runs, photos, sort, to_runs])
     st.set_page_config(f'{page.title} · {data.resolve().name}')
     page.run()
 

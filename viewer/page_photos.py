@@ -24,9 +24,9 @@ from submission import metric_of
 from utils.errors import BadInput
 from utils.palette import PALETTES
 from utils.plotting import (
+    WRONG,
     differing,
     fit,
-    highlight,
     innermost,
     overlay,
     regions_of,
@@ -39,7 +39,8 @@ from viewer.app_data import escape_markdown, modified, open_csv, read_prediction
 from viewer.components import links, photo_views
 from viewer.html_page import data_url, format_score, html_table
 
-SIDE = 800  # pixels: the longer side of a photo on the page is at most this
+SIDE = 2048  # pixels: the longer side of a photo on the page is at most this
+NAMED_SIDE = 800  # pixels: the same where the objects are found that have their names
 THUMBNAIL = 240  # pixels: the same in the grid
 PER_PAGE = 30  # photos, in lines of 6, 5 or 3
 STALE = 10  # seconds for which an address may name a photo that was left
@@ -354,6 +355,8 @@ def show_steps(names: Sequence[str], name: str) -> None:
 def describe(photo: Photo, row: int, chosen: Sources, notes: Notes, coco: CocoSet) -> list[str]:
     """List the size of a photo, its fold in the first source, and the note on its sort value."""
     facts = [f'{photo.width} × {photo.height}']
+    if photo.size != (shown := view_size(photo)):
+        facts[0] += f', shown as {shown[1]} × {shown[0]}'
     for paths in list(chosen.values())[:1]:
         path = app_data.csv_with(paths, photo.file_name, coco)
         fold = None if path is None else fold_of(path.parent)
@@ -373,37 +376,43 @@ def show_views(
     predictions differ, if there are two. Raises BadInput.
     """
     competition, metric = coco.competition, metric_of(coco.competition)
-    size = fit(photo.size, min(SIDE, max(photo.size)))
+    size = view_size(photo)
     image = resize_photo(read_photo(coco, photo), size)
     views, visible = [{'title': PHOTO, 'caption': PHOTO}], set()
     for title, mask in masks.items():
         note = score_note(metric.label, metric.score(counts[title][None])) if title in counts else ''
-        regions = regions_of(resize_mask(mask, size))
+        regions = regions_of(resize_mask(mask, fit(size, min(NAMED_SIDE, max(size)))))
         visible |= regions.keys()
         caption = ', '.join(filter(None, [title, note]))
         view = {'title': title, 'caption': caption, 'labels': place_names(regions)}
-        views.append(view | encode_regions(regions, size, overlap=mask.ndim == 3))
+        views.append(view | encode_mask(resize_mask(mask, size)))
     preds = [mask for title, mask in masks.items() if title != TRUTH]
     if len(preds) > 1:
         differ = differing(preds)
-        pixels = resize_mask(differ.astype(np.uint8), size) > 0
         title = 'where they differ'
-        picture = data_url(highlight(image, pixels), 'jpeg', quality=90)
-        views.append({'title': title, 'caption': f'{title}: {differ.mean():.2%}', 'picture': picture})
+        view = {'title': title, 'caption': f'{title}: {differ.mean():.2%}', 'colour': WRONG}
+        views.append(view | encode_mask(resize_mask(differ.astype(np.uint8), size)))
     ids = [*competition.object_ids, IGNORED]
     names = {k: 'ignored' if k == IGNORED else competition.classes[k] for k in ids}
     few, colours = len(ids) <= MAX_LEGEND, PALETTES[palette]
     photo_views(
         {
             'name': photo.file_name,
-            'photo': data_url(image, 'jpeg', quality=90),
+            'photo': data_url(image, 'jpeg', quality=95, subsampling=0),
             'aspect': size[1] / size[0],
+            'width': size[1],
+            'scale': size[1] / photo.width,
             'views': views,
             'classes': {str(k): {'name': names[k], 'colour': colours[k].tolist()} for k in ids},
             'legend': [k for k in ids if k in visible or (few and k != IGNORED)],
             'visible': sorted(visible),
         }
     )
+
+
+def view_size(photo: Photo) -> tuple[int, int]:
+    """Return the (h, w) at which a photo is shown: its own, if that is not too large."""
+    return fit(photo.size, min(SIDE, max(photo.size)))
 
 
 def place_names(regions: dict[int, np.ndarray]) -> list[tuple[int, float, float]]:
@@ -424,21 +433,20 @@ def place_names(regions: dict[int, np.ndarray]) -> list[tuple[int, float, float]
     return [(k, x, y) for _, k, x, y in sorted(named, key=lambda one: -one[0])[:NAMES]]
 
 
-def encode_regions(regions: dict[int, np.ndarray], size: tuple[int, int], overlap: bool) -> dict[str, Any]:
-    """Encode the (h, w) bool regions of classes as `mask`, a PNG of codes whose low byte is red and whose
-    high byte is green. A code is a class id; if classes overlap, it is an index of `sets` of ids.
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """Encode (H, W) ids as `mask`, a PNG of them. Of (K, H, W) planes, which may overlap, it has codes, their
+    low byte in red and their high byte in green: indices of `sets`, the lists of class ids.
     """
-    codes, sets = np.zeros(size, np.int64), None
-    if overlap:
-        sets = [[]]
-        for k, region in regions.items():
-            pairs, codes = np.unique(codes * 2 + region, return_inverse=True)
-            sets = [sets[pair // 2] + [k] * int(pair % 2) for pair in pairs]
-    else:
-        for k, region in regions.items():
-            codes[region] = k
+    if mask.ndim == 2:
+        return {'mask': data_url(mask, compress_level=1)}
+    codes, sets = np.zeros(mask.shape[1:], np.int64), [[]]
+    for k, region in regions_of(mask).items():
+        pairs = codes * 2 + region
+        found = np.bincount(pairs.ravel()) > 0
+        codes = (np.cumsum(found) - 1)[pairs]
+        sets = [sets[pair // 2] + [k] * int(pair % 2) for pair in np.flatnonzero(found)]
     bands = np.stack([codes & 255, codes >> 8, np.zeros_like(codes)], -1).astype(np.uint8)
-    return {'mask': data_url(bands.reshape(*size, 3), compress_level=1)} | ({'sets': sets} if overlap else {})
+    return {'mask': data_url(bands, compress_level=1), 'sets': sets}
 
 
 def show_scores(counts: dict[str, np.ndarray], competition: Competition) -> None:

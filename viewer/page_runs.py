@@ -28,6 +28,7 @@ from viewer.report import hit_lines
 from voting.recipe import format_weights, read_ensemble, score_ensemble
 
 STRONG_SHARE = 0.4  # of a true class: the colour of a cell above it needs a white number
+CHART_HEIGHT, LEGEND_LINE = 280, 20  # pixels
 SMALL_SHARE = 0.005  # of a true class: a cell below it is empty in a confusion matrix of many classes
 
 
@@ -193,11 +194,19 @@ def show_curves(runs: dict[str, list[FoldRun]], metric: Metric) -> None:
     table = pd.DataFrame(rows, columns=['run', 'epoch', metric.label, 'loss'])
     table = table.groupby(['run', 'epoch'], as_index=False).mean()
     for column, key in zip(st.columns(2), (metric.label, 'loss'), strict=True):
-        points = table.dropna(subset=[key])
+        points = table.dropna(subset=[key])[['run', 'epoch', key]].set_axis(['run', 'epoch', 'value'], axis=1)
         column.markdown('**Training loss**' if key == 'loss' else f'**Validation {key}**')
-        column.line_chart(
-            points, x='epoch', y=key, color='run', height=320, alt=f'{key} of {", ".join(runs)}'
-        )
+        legend = {'orient': 'bottom', 'columns': 1, 'title': None, 'labelLimit': 260, 'offset': 5}
+        chart = {
+            'height': CHART_HEIGHT + LEGEND_LINE * points['run'].nunique(),
+            'mark': {'type': 'line', 'tooltip': True},
+            'encoding': {
+                'x': {'field': 'epoch', 'type': 'quantitative', 'axis': {'tickMinStep': 1}},
+                'y': {'field': 'value', 'type': 'quantitative', 'title': key},
+                'color': {'field': 'run', 'type': 'nominal', 'legend': legend},
+            },
+        }
+        column.vega_lite_chart(points, chart, alt=f'{key} of {", ".join(runs)}')
 
 
 def show_classes(

@@ -14,7 +14,11 @@ export function sortTables(root) {
         : (a, b) => text(a).localeCompare(text(b), undefined, {numeric: true})
       const orders = numeric ? ['descending', 'ascending'] : ['ascending', 'descending']
       const button = document.createElement('button')
-      button.textContent = head.textContent
+      for (const word of head.textContent.split(' ')) { // a line may end between words, not at a hyphen
+        const span = document.createElement('span')
+        span.textContent = word
+        button.append(button.hasChildNodes() ? ' ' : '', span)
+      }
       button.onclick = () => {
         const order = orders[orders.indexOf(head.ariaSort) + 1] || null
         heads.forEach(other => other.removeAttribute('aria-sort'))
