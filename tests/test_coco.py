@@ -1,16 +1,34 @@
 """Test masks of COCO annotations, and every fault of an annotation file."""
 
+import hashlib
 import json
+import re
 
+import cv2
 import numpy as np
 import pytest
 from conftest import write_set
 from pycocotools import mask as rle_codec
 from pycocotools.coco import COCO
 
-from config import CLASSES, HOME, Competition
-from data.coco import IGNORED, Photo, draw_mask, read_coco, read_labels
+from config import CLASSES, HOME, Competition, Slices
+from data.coco import (
+    IGNORED,
+    Photo,
+    draw_mask,
+    draw_truth,
+    fingerprint_of,
+    pixel_conventions,
+    read_coco,
+    read_labels,
+    read_photo,
+    scale_truth,
+    scored_truth,
+    sizes_of,
+    training_photos,
+)
 from data.masks import Annotation, LeftOut, encode_segmentation
+from data.photos import MAX_PIXELS, MAX_SIDE
 from submission import read_test_sizes
 from utils.errors import BadInput
 
@@ -19,13 +37,17 @@ def rectangle(x, y, w, h):
     return [x, y, x + w, y, x + w, y + h, x, y + h]
 
 
-def drawn(*objects):
-    """Draw (class, iscrowd, x, y, w, h) rectangles as the (40, 30) mask of a photo."""
+def photo_of(*objects, annotators=()):
+    """Return a (40, 30) photo of rectangles (class, iscrowd, x, y, w, h), each of one of the annotators."""
     annotations = []
-    for category, crowd, *box in objects:
+    for n, (category, crowd, *box) in enumerate(objects):
         encoded = encode_segmentation('', {'segmentation': [rectangle(*box)]}, (40, 30), LeftOut())
-        annotations.append(Annotation(category, crowd, *encoded))
-    return draw_mask(Photo(0, 'a.jpg', 40, 30, tuple(annotations)))
+        annotations.append(Annotation(category, crowd, *encoded, annotators[n] if annotators else None))
+    return Photo(0, 'a.jpg', 40, 30, tuple(annotations), annotators=tuple(dict.fromkeys(annotators)))
+
+
+def drawn(*objects):
+    return draw_mask(photo_of(*objects))
 
 
 def test_the_object_of_more_pixels_is_painted_first_and_ties_by_order():
@@ -39,6 +61,34 @@ def test_the_object_of_more_pixels_is_painted_first_and_ties_by_order():
 def test_a_hole_is_a_smaller_object_on_top_and_crowds_are_ignored():
     mask = drawn((6, False, 0, 0, 20, 20), (6, True, 8, 8, 4, 4))
     assert mask[10, 10] == IGNORED and mask[2, 2] == 6
+
+
+MANY = Competition(classes=('a', 'b', 'c'), task='multilabel', score_size='own')
+
+
+def test_planes_are_drawn_apart_and_objects_over_crowds():
+    objects = [(0, False, 0, 0, 20, 4), (0, True, 10, 0, 20, 4), (2, True, 0, 0, 4, 40)]
+    expected = np.zeros((3, 40, 30), np.uint8)
+    expected[0, :4], expected[0, :4, :20], expected[2, :, :4] = IGNORED, 1, IGNORED
+    for order in (objects, objects[::-1]):
+        planes = draw_truth(photo_of(*order), MANY)
+        assert planes.dtype == np.uint8 and np.array_equal(planes, expected)
+    assert np.array_equal(scored_truth(photo_of(*objects), MANY), expected)
+    squares = MANY.model_copy(update={'score_size': 8})
+    scaled = np.stack([cv2.resize(plane, (8, 8), interpolation=cv2.INTER_NEAREST) for plane in expected])
+    assert np.array_equal(scored_truth(photo_of(*objects), squares), scaled)
+    assert np.array_equal(scale_truth(expected[0], squares), scaled[0])
+
+
+def test_most_annotators_decide_and_the_first_of_them_in_a_tie():
+    boxes = [(1, False, 0, 0, 20, 9), (2, False, 0, 0, 10, 9), (2, False, 0, 0, 5, 9)]
+    ids = draw_truth(photo_of(*boxes, annotators='abc'), HOME)[0]
+    assert ids.tolist() == [2] * 5 + [1] * 5 + [0] * 20
+    assert draw_truth(photo_of(*boxes[:2], annotators='ab'), HOME)[0].tolist() == [1] * 20 + [0] * 10
+    planes = draw_truth(photo_of(*boxes, annotators='abc'), MANY)[:, 0]
+    assert planes[1].tolist() == [0] * 30 and planes[2].tolist() == [1] * 5 + [0] * 25
+    crowds = [(1, True, 0, 0, 20, 9), (1, False, 0, 0, 10, 9)]  # who does not know has no vote
+    assert draw_truth(photo_of(*crowds, annotators='ab'), HOME)[0].tolist() == [1] * 10 + [0] * 20
 
 
 def test_masks_equal_pycocotools_on_the_competitions_photos(boostcamp60, capsys):
@@ -89,10 +139,13 @@ FAULTS = {
     'no categories': (lambda d: d.pop('categories'), "lacks the key 'categories'"),
     'no annotations': (lambda d: d.pop('annotations'), "lacks the key 'annotations'"),
     'no file name': (lambda d: d['images'][0].pop('file_name'), "lacks the key 'file_name'; expected"),
-    'a path in its place': (
-        lambda d: d['images'][0].update(path='/home/kim/0.jpg', file_name=None),
-        "lacks the key 'file_name'; it has path '/home/kim/0.jpg'; expected the photo's path below",
-    ),
+    **{
+        f'{key} in its place': (
+            lambda d, key=key: d['images'][0].update({key: '/kim/0.jpg', 'file_name': None}),
+            f"lacks the key 'file_name'; it has {key} '/kim/0.jpg'; expected the photo's path below",
+        )
+        for key in ('path', 'filename', 'name', 'coco_url', 'flickr_url', 'url')
+    },
     'image id twice': (change_image(id=1), r'images\[1\]: id 1 appears twice'),
     'image id twice, once as text': (change_image(id='1'), r'images\[1\]: id 1 appears twice'),
     'image id null': (change_image(id=None), "id is 'None'"),
@@ -106,7 +159,11 @@ FAULTS = {
         lambda d: d['images'][1].update(file_name='batch_01\\0000.jpg'),
         r"jpg' is listed twice, in another spelling; give",
     ),
-    'image_id unknown': (change(image_id=999), 'annotation 0: image_id 999 is not among the images'),
+    'image_id unknown': (
+        change(image_id=999),
+        'annotation 0: image_id 999 is not among the images, which have ids such as 0; remove',
+    ),
+    'no images at all': (lambda d: d.update(images=[]), 'image_id 0 is not among the images; remove'),
     'no image_id': (lambda d: d['annotations'][0].pop('image_id'), "lacks the key 'image_id'"),
     'category_id unknown': (change(category_id=11), 'category_id 11 of 1 annotation is not among'),
     'odd coordinates': (change(segmentation=[[1, 1, 2, 2, 3, 3, 4]]), 'at least 3 points'),
@@ -132,10 +189,16 @@ FAULTS = {
     'cut rle': (change(segmentation={'size': [64, 64], 'counts': 'PP'}), 'cut off'),
     'iscrowd': (change(iscrowd=2), "annotation 0: iscrowd is '2', expected 0 or 1"),
     'iscrowd as text': (change(iscrowd='yes'), "iscrowd is 'yes'"),
+    'iscrowd as a list': (change(iscrowd=[1]), r"iscrowd is '\[1\]', expected 0 or 1"),
     'other category': (
         lambda d: d['categories'][0].update(name='Generol trash'),
         r"category 'Generol trash' has 1 annotation, but is no class; did you mean 'General trash'\? the "
-        'classes are Background, General trash, .*Clothing; rename it, or .* competition.yaml',
+        'classes are Background, General trash, .*Clothing; rename it, or let python prepare.py competition '
+        '--data .*/d write',
+    ),
+    'category like no other': (
+        lambda d: d['categories'][0].update(name='xyz'),
+        "category 'xyz' has 1 annotation, but is no class; the classes are Background",
     ),
     'category without a name': (
         lambda d: d['categories'][0].update(name=None),
@@ -155,6 +218,12 @@ FAULTS = {
     ),
     'height': (change_image(height=0), 'height is 0, expected 1 to .*export again'),
     'no height': (change_image(height=None), "lacks the key 'height'; write the size of the photo"),
+    'too high': (change_image(height=MAX_SIDE + 1, width=1), f'height is {MAX_SIDE + 1}, expected 1 to'),
+    'too wide': (change_image(height=1, width=MAX_SIDE + 1), f'width is {MAX_SIDE + 1}, expected 1 to'),
+    'too many pixels': (
+        change_image(height=MAX_PIXELS // 8192 + 1, width=8192),
+        f'has {MAX_PIXELS + 8192:,} pixels, expected at most {MAX_PIXELS:,}',
+    ),
     'broken height': (change_image(height=63.5), 'height is 63.5'),
     'list': (lambda d: d['images'].__setitem__(0, []), 'expected an object'),
     'list of annotations': (lambda d: d['annotations'].__setitem__(0, 5), r'annotations\[0\]: found int'),
@@ -308,6 +377,8 @@ SAME = {
     'iscrowd null': lambda d: [a.update(iscrowd=None) for a in d['annotations']],
     'iscrowd as text': set_all('iscrowd', '0'),
     'iscrowd false': set_all('iscrowd', False),
+    'iscrowd false as text': set_all('iscrowd', 'False'),
+    'iscrowd as an empty text': set_all('iscrowd', ''),
     'iscrowd as a float': set_all('iscrowd', 0.0),
     'no boxes': set_all('bbox', None),
     'sizes as floats': lambda d: [image.update(height=64.0, width=64.0) for image in d['images']],
@@ -398,9 +469,75 @@ def test_two_files_are_counted_together(tmp_path):
     for name, k in (('train.json', 0), ('val.json', 1)):
         part = {**data, 'images': data['images'][k : k + 1], 'annotations': data['annotations'][3 * k :][:3]}
         part['annotations'][0]['segmentation'] = []
+        for record, key in [(part['images'][0], 'id'), *((a, 'image_id') for a in part['annotations'])]:
+            record[key] = 7  # in both files
         (root / name).write_text(json.dumps(part))
+    whole = read_labels(root / 'train_all.json', HOME)
     (root / 'train_all.json').unlink()
-    assert read_coco(root, 'train', HOME).left_out == {'no polygon (a box alone)': 2}
+    coco = read_coco(root, 'train', HOME)
+    assert coco.left_out == {'no polygon (a box alone)': 2} and coco.files == tuple(
+        root / name for name in ('train.json', 'val.json')
+    )
+    assert [photo.image_id for photo in coco.photos] == [0, 1]
+    assert sizes_of(coco.photos) == {photo.file_name: (64, 64) for photo in whole.photos}
+    assert [photo.image_id for photo in read_labels(root / 'val.json', HOME).photos] == [7]
+    assert training_photos(root, HOME) == {photo.file_name: photo for photo in coco.photos}
+
+
+def test_the_fingerprint_is_of_the_files_and_of_what_changes_pixels(tmp_path):
+    root = write_set(tmp_path / 'd', train=2, test=1, side=64)
+    data = json.loads((root / 'train_all.json').read_text())
+    for name, k in (('train.json', 0), ('val.json', 1)):
+        part = {'images': data['images'][k : k + 1], 'annotations': data['annotations'][3 * k :][:3]}
+        (root / name).write_text(json.dumps({**data, **part}))
+    (root / 'train_all.json').unlink()
+    parts = [(root / name).read_bytes() for name in ('train.json', 'val.json')]
+    content = b''.join(len(part).to_bytes(8, 'little') + part for part in parts)
+    other = Competition(metric='dice', score_size='own', crowds='objects')
+    for competition, conventions in ((HOME, b''), (other, b'{"crowds":"objects"}')):
+        assert pixel_conventions(competition) == conventions
+        coco = read_coco(root, 'train', competition)
+        assert coco.fingerprint == hashlib.sha256(content + conventions).hexdigest()
+        assert coco.fingerprint == fingerprint_of(coco.files, competition)
+        labels = read_labels(root / 'val.json', competition)
+        assert labels.fingerprint == hashlib.sha256(parts[1] + conventions).hexdigest()
+        assert (labels.root, labels.split, labels.files) == (root, 'labels', (root / 'val.json',))
+
+
+def test_labels_without_photos_or_with_a_name_twice(tmp_path):
+    root = write_set(tmp_path / 'd', train=2, test=1, side=64)
+    data = json.loads((root / 'train_all.json').read_text())
+    name = data['images'][0]['file_name']
+    data['images'][1]['file_name'] = f'./{name}'
+    for images, message in (([], 'no images'), (data['images'], 'two images have the same file_name')):
+        path = root / 'labels.json'
+        path.write_text(json.dumps({'images': images, 'annotations': [], 'categories': []}))
+        with pytest.raises(BadInput, match=f'^{re.escape(str(path))}: {message}$'):
+            read_labels(path, HOME)
+
+
+def test_slices_are_named_by_the_path_below_the_root(tmp_path):
+    root = write_set(tmp_path / 'd', train=2, test=1, side=64)
+    (root / 'batch_02').mkdir()
+    (root / 'batch_02/0000.jpg').write_bytes((root / 'batch_01/0001.jpg').read_bytes())
+    coco = read_coco(root, 'train', HOME)
+    first, second = (read_photo(coco, photo) for photo in coco.photos)
+    days = Competition(channels=6, slices=Slices(pattern=r'^batch_(\d+)/', offsets=(0, 1)))
+    coco = read_coco(root, 'train', days)
+    assert np.array_equal(read_photo(coco, coco.photos[0]), np.dstack([first, second]))
+
+
+def test_a_cut_off_photo_is_read_for_the_test_alone(tmp_path):
+    root = write_set(tmp_path / 'd', train=1, test=1, side=64)
+    for name, split in (('0000.jpg', 'train'), ('0001.jpg', 'test')):
+        path = root / 'batch_01' / name
+        path.write_bytes(path.read_bytes()[:-40])
+        coco = read_coco(root, split, HOME)
+        if split == 'test':
+            assert read_photo(coco, coco.photos[0]).shape == (64, 64, 3)
+        else:
+            with pytest.raises(BadInput, match=r'0000\.jpg: cannot be decoded'):
+                read_photo(coco, coco.photos[0])
 
 
 def test_categories_of_other_names_are_mapped_to_classes(tmp_path):
@@ -412,6 +549,12 @@ def test_categories_of_other_names_are_mapped_to_classes(tmp_path):
         read_coco(root, 'train', HOME)
     mapped = Competition(categories={'newspaper': 'Paper', 'Cup': 'Glass'})
     assert np.array_equal(draw_mask(read_coco(root, 'train', mapped).photos[0]), expected)
+    data = json.loads(text)
+    for category in data['categories']:
+        category['name'] = category['id']  # a number
+    (root / 'train_all.json').write_text(json.dumps(data))
+    numbers = Competition(classes=('Background', *map(str, range(1, 11))))
+    assert np.array_equal(draw_mask(read_coco(root, 'train', numbers).photos[0]), expected)
 
 
 def test_objects_of_the_background_are_drawn_as_0_and_are_no_class(tmp_path):
@@ -429,7 +572,7 @@ def test_objects_of_the_background_are_drawn_as_0_and_are_no_class(tmp_path):
     assert not draw_mask(read_coco(root, 'train', HOME).photos[0])[30:32, 30:32].any()
 
 
-@pytest.mark.parametrize('crowd', [1, '1', True, 1.0])
+@pytest.mark.parametrize('crowd', [1, '1', True, 1.0, ' True '])
 def test_crowds_are_ignored_or_objects(tmp_path, crowd):
     root = write_set(tmp_path / 'd', train=1, test=1, side=64)
     data = json.loads((root / 'train_all.json').read_text())
@@ -460,6 +603,8 @@ def test_photos_alone_will_do_for_the_test(tmp_path, edit):
     edit(data)
     (root / 'test.json').write_text(json.dumps(data))
     names = [photo.file_name for photo in read_coco(root, 'test', HOME).photos]
+    ids = [photo.image_id for photo in read_coco(root, 'test', HOME).photos]
+    assert ids == [data['images'][0].get('id', 0), 2]
     assert names == [*read_test_sizes(root, HOME)] == ['batch_01/0001.jpg', 'batch_01/0002.jpg']
     data['images'][1]['file_name'] = '.\\batch_01\\0001.jpg'
     (root / 'test.json').write_text(json.dumps(data))
@@ -526,7 +671,21 @@ def test_an_object_is_not_drawn_as_background_for_being_the_first_class(tmp_path
     )
     with pytest.raises(BadInput, match=message):
         read_coco(tmp_path, 'train', competition)
-    floor = competition.model_copy(update={'categories': {'General trash': 'General trash'}})
+    data = json.loads((tmp_path / 'train_all.json').read_text())
+    for annotation in data['annotations']:
+        annotation['iscrowd'] = int(annotation['category_id'] == 1)
+    (tmp_path / 'train_all.json').write_text(json.dumps(data))
+    ignored = draw_mask(read_coco(tmp_path, 'train', competition).photos[0])  # of no class
+    assert set(np.unique(ignored)) == {0, 1, 2, IGNORED}
+    with pytest.raises(BadInput, match=message):
+        read_coco(tmp_path, 'train', competition.model_copy(update={'crowds': 'objects'}))
+    data['annotations'][0]['iscrowd'] = 'x'
+    (tmp_path / 'crowd.json').write_text(json.dumps(data))
+    with pytest.raises(BadInput, match=r"crowd\.json: iscrowd is 'x'"):
+        read_labels(tmp_path / 'crowd.json', competition)
+    floor = competition.model_copy(
+        update={'categories': {'General trash': 'General trash'}, 'crowds': 'objects'}
+    )
     assert (draw_mask(read_coco(tmp_path, 'train', floor).photos[0]) < 10).all()
 
 

@@ -91,6 +91,9 @@ def test_a_name_that_nothing_is_like(data, other):
     coco = read_coco(rename(data, other, 'img/b.jpg'), 'train', HOME)
     with pytest.raises(BadInput, match=r'b\.jpg: no such image$'):
         read_photo(coco, coco.photos[0])
+    coco.path(coco.photos[1]).unlink()  # after the files were listed
+    with pytest.raises(BadInput, match=r'0001\.jpg: no such image$'):
+        read_photo(coco, coco.photos[1])
 
 
 def test_the_nearest_of_several_files_is_named(data):

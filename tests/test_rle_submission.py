@@ -9,8 +9,16 @@ import pytest
 from pycocotools import mask as rle_codec
 
 import ensemble
-from config import Competition, Submission, write_competition
-from submission import MaskFormat, main, mask_format, name_images, open_probs, read_test_sizes
+from config import HOME, Competition, Submission, write_competition
+from submission import (
+    MaskFormat,
+    main,
+    mask_format,
+    name_images,
+    open_probs,
+    read_format,
+    read_test_sizes,
+)
 from utils.errors import BadInput
 
 SIZES = {'a/x_1.png': (30, 40), 'b/y.png': (17, 9), 'b/z.jpg': (64, 50)}
@@ -233,6 +241,26 @@ def test_check_says_ok_and_shows_shares(tmp_path, capsys):
     assert f'can         {1 / 5:>7.2%} differ, covers {5 / 16:>7.3%} there' in out
 
 
+def test_planes_are_compared_and_the_worst_images_listed(tmp_path, capsys):
+    sizes = {f'{n}.png': (4 if n == 0 else 2, 4) for n in range(7)}
+    form = make_form('multilabel', sizes, ('can', 'cup', 'mug'))
+    data = write_root(tmp_path / 'data', form)
+    masks = {image_id: np.zeros(form.shape(image_id), np.uint8) for image_id in sizes}
+    path = write_csv(tmp_path / 'a.csv', form, masks)
+    for n, mask in enumerate(masks.values()):
+        mask[0].flat[:n] = mask[1].flat[:n] = 1  # in n of 8 pixels, two planes
+    other = write_csv(tmp_path / 'b.csv', form, masks)
+    assert main(['check', str(path), '--data', str(data), '--against', str(other)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    worst = [f'{n}.png: {n / 8:.2%} differ' for n in (6, 5, 4, 3, 2)]
+    assert out == [
+        f'{path}: 7 images', 'can   0.000%', 'cup   0.000%', 'mug   0.000%',
+        f'against {other}: {21 / 8 / 7:.3%} of the pixels differ',
+        *(f'{name}  100.00% differ, covers {21 / 64:.3%} there' for name in ('can', 'cup')),
+        'mug  in neither, covers  0.000% there', *worst, 'ok',
+    ]  # fmt: skip
+
+
 def test_classes_may_overlap_in_multilabel_tasks(tmp_path):
     form = make_form('multilabel', TINY, ('can', 'cup'))
     path = tmp_path / 'a.csv'
@@ -346,6 +374,14 @@ def test_sizes_of_test_photos(tmp_path):
     with pytest.raises(BadInput, match=r"test\.json: image 'a\.png' has no height and width"):
         read_test_sizes(root, form.competition)
     assert read_test_sizes(root, Competition()) == {'a.png': (3, 0)}
+    (root / 'test.json').write_text('{"images": [{"file_name": "a.png", "height": 1, "width": "1"}]}')
+    assert read_test_sizes(root, form.competition) == {'a.png': (1, 1)}
+    assert read_format(root, HOME, required=False).sizes == {'a.png': (1, 1)}
+    (root / 'test.json').unlink()
+    assert read_format(root, HOME, required=False).sizes == {}
+    for competition, required in ((HOME, True), (form.competition, False)):
+        with pytest.raises(BadInput, match=r'test\.json: cannot be read'):
+            read_format(root, competition, *([] if required else [False]))
 
 
 def test_probabilities_of_photos_of_different_sizes(tmp_path):

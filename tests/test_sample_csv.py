@@ -60,7 +60,10 @@ def test_what_a_sample_tells(name, tmp_path, capsys):
     assert competition.submission == Submission(**expected)
     assert competition.score_size == 'own' and competition.classes == ('Background', 'can', 'cup')
     out = capsys.readouterr().out
+    path, _, how = out.partition('\n')[0].partition(': run lengths: ')
+    assert path == str(tmp_path / 'r/competition.yaml') and expected.items() <= parse_yaml(how, '').items()
     assert 'order: column is usual; write row' in out and 'score_size: own' in out
+    assert 'metric: miou is the default' in out and f'next: python prepare.py check --data {tmp_path}' in out
     assert ('first: 1 is usual' in out) == ('from 0' not in name)
     assert ("empty: the sample has none, but masks such as '1 1'" in out) == ('ids, names' in name)
 
@@ -96,37 +99,52 @@ def test_the_sample_passes_the_check_that_it_describes(tmp_path, capsys):
 def test_what_the_file_says_is_kept_with_its_comments(tmp_path, capsys):
     text = """# cans and cups
 classes: [Background, can, cup]  # by id
+metric: dice
 score_size: 256  # squares
 submission:
   columns: {x: image, y: mask,
     z: class}
   order: row  # the rules say so
+  first: 0
+  empty: '-1'
 # persons
 group: '^(p[0-9]+)_'
 """
     root = make_root(tmp_path / 'r', text)
     competition = from_sample(root, SAMPLES['image, class, mask'][0])
     written = (root / 'competition.yaml').read_text()
-    assert written.startswith('# cans and cups\nclasses: [Background, can, cup]  # by id\n')
+    assert written.startswith('# cans and cups\nclasses: [Background, can, cup]  # by id\nmetric: dice\n')
     assert written.endswith("# persons\ngroup: '^(p[0-9]+)_'\n")
     assert competition.score_size == 256 and competition.submission.order == 'row'
+    assert (competition.submission.first, competition.submission.empty) == (0, '-1')
     assert competition.submission.image_names == 'stem' and competition.group == '^(p[0-9]+)_'
     out = capsys.readouterr().out
-    assert 'order:' not in out.partition('\n')[2] and 'score_size' not in out
+    assert 'order:' not in out.partition('\n')[2] and 'score_size' not in out and 'metric' not in out
 
 
-@pytest.mark.parametrize('text', [None, 'classes: [Background, can, cup]\nscore_size: own\n'])
+RUNS = 'submission: {columns: {id: image, c: class, rle: mask}}\n'
+
+
+@pytest.mark.parametrize(
+    'text', [None, *(f'classes: [Background, can, cup]\n{more}' for more in ('score_size: own\n', RUNS))]
+)
 def test_ids_of_the_home_format(text, tmp_path, capsys):
     root = make_root(tmp_path / 'r', text)
     rows = ''.join(f'{name},{"0 " * 65_535}0\n' for name in NAMES)
     competition = from_sample(root, 'image_id,PredictionString\n' + rows)
     assert competition.rle is None and competition.score_size == 256
+    written = parse_yaml((root / 'competition.yaml').read_text(), '')
+    assert written['score_size'] == 256 and ('submission' in written) == (text is not None and RUNS in text)
     assert 'a class id for each pixel' in capsys.readouterr().out
-    assert from_sample(root, 'image_id,PredictionString\n' + ''.join(f'{n},0\n' for n in NAMES)).rle is None
+    dummy = 'image_id,PredictionString\n' + ''.join(f'{n},0\n' for n in NAMES)
+    assert from_sample(make_root(tmp_path / 'dummy', text), dummy).rle is None
 
 
 FAULTS = {
-    'no competition.yaml': ('image_id,rle,class\na_1,,Paper\n', None, 'no such file; .*the classes first'),
+    'no competition.yaml': (
+        'image_id,rle,class\na_1,,Paper\n', None,
+        'no such file; .*the classes first: python prepare.py competition --data .*/r$',
+    ),
     'other images': ('id,rle\nx,\n', '', r"no column holds test photos, such as .*is 'x,'"),
     'no classes': ('id,rle\na_1,\nb,\n', '', 'has no column of the classes can, cup'),
     'other classes': ('id,class,rle\na_1,mug,\n', '', "the column 'class', with 'mug', is none .*can, cup"),

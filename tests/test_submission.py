@@ -21,12 +21,14 @@ import evaluate
 import submission
 from config import HOME, Competition, write_competition
 from data.cache import resize_mask
+from metrics import Metric
 from submission import (
     competition_and_data,
     downsample_ids,
     downsample_mask,
     downsample_probs,
     main,
+    metric_of,
     probs_to_bytes,
     read_test_sizes,
 )
@@ -542,6 +544,7 @@ JSON_FAULTS = {
     'a list': ('[]', 'found list, expected COCO JSON, an object with images'),
     'null': ('null', 'found NoneType, expected COCO JSON'),
     'a number': ('{"images": [{"file_name": 3}]}', r"images\[0\]: file_name is '3', expected str"),
+    'an empty name': ('{"images": [{"file_name": ""}]}', r"images\[0\]: file_name is '', expected a file"),
     'twice': ('{"images": [{"file_name": "a"}, {"file_name": "a"}]}', "image 'a' is listed twice"),
     'none': ('{"images": []}', 'no images'),
     'too deep': ('[' * 100_000, 'not JSON'),
@@ -595,8 +598,16 @@ def test_against_another(csv, data, tmp_path, capsys):
     ours, theirs = np.stack([masks[i] for i in IDS]) == 4, np.stack([other[i] for i in IDS]) == 4
     differ = 1 - (ours & theirs).sum() / (ours | theirs).sum()
     assert f'Metal          {differ:>7.2%} differ, covers {theirs.mean():>7.3%} there' in out
+    for words in ([], ['from-sample', str(csv)]):  # no command, no --data
+        with pytest.raises(SystemExit, match='2'):
+            main(words)
+    with pytest.raises(BadInput, match=r'none\.csv: cannot be read'):  # before the faults of the first
+        (data.parent / 'bad.csv').write_text('')
+        main(['check', str(data.parent / 'bad.csv'), '--data', str(data), '--against', 'none.csv'])
     del other['c.jpg']
-    with pytest.raises(BadInput, match=r"other\.csv: has no row of image 'c\.jpg'"):
+    with pytest.raises(
+        BadInput, match=r"other\.csv: has no row of image 'c\.jpg', which .*submission\.csv has"
+    ):
         main(['check', str(csv), '--data', str(data), '--against', str(write_csv(path, other))])
     with pytest.raises(BadInput, match=r"other\.csv: has a row of image 'x\.jpg'"):
         main(
@@ -618,9 +629,16 @@ def test_another_data_set(tmp_path):
     )
     path = write_csv(tmp_path / 'a.csv', {'a.jpg': random_mask(0, 3)})
     assert main(['check', str(path), '--cfg', str(config)]) == 0
+    check = ['check', str(path), '--cfg', str(config), '--set', 'seed=1']
+    path.write_bytes(path.read_bytes().replace(b'\n', b'\r\n'))
+    with pytest.raises(BadInput, match='to rewrite it: python ensemble.py ') as error:
+        main(check)
+    out, data = tmp_path / 'a_rewritten.csv', tmp_path / 'data'
+    words = f'{path} --out {out} --data {data} --cfg {config} --set seed=1'
+    assert str(error.value).endswith(f' ensemble.py {words}')
     write_csv(path, {'a.jpg': random_mask(0, 4)})
     with pytest.raises(BadInput, match='expected 0 to 2'):
-        main(['check', str(path), '--cfg', str(config)])
+        main(check)
 
 
 # --- prediction → 256x256 ids -----------------------------------------------------------------------------
@@ -659,6 +677,10 @@ def test_probabilities_are_saved_at_the_scored_size():
     larger = probs_to_bytes(probs.repeat_interleave(4, 1).repeat_interleave(4, 2))  # blocks of 4x4
     assert larger.shape == (3, SIDE, SIDE) and larger.dtype == np.uint8
     assert np.abs(larger - 255 * probs.numpy()).mean() < np.abs(larger[::-1] - 255 * probs.numpy()).mean() / 2
+    ramp, stripes = torch.arange(32.0).repeat(1, 32, 1) / 32, torch.tensor([1.0, 0, 0, 1]).repeat(1, 32, 8)
+    centres = 255 * (np.arange(8) * 4 + 1.5) / 32
+    assert np.abs(probs_to_bytes(ramp, 8)[0, :, 1:7] - centres[1:7]).max() <= 1
+    assert np.abs(probs_to_bytes(stripes, 8)[0, :, 1:7] - 127.5).max() < 30  # not of the inner pixels alone
 
 
 def test_downsampling_refuses_other_sides_and_rules():
@@ -679,6 +701,16 @@ def test_set_needs_a_config_and_changes_it(tmp_path):
     assert competition_and_data(arguments) == (Competition(classes=('a', 'b')), Path('there'))
     arguments.data = Path('here')
     assert competition_and_data(arguments) == (Competition(classes=('a', 'b')), Path('here'))
+
+
+def test_the_metric_is_that_of_the_competition():
+    assert metric_of(HOME) == Metric('miou', tuple(range(11)), 1.0, False)
+    values = {'metric': 'image_dice', 'score_background': False, 'empty_score': 0.5}
+    assert metric_of(Competition(**values, score_size='own')) == Metric(
+        'image_dice', tuple(range(1, 11)), 0.5, False
+    )
+    overlapping = Competition(classes=('a', 'b'), task='multilabel', score_size='own')
+    assert metric_of(overlapping) == Metric(overlapping.metric, (0, 1), 1.0, True)
 
 
 def test_check_and_score_take_the_classes_of_the_data_root(tmp_path, capsys):
