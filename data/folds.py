@@ -178,7 +178,7 @@ def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> n
     rng = np.random.default_rng(seed)
     members = np.zeros((groups.max() + 1, labels.shape[1] + 1))  # photos with each label, and all photos
     np.add.at(members, groups, np.hstack([labels, np.ones((len(labels), 1))]))
-    demand = np.tile(members.sum(0) / folds, (folds, 1))
+    demand = np.zeros((folds, members.shape[1]))  # compared among the folds alone: all begin with the same
     fold_of = np.full(len(members), -1)
     order = rng.permutation(len(members))
     while (left := order[fold_of[order] < 0]).size:

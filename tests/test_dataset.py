@@ -132,12 +132,29 @@ def test_folds_are_stratified_and_seeded_and_keep_groups_together():
     for k in range(6):
         counts = np.bincount(folds[labels[:, k]], minlength=5)
         assert np.ptp(counts) <= max(3, 0.15 * counts.mean()), (k, counts)
-    last = np.arange(50)[:, None] < [0, 10]  # the last class alone, in 10 of 50 photos
-    for counted in (last, last[:, ::-1]):
-        folds_of = stratify(counted, np.arange(50), 5, seed=0)
-        assert np.bincount(folds_of[:10]).tolist() == [2] * 5 and np.bincount(folds_of).tolist() == [10] * 5
     assert np.array_equal(folds, stratify(labels, groups, 5, seed=0))
     assert not np.array_equal(folds, stratify(labels, groups, 5, seed=1))
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_folds_by_hand(seed):
+    def sizes(labels, groups, folds):
+        return sorted(np.bincount(stratify(labels, groups, folds, seed)).tolist())
+
+    for number in (1, 11):  # photos of the only class, the first or the last
+        last = np.arange(50)[:, None] < [0, number]
+        for labels in (last, last[:, ::-1]):
+            folds = stratify(labels, np.arange(50), 5, seed)
+            assert np.ptp(np.bincount(folds[:number], minlength=5)) == 1
+            assert np.bincount(folds).tolist() == [10] * 5
+    largest_last = np.array([0, 1, 2, 3, 4, 4, 4, 4])
+    for labels in (np.ones((8, 1), bool), np.zeros((8, 1), bool)):
+        assert sizes(labels, largest_last, 2) == [4, 4]
+    labels = np.zeros((12, 2), bool)
+    labels[[0, 1, 9, 10, 11], 0] = (
+        True  # two in the scene of 9: the last of the others goes to the smaller fold
+    )
+    assert sizes(labels, np.array([0] * 9 + [1, 2, 3]), 2) == [3, 9]
 
 
 def test_folds_csv_is_made_once_and_checked(tiny, tmp_path):

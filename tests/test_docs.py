@@ -67,7 +67,7 @@ def apply_block(root: Path, language: str, text: str) -> None:
 def copy(tmp_path_factory) -> Path:
     """The repository without what git ignores and hidden files, and with what earlier pages added."""
     root = tmp_path_factory.mktemp('docs') / 'copy'
-    skip = shutil.ignore_patterns('.*', '__pycache__', 'input', 'output', '*.pt')
+    skip = shutil.ignore_patterns('.*', '__pycache__', 'input', 'output', 'mutants', 'build', '*.pt')
     shutil.copytree(ROOT, root, ignore=skip)
     return root
 

@@ -18,7 +18,7 @@ import ensemble
 from config import HOME
 from data.coco import draw_mask, read_coco
 from ensemble import main, parse_weight
-from metrics import IGNORED, confusion_matrix
+from metrics import IGNORED, Metric, confusion_matrix
 from submission import downsample_mask
 from utils.errors import BadInput
 from utils.id_csv import IdWriter, read_masks
@@ -126,6 +126,10 @@ def test_weights_in_the_smallest_whole_numbers():
     high, low = parse_weight('999999999.999999999'), parse_weight('0.000000001')
     with pytest.raises(BadInput, match='too many digits'):
         weight_table([[high * high], [low * low]])
+    most = [[Fraction(2**63 - 2), Fraction(1)], [Fraction(1), Fraction(0)]]
+    assert weight_table(most).tolist() == most
+    with pytest.raises(BadInput, match='too many digits'):
+        weight_table([*most, [Fraction(0), Fraction(1)]])
 
 
 # --- the command ------------------------------------------------------------------------------------------
@@ -456,6 +460,17 @@ def test_weights_of_many_models_are_changed_one_by_one():
     result = search_weights(count_votes(samples_of(truth, preds, [0, 0, 1, 1]), 10, 3))
     assert result.best == brute_force(truth, preds, result.best_weights, 3)
     assert result.best >= max(result.equal, *result.singles)
+    near = []
+    for part, reached in ((slice(None), result.best_weights), *enumerate(result.part_weights)):
+        kept = slice(None) if part == slice(None) else slice(2 - 2 * part, 4 - 2 * part)
+        score = brute_force(truth[kept], preds[kept], reached, 3)
+        for model, weight in product(range(10), range(4)):  # no single change is better
+            changed = (*reached[:model], weight, *reached[model + 1 :])
+            assert brute_force(truth[kept], preds[kept], changed, 3) <= score
+            near.append(changed)
+    singles = np.eye(10, dtype=int).tolist()
+    candidates = [*map(tuple, singles), (1,) * 10, *sorted(set(near))]
+    assert [*map(tuple, result.candidates.tolist())] == candidates
     with pytest.raises(BadInput, match='20 models'):
         count_votes([], 20, 11)
 
@@ -540,11 +555,15 @@ def test_search_shares_a_models_weight_among_its_csvs(runs, tmp_path, monkeypatc
     assert given[4:] == [0, 1]
 
 
-def test_search_of_ignored_pixels_alone_is_refused():
-    truth = np.full((2, 2), IGNORED, np.uint8)
-    sample = OofSample(0, truth, np.zeros((2, 2, 2), np.uint8))
-    with pytest.raises(BadInput, match='nothing can be scored'):
-        hard.count_votes([sample], 2, 3)
+@pytest.mark.parametrize(
+    ('metric', 'planes', 'most'), [('miou', (), 51), ('image_miou', (), 41), ('dice', (2,), 50)]
+)
+def test_search_of_ignored_pixels_alone_or_of_too_many_models_is_refused(metric, planes, most):
+    truth = np.full((*planes, 2, 2), IGNORED, np.uint8)
+    for models, message in ((most, 'nothing can be scored'), (most + 1, f'{most + 1} models, too many')):
+        sample = OofSample(0, truth, np.zeros((models, *truth.shape), np.uint8))
+        with pytest.raises(BadInput, match=message):
+            hard.count_votes([sample], models, 2, Metric(metric))
 
 
 def test_search_refuses(runs, tmp_path):

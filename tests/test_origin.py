@@ -30,6 +30,7 @@ from tools import postprocess
 from utils.errors import BadInput
 from utils.id_csv import IdWriter
 from utils.id_text import SIDE
+from utils.yaml_files import read_yaml
 from voting.calibration import read_temperature
 from voting.members import member_of
 from voting.origin import (
@@ -312,6 +313,8 @@ def test_a_retrained_fold_is_refused_in_every_vote(models):
         shutil.copy(models / 'a' / 'fold1' / 'best.pt', models / 'a' / 'fold0' / 'best.pt')
         write_origin(models / 'a/fold0/test.csv', origin_of(models / 'a/fold0/test.csv'))
         ensemble.main(typed(models, *out, '--search'))
+    with pytest.raises(BadInput, match='a/fold0/oof.csv: was made before'):
+        read_ensemble(recipe, 11)
 
 
 @pytest.mark.usefixtures('test_json')
@@ -364,10 +367,12 @@ def test_members_of_a_recipe_with_one_oof_keep_their_own_weights(models):
     members = [member_of(models / name / 'fold0' / 'test.csv') for name in ('a', 'copy', 'b')]
     table = [[Fraction(weight)] * 11 for weight in (3, 1, 2)]
     path = models / 'ensemble.yaml'
-    write_recipe(path, members, Recipe('hard vote', table, [1.0] * 3))
+    write_recipe(path, members, Recipe('soft vote', table, [1.0, 2.0, 0.5], [0.3] * 11))
+    written = read_yaml(path)
+    assert [one.get('temperature') for one in written['members']] == [None, 2.0, 0.5]
     for given in (members, members[::-1]):
         chosen, recipe = read_recipe(path, given, 11)
-        assert chosen == members and [row[0] for row in recipe.table] == [3, 1, 2]
+        assert chosen == members and recipe == Recipe('soft vote', table, [1.0, 2.0, 0.5], [0.3] * 11)
     moved = [member_of(shutil.copy(m.path, models / f'{n}.csv')) for n, m in enumerate(members)]
     assert moved[0].path.parent == models  # whose oof.csv is
     shutil.copy(members[0].path.with_name('oof.csv'), models / 'oof.csv')

@@ -1,6 +1,7 @@
 """Photos are split into parts by fold and scene, so that no scene is on both sides of a choice."""
 
 import random
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,16 @@ from config import HOME
 from data.coco import training_photos
 from tools import postprocess
 from utils.errors import BadInput
-from voting.members import PARTS, member_of, read_samples, split_parts
+from voting.members import (
+    PARTS,
+    OofFile,
+    complete_scenes,
+    deal,
+    find_places,
+    member_of,
+    read_samples,
+    split_parts,
+)
 from voting.origin import Origin, write_origin
 from voting.thresholds import split_rows
 
@@ -39,6 +49,7 @@ def test_a_single_fold_is_dealt_out_by_scenes():
     assert sizes_of_parts(parts) == [4] * PARTS
     large = {name: (0, max(0, n - 7)) for n, name in enumerate(NAMES)}  # a scene of eight
     assert sizes_of_parts(split_parts(large)) == [8, 3, 3, 3, 3]
+    assert deal([1, 2, 1, 4, 1], 2) == [1, 1, 1, 0, 0] and deal([1, 3], 5) == [1, 0]
     assert sizes_of_parts(split_parts({name: (0, n % 2) for n, name in enumerate(NAMES)})) == [10, 10]
 
 
@@ -77,12 +88,42 @@ def test_scenes_are_those_of_the_origin_beside_a_csv_of_any_model(oof, tmp_path)
     read = [read_samples([[member_of(path)] for path in paths], training_photos(data, HOME), data, HOME)
             for paths in ([unknown], [unknown, known])]  # fmt: skip
     assert [sample.part for sample in read[0]] == [n // 4 for n in range(20)]
-    parts = [sample.part for sample in read[1]]
+    places = [(sample.part, sample.scene) for sample in read[1]]
+    parts = [part for part, _ in places]
     assert parts[:10] == parts[10:] and sorted({*parts}) == [*range(PARTS)]
+    assert [scene for _, scene in places] == scenes
     part, scene = split_rows([known.with_name('oof_histograms.npy')], [20])
     assert part.tolist() == parts and scene.tolist() == scenes
     part, scene = split_rows([unknown.with_name('oof_histograms.npy')], [20])
     assert part.tolist() == [n // 4 for n in range(20)] and scene is None
+
+
+def test_scenes_are_taken_from_the_model_that_knows_most(tmp_path):
+    """A photo that it does not know has the fold of its folder, and is a scene of its own."""
+    sources = []
+    for model, photos in (('a', {}), ('b', {'1.jpg': [3, 7]}), ('c', {'0.jpg': [1, 4], '2.jpg': [2, 4]})):
+        path = write_csv(tmp_path / model / 'fold5' / 'oof.csv', {})
+        write_origin(path, Origin({}, {}, photos=photos))
+        file = OofFile(Namespace(path=path), 5, None, {})
+        sources.append(dict.fromkeys(['0.jpg', '1.jpg', '2.jpg', '3.jpg'], file))
+    expected = {'0.jpg': (1, 4), '1.jpg': (5, 6), '2.jpg': (2, 4), '3.jpg': (5, 8)}
+    assert find_places(sources, tmp_path, HOME) == expected
+    assert find_places([*sources[:1], *sources[:0:-1]], tmp_path, HOME) == expected
+
+
+@pytest.mark.parametrize(
+    ('scenes', 'group', 'expected'),
+    [
+        ([None] * 5, None, [None] * 5),
+        ([3, None, 0, None, 3], None, [3, 5, 0, 7, 3]),
+        ([None] * 5, '(.)', [0, 0, 1, 1, 2]),
+        ([7, None, None, 2, None], '(.)', [7, 7, 2, 2, 10]),
+        ([1, 1, 2, 0, 1], '(.)', [1, 1, 2, 0, 1]),
+    ],
+)
+def test_scenes_that_are_not_known(scenes, group, expected, tmp_path):
+    names, competition = ['a1', 'a2', 'b1', 'b2', 'c1'], HOME.model_copy(update={'group': group})
+    assert complete_scenes(names, scenes, tmp_path, competition) == expected
 
 
 def test_without_an_origin_a_group_is_a_scene(oof, tmp_path):

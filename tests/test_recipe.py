@@ -2,11 +2,13 @@
 
 import json
 import re
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import mean_iou, write_rectangles
+from conftest import mean_iou, write_csv, write_rectangles
 
 from config import HOME
 from ensemble import main
@@ -14,6 +16,8 @@ from metrics import Metric, confusion_matrix
 from utils.errors import BadInput
 from utils.id_csv import IdWriter, read_masks
 from utils.id_text import SIDE
+from utils.yaml_files import read_yaml
+from voting import calibration
 from voting.calibration import (
     Calibration,
     apply_temperature,
@@ -27,8 +31,17 @@ from voting.calibration import (
     write_calibration,
 )
 from voting.hard import count_votes, vote
-from voting.members import OofSample
-from voting.recipe import calibrate_model
+from voting.members import OofSample, member_of
+from voting.recipe import (
+    EnsembleScore,
+    Recipe,
+    RecipeEntry,
+    calibrate_model,
+    count_changes,
+    merge_members,
+    read_entries,
+    share_weights,
+)
 from voting.soft import Tally, calibrated_probs, mean_probs, search_soft, soft_grid
 from voting.weights import ClassWeightSearch, search_weights
 
@@ -167,6 +180,38 @@ def test_calibration_error_by_hand():
     assert calibration_error(probs, truth) == pytest.approx(3 / 4 * (0.9 - 2 / 3) + 1 / 4 * 0.6)
 
 
+def test_log_loss_by_hand():
+    probs, truth = np.array([[0.9, 0.1], [0.5, 0.5], [0.0, 1.0]]), np.array([0, 1, 0])
+    assert log_loss(probs, truth) == pytest.approx(-np.log([0.9, 0.5, 0.5 / 255]).mean())
+    assert calibration_error(np.array([[1.0, 0.0]] * 4), np.array([0, 0, 0, 1])) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize('errors', [(0.2, 0.1), (0.1, 0.2), (0.1, 0.1)])
+@pytest.mark.parametrize('losses', [(0.2, 0.1), (0.1, 0.2), (0.1, 0.1)])
+def test_a_temperature_helps_if_it_lowers_both(errors, losses, monkeypatch):
+    """Each is measured on probabilities that sum to 1, at the temperature fitted without their part."""
+    stored, truth = np.array([[200, 50, 0], [90, 90, 70], [9, 1, 240], [30, 20, 205]], np.uint8), np.arange(4)
+    part, fitted, given = np.array([0, 0, 1, 1]), {2: 1.7, 4: 2.0}, []
+    monkeypatch.setattr(calibration, 'fit_temperature', lambda s, t: fitted[len(s)] + (t[0] == 0) * 0.1)
+
+    def measure(values):
+        def score(probs, true):
+            given.append(probs)
+            return values[not np.allclose(probs, plain)]
+
+        return score
+
+    plain = stored / stored.sum(1, keepdims=True)
+    monkeypatch.setattr(calibration, 'calibration_error', measure(errors))
+    monkeypatch.setattr(calibration, 'log_loss', measure(losses))
+    result = calibrate_pixels(stored, truth, part)
+    assert (result.error_before, result.error_after) == errors
+    assert result.temperature == 2.1 and result.part_temperatures == (1.7, 1.8)
+    assert result.helps == (errors[1] < errors[0] and losses[1] < losses[0])
+    np.testing.assert_allclose(given[1][:2], apply_temperature(plain[:2], 1.7, 1), rtol=1e-5)
+    np.testing.assert_allclose(given[1][2:], apply_temperature(plain[2:], 1.8, 1), rtol=1e-5)
+
+
 def test_temperatures_are_the_same_in_numpy_and_torch():
     probs = overconfident(1, 50)[0].astype(np.float32)
     out = apply_temperature(torch.from_numpy(probs), 1.7, 1).numpy()
@@ -197,6 +242,13 @@ def test_calibrate_fits_each_model_and_says_whether_it_helps():
     first, _ = calibrate(samples, 2)
     assert first.helps and first.error_after < 0.7 * first.error_before and first.used > 1.3
     assert len(first.part_temperatures) == 15 and first.used_for(3) == first.part_temperatures[3]
+    samples[0].truth[0, :9] = 255  # every 8th pixel of every 8th row counts, where the truth is known
+    few = np.s_[::8, ::8]
+    labels = np.concatenate([one.truth[few].ravel() for one in samples])
+    stored = np.concatenate([one.probs[1][:, *few].reshape(4, -1).T for one in samples])
+    part = np.repeat(np.arange(30) // 2, 64)
+    known = labels < 255
+    assert calibrate(samples, 2)[1] == calibrate_pixels(stored[known], labels[known], part[known])
     worse = Calibration(1.5, (1.5, 1.5), 0.01, 0.02, False)
     assert worse.used == worse.used_for(1) == 1.0 and 'not used' in str(worse)
     with pytest.raises(BadInput, match='fewer than 2'):
@@ -254,6 +306,105 @@ def test_ignored_pixels_do_not_count_in_the_soft_search():
         one.truth[:10] = 255
     cut = [OofSample(o.part, o.truth[10:], o.preds[:, 10:], [p[:, 10:] for p in o.probs]) for o in samples]
     assert search_soft(samples, 2, 4, Metric(), none) == search_soft(cut, 2, 4, Metric(), none)
+
+
+# --- recipes ----------------------------------------------------------------------------------------------
+
+
+def members_of(*names):
+    return [member_of(Path(name)) for name in names]
+
+
+def test_members_share_the_weight_of_their_model():
+    members = members_of('b/fold0/x.csv', 'a/fold1/x.csv', 'b/fold1/x.csv', 'b/fold2/x.csv')
+    table, third = [[Fraction(3), Fraction(1)], [Fraction(2), Fraction(0)]], Fraction(1, 3)
+    shared = share_weights(Recipe('soft vote', table, [1.5, 0.7], [0.4, 0.6]), members)
+    assert shared == Recipe(
+        'soft vote', [[1, third], [2, 0], [1, third], [1, third]], [1.5, 0.7, 1.5, 1.5], [0.4, 0.6]
+    )
+    assert merge_members(shared, members, 2) == (table, [1.5, 0.7])
+
+
+GOOD = {'rule': 'soft vote', 'members': [{'csv': 'a/test.csv', 'oof': 'f00', 'weight': 2}]}
+MEMBER = GOOD['members'][0]
+
+
+@pytest.mark.parametrize(
+    ('change', 'entry'),
+    [
+        ({}, {}),
+        ({'thresholds': [0.3, 0.7]}, {'weight': ['1/3', 1.5]}),
+        ({}, {'temperature': 0.2}),
+        ({'rule': 'hard vote'}, {'temperature': 5}),
+    ],
+)
+def test_a_recipe_is_read_as_it_is_written(change, entry, tmp_path):
+    path = write_csv(tmp_path / 'a' / 'test.csv', {}).parents[1] / 'ensemble.yaml'
+    path.write_text(json.dumps(GOOD | change | {'members': [MEMBER | entry]}))
+    rule, limits, (read,) = read_entries(path, 2)
+    assert rule == change.get('rule', 'soft vote') and limits == change.get('thresholds')
+    weights = [Fraction(1, 3), Fraction(3, 2)] if entry.get('weight') else [2, 2]
+    assert read == RecipeEntry(tmp_path / 'a/test.csv', 'f00', weights, entry.get('temperature', 1))
+
+
+@pytest.mark.parametrize(
+    'change',
+    [{'rule': 'vote'}, {'rule': None}, {'members': 3}, {'members': [MEMBER, {}]}, {'thresholds': [0.5]}]
+    + [{'thresholds': [0.5, limit]} for limit in (0.0, 1.0, 'x')]
+    + [{'members': [{k: v for k, v in MEMBER.items() if k != key}]} for key in MEMBER]
+    + [{'members': [MEMBER | {'weight': w}]} for w in ([1], [1, 2, 3], -1, 'x', '1/0', [1, '1e3'])]
+    + [{'members': [MEMBER | {'temperature': t}]} for t in (0.19, 5.01, 'hot', [1])],
+    ids=str,
+)
+def test_a_broken_recipe_is_refused(change, tmp_path):
+    path = tmp_path / 'ensemble.yaml'
+    path.write_text(json.dumps(GOOD | change))
+    with pytest.raises(BadInput, match='ensemble.yaml: not a recipe of ensemble.py --search'):
+        read_entries(path, 2)
+
+
+@pytest.mark.parametrize('planes', [False, True])
+def test_changes_are_pixels_that_one_alone_has_right(planes):
+    truth, pred, winner = np.array(
+        [[[0, 1, 1, 2, 2, 2, 255]], [[0, 1, 0, 0, 0, 2, 1]], [[0, 0, 1, 2, 2, 0, 255]]]
+    )
+    expected = [[0, 1, 2], [0, 1, 1]]
+    if planes:  # each class by itself, its background too
+        truth, pred, winner = (
+            np.stack([np.where(m == 255, 255, m == k) for k in range(3)]) for m in (truth, pred, winner)
+        )
+        expected = [[3, 1, 2], [2, 1, 1]]
+    assert count_changes(truth, pred, winner, 3).tolist() == expected
+
+
+def test_an_ensemble_is_tabulated_beside_its_models():
+    rng = np.random.default_rng(0)
+    true = rng.integers(50, 99, (20, 3))
+    true[:, 2] = 0
+    counts = np.stack(
+        [np.stack([true - lost, true, true], 1) for lost in ([30, 20, 0], [20, 9, 0], [5, 9, 0])]
+    )
+    changed = np.arange(12).reshape(2, 2, 3) + 1000
+    weights = [[Fraction(1, 3)] * 3, [Fraction(1, 2), Fraction(2), Fraction(1)]]
+    score = EnsembleScore(Metric(), 'hard vote', ['a', 'b'], weights, counts, changed)
+    assert score.best == 1
+    gain = score.gain()
+    assert gain == Metric().paired_interval(counts[2], counts[1]) and gain.low > 0
+    header, *rows = score.lines()
+    assert len(header) == 4 and header[2] == 'mIoU'
+    for row, name, weight, one in zip(
+        rows, ('a', 'b', 'hard vote'), ('0.333', '0.5 to 2', ''), counts, strict=True
+    ):
+        interval = Metric().interval(one)
+        scores = [f'{interval.value:.4f}', f'{interval.low:.4f} to {interval.high:.4f}']
+        assert row == [name, weight, *scores]
+    header, *rows = score.class_lines(('cat', 'dog', 'nowhere'))
+    assert header[:3] == ['class', 'b', 'hard vote'] and len(header) == 6
+    before, after = (Metric().by_class(counts[m]) for m in (1, 2))
+    for k, row in enumerate(rows):
+        scores = [f'{before[k]:.4f}', f'{after[k]:.4f}', f'{after[k] - before[k]:+.4f}']
+        assert row == [('cat', 'dog')[k], *scores, f'{1006 + k:,}', f'{1009 + k:,}']
+    assert len(rows) == 2
 
 
 # --- the commands -----------------------------------------------------------------------------------------
@@ -314,9 +465,20 @@ def test_a_temperature_is_kept_for_pseudo_labels(soft_runs):
     report = calibrate_model(folder, soft_runs / 'data', HOME)
     assert 'expected calibration error' in report and report.endswith(f'wrote {folder}/calibration.yaml')
     assert read_temperature(folder) > 1.2
-    write_calibration(folder, Calibration(2.0, (2.0,), 0.1, 0.2, False), [])
+    fitted = {'checkpoints': {}, 'files': {}}
+    path = write_calibration(folder, Calibration(2.0, (2.0,), 0.1234567, 0.2345678, False), fitted)
     assert read_temperature(folder) == 1.0
-    for text in ('temperature: [1]', 'used: true', 'temperature: 99\nused: true'):
+    values = {'temperature': 2.0, 'used': False, 'error_before': 0.12346, 'error_after': 0.23457}
+    assert read_yaml(path) == values | {'fitted_on': fitted}
+    for temperature in (0.2, 5.0):
+        path.write_text(f'temperature: {temperature}\nused: true')
+        assert read_temperature(folder) == temperature
+    for text in (
+        'temperature: [1]',
+        'used: true',
+        'temperature: 5.01\nused: true',
+        'temperature: 0.19\nused: 1',
+    ):
         (folder / 'calibration.yaml').write_text(text)
         with pytest.raises(BadInput, match='calibration.yaml: '):
             read_temperature(folder)

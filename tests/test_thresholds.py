@@ -1,12 +1,18 @@
 """Thresholds of overlapping classes: chosen as by brute force, judged out of sample, kept in a file."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
+from conftest import write_csv
 
 from config import Competition, Submission
 from metrics import Metric, count_pixels
+from submission import metric_of
 from utils.errors import BadInput
+from utils.yaml_files import read_yaml
 from voting import thresholds
+from voting.origin import Origin, origin_path, write_origin
 from voting.thresholds import (
     HISTOGRAM_TYPE,
     choose_thresholds,
@@ -114,10 +120,27 @@ def write_histograms(folder, shift=0.3, folds=(0, 1, 3)):
         np.save(path, np.stack([threshold_counts(*photo) for photo in photos]))
 
 
-def test_thresholds_are_kept_with_the_model(tmp_path):
+def test_thresholds_are_kept_with_the_model(tmp_path, monkeypatch):
     assert read_thresholds(tmp_path, 3) == [0.5] * 3
+    results = []
+
+    def choose(*given):
+        results.append(choose_thresholds(*given))
+        return results[-1]
+
+    monkeypatch.setattr(thresholds, 'choose_thresholds', choose)
     write_histograms(tmp_path)
     report = fit_thresholds(tmp_path, COMPETITION)
+    (chosen,), metric = results, metric_of(COMPETITION)
+    scores = [metric.by_class(counts) for counts in chosen.counts]
+    for k, line in enumerate(report.splitlines()[4:7]):
+        expected = ['-' if np.isnan(score[k]) else f'{score[k]:.4f}' for score in scores]
+        assert line.split() == ['abc'[k], f'{chosen.values[k]:.3f}', *expected]
+    content = read_yaml(tmp_path / thresholds.FILE)
+    before, after = (round(float(metric.score(counts)), 5) for counts in chosen.counts)
+    assert content['metric'] == 'dice' and content['used'] and content['thresholds'] == [*chosen.values]
+    assert (content['score_before'], content['score_after']) == (before, after)
+    assert content['by_fold'] == {k: [*row] for k, row in zip((0, 1, 3), chosen.by_part, strict=True)}
     assert 'at 0.5: Dice ' in report and 'on 12 photos' in report and report.endswith('thresholds.yaml')
     assert 'above; 95% bootstrap interval; used' in report and len(report.splitlines()) == 8
     values = read_thresholds(tmp_path, 3)
@@ -141,10 +164,52 @@ def test_thresholds_are_kept_with_the_model(tmp_path):
             read_thresholds(tmp_path, 3)
 
 
+def test_scenes_of_an_origin_stay_whole_in_the_draws(tmp_path, monkeypatch):
+    write_histograms(tmp_path, folds=(0, 1))
+    for fold in (0, 1):
+        photos = {f'{fold}{n}.jpg': [fold, 2 * fold + n // 2] for n in range(4)}
+        write_origin(write_csv(tmp_path / f'fold{fold}' / 'oof.csv', {}), Origin({}, {}, photos=photos))
+    given = []
+    monkeypatch.setattr(thresholds, 'choose_thresholds', lambda *values: given.extend(values))
+    with pytest.raises(AttributeError):  # nothing was chosen
+        fit_thresholds(tmp_path, COMPETITION)
+    histograms, part, metric, scene = given
+    assert histograms.shape == (8, 3, 2, 256) and metric == metric_of(COMPETITION)
+    assert part.tolist() == [0] * 4 + [1] * 4 and scene.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
 def test_a_single_fold_is_split_but_has_none_of_its_own(tmp_path):
     write_histograms(tmp_path, folds=(2,))
     fit_thresholds(tmp_path, COMPETITION)
     assert read_thresholds(tmp_path, 3)[0] > 0.55 and read_thresholds(tmp_path, 3, 2) == [0.5] * 3
+
+
+def test_csvs_that_were_made_with_other_thresholds_are_named(tmp_path):
+    values, by_fold = [0.4, 0.5, 0.6], [[0.1] * 3, [0.2] * 3]
+    text = f'used: true\nthresholds: {values}\nby_fold: {{0: {by_fold[0]}, 1: {by_fold[1]}}}\n'
+    (tmp_path / thresholds.FILE).write_text(text)
+    made = {'oof.csv': by_fold, 'test.csv': [values], 'fold1/test.csv': [values]}
+    made |= {f'fold{k}/oof.csv': [by_fold[k]] for k in (0, 1)}
+    csvs = [write_csv(tmp_path / name, {}) for name in made]
+    for csv, values in zip(csvs, made.values(), strict=True):
+        assert thresholds.thresholds_of(csv, len(values), 3) == values
+        write_origin(csv, Origin({}, {'thresholds': values}))
+    assert thresholds.list_outdated(csvs, 3) == ''
+    write_origin(csvs[0], Origin({}, {'thresholds': by_fold[::-1]}))
+    write_origin(csvs[2], Origin({}, {'thresholds': [[0.5] * 3]}))
+    write_origin(csvs[3], Origin({}, {}))  # of a version that knew no thresholds
+    origin_path(csvs[4]).unlink()
+    assert thresholds.list_outdated(csvs, 3).endswith(f': {csvs[2]}, {csvs[0]}')
+
+
+def test_the_mean_of_thresholds_is_weighted_by_class(tmp_path):
+    for name, row in (('a', [0.2, 0.4, 0.3]), ('b', [0.6, 0.9, 0.3])):
+        (tmp_path / name).mkdir()
+        content = f'used: true\nthresholds: {row}\nby_fold: {{}}\n'
+        (tmp_path / name / thresholds.FILE).write_text(content)
+    table = [[Fraction(1), Fraction(0), Fraction(0)], [Fraction(2), Fraction(1), Fraction(0)]]
+    means = thresholds.mean_thresholds([tmp_path / 'a', tmp_path / 'b'], table)
+    assert means == [0.466667, 0.9, 0.5]  # without any weight the default
 
 
 def test_wrong_histograms_are_refused(tmp_path):

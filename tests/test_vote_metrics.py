@@ -1,5 +1,7 @@
 """Votes and searches under every metric, and where classes may overlap, against loops and brute force."""
 
+import re
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 
@@ -14,7 +16,7 @@ from submission import mask_format, metric_of, open_probs
 from utils.errors import BadInput
 from utils.ragged import allocate_ragged
 from utils.run_lengths import decode_ids, encode_ids
-from voting import soft, weights
+from voting import recipe, soft, weights
 from voting.hard import count_votes, member_table, vote_masks, vote_runs, weight_table
 from voting.members import OofSample
 from voting.recipe import calibrate_model, score_ensemble
@@ -109,6 +111,8 @@ def test_runs_are_voted_as_their_pixels_are(num_ids, order, members):
 @pytest.mark.parametrize('kind', KINDS)
 def test_search_finds_the_best_of_all_weights(kind, metric, monkeypatch):
     monkeypatch.setattr('voting.hard.BLOCK', 37)
+    for name in ('MAX_GRID_MODELS', 'MAX_GRID_BY_IMAGE'):
+        monkeypatch.setattr(weights, name, 3)
     samples = draw_samples(kind)
     counts = count_votes(samples, 3, NUM_CLASSES, metric)
     grid = weight_grid(3)
@@ -130,6 +134,22 @@ def test_search_finds_the_best_of_all_weights(kind, metric, monkeypatch):
     text = format_search(result, ['a', 'b', 'c'])
     assert text.startswith(f'{metric.label} on the photos') and f'\n{metric.label} out of sample' in text
     assert ('IoU' in text) == ('IoU' in metric.label)
+    values = [
+        *result.singles,
+        result.equal,
+        result.best,
+        result.best_out_of_sample,
+        result.single_out_of_sample,
+    ]
+    assert re.findall(r'\d\.\d{4}', text) == [f'{value:.4f}' for value in values]
+    # the candidates of a draw: the simple ones, then the first of each score
+    first = sorted({tuple(row): n for n, row in reversed([*enumerate(scores.tolist())])}.values())
+    simple = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]
+    assert result.candidates.tolist() == [*simple, *grid[first].tolist()]
+    for most in (2, 3):
+        monkeypatch.setattr(weights, 'MAX_CANDIDATES', most)
+        best = sorted(sorted(first, key=lambda n: -scores[n, 0])[:most])
+        assert weights.choose_weights(WeightScorer(counts))[1].tolist() == [*simple, *grid[best].tolist()]
 
 
 @pytest.mark.parametrize('metric', METRICS, ids=lambda metric: metric.name)
@@ -173,13 +193,30 @@ def test_weights_by_class_of_ids_are_scored_as_the_vote_is(metric):
 
 def test_weights_of_many_models_under_a_mean_over_photos(monkeypatch):
     monkeypatch.setattr(weights, 'MAX_GRID_BY_IMAGE', 2)
-    metric, samples = Metric('image_dice'), draw_samples('multilabel')
-    result = search_weights(count_votes(samples, 3, NUM_CLASSES, metric), by_class=True)
+    metric, samples = Metric('image_dice'), draw_samples('multilabel', num_models=4)
+    result = search_weights(count_votes(samples, 4, NUM_CLASSES, metric), by_class=True)
     best = score_votes(samples, lambda _: by_model(result.best_weights), metric)
     assert result.best == pytest.approx(best) and result.best >= max(result.equal, *result.singles)
     tables = result.by_class.part_tables
     out = score_votes(samples, lambda part: tables[part], metric)
     assert result.by_class.out_of_sample == pytest.approx(out)
+    singles = np.eye(4, dtype=int)
+    simple = [*singles, np.ones(4, int), *(1 - singles)]
+    for part, table in ((None, result.by_class.table), *enumerate(tables)):
+        kept = [one for one in samples if one.part != part]
+        own = result.best_weights if part is None else result.part_weights[part]
+        tried = [table, *map(by_model, [*simple, own])]
+        voted = [[count_pixels(s.truth, vote_masks(s.preds, t), NUM_CLASSES) for s in kept] for t in tried]
+        scores = np.array([metric.by_class(np.stack(one)) for one in voted])
+        np.testing.assert_allclose(scores[0], scores[1:].max(0))
+
+
+def test_the_simplest_of_equal_votes_is_used():
+    samples = [replace(one, preds=one.preds[[0, 0, 0]]) for one in draw_samples('multiclass')]
+    result = search_weights(count_votes(samples, 3, NUM_CLASSES), by_class=True)
+    assert result.weights == (1, 0, 0) and not result.uses_classes
+    assert result.out_of_sample == result.by_class.out_of_sample == result.equal
+    np.testing.assert_array_equal(result.table, by_model((1, 0, 0)))
 
 
 # --- the search of a soft vote ----------------------------------------------------------------------------
@@ -216,7 +253,8 @@ def out_of_sample_vote(result, sample):
 
 
 @pytest.mark.parametrize('metric', METRICS[1:3], ids=lambda metric: metric.name)
-def test_weights_and_thresholds_of_a_soft_vote_are_the_best_of_all(metric):
+def test_weights_and_thresholds_of_a_soft_vote_are_the_best_of_all(metric, monkeypatch):
+    monkeypatch.setattr(soft, 'FEW_WEIGHTS', 3)
     samples = draw_probs('multilabel')
     result = soft.search_soft_planes(samples, 2, NUM_CLASSES, metric)
     grid = soft_grid(2).tolist()
@@ -235,6 +273,12 @@ def test_weights_and_thresholds_of_a_soft_vote_are_the_best_of_all(metric):
     everything = best_of_all(samples)
     assert result.best == pytest.approx(max(everything))
     assert grid.index([*result.weights]) == int(np.argmax(everything))
+    few = sorted(np.argsort(-np.array(everything), kind='stable')[:3])  # a draw chooses among these
+    for row, values in enumerate(grid[number] for number in few):
+        voted = [slow_planes(one, values, [128] * NUM_CLASSES) for one in samples]
+        slow = [count_pixels(s.truth, v, NUM_CLASSES) for s, v in zip(samples, voted, strict=True)]
+        np.testing.assert_array_equal(result.counts[:, result.groups[row][0]], slow)
+    assert len(result.groups) == 3
     kept = [one for one in samples if one.part != 1]
     without = best_of_all(kept)
     assert grid.index([*result.part_weights[1]]) == int(np.argmax(without))
@@ -264,6 +308,14 @@ def weights_of_nothing():
     return soft.Calibration(1.0, (1.0,) * 3, 0, 0, False)
 
 
+def test_the_weights_of_a_mean():
+    assert soft_grid(1).tolist() == [[1]] and len(soft_grid(2)) == 7
+    assert [soft_grid(models).max() for models in range(2, 11)] == [3, 3, 2, 1, 1, 1, 1, 1, 1]
+    without = [[int(model != other) for model in range(9)] for other in range(9)]
+    assert soft_grid(9).tolist() == [[1] * 9, *without] and soft_grid(9).dtype == np.int64
+    assert len(soft_grid(8)) == 2**8 - 9
+
+
 def test_a_class_in_no_photo_keeps_its_threshold():
     samples = draw_probs('multilabel')
     for one in samples:
@@ -285,6 +337,66 @@ def test_means_are_rounded_half_up_and_in_blocks(monkeypatch):
     monkeypatch.setattr(soft, 'BLOCK', 100)
     for before, limits in zip(whole, (None, [0.4, 0.6]), strict=True):
         np.testing.assert_array_equal(soft.soft_vote([*probs], table, None, limits), before)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_gain_chooses_again_among_what_the_search_tried(kind, monkeypatch):
+    """Its counts are those of each vote on each photo; a table made with a photo's part is not for it."""
+    monkeypatch.setattr(recipe, 'search_gain', lambda *given: given)
+    samples, metric, bytes_ = draw_probs(kind), Metric('miou'), soft.FEW_BYTES
+    samples = [replace(one, scene=number // 2) for number, one in enumerate(samples)]
+    hard = search_weights(count_votes(samples, 2, NUM_CLASSES, metric), by_class=True)
+    tables, made_for = [*map(by_model, hard.candidates)], [None] * len(hard.candidates)
+    number, grid = len(tables), [by_model(row) for row in soft_grid(2)]
+    if kind == 'multiclass':
+        none = soft.Calibration(1.5, (1.5, 1.2, 2.0), 0, 0, True)
+        mean = soft.search_soft(samples, 2, NUM_CLASSES, metric, [none, weights_of_nothing()])
+        pairs = zip(hard.by_class.part_tables, hard.by_class.further_tables, strict=True)
+        for part, (table, further) in enumerate(pairs):
+            for other, one in zip([p for p in range(3) if p != part], further, strict=True):
+                kept = [sample for sample in samples if sample.part not in (part, other)]
+                best = score_votes(kept, lambda _, t=one: t, metric)
+                assert best >= score_votes(kept, lambda _, t=table: t, metric)
+                for model, category, halves in product(range(2), range(NUM_CLASSES), range(5)):
+                    changed = one.copy()
+                    changed[model, category] = hard.part_weights[part][model] * halves
+                    assert score_votes(kept, lambda _, t=changed: t, metric) <= best
+            tables += [table, *further]
+            made_for += [part] * 3
+        last = len(tables)
+        families = [[0, 1], [2], range(number), range(number, last)]
+        families += [range(last, last + len(grid)), range(last + len(grid), last + 2 * len(grid))]
+        groups = []
+    else:
+        mean = soft.search_soft_planes(samples, 2, NUM_CLASSES, metric)
+        first = [row.tolist() for row in hard.candidates].index([*hard.best_weights])
+        families = [[0, 1], [2], range(number)]
+        assert len(mean.groups) == len(grid)
+        size, last = len(bytes_), number + len(grid) * len(bytes_)
+        groups = [[[first, *range(number)]], [range(at, at + size) for at in range(number, last, size)]]
+    (counts, part, given, search, scene), photos = recipe.measure_gain(samples, hard, mean)
+    assert photos == 7 and part.tolist() == PARTS and scene.tolist() == [0, 0, 1, 1, 2, 2, 3]
+    assert given == metric and [*search.baseline] == [0, 1]
+    assert [[*family] for family in search.families] == [[*family] for family in families]
+    assert [[[*group] for group in groups] for groups in search.by_class] == [
+        [[*group] for group in one] for one in groups
+    ]
+    for one, photo in zip(samples, counts, strict=True):
+        voted = [vote_masks(one.preds, table) for table in tables]
+        if kind == 'multiclass':
+            for heat in ([1.0, 1.0], [none.used_for(one.part), 1.0]):
+                voted += [soft.soft_vote(one.probs, table, heat) for table in grid]
+        else:
+            limits = [[soft.threshold_of(byte)] * NUM_CLASSES for byte in bytes_]
+            voted += [soft.soft_vote(one.probs, t, None, row) for t in grid for row in limits]
+        slow = [count_pixels(one.truth, mask, NUM_CLASSES) for mask in voted]
+        np.testing.assert_array_equal(photo, slow)
+    if kind == 'multiclass':
+        made_for += [None] * (counts.shape[1] - len(made_for))
+        assert search.allowed.tolist() == [[m in (None, p) for m in made_for] for p in range(3)]
+    else:
+        assert search.allowed is None
+    assert recipe.measure_gain(samples, hard, None)[0][0].shape[1] == len(tables)
 
 
 # --- the commands -----------------------------------------------------------------------------------------
@@ -430,6 +542,21 @@ def test_search_of_overlapping_classes_from_the_command_line(runs, capsys):
 def test_a_hard_search_is_a_hard_recipe(runs):
     out, _ = vote(runs, '--search')
     assert 'rule: hard vote' in (runs[0] / 'ensemble.yaml').read_text()
+    folder, competition, _, planes = runs
+    score = score_ensemble(folder / 'ensemble.yaml', folder / 'data', competition)
+    assert score.rule == 'hard vote' and score.names == ['a', 'b']
+    preds = [
+        {n: one[0] for fold in read_all(runs, model, 'oof') for n, one in fold.items()} for model in 'ab'
+    ]
+    weights = weight_table(score.weights)
+    counts, changed = [], np.zeros((2, 2, 3), int)
+    for name in preds[0]:
+        masks = [one[name] for one in preds]
+        masks.append(vote_masks(np.stack(masks), weights))
+        counts.append([count_pixels(planes[name], mask, 3) for mask in masks])
+        changed += [recipe.count_changes(planes[name], mask, masks[-1], 3) for mask in masks[:-1]]
+    np.testing.assert_array_equal(np.sort(score.counts, 1), np.sort(np.stack(counts, 1), 1))
+    np.testing.assert_array_equal(score.changed, changed)
     again, _ = vote(runs, '--recipe', str(runs[0] / 'ensemble.yaml'), out='again.csv')
     assert again.read_bytes() == out.read_bytes()
 
