@@ -168,6 +168,8 @@ def build_cache(coco: CocoSet, folder: Path, side: int) -> None:
             meta |= describe_bands(total, coco.competition.max_value)
         write_text(partial / 'meta.json', json.dumps(meta))
         partial.rename(folder)
+        for left in folder.glob('.*.partial'):  # shards that another machine has begun
+            shutil.rmtree(left, ignore_errors=True)
     except (OSError, BadInput):
         if not folder.is_dir():
             raise

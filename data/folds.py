@@ -178,7 +178,7 @@ def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> n
     rng = np.random.default_rng(seed)
     members = np.zeros((groups.max() + 1, labels.shape[1] + 1))  # photos with each label, and all photos
     np.add.at(members, groups, np.hstack([labels, np.ones((len(labels), 1))]))
-    demand = np.zeros((folds, members.shape[1]))  # compared among the folds alone: all begin with the same
+    placed = np.zeros((folds, members.shape[1]))  # the more, the less the fold needs: all are to have as many
     fold_of = np.full(len(members), -1)
     order = rng.permutation(len(members))
     while (left := order[fold_of[order] < 0]).size:
@@ -189,9 +189,9 @@ def stratify(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> n
             left = left[members[left, label] > 0]
         for group in left[np.argsort(-members[left, label], kind='stable')]:
             ties = rng.random(folds)
-            best = max(range(folds), key=lambda k: (demand[k, label], demand[k, -1], ties[k]))
+            best = min(range(folds), key=lambda k: (placed[k, label], placed[k, -1], -ties[k]))
             fold_of[group] = best
-            demand[best] -= members[group]
+            placed[best] += members[group]
     return fold_of[groups]
 
 

@@ -31,7 +31,7 @@ def steps(monkeypatch) -> list[list[str]]:
         (['nosuch'], 'nosuch: no such file'),
         (['demo', 'epohs=3'], "unknown key 'epohs'; did you mean 'epochs'?"),
         (['demo', 'lr'], 'expected key=value'),
-        (['demo', 'lr=1.5e-3'], 'lr=1.5e-3: is what configs/demo.yaml has'),
+        (['demo', 'lr=2.5e-3'], 'lr=2.5e-3: is what configs/demo.yaml has'),
         (['demo', 'lr=1e-3', '--set', 'lr=1e-3'], 'lr=1e-3: is what'),
         (['demo', 'lr=1e-3', 'lr=1e-2'], 'lr is given twice'),
         (['demo', 'seed=1'], 'seed=1: --seeds gives the seeds'),

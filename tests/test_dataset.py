@@ -109,7 +109,7 @@ def test_two_machines_build_the_cache_without_a_common_lock(tiny, tmp_path, monk
 
     monkeypatch.setattr(data.cache, 'draw_cached_mask', build_again)
     build.append(open_cache(cfg, 'train'))
-    assert len(build) == 3 and not list(cfg.cache_dir.glob('.*.partial'))
+    assert len(build) == 3 and not list(cfg.cache_dir.rglob('.*.partial'))
     for row in range(12):
         for name in ('photos', 'masks'):
             first, *others = (getattr(cache, name)[row] for cache in build)
@@ -151,9 +151,8 @@ def test_folds_by_hand(seed):
     for labels in (np.ones((8, 1), bool), np.zeros((8, 1), bool)):
         assert sizes(labels, largest_last, 2) == [4, 4]
     labels = np.zeros((12, 2), bool)
-    labels[[0, 1, 9, 10, 11], 0] = (
-        True  # two in the scene of 9: the last of the others goes to the smaller fold
-    )
+    # two in the scene of 9: the last of the others goes to the smaller fold
+    labels[[0, 1, 9, 10, 11], 0] = True
     assert sizes(labels, np.array([0] * 9 + [1, 2, 3]), 2) == [3, 9]
 
 

@@ -32,7 +32,7 @@ from engine.hub import (
 )
 from utils.cli import ArgumentParser, next_line, parse_early, run_script
 from utils.errors import BadInput, plural
-from utils.files import exists, whole_folder, write_text, write_whole
+from utils.files import exists, lock, whole_folder, write_text, write_whole
 
 
 def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -109,7 +109,7 @@ def command(argv: list[str] | None = None) -> None:
 def main(source: Path, out: Path, licence: str = 'unknown', data: str | None = None) -> None:
     """Share a run, or a fold of it, as the folder `out`, whole or not at all. Raises BadInput."""
     paths = find_models(source)
-    with whole_folder(out) as folder:
+    with lock(out.with_name(f'.{out.name}.lock'), 'sharing a run'), whole_folder(out) as folder:
         models, cfg = [], None
         for fold, path in paths.items():
             run = load_model(path, device='cpu')

@@ -77,7 +77,11 @@ def refuse_changed(path: Path) -> None:
     """
     if not zipfile.is_zipfile(path):  # as before torch 1.6
         return
-    with zipfile.ZipFile(path) as archive:
-        if name := archive.testzip():
-            fault = f'{name} has other bytes than were written'
-            raise BadInput(f'{path}: is damaged: {fault}; take a copy of it, or train it again')
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = archive.testzip()
+        fault = name and f'{name} has other bytes than were written'
+    except LOAD_ERRORS as error:
+        fault = one_line(error)[:160]
+    if fault:
+        raise BadInput(f'{path}: is damaged: {fault}; restore it from a backup, or train it again')

@@ -40,7 +40,7 @@ from viewer.components import links, photo_views
 from viewer.html_page import data_url, format_score, html_table
 
 SIDE = 2048  # pixels: the longer side of a photo on the page is at most this
-NAMED_SIDE = 800  # pixels: the same where the objects are found that have their names
+NAMED_SIDE = 800  # pixels: the longer side at most at which objects are found for their names
 THUMBNAIL = 240  # pixels: the same in the grid
 PER_PAGE = 30  # photos, in lines of 6, 5 or 3
 STALE = 10  # seconds for which an address may name a photo that was left
@@ -381,11 +381,12 @@ def show_views(
     views, visible = [{'title': PHOTO, 'caption': PHOTO}], set()
     for title, mask in masks.items():
         note = score_note(metric.label, metric.score(counts[title][None])) if title in counts else ''
+        shown = resize_mask(mask, size)
+        visible |= {*(np.unique(shown) if mask.ndim == 2 else np.flatnonzero(shown.any((1, 2)))).tolist()}
         regions = regions_of(resize_mask(mask, fit(size, min(NAMED_SIDE, max(size)))))
-        visible |= regions.keys()
         caption = ', '.join(filter(None, [title, note]))
         view = {'title': title, 'caption': caption, 'labels': place_names(regions)}
-        views.append(view | encode_mask(resize_mask(mask, size)))
+        views.append(view | encode_mask(shown))
     preds = [mask for title, mask in masks.items() if title != TRUTH]
     if len(preds) > 1:
         differ = differing(preds)
@@ -434,8 +435,8 @@ def place_names(regions: dict[int, np.ndarray]) -> list[tuple[int, float, float]
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """Encode (H, W) ids as `mask`, a PNG of them. Of (K, H, W) planes, which may overlap, it has codes, their
-    low byte in red and their high byte in green: indices of `sets`, the lists of class ids.
+    """Encode (H, W) ids as `mask`, a PNG of them; (K, H, W) planes, which may overlap, as a PNG of indices of
+    `sets`, the lists of class ids, with their low byte in red and their high byte in green.
     """
     if mask.ndim == 2:
         return {'mask': data_url(mask, compress_level=1)}

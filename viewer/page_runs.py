@@ -194,6 +194,7 @@ def show_curves(runs: dict[str, list[FoldRun]], metric: Metric) -> None:
     table = pd.DataFrame(rows, columns=['run', 'epoch', metric.label, 'loss'])
     table = table.groupby(['run', 'epoch'], as_index=False).mean()
     for column, key in zip(st.columns(2), (metric.label, 'loss'), strict=True):
+        # Vega reads dots and brackets in a column's name
         points = table.dropna(subset=[key])[['run', 'epoch', key]].set_axis(['run', 'epoch', 'value'], axis=1)
         column.markdown('**Training loss**' if key == 'loss' else f'**Validation {key}**')
         legend = {'orient': 'bottom', 'columns': 1, 'title': None, 'labelLimit': 260, 'offset': 5}
