@@ -382,7 +382,7 @@ def show_views(
     for title, mask in masks.items():
         note = score_note(metric.label, metric.score(counts[title][None])) if title in counts else ''
         shown = resize_mask(mask, size)
-        visible |= {*(np.unique(shown) if mask.ndim == 2 else np.flatnonzero(shown.any((1, 2)))).tolist()}
+        visible |= regions_of(shown).keys()
         regions = regions_of(resize_mask(mask, fit(size, min(NAMED_SIDE, max(size)))))
         caption = ', '.join(filter(None, [title, note]))
         view = {'title': title, 'caption': caption, 'labels': place_names(regions)}
