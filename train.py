@@ -99,7 +99,7 @@ def main(
         return score
     check_batch(cfg, ranks)
     changes = check_run(cfg, fold, resume, overwrite) if ranks.is_main else []
-    if resume and (score := finished_score(cfg, fold)) is not None:
+    if resume and dry_run and (score := finished_score(cfg, fold)) is not None:
         return score
     require_tracker(cfg)
     seed_everything(cfg.seed, cfg.deterministic)

@@ -16,13 +16,13 @@ import numpy as np
 
 from engine.distributed import Ranks
 from engine.inference import check_seen
-from submission import MaskFormat
+from submission import MaskFormat, probs_path
 from utils.files import lock, remove_partials
 from utils.ragged import Ragged, allocate_ragged, map_ragged
 from voting.origin import Origin, begin_origin, origin_path, write_origin
-from voting.thresholds import HISTOGRAM_TYPE
+from voting.thresholds import HISTOGRAM_TYPE, HISTOGRAMS
 
-PARTS = {'masks': np.uint8, 'probs': np.uint8, 'histograms': HISTOGRAM_TYPE}
+DTYPES = {'masks': np.uint8, 'probs': np.uint8, 'histograms': HISTOGRAM_TYPE}
 
 
 class Predictions:
@@ -53,7 +53,7 @@ class Predictions:
             stack.enter_context(self.lock)
             if self.ranks.is_main:
                 names = [self.csv.name, origin_path(self.csv).name]
-                remove_partials(self.csv.parent, *names, *(f'{self.csv.stem}_{key}.npy' for key in PARTS))
+                remove_partials(self.csv.parent, *names, *(f'{self.csv.stem}_{key}.npy' for key in DTYPES))
             self.ranks.wait()
             stack.callback(self.remove_files)
             self.arrays = {key: self.allocate(key) for key in self.shapes}
@@ -67,7 +67,7 @@ class Predictions:
     def allocate(self, key: str) -> Ragged:
         """Make the arrays of this rank's shard, of zeros."""
         rank, world = self.ranks.rank, self.ranks.world
-        return allocate_ragged(self.part(key, rank), PARTS[key], self.shapes[key][rank::world])
+        return allocate_ragged(self.part(key, rank), DTYPES[key], self.shapes[key][rank::world])
 
     def array(self, key: str, position: int) -> np.ndarray:
         """Return the array of a photo of this rank's shard."""
@@ -103,7 +103,9 @@ class Predictions:
 
     def finish(self) -> None:
         """Write the CSV from the masks of all ranks, and name the other files; begin_origin says why so."""
-        paths = {key: self.csv.with_name(f'{self.csv.stem}_{key}.npy') for key in PARTS if key != 'masks'}
+        paths = {'probs': probs_path(self.csv)}
+        if self.csv.stem == 'oof':
+            paths['histograms'] = self.csv.with_name(HISTOGRAMS)
         with self.form.writer(self.csv) as writer:
             for name, mask in zip(self.names, self.arrays_of_all('masks'), strict=True):
                 if mask.ndim == 3:
@@ -119,7 +121,7 @@ class Predictions:
     def arrays_of_all(self, key: str) -> Iterator[np.ndarray]:
         """Yield the arrays of all photos, from the files of all ranks."""
         world, shapes = self.ranks.world, self.shapes[key]
-        parts = [map_ragged(self.part(key, rank), shapes[rank::world], PARTS[key]) for rank in range(world)]
+        parts = [map_ragged(self.part(key, rank), shapes[rank::world], DTYPES[key]) for rank in range(world)]
         for position in range(len(shapes)):
             yield parts[position % world][position // world]
 
@@ -130,7 +132,7 @@ class Predictions:
             return
         partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
         try:
-            whole = allocate_ragged(partial, PARTS[key], self.shapes[key])
+            whole = allocate_ragged(partial, DTYPES[key], self.shapes[key])
             for position, array in enumerate(self.arrays_of_all(key)):
                 whole[position] = array
             whole.flush()

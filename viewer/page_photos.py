@@ -377,15 +377,17 @@ def show_views(
     """
     competition, metric = coco.competition, metric_of(coco.competition)
     size = view_size(photo)
+    named_size = fit(size, min(NAMED_SIDE, max(size)))
     image = resize_photo(read_photo(coco, photo), size)
     views, visible = [{'title': PHOTO, 'caption': PHOTO}], set()
     for title, mask in masks.items():
         note = score_note(metric.label, metric.score(counts[title][None])) if title in counts else ''
         shown = resize_mask(mask, size)
-        visible |= regions_of(shown).keys()
-        regions = regions_of(resize_mask(mask, fit(size, min(NAMED_SIDE, max(size)))))
+        regions = regions_of(shown)
+        visible |= regions.keys()
+        small = {k: resize_mask(region.view(np.uint8), named_size) for k, region in regions.items()}
         caption = ', '.join(filter(None, [title, note]))
-        view = {'title': title, 'caption': caption, 'labels': place_names(regions)}
+        view = {'title': title, 'caption': caption, 'labels': place_names(small)}
         views.append(view | encode_mask(shown))
     preds = [mask for title, mask in masks.items() if title != TRUTH]
     if len(preds) > 1:
@@ -417,7 +419,7 @@ def view_size(photo: Photo) -> tuple[int, int]:
 
 
 def place_names(regions: dict[int, np.ndarray]) -> list[tuple[int, float, float]]:
-    """Return (class id, x, y) of the largest objects in the (h, w) bool regions of classes, largest first: x
+    """Return (class id, x, y) of the largest objects in the (h, w) masks of classes, largest first: x
     and y, of 0 to 1, are in the middle of each.
     """
     named = []
