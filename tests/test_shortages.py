@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import re
+import signal
 import sys
 from itertools import count
 from pathlib import Path
@@ -19,6 +20,7 @@ from engine.inference import Predictor
 from engine.trainer import Trainer
 from utils import cli
 from utils.errors import BadInput
+from utils.signals import SIGNALS
 
 WORKER = 'Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n'
 GPU = 'CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB'
@@ -65,6 +67,22 @@ def test_what_a_machine_lacks_is_one_line(error, line, capfd):
     assert re.match(f'script.py: {line}', said) and said.count('\n') == 1, said
     assert ending(RuntimeError('a library gave up'), error) == status
     assert capfd.readouterr().err.count('\n') == 1
+
+
+@pytest.mark.parametrize('number', SIGNALS)
+@pytest.mark.parametrize('error', [TypeError("__array__() got 'copy'"), BadInput('a.jpg: cannot be read')])
+def test_a_signal_interrupts_whatever_a_library_makes_of_it(number, error, capfd):
+    before = [*map(signal.getsignal, SIGNALS)]
+
+    def main():
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise error from None
+
+    assert cli.exit_status(main) == 75
+    assert capfd.readouterr().err == 'script.py: interrupted\n'
+    assert [*map(signal.getsignal, SIGNALS)] == before
 
 
 @pytest.mark.parametrize(

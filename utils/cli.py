@@ -25,7 +25,7 @@ from utils.errors import (
     one_line,
 )
 from utils.log import say
-from utils.signals import exit_on_signals, interrupt_on_signals
+from utils.signals import StopRequest, exit_on_signals, interrupt_on_signals
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:
@@ -75,22 +75,30 @@ def exit_status(main: Callable[[], int | None]) -> int:
 
 def call(main: Callable[[], int | None]) -> int:
     """Call main and return its exit status, as exit_status does."""
-    interrupt_on_signals()
-    try:
-        status = main() or DONE
-        sys.stdout.flush()
-        return status
-    except (BadInput, CheckFailed) as error:
+    with interrupt_on_signals() as stop:
+        try:
+            status = main() or DONE
+            sys.stdout.flush()
+            return status
+        except (Exception, KeyboardInterrupt) as error:
+            status = tell(error, stop)
+            if status is None:
+                raise
+            return status
+
+
+def tell(error: BaseException, stop: StopRequest) -> int | None:
+    """Say in one line what has ended main, and return the exit status; None for a fault of the code."""
+    if isinstance(error, Interrupted):
+        print(f'{script_name()}: {one_line(error)}', file=sys.stderr)
+        return INTERRUPTED
+    if stop.asked or isinstance(error, KeyboardInterrupt):  # whatever a library has made of it
+        print(f'{script_name()}: interrupted', file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, (BadInput, CheckFailed)):
         say(f'{script_name()}: error: {one_line(error)}', sys.stderr)
         return error.status
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(f'{script_name()}: {one_line(stop) or "interrupted"}', file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:  # raised by a library
-        status = tell_shortage(error)
-        if status is None:
-            raise
-        return status
+    return tell_shortage(error)  # raised by a library
 
 
 def tell_shortage(error: BaseException) -> int | None:

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -26,29 +26,46 @@ class StopRequest:
 def stop_requests() -> Generator[StopRequest]:
     """Note the first signal instead of ending the process; a second one ends it as usual."""
     stop = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # it cannot handle signals
-        yield stop
-        return
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.caught = signal.Signals(number)
         restore()
 
-    def restore() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    handlers = {number: signal.signal(number, note) for number in SIGNALS}
-    try:
+    with handled_by(note) as restore:
         yield stop
+
+
+@contextmanager
+def interrupt_on_signals() -> Generator[StopRequest]:
+    """Raise KeyboardInterrupt for SIGTERM and SIGUSR1 as for Ctrl-C, so that half-made files are removed.
+
+    The signal is noted too: NumPy and others make a TypeError of a KeyboardInterrupt in code that they call.
+    """
+    stop = StopRequest()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        stop.caught = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    with handled_by(interrupt):
+        yield stop
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], None]) -> Generator[Callable[[], None]]:
+    """Handle the signals, and then as before, or earlier by a call of what this gives."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # another cannot handle signals
+        before = {number: signal.signal(number, handler) for number in SIGNALS}
+
+    def restore() -> None:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+    try:
+        yield restore
     finally:
         restore()
-
-
-def interrupt_on_signals() -> None:
-    """Raise KeyboardInterrupt for SIGTERM and SIGUSR1 as for Ctrl-C, so that half-made files are removed."""
-    for number in SIGNALS:
-        signal.signal(number, signal.default_int_handler)
 
 
 def exit_on_signals(text: str, status: int) -> None:
