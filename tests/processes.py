@@ -10,7 +10,8 @@ from pathlib import Path
 from utils.cli import run_script
 
 CONTEXT = multiprocessing.get_context('forkserver')
-CONTEXT.set_forkserver_preload(['train', 'infer', 'pseudo', 'prepare', 'ensemble', 'conftest'])
+PRELOADED = ['train', 'infer', 'pseudo', 'prepare', 'ensemble', 'conftest', 'torch.utils.tensorboard']
+CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 def start(target, *args, ranks: int = 1, said: Path | str = os.devnull, **kwargs) -> list:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, write_set
 from processes import ended, start, typed
 
 import pseudo
@@ -22,19 +22,24 @@ import train
 from config import Competition, Config, dump_config
 from engine.checkpoint import load_checkpoint, refuse_other_pixels, save_checkpoint
 from engine.trainer import Trainer
+from utils.competition import read_competition
 from utils.errors import BadInput, Interrupted
 from utils.signals import SIGNALS, stop_requests
 
 
 @pytest.fixture(scope='module')
-def whole(shapes, shared_cache, tmp_path_factory) -> Config:
+def whole(tmp_path_factory) -> Config:
     """A run of three epochs that has all there is to resume, writes a checkpoint at every step, and that
     nobody disturbed.
     """
-    folders = {'data_root': shapes, 'cache_dir': shared_cache, 'output_dir': tmp_path_factory.mktemp('whole')}
+    root = tmp_path_factory.mktemp('whole')
+    data = write_set(root / 'small', train=16, test=4, side=64)
+    (data / 'competition.yaml').write_text('{score_size: 64, submission: {}}')  # quick: a fifteenth of 256
+    folders = {'data_root': data, 'cache_dir': root / 'cache', 'output_dir': root, 'cache_size': 64}
     more = {'epochs': 3, 'ema': 0.9, 'swa': 0.4, 'drop_path': 0.2, 'accumulate': 2, 'batch_size': 2}
     small = {'encoder': 'test_resnet.r160_in1k', 'checkpoint_minutes': 1e-9}
-    cfg = Config(**TINY | folders | more | small, name='run')
+    competition = read_competition(data)
+    cfg = Config(**TINY | folders | more | small, name='run', competition=competition)
     assert ended(start(train.main, cfg, 0)) == [0]
     return cfg
 
@@ -154,7 +159,7 @@ def test_asked_to_stop(whole, other, number, capsys):
 
     real, Trainer.update = Trainer.update, update
     try:
-        with pytest.raises(Interrupted, match=f'{number.name}: stopped after batch 4 of 6 in epoch 1'):
+        with pytest.raises(Interrupted, match=f'{number.name}: stopped after batch 4 of 4 in epoch 1'):
             train.main(other, 0)
     finally:
         Trainer.update = real
