@@ -93,7 +93,7 @@ def test_committed_without_outputs():
 
 
 def test_demo_and_a_real_fold(repository, small, monkeypatch):
-    data = write_set(small / 'data', train=8, test=3, side=512)
+    data = write_set(small / 'data', train=8, test=2)
     monkeypatch.setenv('REPO', str(repository))
     monkeypatch.setenv('DATA', str(data))
     notebook, printed = execute(small, code=IN_KERNEL)
