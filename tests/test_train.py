@@ -695,8 +695,8 @@ def test_overfits_eight_real_photos(boostcamp60, tmp_path):
         f'data_root: {data}\ncache_dir: {tmp_path}/cache\noutput_dir: {tmp_path}/output\nencoder: '
         'tf_efficientnet_lite0\n'
         'encoder_weights: efficientnet-lite0\nhead_channels: 64\naux_weight: 0\nimage_size: '
-        '128\ncrop_size: 128\nlr: 6e-3\nfolds: 2\n'
-        'epochs: 60\nbatch_size: 2\nworkers: 0\nscale_range: [1, 1]\ncrop_max_share: 1\nhflip: '
+        '128\ncrop_size: 128\nlr: 1.5e-2\nfolds: 2\n'
+        'epochs: 40\nbatch_size: 8\nworkers: 0\nscale_range: [1, 1]\ncrop_max_share: 1\nhflip: '
         '0\nphotometric: 0\ndropout: 0\n'
         'loss: {ce: 1, lovasz: 1}\n'
     )
