@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch.encoders import mix_transformer
+from small_networks import narrow
 from timm.models import beit, convnext, swin_transformer, twins
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -105,12 +106,12 @@ def test_convnext_in_bf16_trains_as_in_fp32():
 
 # --- on a GPU, whose tensors are fake here: they have a layout, but no memory -------------------------------
 
-SWIN, TWINS = 'swin_tiny_patch4_window7_224.ms_in22k', 'twins_svt_small.in1k'
+SWIN, TWINS = narrow('swin_tiny_patch4_window7_224'), narrow('twins_svt_small')
 CONVNEXT = 'test_convnext.r160_in1k'
 
 
 @pytest.mark.parametrize(
-    'encoder, head, calls', [(SWIN, 'upernet', 12), (TWINS, 'upernet', 18), ('mit_b0', 'smp-fpn', 8)]
+    'encoder, head, calls', [(SWIN, 'fcn', 8), (TWINS, 'fcn', 8), ('mit_b0', 'smp-fpn', 8)]
 )
 def test_a_gpu_gets_attention_that_its_fused_kernels_take(tiny, monkeypatch, encoder, head, calls):
     shapes = []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from operations import Operations
+from small_networks import narrow
 
 from config import Config, load_config
 from engine.inference import main_logits, view_logits
@@ -19,16 +20,16 @@ from networks.mask2former import Queries
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.yaml'))
 SMALL = {
-    'beit': 'beit_base_patch16_224',
+    'beit': narrow('beit_base_patch16_224'),
     'convnext': 'test_convnext.r160_in1k',
     'hrnet': 'hrnet_w18_small',
     'mit': 'mit_b0',
-    'resnet': 'resnet18',
-    'swin': 'swin_tiny_patch4_window7_224',
+    'resnet': narrow('resnet18'),
+    'swin': narrow('swin_tiny_patch4_window7_224'),
     'tf_efficientnet': 'tf_efficientnet_lite0',
-    'twins': 'twins_svt_small',
-    'vit_large_patch16_384': 'vit_tiny_patch16_224',
-    'vit_large_patch16_dinov3': 'vit_small_patch16_dinov3',
+    'twins': narrow('twins_svt_small'),
+    'vit_large_patch16_384': narrow('vit_tiny_patch16_224'),
+    'vit_large_patch16_dinov3': narrow('vit_small_patch16_dinov3'),
 }
 
 
@@ -45,6 +46,8 @@ def small(path: Path) -> Config:
         update['features'] = (3, 6, 9, 12)
     if not cfg.head.startswith('smp-'):
         update['head_channels'] = 64
+    if cfg.head == 'mask2former':
+        update['queries'] = 20
     return cfg.model_copy(update=update)
 
 

@@ -10,6 +10,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from safetensors.torch import save_file
+from small_networks import narrow
 from timm.layers import DropPath
 
 import models
@@ -21,13 +22,12 @@ from networks import pretrained
 from networks.encoders import STRIDES, TimmEncoder, find_custom_encoder, freeze_stages
 from utils.errors import BadInput
 
-TINY_OF_FAMILY = [
-    'test_convnext.r160_in1k',
-    'swin_tiny_patch4_window7_224.ms_in1k',
-    'twins_svt_small.in1k',
-    'tf_efficientnet_lite0.in1k',
-    'resnet18',
-]
+CONVNEXT, LITE = 'test_convnext.r160_in1k', 'tf_efficientnet_lite0.in1k'
+RESNET, SWIN, TWINS = map(narrow, ('resnet18', 'swin_tiny_patch4_window7_224', 'twins_svt_small'))
+PLAIN, BEIT, DINOV3 = map(
+    narrow, ('vit_tiny_patch16_224', 'beit_base_patch16_224', 'vit_small_patch16_dinov3')
+)
+TINY_OF_FAMILY = [CONVNEXT, SWIN, TWINS, LITE, RESNET]
 SMP = [
     'unet',
     'unetplusplus',
@@ -42,7 +42,7 @@ SMP = [
     'segformer',
 ]
 
-VIT = {'encoder': 'vit_tiny_patch16_224', 'crop_size': 64}
+VIT = {'encoder': PLAIN, 'crop_size': 64}
 
 
 @pytest.mark.parametrize('encoder', TINY_OF_FAMILY)
@@ -57,7 +57,7 @@ def test_timm_encoder_gives_four_strides_channels_first_at_other_sizes(tiny, enc
         assert logits.shape == (1, 11, height // 4, width // 4)
 
 
-@pytest.mark.parametrize('encoder', ['swin_tiny_patch4_window7_224.ms_in1k', 'twins_svt_small.in1k'])
+@pytest.mark.parametrize('encoder', [SWIN, TWINS])
 def test_a_model_whose_weights_follow_draws_nothing(tiny, encoder):
     cfg = tiny.model_copy(update={'encoder': encoder, 'head': 'knet'})
     model, state = SegModel(cfg).eval(), torch.get_rng_state()
@@ -75,7 +75,7 @@ def test_a_model_whose_weights_follow_draws_nothing(tiny, encoder):
 @pytest.mark.parametrize('arch', SMP)
 def test_every_smp_architecture_is_a_head(tiny, arch):
     dilated = {'deeplabv3': 8, 'deeplabv3plus': 16, 'pan': 16}
-    update = {'encoder': 'resnet18', 'head': f'smp-{arch}', 'head_channels': 512}
+    update = {'encoder': RESNET, 'head': f'smp-{arch}', 'head_channels': 512}
     cfg = tiny.model_copy(update={**update, 'output_stride': dilated.get(arch, 32)})
     model = SegModel(cfg)
     outputs = model.eval()(torch.zeros(2, 3, 128, 128))
@@ -83,7 +83,7 @@ def test_every_smp_architecture_is_a_head(tiny, arch):
 
 
 def test_smp_dpt_over_a_plain_vit(tiny):
-    cfg = tiny.model_copy(update={'encoder': 'vit_tiny_patch16_224', 'head': 'smp-dpt', 'head_channels': 512})
+    cfg = tiny.model_copy(update={'encoder': PLAIN, 'head': 'smp-dpt', 'head_channels': 512})
     aux, logits = SegModel(cfg).eval()(torch.zeros(1, 3, 224, 224))
     assert aux.shape == (1, 11, 14, 14) and logits.shape == (1, 11, 224, 224)
     model = SegModel(cfg.model_copy(update={'probe': 1.0})).eval()
@@ -103,7 +103,7 @@ def test_auxiliary_fcn_comes_first_and_reads_the_stride_16_feature(tiny):
 @pytest.mark.parametrize('head', ['fcn', 'fcn_hrnet', 'knet', 'setr_naive', 'upernet', 'smp-fpn'])
 @torch.no_grad()
 def test_aux_weight_0_leaves_the_auxiliary_head_out(tiny, head):
-    update = {'encoder': 'resnet18', 'head': head, 'aux_weight': 0.0}
+    update = {'encoder': RESNET, 'head': head, 'aux_weight': 0.0}
     update |= {'head_channels': 512} if head == 'smp-fpn' else {}
     update |= {**VIT, 'neck': 'none'} if head == 'setr_naive' else {}
     model = SegModel(tiny.model_copy(update=update)).eval()
@@ -191,8 +191,8 @@ def test_a_probe_weighs_the_objects_of_a_photo(tiny, task):
         ('test_resnet.r160_in1k', 1, 'layer1.0', 'layer2.0'),
         ('convnext_atto', 2, 'stages_1', 'stages_2.downsample'),
         ('tf_efficientnet_lite0', 3, 'blocks.2', 'blocks.3'),
-        ('twins_svt_small', 2, 'patch_embeds.1', 'patch_embeds.2'),
-        ('swin_tiny_patch4_window7_224', 1, 'layers_0', 'layers_1.downsample'),
+        (TWINS, 2, 'patch_embeds.1', 'patch_embeds.2'),
+        (SWIN, 1, 'layers_0', 'layers_1.downsample'),
     ],
 )
 def test_the_first_stages_are_frozen_with_the_stem(encoder, count, last, first):
@@ -240,7 +240,7 @@ def test_setr_reads_the_named_blocks_at_stride_16(tiny):
     image = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         feats = model.encoder(image)
-        assert [tuple(f.shape) for f in feats] == [(1, 192, 4, 4)] * 4
+        assert [tuple(f.shape) for f in feats] == [(1, 48, 4, 4)] * 4
         vit = model.encoder.model.model
         expected = vit.forward_intermediates(image, indices=[0, 2, 4, 11], intermediates_only=True)
         assert all(torch.equal(a, b) for a, b in zip(feats, expected, strict=True))
@@ -248,13 +248,13 @@ def test_setr_reads_the_named_blocks_at_stride_16(tiny):
 
 
 def test_beit_takes_one_size_alone_and_says_so(tiny):
-    model = SegModel(tiny.model_copy(update={'encoder': 'beit_base_patch16_224', 'crop_size': 64}))
+    model = SegModel(tiny.model_copy(update={'encoder': BEIT, 'crop_size': 64}))
     assert model.fixed_size == 64
     assert SegModel(tiny.model_copy(update=VIT)).fixed_size is None
 
 
 def test_dilated_encoder(tiny):
-    cfg = tiny.model_copy(update={'encoder': 'resnet18', 'head': 'fcn', 'output_stride': 8})
+    cfg = tiny.model_copy(update={'encoder': RESNET, 'head': 'fcn', 'output_stride': 8})
     outputs = SegModel(cfg).eval()(torch.zeros(1, 3, 64, 64))
     assert [o.shape[2:] for o in outputs] == [(8, 8), (8, 8)]
 
@@ -266,7 +266,7 @@ def test_dilated_encoder(tiny):
         ({'encoder': 'convnext_tiny.fb_in99k'}, "timm has no 'convnext_tiny.fb_in99k'"),
         ({'encoder': 'visformer_tiny'}, 'strides'),
         ({'features': (1, 2, 3, 4)}, "'features': test_convnext.r160_in1k is no plain ViT"),
-        ({'encoder': 'vit_tiny_patch16_224', 'features': (1, 2, 3, 14)}, 'expected ascending, 1 to 12'),
+        ({'encoder': PLAIN, 'features': (1, 2, 3, 14)}, 'expected ascending, 1 to 12'),
         ({'stages': 2}, "'stages': found 2, which upernet ignores"),
         (
             {'head': 'mask2former', 'aux_channels': 256, 'aux_weight': 0},
@@ -312,7 +312,7 @@ def test_lite_weights_are_those_of_the_package(tiny, source):
     ('encoder', 'end'),
     [
         ('test_convnext.r160_in1k', 'pth'),
-        ('swin_tiny_patch4_window7_224.ms_in1k', 'safetensors'),
+        (SWIN, 'safetensors'),
         ('resnet18.a1_in1k', 'safetensors'),
     ],
 )
@@ -331,12 +331,12 @@ def test_encoder_weights_from_a_file(tiny, tmp_path, encoder, end):
 
 
 def test_smp_encoder_takes_the_same_file(tiny, tmp_path):
-    whole = timm.create_model('resnet18')
+    whole = timm.create_model(RESNET)
     torch.save(whole.state_dict(), tmp_path / 'w.pth')
     model = SegModel(
         tiny.model_copy(
             update={
-                'encoder': 'resnet18',
+                'encoder': RESNET,
                 'head': 'smp-fpn',
                 'head_channels': 512,
                 'encoder_weights': str(tmp_path / 'w.pth'),
@@ -351,10 +351,10 @@ def test_smp_encoder_takes_the_same_file(tiny, tmp_path):
 @pytest.mark.parametrize(
     ('encoder', 'other'),
     [
-        ('test_convnext.r160_in1k', 'resnet18'),
-        ('resnet18', 'test_convnext.r160_in1k'),
-        ('vit_tiny_patch16_224', 'beit_base_patch16_224'),
-        ('mit_b0', 'resnet18'),
+        ('test_convnext.r160_in1k', RESNET),
+        (RESNET, 'test_convnext.r160_in1k'),
+        (PLAIN, BEIT),
+        ('mit_b0', RESNET),
     ],
 )
 def test_weights_of_another_model_are_refused(tiny, tmp_path, encoder, other):
@@ -398,10 +398,10 @@ def test_depths_follow_the_forward_pass(tiny, encoder):
     assert sorted(set(depths.values())) == list(range(max(depths.values()) + 1))
     blocks = {
         'test_convnext': 9,
-        'swin_tiny': 12,
-        'twins_svt_small': 18,
+        'swin_tiny': 8,
+        TWINS: 8,
         'tf_efficientnet_lite0': 16,
-        'resnet18': 8,
+        RESNET: 8,
     }
     assert max(depths.values()) == next(count for key, count in blocks.items() if encoder.startswith(key))
 
@@ -447,14 +447,13 @@ def test_help_and_mistakes_do_not_wait_for_torch(words):
 
 
 def test_gradient_checkpointing_is_refused_if_timm_has_none(tiny):
-    with pytest.raises(BadInput, match='twins_svt_small.in1k cannot do it'):
-        SegModel(tiny.model_copy(update={'encoder': 'twins_svt_small.in1k', 'grad_checkpointing': True}))
+    with pytest.raises(BadInput, match=f'{TWINS} cannot do it'):
+        SegModel(tiny.model_copy(update={'encoder': TWINS, 'grad_checkpointing': True}))
 
 
 @pytest.mark.parametrize(
     'encoder',
-    [name for name in TINY_OF_FAMILY if 'twins' not in name]
-    + ['vit_tiny_patch16_224', 'beit_base_patch16_224', 'vit_small_patch16_dinov3'],
+    [name for name in TINY_OF_FAMILY if 'twins' not in name] + [PLAIN, BEIT, DINOV3],
 )
 def test_gradient_checkpointing_gives_the_same_gradients(tiny, encoder):
     cfg = tiny.model_copy(update={'encoder': encoder, 'aux_weight': 0.0, 'dropout': 0.0})
@@ -473,8 +472,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny, encoder):
 FAMILIES = {
     **{name: {} for name in TINY_OF_FAMILY},
     'hrnet_w18_small': {},
-    'vit_tiny_patch16_224': {'crop_size': 64},
-    'beit_base_patch16_224': {'crop_size': 64},
+    PLAIN: {'crop_size': 64},
+    BEIT: {'crop_size': 64},
     'mit_b0': {'head': 'smp-unet', 'head_channels': 512},
     'mobilenet_v2': {'head': 'smp-fpn', 'head_channels': 512},
 }
@@ -502,10 +501,10 @@ def expected_of_bands(weight: torch.Tensor, channels: int) -> torch.Tensor:
 
 FIRST = {
     'test_convnext.r160_in1k': 'stem.0.weight',
-    'twins_svt_small.in1k': 'patch_embeds.0.proj.weight',
-    'swin_tiny_patch4_window7_224.ms_in1k': 'patch_embed.proj.weight',
-    'vit_tiny_patch16_224': 'patch_embed.proj.weight',
-    'resnet18': 'conv1.weight',
+    TWINS: 'patch_embeds.0.proj.weight',
+    SWIN: 'patch_embed.proj.weight',
+    PLAIN: 'patch_embed.proj.weight',
+    RESNET: 'conv1.weight',
 }
 
 
@@ -545,8 +544,8 @@ def test_lite_weights_and_smp_encoders_are_made_to_fit_too(tiny, tmp_path):
 
 
 def test_weights_of_other_bands_are_refused(tiny, tmp_path):
-    torch.save(timm.create_model('resnet18', in_chans=4).state_dict(), tmp_path / 'w.pth')
-    update = {'encoder': 'resnet18', 'encoder_weights': str(tmp_path / 'w.pth')}
+    torch.save(timm.create_model(RESNET, in_chans=4).state_dict(), tmp_path / 'w.pth')
+    update = {'encoder': RESNET, 'encoder_weights': str(tmp_path / 'w.pth')}
     SegModel(tiny.model_copy(update={**update, 'competition': Competition(channels=4)}))
     with pytest.raises(BadInput, match=r'conv1.weight is \(64, 4, 7, 7\) in the file, \(64, 6, 7, 7\)'):
         SegModel(tiny.model_copy(update={**update, 'competition': Competition(channels=6)}))
@@ -589,7 +588,7 @@ WITH_DROP_PATH += ['fasternet_s', 'focalnet_tiny_srf', 'cpubone_nano', 'twins_sv
 
 @pytest.mark.parametrize(
     'encoder',
-    ['swin_tiny_patch4_window7_224', *(pytest.param(n, marks=pytest.mark.slow) for n in WITH_DROP_PATH)],
+    [SWIN, *(pytest.param(n, marks=pytest.mark.slow) for n in WITH_DROP_PATH)],
 )
 def test_drop_path_0_is_none_whatever_the_encoder_has(encoder):
     options = {'encoder': encoder, 'encoder_weights': 'none', 'crop_size': 256}
@@ -682,7 +681,7 @@ def test_layer_decay_by_stage_needs_stages(tiny):
 
 @pytest.mark.parametrize(
     ('encoder', 'stages'),
-    [('resnet18', 4), ('tf_efficientnet_lite0', 7), ('twins_svt_small', 4), ('hrnet_w18_small', 4)],
+    [(RESNET, 4), ('tf_efficientnet_lite0', 7), (TWINS, 4), ('hrnet_w18_small', 4)],
 )
 def test_stages_follow_the_forward_pass(encoder, stages):
     cfg = Config(encoder=encoder, encoder_weights='none', head='fcn', head_channels=16, aux_weight=0)

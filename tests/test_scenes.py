@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -21,10 +22,24 @@ LIGHT = np.array([-0.48, -0.36, 0.8])
 
 
 @pytest.fixture(scope='module')
-def demo(tmp_path_factory):
-    root = tmp_path_factory.mktemp('demo')
-    make_demo_set(root, TRAIN, TEST, seed=3)
-    return root
+def drawn(tmp_path_factory):
+    """The folder of a demo set that this process drew, and its scenes by split and index."""
+    root, drawn = tmp_path_factory.mktemp('demo'), {}
+
+    def keep(seed, split, index):
+        drawn[split, index] = draw_scene(seed, split, index)
+        return drawn[split, index]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes, 'worker_pool', ThreadPoolExecutor)
+        patch.setattr(scenes, 'draw_scene', keep)
+        make_demo_set(root, TRAIN, TEST, seed=3)
+    return root, drawn
+
+
+@pytest.fixture
+def demo(drawn):
+    return drawn[0]
 
 
 def repaint(coco: COCO, image_id: int) -> np.ndarray:
@@ -36,11 +51,12 @@ def repaint(coco: COCO, image_id: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(('split', 'name'), [('train', 'train_all'), ('test', 'test_labels')])
-def test_painting_the_annotations_gives_the_exact_mask(demo, split, name):
-    coco = COCO(demo / f'{name}.json')
+def test_painting_the_annotations_gives_the_exact_mask(drawn, split, name):
+    root, drawings = drawn
+    coco = COCO(root / f'{name}.json')
     overlaps = 0
-    for index, image_id in list(enumerate(sorted(coco.imgs)))[::2]:  # a scene takes half a second to draw
-        scene = draw_scene(3, split, index)
+    for index, image_id in enumerate(sorted(coco.imgs)):
+        scene = drawings[split, index]
         np.testing.assert_array_equal(repaint(coco, image_id), scene.mask)
         areas = [a['area'] for a in scene.annotations]
         assert areas == [coco.annToMask(a).sum() for a in coco.loadAnns(coco.getAnnIds(image_id))]
@@ -49,11 +65,12 @@ def test_painting_the_annotations_gives_the_exact_mask(demo, split, name):
     assert overlaps >= 3  # else the order of painting is not tested
 
 
-def test_read_coco_and_draw_mask_give_the_same_masks(demo):
+def test_read_coco_and_draw_mask_give_the_same_masks(drawn):
+    demo, drawings = drawn
     coco = read_coco(demo, 'train', HOME)
     assert len(coco.photos) == TRAIN and len(read_coco(demo, 'test', HOME).photos) == TEST
     for index in (0, 7, TRAIN - 1):
-        scene = draw_scene(3, 'train', index)
+        scene = drawings['train', index]
         np.testing.assert_array_equal(draw_mask(coco.photos[index]), scene.mask)
         photo = read_photo(coco, coco.photos[index])
         assert photo.shape == (SIDE, SIDE, 3)
@@ -93,8 +110,7 @@ def test_every_class_is_in_train_and_test_and_bags_are_frequent(demo):
     assert 0.65 < np.mean(shares) < 0.85 and min(shares) > 0.1
 
 
-def test_a_scene_depends_only_on_seed_split_and_index(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(scenes, 'PROCESSES', 1)
+def test_a_scene_depends_only_on_seed_split_and_index(demo, tmp_path):
     make_demo_set(tmp_path, 2, 1, seed=3)
     for name in ('batch_01/0000.jpg', 'batch_01/0001.jpg', 'batch_02/0000.jpg'):
         assert (tmp_path / name).read_bytes() == (demo / name).read_bytes()

@@ -1,6 +1,7 @@
 """Weights in files of other tools: an encoder is found under any prefix and wrapper, and loaded whole."""
 
 import argparse
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from safetensors.torch import save_file
+from small_networks import narrow
 from torch import Tensor
 
 import train
@@ -15,7 +17,8 @@ from models import SegModel
 from networks.pretrained import timm_key
 from utils.errors import BadInput
 
-ENCODERS = ('resnet18', 'vit_tiny_patch16_224', 'test_convnext.r160_in1k')
+RESNET, VIT, TWINS = narrow('resnet18'), narrow('vit_tiny_patch16_224'), narrow('twins_svt_small')
+ENCODERS = (RESNET, VIT, 'test_convnext.r160_in1k')
 PREFIXES = (
     '', 'module.', 'model.', 'encoder.', 'backbone.', '_orig_mod.', 'net.', 'module.encoder.',
     'encoder.module.', '_orig_mod.module.', 'module._orig_mod.', 'model.encoder.model.', 'student.backbone.',
@@ -29,6 +32,11 @@ WRAPPERS = (
 
 def whole_state(encoder: str, classes: int = 1000, seed: int = 0) -> dict[str, Tensor]:
     """Make the tensors of a whole network of timm, all of them random."""
+    return dict(draw_state(encoder, classes, seed))
+
+
+@cache
+def draw_state(encoder: str, classes: int, seed: int) -> dict[str, Tensor]:
     torch.manual_seed(seed)
     state = timm.create_model(encoder, num_classes=classes).state_dict()
     return {k: torch.rand_like(v) if v.is_floating_point() else v + 3 for k, v in state.items()}
@@ -44,7 +52,7 @@ def wrap(content: dict, wrapper: str) -> dict:
     return content
 
 
-def load(tiny, path, content, encoder: str = 'resnet18', **changes) -> SegModel:
+def load(tiny, path, content, encoder: str = RESNET, **changes) -> SegModel:
     """Write a file and build a model that names it as encoder_weights."""
     save_file(content, path) if path.suffix == '.safetensors' else torch.save(content, path)
     update = {'encoder': encoder, 'encoder_weights': str(path), **changes}
@@ -67,14 +75,14 @@ def check_loaded(model: SegModel, state: dict[str, Tensor], count: int | None = 
 def test_prefixes(tiny, tmp_path, encoder, prefix):
     state = whole_state(encoder, classes=7)
     model = load(tiny, tmp_path / 'w.pth', add_prefix(state, prefix), encoder)
-    check_loaded(model, state, 100 if encoder == 'resnet18' else None)
+    check_loaded(model, state, 100 if encoder == RESNET else None)
     assert len(model.encoder_report) == 1  # no warning
 
 
 @pytest.mark.parametrize('wrapper', WRAPPERS)
 @pytest.mark.parametrize('name', ['w.pth', 'w.ckpt', 'w.pth.tar'])
 def test_wrappers(tiny, tmp_path, wrapper, name):
-    state = whole_state('resnet18')
+    state = whole_state(RESNET)
     model = load(tiny, tmp_path / name, wrap(add_prefix(state, 'module.'), wrapper))
     check_loaded(model, state, 100)
     assert f'from {wrapper}: module.*' in model.encoder_report[0]
@@ -97,18 +105,18 @@ def test_names_of_features_only(tiny, tmp_path, encoder, prefix):
     check_loaded(load(tiny, tmp_path / 'w.pth', content, encoder), state)
 
 
-@pytest.mark.parametrize('name', ['w.pth', 'w.safetensors'])
 @pytest.mark.parametrize('smp_name', ['resnet18', 'tu-resnet18'])
 @pytest.mark.parametrize('arch', ['unet', 'fpn', 'deeplabv3plus'])
-def test_whole_model_of_smp(tiny, tmp_path, name, smp_name, arch):
+def test_whole_model_of_smp(tiny, tmp_path, smp_name, arch):
     torch.manual_seed(0)
     content = smp.create_model(arch, smp_name, None, classes=7).state_dict()
     start = 'encoder.model.' if smp_name.startswith('tu-') else 'encoder.'
     state = {key.removeprefix(start): value for key, value in content.items() if key.startswith(start)}
-    model = load(tiny, tmp_path / name, add_prefix(content, 'model.'))
-    check_loaded(model, state, 100)
-    assert model.encoder_report[0].endswith('not used (left aside: decoder, segmentation_head)')
-    assert len(model.encoder_report) == 1
+    for name in ('w.pth', 'w.safetensors'):
+        model = load(tiny, tmp_path / name, add_prefix(content, 'model.'), 'resnet18')
+        check_loaded(model, state, 100)
+        assert model.encoder_report[0].endswith('not used (left aside: decoder, segmentation_head)')
+        assert len(model.encoder_report) == 1
 
 
 def test_smp_encoder_from_a_whole_model_of_smp(tiny, tmp_path):
@@ -121,7 +129,7 @@ def test_smp_encoder_from_a_whole_model_of_smp(tiny, tmp_path):
 
 
 def test_checkpoint_of_lightning(tiny, tmp_path):
-    state = whole_state('resnet18')
+    state = whole_state(RESNET)
     content = {
         'epoch': 1, 'global_step': 10, 'pytorch-lightning_version': '2.1',
         'loops': {'fit_loop': {'state': {}}},
@@ -160,7 +168,7 @@ def test_names_that_compiled_or_sharded_parts_have(tiny, tmp_path, encoder):
 )
 @pytest.mark.parametrize('first', [True, False])
 def test_averaged_weights_go_first(tiny, tmp_path, averaged, other, first):
-    state, second = whole_state('resnet18'), whole_state('resnet18', seed=1)
+    state, second = whole_state(RESNET), whole_state(RESNET, seed=1)
     content = {averaged: state, other: second} if first else {other: second, averaged: state}
     model = load(tiny, tmp_path / 'w.pth', content)
     check_loaded(model, state)
@@ -168,14 +176,14 @@ def test_averaged_weights_go_first(tiny, tmp_path, averaged, other, first):
 
 
 def test_mmengine_exchanges_the_weights_before_it_saves_them(tiny, tmp_path):
-    state = whole_state('resnet18')
-    content = {'state_dict': state, 'ema_state_dict': add_prefix(whole_state('resnet18', seed=1), 'module.')}
+    state = whole_state(RESNET)
+    content = {'state_dict': state, 'ema_state_dict': add_prefix(whole_state(RESNET, seed=1), 'module.')}
     check_loaded(load(tiny, tmp_path / 'w.pth', content), state)
 
 
 @pytest.mark.parametrize('first', ['student', 'ema_model'])
 def test_averaged_prefix_goes_first(tiny, tmp_path, first):
-    states = {'ema_model': whole_state('resnet18'), 'student': whole_state('resnet18', seed=1)}
+    states = {'ema_model': whole_state(RESNET), 'student': whole_state(RESNET, seed=1)}
     content = {}
     for prefix in sorted(states, key=lambda prefix: prefix != first):
         content |= add_prefix(states[prefix], f'{prefix}.')
@@ -186,7 +194,7 @@ def test_averaged_prefix_goes_first(tiny, tmp_path, first):
 
 
 def test_averaged_weights_without_statistics_are_passed_over(tiny, tmp_path):
-    state = whole_state('resnet18')
+    state = whole_state(RESNET)
     average = {key: value for key, value in state.items() if 'running' not in key}
     check_loaded(load(tiny, tmp_path / 'w.pth', {'ema': average, 'model': state}), state)
 
@@ -194,19 +202,19 @@ def test_averaged_weights_without_statistics_are_passed_over(tiny, tmp_path):
 @pytest.mark.parametrize('name', ['exp_avg', 'optimizer.exp_avg', 'grads'])
 def test_an_optimizer_that_stands_first_is_passed_over(tiny, tmp_path, name):
     """A plain ViT has no statistics that would tell its weights from their moments."""
-    encoder = 'vit_tiny_patch16_224'
+    encoder = VIT
     state = whole_state(encoder)
     content = wrap(whole_state(encoder, seed=1), name) | {'model': state}
     check_loaded(load(tiny, tmp_path / 'w.pth', content, encoder), state)
 
 
 def test_a_network_in_a_tuple(tiny, tmp_path):
-    state = whole_state('resnet18')
+    state = whole_state(RESNET)
     check_loaded(load(tiny, tmp_path / 'w.pth', (state, 3)), state)
 
 
 def test_counters_of_batch_norm_may_be_missing(tiny, tmp_path):
-    state = whole_state('resnet18')
+    state = whole_state(RESNET)
     content = {key: value for key, value in state.items() if not key.endswith('num_batches_tracked')}
     model = load(tiny, tmp_path / 'w.pth', content)
     assert torch.equal(model.encoder.model.bn1.running_var, state['bn1.running_var'])
@@ -215,13 +223,13 @@ def test_counters_of_batch_norm_may_be_missing(tiny, tmp_path):
 @pytest.mark.parametrize('prefix', ['', 'backbone.', 'model.encoder.model.'])
 @pytest.mark.parametrize('classes', [0, 7])
 def test_tables_of_positions_are_resized(tiny, tmp_path, prefix, classes):
-    encoder = 'vit_tiny_patch16_224'
+    encoder = VIT
     state = whole_state(encoder, classes)
     size = {'image_size': 96, 'crop_size': 96}
     model = load(tiny, tmp_path / 'w.pth', add_prefix(state, prefix), encoder, **size)
     loaded = {timm_key(key): value for key, value in model.encoder.state_dict().items()}
     same = [key for key, value in loaded.items() if torch.equal(value, state[key])]
-    assert len(same) == len(loaded) - 1 and loaded['pos_embed'].shape == (1, 37, 192)
+    assert len(same) == len(loaded) - 1 and loaded['pos_embed'].shape == (1, 37, 48)
     assert loaded['pos_embed'].shape != state['pos_embed'].shape
 
 
@@ -248,33 +256,29 @@ def test_names_of_the_authors_are_known(tiny, tmp_path):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda s: s.pop('bn1.bias'), '1 tensors of resnet18 are missing, the first is bn1.bias'),
+        (lambda s: s.pop('bn1.bias'), f'1 tensors of {RESNET} are missing, the first is bn1.bias'),
         (
             lambda s: s.update({'conv1.weight': torch.zeros(64, 1, 7, 7)}),
-            r'conv1.weight is \(64, 1, 7, 7\) in the file, \(64, 3, 7, 7\) in resnet18',
+            rf'conv1.weight is \(64, 1, 7, 7\) in the file, \(64, 3, 7, 7\) in {RESNET}',
         ),
         (
             lambda s: s.update({'layer1.2.bn1.bias': torch.zeros(64)}),
-            'is of a larger network than resnet18, which has no layer1.2.bn1.bias',
+            f'is of a larger network than {RESNET}, which has no layer1.2.bn1.bias',
         ),
     ],
 )  # fmt: skip
 def test_faults_name_the_tensor(tiny, tmp_path, prefix, key, change, message):
-    state, path = whole_state('resnet18', classes=7), tmp_path / 'w.pth'
+    state, path = whole_state(RESNET, classes=7), tmp_path / 'w.pth'
     change(state)
     torch.save({'state_dict': add_prefix(state, prefix)}, path)
-    cfg = tiny.model_copy(
-        update={'encoder': 'resnet18', key: str(path) if key == 'encoder_weights' else path}
-    )
+    cfg = tiny.model_copy(update={'encoder': RESNET, key: str(path) if key == 'encoder_weights' else path})
     with pytest.raises(
-        BadInput, match=rf"^config key '{key}': .*w.pth: {message}.*; expected weights of resnet18$"
+        BadInput, match=rf"^config key '{key}': .*w.pth: {message}.*; expected weights of {RESNET}$"
     ):
         train.build_model(cfg, train.load_start(cfg), resume=False)
 
 
-@pytest.mark.parametrize(
-    'encoder', ['vit_tiny_patch16_224', 'tf_efficientnet_lite0', 'test_convnext.r160_in1k']
-)
+@pytest.mark.parametrize('encoder', [VIT, 'tf_efficientnet_lite0', 'test_convnext.r160_in1k'])
 def test_missing_tensor_behind_the_prefix_of_mmsegmentation(tiny, tmp_path, encoder):
     state = whole_state(encoder)
     name = next(key for key in state if key.startswith(('blocks.', 'stages.')))
@@ -284,9 +288,9 @@ def test_missing_tensor_behind_the_prefix_of_mmsegmentation(tiny, tmp_path, enco
 
 
 def test_plain_values_beside_the_tensors(tiny, tmp_path):
-    state = whole_state('resnet18')
-    content = {'state_dict': state, 'args': argparse.Namespace(lr=0.1, out=Path('out')), 'arch': 'resnet18'}
-    check_loaded(load(tiny, tmp_path / 'w.pth', content, 'resnet18'), state)
+    state = whole_state(RESNET)
+    content = {'state_dict': state, 'args': argparse.Namespace(lr=0.1, out=Path('out')), 'arch': RESNET}
+    check_loaded(load(tiny, tmp_path / 'w.pth', content, RESNET), state)
 
 
 class AverageMeter:
@@ -315,10 +319,10 @@ def test_pickled_objects_are_one_line_with_the_way_out(tiny, tmp_path, key, lega
 @pytest.mark.parametrize('name', ['w.pth', 'w.safetensors', 'w.ckpt'])
 @pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.encoder.'])
 def test_training_starts_from_an_encoder_alone(tiny, tmp_path, name, prefix):
-    state, path = whole_state('resnet18', classes=7), tmp_path / name
+    state, path = whole_state(RESNET, classes=7), tmp_path / name
     content = add_prefix(state, prefix)
     save_file(content, path) if name.endswith('safetensors') else torch.save({'state_dict': content}, path)
-    cfg = tiny.model_copy(update={'encoder': 'resnet18', 'encoder_weights': 'timm', 'weights': path})
+    cfg = tiny.model_copy(update={'encoder': RESNET, 'encoder_weights': 'timm', 'weights': path})
     model, notes = train.build_model(cfg, train.load_start(cfg), resume=False)
     model.encoder_report = notes
     check_loaded(model, state, 100)
@@ -361,7 +365,7 @@ def test_encoder_of_a_training(tiny, tmp_path, capsys):
 
 
 def test_norms_of_an_encoder_with_a_class_of_its_own(tiny, tmp_path):
-    update = {'encoder': 'twins_svt_small', 'encoder_weights': str(tmp_path / 'w.pth')}
+    update = {'encoder': TWINS, 'encoder_weights': str(tmp_path / 'w.pth')}
     state = SegModel(tiny.model_copy(update=update), load_weights=False).state_dict()
     state = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in state.items()}
     torch.save(add_prefix(state, 'module.'), tmp_path / 'w.pth')
@@ -389,9 +393,9 @@ def test_what_came_in_place_of_weights(tiny, tmp_path, content, message):
 
 
 def test_safetensors_under_another_name(tiny, tmp_path):
-    state = whole_state('resnet18')
+    state = whole_state(RESNET)
     save_file(state, tmp_path / 'w.pth')
-    update = {'encoder': 'resnet18', 'encoder_weights': str(tmp_path / 'w.pth')}
+    update = {'encoder': RESNET, 'encoder_weights': str(tmp_path / 'w.pth')}
     check_loaded(SegModel(tiny.model_copy(update=update)), state, 100)
 
 
