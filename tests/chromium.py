@@ -12,6 +12,6 @@ playwright = pytest.importorskip('playwright.sync_api', reason='playwright is no
 playwright.expect.set_options(timeout=20_000)
 ARGS = (
     '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-    '--disable-background-networking', '--disable-component-update', '--disable-sync',
+    '--disable-background-networking', '--disable-component-update', '--disable-sync', '--process-per-site',
     '--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream',
 )  # fmt: skip

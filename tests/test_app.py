@@ -522,7 +522,8 @@ def test_confusions_are_counted_once_and_again_when_something_changed(output, tr
     with pytest.raises(AssertionError):
         read_confusions(path, train)
     monkeypatch.undo()
-    kept = tmp_path / '.oof.csv.confusions.npz'
+    path = write_csv(tmp_path / 'few.csv', dict([*masks.items()][:2]))  # quick to count 200 times
+    found, kept = read_confusions(path, train), tmp_path / '.few.csv.confusions.npz'
     whole = kept.read_bytes()
     rng = np.random.default_rng(0)
     flipped = [bytearray(whole) for _ in range(200)]
@@ -548,19 +549,19 @@ def test_a_photo_out_of_fold_twice_is_refused(output, train):
         app_data.score_source('run', [path, output / 'second/fold0/oof.csv'], train)
 
 
-def test_four_thousand_rows_are_quick(shapes, tmp_path):
-    """What is kept of 4,000 rows is read in well under a second, and a photo of them is shown as quickly."""
+def test_a_thousand_rows_are_quick(shapes, tmp_path):
+    """What is kept of 1,000 rows is read in a fraction of the time to count them, and so is a photo shown."""
     coco = json.loads((shapes / 'train_all.json').read_text())
     first = coco['images'][0]
     boxes = [one for one in coco['annotations'] if one['image_id'] == first['id']]
-    images = [{**first, 'id': n, 'file_name': f'{n}.jpg'} for n in range(4000)]
+    images = [{**first, 'id': n, 'file_name': f'{n}.jpg'} for n in range(1000)]
     annotations = [
-        {**box, 'id': 10 * n + k, 'image_id': n} for n in range(4000) for k, box in enumerate(boxes)
+        {**box, 'id': 10 * n + k, 'image_id': n} for n in range(1000) for k, box in enumerate(boxes)
     ]
     (tmp_path / 'train_all.json').write_text(
         json.dumps({**coco, 'images': images, 'annotations': annotations})
     )
-    for n in (0, 3999):
+    for n in (0, 999):
         shutil.copy(shapes / first['file_name'], tmp_path / f'{n}.jpg')
     train = read_coco(tmp_path, 'train', HOME)
     mask = draw_mask(train.photos[0])
@@ -569,18 +570,18 @@ def test_four_thousand_rows_are_quick(shapes, tmp_path):
     times = []
     for _ in range(2):
         start = time.process_time()
-        assert len(read_confusions(path, train).image_ids) == 4000
+        assert len(read_confusions(path, train).image_ids) == 1000
         times.append(time.process_time() - start)
     page = open_page('viewer.page_photos', tmp_path, tmp_path / 'o')
     page.selectbox(key='order').set_value(page_photos.WORST).run()
     start = time.process_time()
-    page.query_params['photo'] = '3999.jpg'
+    page.query_params['photo'] = '999.jpg'
     page.run()
     shown = time.process_time() - start
     print(f'counted in {times[0]:.1f} s, then read in {times[1]:.2f} s; a photo in {shown:.2f} s')
-    path.unlink()  # half a gigabyte
-    assert where(page) == (4000, '3999.jpg') and not page.exception
-    assert times[1] < min(1, times[0] / 5) and shown < 3
+    path.unlink()  # 130 MB
+    assert where(page) == (1000, '999.jpg') and not page.exception
+    assert times[1] < times[0] / 5 and shown < times[0] / 2
 
 
 # --- photos that are sent -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,6 +29,7 @@ from utils.palette import PALETTE
 from viewer.uploads import MAX_MEGABYTES
 
 ROOT = Path(__file__).resolve().parents[1]
+WIDTHS = (1440, 1024, 390)
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +41,6 @@ def app(shapes, shared_cache, tmp_path_factory):
     values['cache_dir'] = str(shared_cache)
     path = folder / 'learnt.yaml'
     path.write_text('\n'.join(f'{key}: {value}' for key, value in values.items()))
-    train.main(load_config(path), 0)
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
@@ -49,6 +49,7 @@ def app(shapes, shared_cache, tmp_path_factory):
     with log.open('w') as file:
         server = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=file, stderr=file)
     try:
+        train.main(load_config(path), 0)  # while the server starts
         until = time.monotonic() + 60
         while not (token := re.search(r'token=(\S+)', log.read_text())):
             assert time.monotonic() < until and server.poll() is None, log.read_text()
@@ -70,17 +71,33 @@ def cookie_of(address: str, token: str) -> dict[str, str]:
     return {'name': f'viewer-token-{address.rpartition(":")[2]}', 'value': token, 'url': address}
 
 
-@pytest.fixture
-def page(browser, app):
-    page = browser.new_page(viewport={'width': 1400, 'height': 900})
-    page.context.add_cookies([cookie_of(*app)])
-    page.set_default_timeout(20_000)
-    faults = []
+@pytest.fixture(scope='module')
+def context(browser, app):
+    """A browser context with the cookie; a page of the app stays open in it, so that each further page finds
+    Streamlit's scripts compiled.
+    """
+    with browser.new_context(viewport={'width': 1400, 'height': 900}) as context:
+        context.set_default_timeout(20_000)
+        context.add_cookies([cookie_of(*app)])
+        context.new_page().goto(f'{app[0]}/photos')
+        yield context
+
+
+@contextmanager
+def opened(context):
+    """Open a page; at the end it shows no traceback, and none of its scripts has failed."""
+    page, faults = context.new_page(), []
     page.on('pageerror', lambda error: faults.append(str(error)))
     page.on('dialog', lambda dialog: faults.append(dialog.message))
     yield page
     assert page.get_by_test_id('stException').count() == 0 and not faults, faults
     page.close()
+
+
+@pytest.fixture
+def page(context):
+    with opened(context) as page:
+        yield page
 
 
 def expect(found):
@@ -148,26 +165,27 @@ def test_first_page(server, page):
     expect(page.get_by_role('combobox', name='Thumbnails show')).to_have_value('run')
 
 
-def test_the_address_with_the_token(app, page):
+def test_the_address_with_the_token(app, browser):
     """A link to it may be followed; it becomes a cookie, and bookmarks of inner pages work."""
     address, token = app
-    page.context.clear_cookies()
-    assert page.goto(f'{address}/photos').status == 403
-    expect(page.get_by_text('at the address that viz.py app printed')).to_be_visible()
-    page.goto(f'data:text/html,<a href="{address}/photos?token={token}">a link on another site</a>')
-    page.get_by_role('link').click()
-    expect(page).to_have_url(f'{address}/photos')
-    expect(page.locator('.grid img')).to_have_count(24, timeout=60_000)  # the first page of the server
-    (cookie,) = (one for one in page.context.cookies() if one['value'] == token)
-    assert cookie['httpOnly'] and cookie['sameSite'] == 'Strict'
-    assert page.goto(f'{address}/sort').status == 200
-    expect(page.get_by_role('heading', name='Sort it for me')).to_be_visible()
+    with browser.new_context() as context, opened(context) as page:
+        assert page.goto(f'{address}/photos').status == 403
+        expect(page.get_by_text('at the address that viz.py app printed')).to_be_visible()
+        page.goto(f'data:text/html,<a href="{address}/photos?token={token}">a link on another site</a>')
+        page.get_by_role('link').click()
+        expect(page).to_have_url(f'{address}/photos')
+        expect(page.locator('.grid img')).to_have_count(24, timeout=60_000)  # the first page of the server
+        (cookie,) = (one for one in page.context.cookies() if one['value'] == token)
+        assert cookie['httpOnly'] and cookie['sameSite'] == 'Strict'
+        assert page.goto(f'{address}/sort').status == 200
+        expect(page.get_by_role('heading', name='Sort it for me')).to_be_visible()
 
 
-def test_a_page_on_another_port_reads_nothing(app, page, tmp_path):
+def test_a_page_on_another_port_reads_nothing(app, browser, tmp_path):
     """The browser sends it the cookie of the host; the guard refuses it all the same."""
-    address = app[0]
-    statuses = []
+    address, statuses = app[0], []
+    page = browser.new_page()
+    page.context.add_cookies([cookie_of(*app)])
     page.on(
         'response', lambda answer: statuses.append(answer.status) if answer.url.startswith(address) else 0
     )
@@ -191,6 +209,7 @@ def test_a_page_on_another_port_reads_nothing(app, page, tmp_path):
             address,
         )
         other.shutdown()
+    page.close()
     assert not opened and len(statuses) >= 2 and set(statuses) == {403}, statuses
 
 
@@ -337,55 +356,72 @@ def test_errors_alone(server, page):
     assert [opaque(page, view) for view in (1, 2, 3)] == all_classes
 
 
-@pytest.mark.parametrize('width', [1440, 1024, 390])
-def test_pages_fit_any_screen(server, page, width):
-    page.set_viewport_size({'width': width, 'height': 844})
+def widths(page):
+    """Make a page narrower; nothing on it may be wider than the screen."""
+    for width in WIDTHS:
+        page.set_viewport_size({'width': width, 'height': 844})
+        page.wait_for_function('document.documentElement.scrollWidth <= innerWidth')
+        yield width
 
-    def fits() -> None:
-        """Nothing is wider than the screen, and the dark theme is dark."""
-        assert not page.evaluate('document.documentElement.scrollWidth > innerWidth')
-        for theme, dark in (('light', False), ('dark', True)):
-            page.emulate_media(color_scheme=theme)
-            page.wait_for_function(
-                """dark => { const style = getComputedStyle(document.querySelector('.stApp'));
-                const red = (colour) => Number(colour.match(/\\d+/)[0]);
-                return (red(style.backgroundColor) < red(style.color)) == dark }""",
-                arg=dark,
-            )
 
+def is_dark_where_the_browser_is(page) -> None:
+    """Check both themes of a page, as a system that changes its own does."""
+    for theme, dark in (('light', False), ('dark', True)):
+        page.emulate_media(color_scheme=theme)
+        page.wait_for_function(
+            """dark => { const style = getComputedStyle(document.querySelector('.stApp'));
+            const red = (colour) => Number(colour.match(/\\d+/)[0]);
+            return (red(style.backgroundColor) < red(style.color)) == dark }""",
+            arg=dark,
+        )
+
+
+def test_first_page_fits_any_screen(server, page):
     page.goto(server)
     expect(page.locator('.confusion')).to_be_visible()
-    fits()
+    is_dark_where_the_browser_is(page)
+    assert [*widths(page)]
+
+
+def test_photos_fit_any_screen(server, page):
     page.goto(f'{server}/photos')
     expect(page.locator('.grid img')).to_have_count(24)
-    fits()
-    boxes = [page.locator('.grid a').nth(n).bounding_box() for n in range(6)]
-    columns = sum(box['y'] == boxes[0]['y'] for box in boxes)
-    assert columns >= 3 and min(box['width'] for box in boxes) > 100
-    page.locator('.grid a').nth(3).click()
+    is_dark_where_the_browser_is(page)
+    for _ in widths(page):
+        boxes = [page.locator('.grid a').nth(n).bounding_box() for n in range(6)]
+        columns = sum(box['y'] == boxes[0]['y'] for box in boxes)
+        assert columns >= 3 and min(box['width'] for box in boxes) > 100
+
+
+def test_a_photo_fits_any_screen(server, page):
+    page.goto(f'{server}/photos?photo=batch_01/0003.jpg')
     shows(page, '0003.jpg', *VIEWS)
-    fits()
-    first, second = (page.locator('.viewer figure').nth(n).bounding_box() for n in (0, 1))
-    assert second['x'] > first['x'] and second['y'] == first['y']
+    is_dark_where_the_browser_is(page)
     tabs = page.locator('.tabs button')
-    expect(tabs.first).to_be_visible(visible=width == 390)
-    if width == 390:  # one view fills the screen; a swipe leads to the next, where the next photo stays
-        assert first['width'] > 300
-        page.locator('.views').evaluate('one => one.scrollTo({ left: 2 * one.clientWidth })')
-        expect(tabs.nth(2)).to_have_attribute('aria-pressed', 'true')
-        page.get_by_role('button', name='Next').click()
-        shows(page, '0004.jpg', *VIEWS)
-        expect(tabs.nth(2)).to_have_attribute('aria-pressed', 'true')
-        assert abs(page.get_by_alt_text('0004.jpg: run').bounding_box()['x'] - first['x']) < 2
-        box = page.locator('.picture').nth(2).bounding_box()
-        middle, y = box['x'] + box['width'] / 2, box['y'] + box['height'] / 2
-        touch = page.context.new_cdp_session(page)
-        touch.send('Emulation.setTouchEmulationEnabled', {'enabled': True})
-        for kind, apart in (('Start', 40), ('Move', 80), ('Move', 120), ('End', None)):
-            points = [{'x': middle + side * apart, 'y': y, 'id': side} for side in (-1, 1)] if apart else []
-            touch.send('Input.dispatchTouchEvent', {'type': f'touch{kind}', 'touchPoints': points})
-        assert transform(page, 2) == pytest.approx([3, -box['width'], -box['height']], abs=3)
-        expect(tabs.nth(2)).to_have_attribute('aria-pressed', 'true')
+    for width in widths(page):
+        expect(tabs.first).to_be_visible(visible=width == 390)
+        first, second = (page.locator('.viewer figure').nth(n).bounding_box() for n in (0, 1))
+        assert second['x'] > first['x'] and second['y'] == first['y']
+    page.reload()  # as a phone opens it: one view fills the screen, a swipe leads to the next
+    shows(page, '0003.jpg', *VIEWS)
+    expect(tabs.first).to_be_visible()
+    first = page.locator('.viewer figure').first.bounding_box()
+    assert first['width'] > 300 and not page.evaluate('document.documentElement.scrollWidth > innerWidth')
+    page.locator('.views').evaluate('one => one.scrollTo({ left: 2 * one.clientWidth })')
+    expect(tabs.nth(2)).to_have_attribute('aria-pressed', 'true')
+    page.get_by_role('button', name='Next').click()  # the same view of the next photo
+    shows(page, '0004.jpg', *VIEWS)
+    expect(tabs.nth(2)).to_have_attribute('aria-pressed', 'true')
+    assert abs(page.get_by_alt_text('0004.jpg: run').bounding_box()['x'] - first['x']) < 2
+    box = page.locator('.picture').nth(2).bounding_box()
+    middle, y = box['x'] + box['width'] / 2, box['y'] + box['height'] / 2
+    touch = page.context.new_cdp_session(page)
+    touch.send('Emulation.setTouchEmulationEnabled', {'enabled': True})
+    for kind, apart in (('Start', 40), ('Move', 80), ('Move', 120), ('End', None)):
+        points = [{'x': middle + side * apart, 'y': y, 'id': side} for side in (-1, 1)] if apart else []
+        touch.send('Input.dispatchTouchEvent', {'type': f'touch{kind}', 'touchPoints': points})
+    assert transform(page, 2) == pytest.approx([3, -box['width'], -box['height']], abs=3)
+    expect(tabs.nth(2)).to_have_attribute('aria-pressed', 'true')
 
 
 def test_photos_controls(server, page):
@@ -449,33 +485,34 @@ def test_sorting_a_photo_of_ones_own(server, page, shapes):
     expect(result).not_to_have_attribute('src', before)
 
 
-@pytest.mark.parametrize(('width', 'theme'), [(1440, 'light'), (1024, 'dark'), (390, 'dark')])
-def test_sorting_in_the_language_of_the_browser(app, browser, shapes, width, theme):
-    size = {'width': width, 'height': 900}
-    context = browser.new_context(viewport=size, color_scheme=theme, locale='ko-KR')
-    context.add_cookies([cookie_of(*app)])
-    page = context.new_page()
-    page.goto(f'{app[0]}/sort')
-    expect(page.get_by_role('heading', name='어디에 버릴까요?')).to_be_visible()
-    send(page, 'mine.jpg', (shapes / 'batch_01/0000.jpg').read_bytes())
-    cards = page.locator('.bin')
-    expect(cards.first).to_contain_text(re.compile(r'1 [가-힣 ]+, 확신도 \d+%'), timeout=60_000)
-    expect(cards.first.locator('p')).to_contain_text(re.compile('[가-힣]'))
-    assert page.evaluate('document.documentElement.scrollWidth') <= width
-    if width < 500:
+def test_sorting_in_the_language_of_the_browser_on_any_screen(app, browser, shapes):
+    size = {'width': 390, 'height': 900}
+    with (
+        browser.new_context(viewport=size, color_scheme='dark', locale='ko-KR') as context,
+        opened(context) as page,
+    ):
+        context.add_cookies([cookie_of(*app)])
+        page.goto(f'{app[0]}/sort')
+        expect(page.get_by_role('heading', name='어디에 버릴까요?')).to_be_visible()
+        send(page, 'mine.jpg', (shapes / 'batch_01/0000.jpg').read_bytes())
+        cards = page.locator('.bin')
+        expect(cards.first).to_contain_text(re.compile(r'1 [가-힣 ]+, 확신도 \d+%'), timeout=60_000)
+        expect(cards.first.locator('p')).to_contain_text(re.compile('[가-힣]'))
+        assert page.evaluate('document.documentElement.scrollWidth') <= size['width']
         page.get_by_test_id('stExpandSidebarButton').click()
-    threshold = page.get_by_test_id('stSlider').filter(has_text='기준').get_by_role('slider')
-    threshold.press('End')
-    expect(threshold).to_have_value('1')
-    expect(cards).to_have_count(1)
-    expect(cards).to_contain_text('확실하지 않음 (확신도 100% 미만)')
-    threshold.press('Home')
-    expect(page.get_by_text('확실하지 않음 (')).to_have_count(0)
-    page.get_by_text('English', exact=True).click()
-    expect(page.get_by_role('heading', name='Sort it for me')).to_be_attached()
-    expect(cards.first).to_contain_text(re.compile(r'1 [A-Z][A-Za-z ]+, \d+% sure'))
-    expect(page.get_by_test_id('stFileUploader')).to_contain_text('mine.jpg')  # the photo stays
-    context.close()
+        threshold = page.get_by_test_id('stSlider').filter(has_text='기준').get_by_role('slider')
+        threshold.press('End')
+        expect(threshold).to_have_value('1')
+        expect(cards).to_have_count(1)
+        expect(cards).to_contain_text('확실하지 않음 (확신도 100% 미만)')
+        threshold.press('Home')
+        expect(page.get_by_text('확실하지 않음 (')).to_have_count(0)
+        page.get_by_text('English', exact=True).click()
+        expect(page.get_by_role('heading', name='Sort it for me')).to_be_attached()
+        expect(cards.first).to_contain_text(re.compile(r'1 [A-Z][A-Za-z ]+, \d+% sure'))
+        expect(page.get_by_test_id('stFileUploader')).to_contain_text('mine.jpg')  # the photo stays
+        is_dark_where_the_browser_is(page)
+        assert [*widths(page)]
 
 
 def test_sorting_a_photo_of_the_camera_and_of_the_data_set(server, page):
@@ -504,7 +541,8 @@ def test_sorting_refuses_bad_uploads_in_one_line(server, page, tmp_path):
     expect(alert).to_have_text(
         'bomb.png: found 8000x12000 pixels, expected at most 20,000 a side and 64 million in all'
     )
-    send(page, 'large.jpg', bytes(MAX_MEGABYTES * 2**20 + 1))
+    (tmp_path / 'large.jpg').write_bytes(bytes(MAX_MEGABYTES * 2**20 + 1))
+    page.locator('input[type=file]').set_input_files(tmp_path / 'large.jpg')
     uploader = page.get_by_test_id('stFileUploader')
     expect(uploader).to_contain_text(f'File must be {MAX_MEGABYTES}.0MB or smaller.')
     send(page, 'page.html', b'<script>alert(1)</script>', 'text/html')

@@ -10,8 +10,6 @@ from test_app import make_output
 
 from viewer import label_errors, report
 
-WIDTHS = (1440, 1024, 390)
-
 
 @pytest.fixture(scope='module')
 def pages(shapes, tmp_path_factory):
@@ -39,27 +37,51 @@ def open_page(browser):
         context.close()
 
 
-@pytest.mark.parametrize('width', WIDTHS)
-def test_pages_fit_and_their_contents_lead_to_the_sections(pages, open_page, width):
+def fits(page, width: int) -> None:
+    """Nothing is wider than the screen, but in a box that scrolls."""
+    assert page.evaluate('document.documentElement.scrollWidth') == width
+    wide = page.evaluate("""() => [...document.querySelectorAll('main *')].filter(one =>
+        !one.closest('.scroll *, .views *, pre *') && one.getBoundingClientRect().right > innerWidth)
+        .map(one => one.outerHTML.slice(0, 80))""")
+    assert not wide
+
+
+def leads_to_the_sections(page) -> None:
+    links = page.locator('nav a')
+    assert links.count() == page.locator('h2').count() > 1
+    for number in (1, links.count() - 1):
+        links.nth(number).click()
+        title = page.get_by_role('heading', name=links.nth(number).inner_text(), exact=True)
+        playwright.expect(title).to_be_in_viewport()
+
+
+def test_pages_fit_lead_to_their_sections_and_are_dark_where_the_browser_is(pages, open_page):
     for address in pages:
-        phone = width == 390  # which lays out a page without a viewport for 980 pixels
-        page = open_page(address, viewport={'width': width, 'height': 844}, is_mobile=phone, has_touch=phone)
-        assert page.evaluate('document.documentElement.scrollWidth') == width
-        wide = page.evaluate("""() => [...document.querySelectorAll('main *')].filter(one =>
-            !one.closest('.scroll *, .views *, pre *') && one.getBoundingClientRect().right > innerWidth)
-            .map(one => one.outerHTML.slice(0, 80))""")
-        assert not wide
-        links = page.locator('nav a')
-        assert links.count() == page.locator('h2').count() > 1
-        for number in (1, links.count() - 1):
-            links.nth(number).click()
-            title = page.get_by_role('heading', name=links.nth(number).inner_text(), exact=True)
-            playwright.expect(title).to_be_in_viewport()
-        if phone:  # the prediction is a swipe away, in its box
-            views = page.locator('.views').first
-            assert views.evaluate('one => one.scrollWidth > one.clientWidth')
-            page.get_by_role('link', name='Contents', exact=True).click()
-            playwright.expect(page.locator('nav')).to_be_in_viewport()
+        page = open_page(address)
+        for width in (1440, 1024):
+            page.set_viewport_size({'width': width, 'height': 844})
+            fits(page, width)
+        leads_to_the_sections(page)
+        for scheme, light in (('light', True), ('dark', False)):
+            page.emulate_media(color_scheme=scheme)
+            paper, ink = (
+                page.evaluate(f'getComputedStyle(document.body).{name}.match(/\\d+/)[0]')
+                for name in ('backgroundColor', 'color')
+            )
+            assert (int(paper) > 200) == light and (int(ink) < 60) == light
+
+
+def test_pages_fit_a_phone(pages, open_page):
+    """A phone lays out a page without a viewport for 980 pixels; there a prediction is a swipe away."""
+    size = {'width': 390, 'height': 844}
+    for address in pages:
+        page = open_page(address, viewport=size, is_mobile=True, has_touch=True)
+        fits(page, 390)
+        leads_to_the_sections(page)
+        views = page.locator('.views').first
+        assert views.evaluate('one => one.scrollWidth > one.clientWidth')
+        page.get_by_role('link', name='Contents', exact=True).click()
+        playwright.expect(page.locator('nav')).to_be_in_viewport()
 
 
 def test_a_click_on_a_heading_sorts_its_column(pages, open_page):
@@ -104,18 +126,6 @@ def test_a_missing_value_is_last_in_either_order(open_page, tmp_path):
     for expected in ('zyxw', 'yzxw', 'xyzw'):
         page.get_by_role('button', name='b').click()
         assert ''.join(page.locator('tbody td:first-child').all_inner_texts()) == expected
-
-
-def test_pages_are_dark_where_the_browser_is(pages, open_page):
-    for address in pages:
-        page = open_page(address)
-        for scheme, light in (('light', True), ('dark', False)):
-            page.emulate_media(color_scheme=scheme)
-            paper, ink = (
-                page.evaluate(f'getComputedStyle(document.body).{name}.match(/\\d+/)[0]')
-                for name in ('backgroundColor', 'color')
-            )
-            assert (int(paper) > 200) == light and (int(ink) < 60) == light
 
 
 def test_without_scripts_a_page_lacks_only_the_sorting(pages, open_page):
