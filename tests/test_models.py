@@ -464,7 +464,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny, encoder):
         torch.manual_seed(1)
         model(torch.randn(2, 3, 64, 64))[-1].square().mean().backward()
         gradients.append([p.grad for p in model.parameters()])
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 # --- bands --------------------------------------------------------------------------------------------------
