@@ -165,6 +165,11 @@ def empty_model(cfg: Config) -> SegModel:
         return SegModel(cfg, load_weights=False)
 
 
+def memory_format(cfg: Config) -> torch.memory_format:
+    """Return the order in memory of weights and images; another one changes the last bits of logits."""
+    return torch.channels_last if cfg.channels_last else torch.contiguous_format
+
+
 Values = tuple[float, ...]  # one a band
 
 

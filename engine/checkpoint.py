@@ -20,7 +20,7 @@ from data.folds import is_held_out
 from engine.distributed import start_ranks
 from engine.hub import choose_model, is_shared, read_shared
 from engine.runs import describe_replaced, remove_replaced
-from models import SegModel, empty_model
+from models import SegModel, empty_model, memory_format
 from utils.errors import BadInput
 from utils.files import write_whole
 from utils.safe_load import read_tensors, refuse_changed
@@ -227,8 +227,7 @@ def build_run(
     """
     model = empty_model(cfg)
     load_model_state(model, checkpoint['model'], path)
-    memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
-    model = model.eval().to(device, memory_format=memory_format)
+    model = model.eval().to(device, memory_format=memory_format(cfg))
     if cfg.compile:
         model.compile(dynamic=True)  # in place, for photos of many sizes
     facts = [checkpoint[key] for key in ('held_out', 'fold', 'epoch', 'score')]

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from config import Config
 from losses import segmentation_loss
-from models import SegModel
+from models import SegModel, memory_format
 from networks.encoders import timm_cfg
 from networks.mask2former import Queries
 
@@ -123,10 +123,6 @@ def fake_cuda(cfg: Config) -> Generator[tuple[SegModel, Counts]]:
         model.to_empty(device='cuda')
         with OperationCounter(counts.operations):
             yield model, counts
-
-
-def memory_format(cfg: Config) -> torch.memory_format:
-    return torch.channels_last if cfg.channels_last else torch.contiguous_format
 
 
 def run_model(model: SegModel, cfg: Config, count: int) -> list:

@@ -32,7 +32,7 @@ from engine.distributed import Ranks
 from engine.inference import amp_dtype, autocast
 from engine.optim import FiniteBuffers, build_optimizer, lr_factor, update_bn
 from losses import segmentation_loss
-from models import SegModel
+from models import SegModel, memory_format
 from networks.depthwise import depthwise_backward
 from submission import metric_of
 from utils.errors import BadInput, CheckFailed, Interrupted
@@ -96,7 +96,7 @@ class Trainer:
         self.pseudo_schedule = data.pseudo.schedule if data.pseudo else 'none'
         if ranks.sync_bn(cfg):
             model = convert_sync_batchnorm(model)  # timm's: torch's drops the activation of BatchNormAct2d
-        self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
+        self.memory_format = memory_format(cfg)
         self.model = model.to(ranks.device, memory_format=self.memory_format)
         self.ema = ModelEmaV3(self.model, decay=cfg.ema, use_warmup=True) if cfg.ema else None
         self.swa_epochs = math.ceil(cfg.swa * cfg.epochs - 1e-9)  # .7 * 10 is above 7

@@ -647,6 +647,15 @@ def test_sorting_without_a_model_says_what_to_do(shapes, output):
     assert 'No trained model under' in open_page('viewer.page_sorting', shapes, output).info[0].value
 
 
+def test_the_model_is_loaded_while_a_photo_is_chosen(shapes, tmp_path, monkeypatch):
+    path, loaded = tmp_path / 'run/fold0/best.pt', []
+    path.parent.mkdir(parents=True)
+    path.touch()
+    monkeypatch.setattr(page_sorting, 'load_model', lambda checkpoint, time: loaded.append(checkpoint))
+    page = open_page('viewer.page_sorting', shapes, tmp_path)
+    assert loaded == [path] and not page.exception
+
+
 def test_a_sample_is_found_as_check_finds_it(shapes, tmp_path, monkeypatch):
     """A name with backslashes, as Windows writes it."""
     text = (shapes / 'test.json').read_text()

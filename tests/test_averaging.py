@@ -18,7 +18,7 @@ from utils.yaml_files import read_yaml
 
 
 def test_swa_is_the_mean_of_the_last_epochs_with_norms_of_its_own(tiny):
-    cfg = tiny.model_copy(update={'lr_schedule': 'constant', 'encoder': 'resnet18', 'lr': 1e-3})
+    cfg = tiny.model_copy(update={'lr_schedule': 'constant', 'encoder': 'test_resnet.r160_in1k', 'lr': 1e-3})
     train.main(cfg.model_copy(update={'name': 'one'}), -1)
     both = cfg.model_copy(update={'epochs': 2, 'swa': 1.0})
     train.main(both, -1)
@@ -67,7 +67,7 @@ def damaged(path, name, change):
 
 
 def test_soup_is_the_mean_of_those_that_help(tiny, capsys):
-    base = tiny.model_copy(update={'encoder': 'resnet18', 'lr': 1e-3})
+    base = tiny.model_copy(update={'encoder': 'test_resnet.r160_in1k', 'lr': 1e-3})
     paths = []
     for name, seed in (('one', 0), ('two', 1)):
         cfg = base.model_copy(update={'name': name, 'seed': seed, 'folds_csv': None})

@@ -176,7 +176,7 @@ def test_every_command_is_one_that_its_script_takes(commands, monkeypatch):
 
 
 def test_the_real_run_runs(commands, tmp_path, monkeypatch, capsys):
-    """Its commands as they stand, of one model and two folds, with the tests' small network and few photos."""
+    """Its commands as they stand, of one model and two folds, with a small network and few photos."""
     photos = write_set(tmp_path / 'input/data', train=8, test=2) / 'batch_01'
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     (tmp_path / 'photos').mkdir()

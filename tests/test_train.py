@@ -443,8 +443,8 @@ def test_optimizers(tiny):
             'class_weights': (1.0,) * 11,
             'grad_checkpointing': True,
         },
-        {'head': 'knet', 'encoder': 'resnet18', 'encoder_lr_mult': 0.1, 'min_lr': 1e-6},
-        {'head': 'smp-fpn', 'head_channels': 512, 'encoder': 'resnet18', 'ema': 0.9},
+        {'head': 'knet', 'encoder': 'test_resnet.r160_in1k', 'encoder_lr_mult': 0.1, 'min_lr': 1e-6},
+        {'head': 'smp-fpn', 'head_channels': 512, 'encoder': 'tf_efficientnet_lite0', 'ema': 0.9},
     ],
     ids=lambda change: ','.join(change),
 )

@@ -56,7 +56,7 @@ from engine.optim import update_bn
 from engine.provenance import write_provenance
 from engine.runs import check_run, lock_run, open_run, remove_replaced
 from metrics import Metric, verdict
-from models import SegModel
+from models import SegModel, empty_model, memory_format
 from submission import metric_of
 from utils.log import log, start_log
 from utils.progress import progress
@@ -81,7 +81,7 @@ def main(cfg: Config, fold: int, paths: list[Path], overwrite: bool = False) -> 
     folder = cfg.run_dir(fold)
     states = [read_checkpoint_weights(path, cache, valid_rows) for path in paths]
     require_apart(paths, states, folder)
-    model = SegModel(cfg, load_weights=False).to(ranks.device)
+    model = empty_model(cfg).to(ranks.device, memory_format=memory_format(cfg))
     for path, state in zip(paths, states, strict=True):  # refuse another architecture before a folder is made
         load_model_state(model, state, path)
     start_log(None, quiet=not ranks.is_main)

@@ -117,10 +117,10 @@ def page(data: Path, output: Path, competition: Competition) -> None:
     opacity = side.slider(texts['opacity'], 0.0, 1.0, 0.5, 0.05, key='opacity-sort', persist_state='session')
     side.caption(texts['private'])
     name, image = choose_image(data, competition, texts)
+    version = models[title], modified(models[title])
+    run = load_model(*version)  # while a photo is still to be chosen: torch alone takes seconds
     if image is None:
         return
-    version = models[title], modified(models[title])
-    run = load_model(*version)
     start = perf_counter()
     with st.spinner(texts['predicting']), ONE_PHOTO:
         mask, confidence = predict(run, image, version)

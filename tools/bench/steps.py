@@ -26,7 +26,7 @@ from engine.inference import Predictor, amp_dtype, autocast, decide, finish_mask
 from engine.optim import parameter_groups
 from engine.trainer import Trainer, TrainingData
 from losses import segmentation_loss
-from models import SegModel, count_model
+from models import SegModel, count_model, memory_format
 from networks.blocks import use_plain_blocks
 from tools.bench.fixtures import Benchmark, Way
 from tools.bench.samples import demo_config
@@ -160,8 +160,7 @@ def bench_infer(args: Namespace) -> list[Benchmark]:
 
 def our_loop(cfg: Config, images: Tensor, device: torch.device) -> Callable[[], None]:
     """Build a model, as infer.py does; return a function that predicts the ids of a submission."""
-    memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
-    model = new_model(cfg, device).to(device, memory_format=memory_format).eval()
+    model = new_model(cfg, device).to(device, memory_format=memory_format(cfg)).eval()
     if cfg.compile:
         model.compile(dynamic=True)
 
