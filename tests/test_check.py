@@ -324,6 +324,14 @@ def test_frames_of_a_fixed_camera(frames, check, tiny):
         make_folds(tiny, frames, None)
 
 
+def test_folds_of_photos_that_are_mostly_alike(tmp_path, tiny, caplog):
+    root = write_set(tmp_path / 'd', train=12, test=1, side=64)
+    for row in range(1, 10):
+        shutil.copy(root / 'batch_01/0000.jpg', root / f'batch_01/{row:04d}.jpg')
+    make_folds(tiny, root, None)
+    assert 'warning: 10 of 12 photos are alike, as frames of one camera' in caplog.text
+
+
 def make_folds(tiny, root: Path, group: str | None, **changes) -> list[int]:
     places = {'data_root': root, 'cache_dir': root.with_name('cache'), **changes}
     cfg = tiny.model_copy(update={**places, 'competition': Competition(classes=CLASSES, group=group)})
@@ -353,7 +361,8 @@ def test_groups_are_kept_together(tmp_path, tiny):
     folds = make_folds(tiny, root, r'00(\d\d)\.jpg$|nothing', folds=3)
     assert len(set(folds)) == 3
     folds_csv = root.with_name('cache') / 'folds.csv'
-    with pytest.raises(BadInput, match=f'{folds_csv}: splits a group: .* move the file away'):
+    split = "'batch_01/00.*' is in fold ., others of its group in .; move the file away"
+    with pytest.raises(BadInput, match=f'{folds_csv}: splits a group: {split}'):
         make_folds(tiny, root, r'00[01]', folds=3)
     folds_csv.unlink()
     folds = make_folds(tiny, root, r'00(0[0-5]|0|1)', folds=3)
@@ -395,6 +404,8 @@ def test_config_of_the_next_command(check, program, few, name, monkeypatch):
 
 
 CSV_ROWS = 'image_id,file_name,fold\n' + ''.join(f'{n},{{{n}}},{n % 2}\n' for n in range(6))
+OWN_ROWS = CSV_ROWS.format(*(f'batch_01/{n:04d}.jpg' for n in range(6)))
+OTHER_NAMES = 'lists other images, or an image twice, expected the photos of .*/d; use another cache_dir or'
 SPREADSHEETS = {
     'semicolons': lambda text: text.replace(',', ';').replace('\n', '\r\n').encode(),
     'tabs and a mark': lambda text: text.replace(',', '\t').encode('utf-8-sig'),
@@ -419,6 +430,11 @@ def test_folds_csv_as_spreadsheets_write_it(kind, root, tiny, tmp_path):
         (CSV_ROWS.encode('utf-16'), 'is UTF-16; expected UTF-8'),
         (b'file_name,fold\na.jpg,one\n', "line 2: the fold is 'one', expected lines of"),
         ('file_name,fold\né.jpg,1\n'.encode('latin-1'), 'save it as CSV in UTF-8'),
+        (OWN_ROWS.partition('5,batch')[0].encode(), "lacks 'batch_01/0005.jpg', expected the photos of"),
+        (f'{OWN_ROWS}6,b.jpg,0\n'.encode(), OTHER_NAMES),
+        (f'{OWN_ROWS}6,batch_01/0000.jpg,0\n'.encode(), OTHER_NAMES),
+        (OWN_ROWS.replace(',1\n', ',2\n').encode(), r'folds \[0, 2\], but .* folds is 2; give another cache'),
+        (OWN_ROWS.replace(',1\n', ',0\n').encode(), r'folds \[0\], but .* folds is 2; give another cache'),
     ],
 )
 def test_folds_csv_that_is_refused(content, message, root, tiny, tmp_path):
@@ -426,6 +442,11 @@ def test_folds_csv_that_is_refused(content, message, root, tiny, tmp_path):
     path.write_bytes(content)
     with pytest.raises(BadInput, match=message):
         make_folds(tiny, root, None, folds_csv=path)
+
+
+def test_folds_csv_that_is_a_folder(root, tiny, tmp_path):
+    with pytest.raises(BadInput, match=f'{tmp_path}: expected lines of image_id,file_name,fold: .*directory'):
+        make_folds(tiny, root, None, folds_csv=tmp_path)
 
 
 def test_a_link_out_of_the_data_root(root, tmp_path):

@@ -2,10 +2,14 @@
 
 import csv
 import hashlib
+import io
 import json
+import os
 import pickle
 import shutil
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import numpy as np
@@ -20,6 +24,8 @@ from config import CLASSES, Competition
 from data.cache import open_cache
 from data.coco import draw_mask, read_photo
 from data.folds import (
+    TooFewScenes,
+    find_scenes,
     folds_path,
     held_out_hash,
     is_held_out,
@@ -31,6 +37,7 @@ from data.folds import (
 from dataset import EpochSampler, TrainingSet, WholePhotos, make_loader, normalize
 from engine.distributed import Ranks
 from utils.errors import BadInput
+from utils.files import lock
 
 
 def small(tiny, tmp_path, **sizes):
@@ -183,6 +190,36 @@ def test_folds_csv_is_made_once_and_checked(tiny, tmp_path):
         read_folds(cfg.model_copy(update={'folds_csv': tmp_path / 'none.csv'}), cache)
 
 
+def test_folds_that_another_process_assigns_are_waited_for(tiny, tmp_path, monkeypatch):
+    cfg = small(tiny, tmp_path)
+    cache, errors = open_cache(cfg, 'train'), io.StringIO()
+    monkeypatch.setattr('sys.stderr', errors)
+    rows = [f'{row},batch_01/{row:04d}.jpg,{row // 5}\n' for row in range(6)]
+    with ThreadPoolExecutor(1) as pool:
+        with lock(cfg.cache_dir / '.folds.lock', 'assigning folds'):
+            reading = pool.submit(read_folds, cfg, cache)
+            while not errors.getvalue() and not reading.done():
+                time.sleep(0.01)
+            folds_path(cfg).write_text('image_id,file_name,fold\n' + ''.join(rows))
+        assert reading.result().tolist() == [0, 0, 0, 0, 0, 1]
+    message = f'{cfg.cache_dir}: process {os.getpid()} is assigning folds here now; waiting for it\n'
+    assert errors.getvalue() == message
+
+
+def test_scenes_by_hand(tmp_path):
+    names, twins = ['a1', 'a2', 'b1', 'b2'], np.array([[0, 1], [2, 3]])
+    scenes, remark = find_scenes(tmp_path, names, twins[:1], None, 3)  # as many as folds are enough
+    assert scenes.tolist() == [0, 0, 1, 2] and remark == ''
+    scenes, remark = find_scenes(tmp_path, names, np.array([[1, 2]]), '[ab]', 2)
+    assert scenes.tolist() == [0, 0, 1, 1] and 'join the 2 groups of photos to 1, fewer' in remark
+    alone = '4 scenes, expected at least one for each of 5 folds; give folds=4 in the config, group in'
+    with pytest.raises(TooFewScenes, match=f'found 4 photos of {alone}'):
+        find_scenes(tmp_path, names, twins[:0], None, 5)
+    joined = r'2 scenes \(near-duplicates, and photos of one group, are one scene\), .*; give folds=2 in the'
+    with pytest.raises(TooFewScenes, match=joined):
+        find_scenes(tmp_path, names, twins, None, 3)
+
+
 def test_scenes_are_kept_beside_the_photos(tiny, tmp_path, monkeypatch):
     cfg = small(tiny, tmp_path, train=8, side=64)
     for copy, original in ((7, 1), (4, 2)):
@@ -203,8 +240,17 @@ def test_scenes_are_kept_beside_the_photos(tiny, tmp_path, monkeypatch):
     assert np.array_equal(read_scenes(few, cache), scenes)  # with folds of one's own
     (kept,) = cache.folder.glob('duplicates-*.npy')
     kept.write_bytes(kept.read_bytes()[:60])
-    with pytest.raises(BadInput, match=f'{kept}: is damaged'):
+    with pytest.raises(BadInput, match=rf'{kept}: is damaged \(EOF'):
         read_scenes(cfg, cache)
+
+
+def test_scenes_of_a_cache_that_cannot_be_written(tiny, tmp_path, monkeypatch):
+    def fail(path, array):
+        raise BadInput(f'{path}: cannot be written')
+
+    monkeypatch.setattr('data.folds.save_array', fail)
+    cfg = small(tiny, tmp_path)
+    assert read_scenes(cfg, open_cache(cfg, 'train')).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_split_fold():

@@ -9,7 +9,7 @@ from conftest import write_set
 import prepare
 from config import CLASSES, Competition, write_competition
 from data.cache import open_cache
-from data.folds import read_folds
+from data.folds import read_folds, read_scenes
 from data.groups import group_names, suggest_group
 from utils.errors import BadInput
 
@@ -80,8 +80,10 @@ def test_folds_keep_the_groups_of_a_csv_together(root, tiny, capsys):
     write_competition(root, competition)
     places = {'data_root': root, 'cache_dir': root.with_name('cache'), 'folds': 3}
     cfg = tiny.model_copy(update={**places, 'competition': competition})
-    folds = read_folds(cfg, open_cache(cfg, 'train'))
+    cache = open_cache(cfg, 'train')
+    folds = read_folds(cfg, cache)
     assert (folds[::2] == folds[1::2]).all() and len(set(folds.tolist())) == 3
+    assert read_scenes(cfg, cache).tolist() == [0, 0, 1, 1, 2, 2]
     prepare.command(['check', '--data', str(root), '--cfg', 'configs/demo.yaml'])
     assert 'group: 3 scenes of 2 to 2 photos by groups.csv' in capsys.readouterr().out
 
