@@ -170,3 +170,31 @@ def test_what_is_allowed_is_said():
     assert re.search(r'up to 10 MB: a JPEG of up to 64 megapixels, or PNG.*16$', said)
     assert TEXTS['ko']['upload'].format(**uploads.LIMITS).count('64') == 1
     assert (MAX_PIXELS, MAX_DECODED) == (64_000_000, 16_000_000)
+
+
+# how many pools glibc has once 16 threads have taken memory at the same time
+POOLS = """
+import ctypes, threading
+from viewer.uploads import share_pools
+{}
+barrier = threading.Barrier(16)
+def take():
+    barrier.wait()
+    kept = [bytes(100_000) for _ in range(100)]
+    barrier.wait()
+threads = [threading.Thread(target=take) for _ in range(16)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+getattr(ctypes.CDLL(None), 'malloc_stats', int)()  # to standard error
+"""
+
+
+def test_all_sessions_share_two_pools_of_memory():
+    pools = []
+    for call in ('', 'share_pools()'):
+        words = [sys.executable, '-c', POOLS.format(call)]
+        run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+        pools.append(run.stderr.count('Arena '))
+    if not pools[0]:
+        pytest.skip('the C library is not glibc')
+    assert pools[0] > 2 >= pools[1]

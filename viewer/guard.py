@@ -28,6 +28,8 @@ from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from viewer.uploads import share_pools
+
 APP = Path(__file__).with_name('app.py')
 LOOPBACK = re.compile(r'(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?', re.ASCII)
 HEALTH = '/_stcore/health'  # probes get a bare ok without a token
@@ -64,6 +66,7 @@ def serve(words: Sequence[str], port: int, hosts: Sequence[str], options: Mappin
         'logger.hideWelcomeMessage': True,  # its address lacks the token
     }
     sys.argv[1:] = words
+    share_pools()
     app = st.App(APP, middleware=[Middleware(Guard, token=token, hosts=hosts)], lifespan=announce)
     with suppress(KeyboardInterrupt):
         app.run(config={**options, **own})
