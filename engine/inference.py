@@ -34,7 +34,7 @@ from engine.checkpoint import Run
 from engine.distributed import Ranks
 from engine.tiles import Scale, Size, even_bands, merge_tiles, resize_rows, resize_steps, resize_stream
 from metrics import count_pixels
-from models import SegModel
+from models import SegModel, memory_format
 from networks.layers import resize
 from submission import downsample_ids, downsample_probs
 from utils.errors import BadInput, CheckFailed
@@ -184,8 +184,7 @@ class Predictor:
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Compute the float32 logits of images: (N, C, H, W) → (N, K, h, w)."""
-        if self.cfg.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=memory_format(self.cfg))
         with autocast(self.cfg, inputs.device):
             return view_logits(self.model, inputs, self.cfg.window).float()
 

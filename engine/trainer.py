@@ -96,8 +96,7 @@ class Trainer:
         self.pseudo_schedule = data.pseudo.schedule if data.pseudo else 'none'
         if ranks.sync_bn(cfg):
             model = convert_sync_batchnorm(model)  # timm's: torch's drops the activation of BatchNormAct2d
-        self.memory_format = memory_format(cfg)
-        self.model = model.to(ranks.device, memory_format=self.memory_format)
+        self.model = model.to(ranks.device, memory_format=memory_format(cfg))
         self.ema = ModelEmaV3(self.model, decay=cfg.ema, use_warmup=True) if cfg.ema else None
         self.swa_epochs = math.ceil(cfg.swa * cfg.epochs - 1e-9)  # .7 * 10 is above 7
         self.swa = AveragedModel(self.model) if self.swa_epochs else None
@@ -342,7 +341,7 @@ class Trainer:
     def prepare(self, images: Tensor) -> Tensor:
         """Normalise (N, C, S, S) images on the model's device, in its memory format."""
         images = normalize(images.to(self.ranks.device, non_blocking=True), self.model.mean, self.model.std)
-        return images.contiguous(memory_format=self.memory_format)
+        return images.contiguous(memory_format=memory_format(self.cfg))
 
     def update(self) -> None:
         """Step the optimizer at the learning rate of this iteration."""

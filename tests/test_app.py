@@ -581,7 +581,7 @@ def test_a_thousand_rows_are_quick(shapes, tmp_path):
     print(f'counted in {times[0]:.1f} s, then read in {times[1]:.2f} s; a photo in {shown:.2f} s')
     path.unlink()  # 130 MB
     assert where(page) == (1000, '999.jpg') and not page.exception
-    assert times[1] < times[0] / 5 and shown < times[0], (times, shown)
+    assert times[1] < min(1, times[0] / 5) and shown < min(3, times[0]), (times, shown)
 
 
 # --- photos that are sent -----------------------------------------------------------------------------------

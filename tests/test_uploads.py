@@ -175,7 +175,7 @@ def test_what_is_allowed_is_said():
 # how many pools glibc has once 16 threads have taken memory at the same time
 POOLS = """
 import ctypes, threading
-from viewer.uploads import share_pools
+from viewer.guard import share_pools
 {}
 barrier = threading.Barrier(16)
 def take():

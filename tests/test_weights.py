@@ -202,10 +202,9 @@ def test_averaged_weights_without_statistics_are_passed_over(tiny, tmp_path):
 @pytest.mark.parametrize('name', ['exp_avg', 'optimizer.exp_avg', 'grads'])
 def test_an_optimizer_that_stands_first_is_passed_over(tiny, tmp_path, name):
     """A plain ViT has no statistics that would tell its weights from their moments."""
-    encoder = VIT
-    state = whole_state(encoder)
-    content = wrap(whole_state(encoder, seed=1), name) | {'model': state}
-    check_loaded(load(tiny, tmp_path / 'w.pth', content, encoder), state)
+    state = whole_state(VIT)
+    content = wrap(whole_state(VIT, seed=1), name) | {'model': state}
+    check_loaded(load(tiny, tmp_path / 'w.pth', content, VIT), state)
 
 
 def test_a_network_in_a_tuple(tiny, tmp_path):
@@ -223,10 +222,9 @@ def test_counters_of_batch_norm_may_be_missing(tiny, tmp_path):
 @pytest.mark.parametrize('prefix', ['', 'backbone.', 'model.encoder.model.'])
 @pytest.mark.parametrize('classes', [0, 7])
 def test_tables_of_positions_are_resized(tiny, tmp_path, prefix, classes):
-    encoder = VIT
-    state = whole_state(encoder, classes)
+    state = whole_state(VIT, classes)
     size = {'image_size': 96, 'crop_size': 96}
-    model = load(tiny, tmp_path / 'w.pth', add_prefix(state, prefix), encoder, **size)
+    model = load(tiny, tmp_path / 'w.pth', add_prefix(state, prefix), VIT, **size)
     loaded = {timm_key(key): value for key, value in model.encoder.state_dict().items()}
     same = [key for key, value in loaded.items() if torch.equal(value, state[key])]
     assert len(same) == len(loaded) - 1 and loaded['pos_embed'].shape == (1, 37, 48)
@@ -290,7 +288,7 @@ def test_missing_tensor_behind_the_prefix_of_mmsegmentation(tiny, tmp_path, enco
 def test_plain_values_beside_the_tensors(tiny, tmp_path):
     state = whole_state(RESNET)
     content = {'state_dict': state, 'args': argparse.Namespace(lr=0.1, out=Path('out')), 'arch': RESNET}
-    check_loaded(load(tiny, tmp_path / 'w.pth', content, RESNET), state)
+    check_loaded(load(tiny, tmp_path / 'w.pth', content), state)
 
 
 class AverageMeter:

@@ -1,10 +1,8 @@
 """Read uploaded photos as a viewer shows them, small enough to show; refuse large ones before decoding."""
 
-import ctypes
 import io
 import re
 import threading
-from contextlib import suppress
 from dataclasses import replace
 
 import cv2
@@ -25,18 +23,8 @@ FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP')
 LIMITS = {'megabytes': MAX_MEGABYTES, 'jpeg': MAX_PIXELS // 10**6, 'other': MAX_DECODED // 10**6}
 MAX_SIDE = 1600  # longer side of the photo that is predicted and shown
 
-M_ARENA_MAX = -8  # of glibc's malloc.h
-
 # held while a photo is decoded, and while one is predicted: all sessions together need the memory of one
 ONE_PHOTO = threading.Lock()
-
-
-def share_pools() -> None:
-    """Let all threads take memory from two pools of glibc's. Each has its own otherwise, and keeps there what
-    is free: 20 sessions with a photo of 4000x4000 each took 2.8 GB at most, and so they take 1.6 GB.
-    """
-    with suppress(AttributeError, OSError, TypeError):  # where there is no glibc
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def read_upload(name: str, content: bytes) -> np.ndarray:
